@@ -1,0 +1,114 @@
+"""Density control: remove Gaussians that carry nothing, add some where the gradient volume asks for mass.
+
+The gradient of the loss by the map, ``T∗V − b``, is negative where mass is missing; the most negative places get new
+Gaussians, and Gaussians that matter most are split in two of half the mass, which leaves the map as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from emsplat.parameters import Adam, Parameters, concatenate
+from emsplat.splat import rotation_of_quaternions
+
+
+@dataclass(frozen=True)
+class DensitySettings:
+    """When and how much."""
+
+    every: int = 12  # steps between two rounds
+    first: int = 16  # step of the first round
+    until_share: float = 0.75  # of the steps before annealing
+    prune_below: float = 0.03  # of the median mass
+    grow: float = 0.35  # at most this share of the present number is added in a round
+    split_share: float = 0.5  # of the additions that are splits
+    born_mass: float = 0.25  # of the median mass, for a Gaussian added in an empty place
+
+
+def is_due(step: int, anneal_from: int, settings: DensitySettings) -> bool:
+    """Whether a round follows this step."""
+    since = step - settings.first
+    return since >= 0 and since % settings.every == 0 and step < settings.until_share * anneal_from
+
+
+def control(
+    optimiser: Adam, gradient: NDArray[np.float32], target: int, settings: DensitySettings, rng: np.random.Generator
+) -> None:
+    """One round: prune, then grow towards the target number by splitting and by filling.
+
+    Args:
+        gradient: (d, d, d) ``T∗V − b`` of the model as it stands.
+    """
+    parameters = optimiser.parameters
+    masses = parameters.log_masses.detach().exp()
+    median = masses.median()
+    keep = masses > settings.prune_below * median
+    room = target - int(keep.sum())
+    growth = max(0, min(room, math.ceil(settings.grow * len(parameters))))
+    n_split = round(settings.split_share * growth)
+    # The mass of a Gaussian over its volume is its peak: splitting the heaviest refines where most happens.
+    heaviest = torch.topk(torch.where(keep, masses, torch.zeros_like(masses)), min(n_split, int(keep.sum()))).indices
+    halves = _split(parameters.rows(heaviest))
+    keep[heaviest] = False
+    kept = parameters.rows(keep)
+    filled = _fill(gradient, growth - len(heaviest), float(median) * settings.born_mass, kept, rng)
+    optimiser.replace(keep, concatenate(halves, filled))
+
+
+def _split(parents: Parameters) -> Parameters:
+    """Two Gaussians for one, half the mass each, set apart along the longest axis so that mean and variance stay."""
+    scales = parents.log_scales.expand(-1, 3)
+    longest = scales.argmax(dim=1)
+    rows = torch.arange(len(parents))
+    axis = rotation_of_quaternions(parents.quaternions)[rows, :, longest]
+    # Variance along the axis: σ² = (0.5 σ)² + shrunk², so shrunk = sqrt(3)/2 σ.
+    offset = 0.5 * torch.exp(scales[rows, longest])[:, None] * axis
+    log_scales = parents.log_scales.clone()
+    log_scales[rows, longest if log_scales.shape[1] == 3 else torch.zeros_like(longest)] += math.log(math.sqrt(3) / 2)
+    halves = [
+        Parameters(parents.centres + sign * offset, log_scales, parents.quaternions, parents.log_masses - math.log(2))
+        for sign in (1, -1)
+    ]
+    return concatenate(*halves)
+
+
+def _fill(
+    gradient: NDArray[np.float32], number: int, mass: float, like: Parameters, rng: np.random.Generator
+) -> Parameters:
+    """New round Gaussians drawn where the smoothed gradient is most negative."""
+    log_scale = float(like.log_scales.mean()) if len(like) else 0.0
+    wanted = np.maximum(-gaussian_filter(gradient, math.exp(log_scale)), 0)
+    centres = sample_centres(wanted**2, number, rng)
+    return round_gaussians(centres, log_scale, math.log(mass), like.log_scales.shape[1])
+
+
+def sample_centres(weight: NDArray, number: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(number, 3) x, y, z in voxels from the centre (voxel d//2), drawn in proportion to the weight, jittered."""
+    total = np.cumsum(weight.ravel(), dtype=np.float64)
+    if number == 0 or total[-1] <= 0:
+        return np.empty((0, 3), dtype=np.float32)
+    # One draw per equal share of the weight spreads the centres more evenly than independent draws.
+    picks = np.searchsorted(total, (np.arange(number) + rng.random(number)) / number * total[-1], side="right")
+    zyx = np.stack(np.unravel_index(np.minimum(picks, total.size - 1), weight.shape), axis=1)
+    return (zyx[:, ::-1] - weight.shape[0] // 2 + rng.uniform(-0.5, 0.5, (number, 3))).astype(np.float32)
+
+
+def round_gaussians(
+    centres: NDArray[np.float32], log_scale: float, log_mass: float, scales_per_gaussian: int
+) -> Parameters:
+    """Equal spheres at these centres."""
+    n = len(centres)
+    quaternions = torch.zeros(n, 4)
+    quaternions[:, 0] = 1
+    return Parameters(
+        torch.from_numpy(np.ascontiguousarray(centres)),
+        torch.full((n, scales_per_gaussian), log_scale),
+        quaternions,
+        torch.full((n,), log_mass),
+    )

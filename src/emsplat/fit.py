@@ -1,0 +1,177 @@
+"""Gaussians from statistics: full-batch minimisation of the quadratic loss.
+
+A step costs one 3D splat, two FFTs and one gather, whatever the number of images. The loop runs on most of a half's
+images; when the loss on the others no longer falls, it anneals on all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.fft
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from emsplat.density import DensitySettings, control, is_due, round_gaussians, sample_centres
+from emsplat.gaussians import Gaussians
+from emsplat.parameters import Adam, Parameters
+from emsplat.splat import voxelise
+from emsplat.statistics import Statistics
+
+_MIN_SCALE, _MAX_SCALE = 0.5, 6.0  # σ in pixels: below, a sampled Gaussian aliases; above, it is a background
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Every number of the fit."""
+
+    n_gaussians: int
+    isotropic: bool = False
+    max_steps: int = 160
+    anneal_share: float = 0.4  # of the steps, the last ones, with falling step sizes
+    check_every: int = 8
+    patience: int = 2  # checks on unseen images without improvement before annealing
+    start_share: float = 0.5  # of the Gaussians that are there from the start; density control adds the rest
+    cutoff: float = 3.5
+    step_sizes: dict[str, float] = field(
+        default_factory=lambda: {"centres": 0.15, "log_scales": 0.03, "quaternions": 0.03, "log_masses": 0.04}
+    )
+    density: DensitySettings = field(default_factory=DensitySettings)
+    seed: int = 0
+
+
+@dataclass
+class FitHistory:
+    """What the log and the figures show of a fit; losses are per image."""
+
+    losses: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    checks: list[tuple[int, float]] = field(default_factory=list)  # step, loss on the unseen images
+    anneal_from: int = 0
+    stopped_by: str = "maximum number of steps"
+
+
+class QuadraticLoss:
+    """``½⟨V, T∗V⟩ − ⟨b, V⟩`` per image, for models in a cube of edge d; exact (Toeplitz embedding, period ≥ 2d)."""
+
+    def __init__(self, statistics: Statistics, extent: int) -> None:
+        first = statistics.box_size // 2 - extent // 2
+        cube = slice(first, first + extent)
+        self.extent = extent
+        self.period = 2 * extent
+        share = np.float32(1 / statistics.n_images)
+        self.transfer = statistics.transfer(self.period) * share
+        self.adjoint = np.ascontiguousarray(statistics.adjoint[cube, cube, cube]) * share
+
+    def convolve(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        """T∗V on the cube; the zeros of the padding are never transformed."""
+        d, n = self.extent, self.period
+        f = scipy.fft.rfft(volume, n=n, axis=2)
+        f = scipy.fft.fft(f, n=n, axis=1)
+        f = scipy.fft.fft(f, n=n, axis=0)
+        f *= self.transfer
+        f = scipy.fft.ifft(f, axis=0, overwrite_x=True)[:d]
+        f = scipy.fft.ifft(f, axis=1)[:, :d]
+        return scipy.fft.irfft(f, n=n, axis=2)[:, :, :d]
+
+    def value_and_gradient(self, volume: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+        """The loss and ``T∗V − b``, (d, d, d)."""
+        convolved = self.convolve(volume)
+        value = 0.5 * float(np.vdot(volume, convolved)) - float(np.vdot(self.adjoint, volume))
+        return value, convolved - self.adjoint
+
+
+def initial_gaussians(
+    statistics: Statistics, mask: NDArray[np.float32], extent: int, settings: FitSettings
+) -> Parameters:
+    """Equal spheres drawn from the smoothed low-resolution inversion, with the mass that fits the images best.
+
+    Args:
+        mask: (D, D, D) soft mask of the particle; centres are drawn within it.
+    """
+    first = statistics.box_size // 2 - extent // 2
+    cube = slice(first, first + extent)
+    number = max(1, round(settings.start_share * settings.n_gaussians))
+    raw = gaussian_filter(statistics.raw_map(), 1.5)[cube, cube, cube] * mask[cube, cube, cube]
+    weight = np.maximum(raw - 0.1 * raw.max(), 0) + 0.02 * raw.max() * (mask[cube, cube, cube] > 0.5)
+    spacing = (np.sum(weight > 0) / settings.n_gaussians) ** (1 / 3)
+    log_scale = math.log(min(max(0.75 * spacing, 1.0), _MAX_SCALE / 2))
+    centres = sample_centres(weight, number, np.random.default_rng(settings.seed))
+    parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3)
+    loss = QuadraticLoss(statistics, extent)
+    volume = _density(parameters, extent, settings.cutoff).numpy()
+    mass = float(np.vdot(loss.adjoint, volume)) / float(np.vdot(volume, loss.convolve(volume)))
+    parameters.log_masses += math.log(max(mass, 1e-12))
+    return parameters
+
+
+def fit_gaussians(
+    seen: Statistics,
+    unseen: Statistics,
+    start: Parameters,
+    extent: int,
+    settings: FitSettings,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Parameters, FitHistory]:
+    """Fit Gaussians to the images of one half.
+
+    Args:
+        seen, unseen: a split of the half; the second only decides when to anneal, then joins in.
+        start: from `initial_gaussians`.
+        extent: edge of the cube, in voxels, in which the Gaussians live.
+        progress: called with the steps done and to do.
+    """
+    loss, check = QuadraticLoss(seen, extent), QuadraticLoss(unseen, extent)
+    optimiser = Adam(start, settings.step_sizes)
+    history = FitHistory()
+    rng = np.random.default_rng(settings.seed)
+    length = max(1, round(settings.anneal_share * settings.max_steps))
+    anneal_from = settings.max_steps - length
+    best, waited, step = math.inf, 0, 0
+    while step < anneal_from + length:
+        annealing = step >= anneal_from
+        if step == anneal_from:
+            loss = QuadraticLoss(seen + unseen, extent)
+        rate = 0.5 + 0.5 * math.cos(math.pi * (step - anneal_from) / length) if annealing else 1.0
+        volume = _density(optimiser.parameters, extent, settings.cutoff)
+        value, gradient = loss.value_and_gradient(volume.detach().numpy())
+        history.losses.append(value)
+        history.counts.append(len(optimiser.parameters))
+        if not annealing and (step + 1) % settings.check_every == 0:
+            now, _ = check.value_and_gradient(volume.detach().numpy())
+            history.checks.append((step, now))
+            waited = 0 if now < best - 1e-4 * abs(best) else waited + 1
+            best = min(best, now)
+            if waited >= settings.patience:
+                anneal_from = step + 1
+                history.stopped_by = "loss on unseen images"
+        volume.backward(torch.from_numpy(gradient))
+        optimiser.step(rate)
+        _confine(optimiser.parameters, extent)
+        if not annealing and is_due(step, anneal_from, settings.density):
+            control(optimiser, gradient, settings.n_gaussians, settings.density, rng)
+        step += 1
+        progress(step, anneal_from + length)
+    history.anneal_from = anneal_from
+    return optimiser.parameters.map(lambda _, tensor: tensor), history
+
+
+def _density(parameters: Parameters, extent: int, cutoff: float) -> Tensor:
+    """(d, d, d) density of the Gaussians on the cube."""
+    return voxelise(
+        parameters.centres, parameters.log_scales, parameters.quaternions, parameters.log_masses, extent, cutoff
+    )
+
+
+@torch.no_grad()
+def _confine(parameters: Parameters, extent: int) -> None:
+    """Keep the centres within the ball inscribed in the cube, and σ where a grid can hold it."""
+    parameters.log_scales.clamp_(math.log(_MIN_SCALE), math.log(_MAX_SCALE))
+    limit = extent / 2 - 2.0
+    radius = parameters.centres.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    parameters.centres.mul_((limit / radius).clamp_max(1.0))

@@ -1,0 +1,311 @@
+"""MRC maps and image stacks, read in blocks and never memory-mapped (mapped pages count as memory).
+
+Source: Cheng et al. (2015), J. Struct. Biol. 192, 146 (MRC2014).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from mrcfile.dtypes import HEADER_DTYPE
+from numpy.typing import ArrayLike, NDArray
+
+from emsplat.errors import InputError
+from emsplat.io.files import replacing
+
+_HEADER_BYTES = 1024
+_VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # by mode
+_LARGEST_READ_IN_BYTES = 8 << 20  # one read's buffer, whatever the number of sections asked for
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a header says, in the file's own axis order."""
+
+    shape: tuple[int, int, int]  # sections, rows, columns
+    values: np.dtype  # with its byte order
+    offset_in_bytes: int
+    axes: tuple[int, int, int]  # 1, 2, 3 = x, y, z of columns, rows, sections
+    voxel_in_angstroms: tuple[float, float, float]  # x, y, z; 0 where unset
+    origin_in_angstroms: tuple[float, float, float]  # x, y, z
+
+    @property
+    def section_in_bytes(self) -> int:
+        return self.shape[1] * self.shape[2] * self.values.itemsize
+
+    @property
+    def pixel_size_in_angstroms(self) -> float | None:
+        """None where the header's value is 0 or 1, which programs write for "unset"."""
+        x = self.voxel_in_angstroms[0]
+        return None if x <= 0 or abs(x - 1) < 1e-4 else x
+
+
+def _open(path: Path) -> tuple[FileIO, _Header]:
+    """An open file and its header; the size is checked here, before anything is allocated."""
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+    try:
+        raw = file.read(_HEADER_BYTES)
+        header = _parse(path, raw)
+        size = os.fstat(file.fileno()).st_size
+        claimed = header.offset_in_bytes + header.shape[0] * header.section_in_bytes
+        if size < claimed:
+            raise InputError(
+                f"{path}: truncated: {size} bytes where its header claims {claimed} "
+                f"({header.shape[0]} sections of {header.shape[1]} × {header.shape[2]}); copy or write it again"
+            )
+    except BaseException:
+        file.close()
+        raise
+    return file, header
+
+
+def _parse(path: Path, raw: bytes) -> _Header:
+    if len(raw) < _HEADER_BYTES:
+        raise InputError(
+            f"{path}: {len(raw)} bytes, truncated or not an MRC file (the header alone has 1024); check the path"
+        )
+    h = _in_byte_order(raw)
+    if h is None:
+        raise InputError(f"{path}: no MRC header (neither byte order gives a sensible size and mode); check the path")
+    mode = int(h["mode"])
+    if mode not in _VALUE_TYPES:
+        raise InputError(f"{path}: MRC mode {mode} is not read, only {sorted(_VALUE_TYPES)}; convert it to mode 2")
+    axes = (int(h["mapc"]), int(h["mapr"]), int(h["maps"]))
+    samples = (int(h["mx"]), int(h["my"]), int(h["mz"]))
+    voxel = tuple(float(h["cella"][c]) / n if n > 0 else 0.0 for c, n in zip("xyz", samples, strict=True))
+    start = (int(h["nxstart"]), int(h["nystart"]), int(h["nzstart"]))  # of columns, rows, sections
+    axes = axes if sorted(axes) == [1, 2, 3] else (1, 2, 3)
+    origin = tuple(float(h["origin"][c]) for c in "xyz")
+    if not any(origin):  # older files place the map by the start indices instead
+        origin = tuple(start[axes.index(axis + 1)] * voxel[axis] for axis in range(3))
+    return _Header(
+        shape=(int(h["nz"]), int(h["ny"]), int(h["nx"])),
+        values=np.dtype(_VALUE_TYPES[mode]).newbyteorder(h.dtype["mode"].byteorder),
+        offset_in_bytes=_HEADER_BYTES + int(h["nsymbt"]),
+        axes=axes,
+        voxel_in_angstroms=(voxel[0], voxel[1], voxel[2]),
+        origin_in_angstroms=(origin[0], origin[1], origin[2]),
+    )
+
+
+def _in_byte_order(raw: bytes) -> np.void | None:
+    """The header in the byte order its machine stamp names, else (many files have none) in the one that makes sense."""
+    stamped_big = raw[212] == 0x11
+    for order in "><" if stamped_big else "<>":
+        header = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
+        columns, rows, sections = int(header["nx"]), int(header["ny"]), int(header["nz"])
+        sensible_size = 0 < columns < 2**16 and 0 < rows < 2**16 and 0 < sections < 2**28
+        if sensible_size and 0 <= int(header["mode"]) < 128 and 0 <= int(header["nsymbt"]) < 2**30:
+            return header
+    return None
+
+
+class StackReader:
+    """An open stack of N images; a header's pixel size of 0 or 1 counts as unset.
+
+    For one thread at a time: a read moves the file's position.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens the file; InputError where it is missing, truncated, or of a mode that is not read."""
+        self.path = Path(path)
+        self._file, self._header = _open(self.path)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, rows, columns)."""
+        return self._header.shape
+
+    @property
+    def pixel_size_in_angstroms(self) -> float | None:
+        return self._header.pixel_size_in_angstroms
+
+    def read(self, sections: ArrayLike) -> NDArray[np.float32]:
+        """(n, rows, columns) the images of these section numbers (from 0), in the order asked for."""
+        wanted = np.asarray(sections, dtype=np.int64).ravel()
+        outside = (wanted < 0) | (wanted >= self.shape[0])
+        if outside.any():
+            number = int(wanted[np.argmax(outside)]) + 1
+            raise InputError(f"{self.path}: holds {self.shape[0]} images, asked for number {number}; check the star")
+        out = np.empty((len(wanted), *self.shape[1:]), dtype=np.float32)
+        order = np.argsort(wanted, kind="stable")
+        longest = max(1, _LARGEST_READ_IN_BYTES // self._header.section_in_bytes)
+        for rows in _runs(order, wanted[order], longest):
+            out[rows] = self._read_run(int(wanted[rows[0]]), len(rows))
+        return out
+
+    def _read_run(self, first: int, count: int) -> NDArray:
+        """`count` sections in a row, in the file's own type."""
+        block = np.empty((count, *self.shape[1:]), dtype=self._header.values)
+        target = block.view(np.uint8).reshape(-1).data
+        self._file.seek(self._header.offset_in_bytes + first * self._header.section_in_bytes)
+        filled = 0
+        while filled < len(target):  # one read may return less than asked for
+            got = self._file.readinto(target[filled:])
+            if not got:
+                raise InputError(f"{self.path}: ends within image {first + 1}; was it changed while being read?")
+            filled += got
+        return block
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> StackReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _runs(order: NDArray[np.int64], ascending: NDArray[np.int64], longest: int) -> list[NDArray[np.int64]]:
+    """`order` cut where consecutive sections end, and into pieces of at most `longest`."""
+    if len(order) == 0:
+        return []
+    runs = np.split(order, np.flatnonzero(np.diff(ascending) != 1) + 1)
+    return [run[i : i + longest] for run in runs for i in range(0, len(run), longest)]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A volume with its place in space."""
+
+    values: NDArray[np.float32]  # (z, y, x)
+    pixel_size_in_angstroms: float | None  # None where the header does not say (0 or 1)
+    origin_in_angstroms: NDArray[np.float64]  # (3,) x, y, z of the first voxel
+
+
+def read_map(path: str | Path, *, cubic: bool = True) -> Map:
+    """A map, its axes turned to (z, y, x).
+
+    Raises:
+        InputError: missing, truncated, unsupported mode, NaN or infinite voxels, unequal voxel edges, and, where
+            `cubic`, edges of unequal length.
+    """
+    path = Path(path)
+    with StackReader(path) as reader:
+        header = reader._header
+        sections, rows, columns = header.shape
+        if cubic and not sections == rows == columns:
+            raise InputError(f"{path}: {columns} × {rows} × {sections} voxels, not a cube; pad or crop the map to one")
+        x = header.voxel_in_angstroms[0]
+        if x > 0 and max(abs(edge / x - 1) for edge in header.voxel_in_angstroms) > 0.01:
+            raise InputError(f"{path}: voxel edges {header.voxel_in_angstroms} Å differ; resample to cubic voxels")
+        values = reader.read(np.arange(sections))
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: holds NaN or infinite voxels; write the map again without them")
+    z, y, x_axis = (2 - header.axes.index(axis) for axis in (3, 2, 1))  # array axis that runs along z, y, x
+    return Map(
+        np.ascontiguousarray(values.transpose(z, y, x_axis)),
+        header.pixel_size_in_angstroms,
+        np.array(header.origin_in_angstroms),
+    )
+
+
+def write_map(
+    path: str | Path,
+    volume: ArrayLike,
+    pixel_size_in_angstroms: float,
+    origin_in_angstroms: ArrayLike | None = None,
+) -> None:
+    """Writes (z, y, x) as float32, whole or not at all; the origin (x, y, z) is 0 as RELION's is, so maps overlay."""
+    values = np.ascontiguousarray(volume, dtype="<f4")
+    if values.ndim != 3:
+        raise ValueError(f"a map has three axes, not {values.ndim}")
+    header = _new_header(values.shape, pixel_size_in_angstroms, is_volume=True)
+    header["origin"] = tuple(np.zeros(3) if origin_in_angstroms is None else np.asarray(origin_in_angstroms))
+    _set_statistics(header, values.min(), values.max(), values.mean(dtype=np.float64), values.std(dtype=np.float64))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header.tobytes())
+        file.write(values.data)
+
+
+class StackWriter:
+    """Appends blocks of images to a float32 stack without holding it; use it in a ``with`` statement.
+
+    The file gets its name on a clean exit and is removed otherwise.
+    """
+
+    def __init__(self, path: str | Path, box_size: int, pixel_size_in_angstroms: float) -> None:
+        self.path = Path(path)
+        self._box_size = box_size
+        self._pixel_size_in_angstroms = pixel_size_in_angstroms
+        self._count = 0
+        self._lowest, self._highest = np.inf, -np.inf
+        self._sum, self._sum_of_squares = 0.0, 0.0
+        self._context = ExitStack()
+
+    def __enter__(self) -> StackWriter:
+        with ExitStack() as context:
+            temporary = context.enter_context(replacing(self.path))
+            self._file = context.enter_context(temporary.open("wb"))
+            self._file.write(bytes(_HEADER_BYTES))
+            self._context = context.pop_all()
+        return self
+
+    def append(self, images: ArrayLike) -> None:
+        """Appends (n, D, D) images, or one (D, D)."""
+        block = np.ascontiguousarray(images, dtype="<f4")
+        if block.ndim not in (2, 3) or block.shape[-2:] != (self._box_size, self._box_size):
+            raise ValueError(f"images of shape {block.shape} in a stack of box {self._box_size}")
+        if block.size == 0:
+            return
+        self._file.write(block.data)
+        self._count += block.size // self._box_size**2
+        self._lowest, self._highest = min(self._lowest, block.min()), max(self._highest, block.max())
+        self._sum += block.sum(dtype=np.float64)
+        self._sum_of_squares += float(np.square(block, dtype=np.float64).sum())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._context:  # renames, or removes and explains a full disk
+            if error is not None:
+                raise error
+            self._finish()
+
+    def _finish(self) -> None:
+        """Writes the header that belongs to what was appended."""
+        if self._count == 0:
+            raise ValueError(f"{self.path}: a stack needs at least one image")
+        pixels = self._count * self._box_size**2
+        mean = self._sum / pixels
+        shape = (self._count, self._box_size, self._box_size)
+        header = _new_header(shape, self._pixel_size_in_angstroms, is_volume=False)
+        deviation = np.sqrt(max(self._sum_of_squares / pixels - mean**2, 0.0))
+        _set_statistics(header, self._lowest, self._highest, mean, deviation)
+        self._file.seek(0)
+        self._file.write(header.tobytes())
+        self._file.flush()
+
+
+def _new_header(shape: tuple[int, ...], pixel_size_in_angstroms: float, *, is_volume: bool) -> np.ndarray:
+    """A little-endian mode-2 header; a stack's cell is one section deep (MRC2014)."""
+    header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
+    sections, rows, columns = shape
+    depth = sections if is_volume else 1
+    header["nx"], header["ny"], header["nz"] = columns, rows, sections
+    header["mx"], header["my"], header["mz"] = columns, rows, depth
+    header["cella"] = tuple(n * pixel_size_in_angstroms for n in (columns, rows, depth))
+    header["cellb"] = (90, 90, 90)
+    header["mode"] = 2
+    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+    header["ispg"] = 1 if is_volume else 0
+    header["nversion"] = 20141
+    header["map"] = b"MAP "
+    header["machst"] = (0x44, 0x44, 0, 0)
+    header["nlabl"] = 1
+    header["label"][0] = b"emsplat"
+    return header
+
+
+def _set_statistics(header: np.ndarray, lowest: float, highest: float, mean: float, deviation: float) -> None:
+    header["dmin"], header["dmax"], header["dmean"], header["rms"] = lowest, highest, mean, deviation

@@ -1,0 +1,252 @@
+"""RELION particle tables, 3.0 (one block) and 3.1 onwards (optics groups in a block of their own), as `Particles`.
+
+Source: the label definitions of RELION 3.1 (``relion_refine --print_metadata_labels``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.errors import InputError
+from emsplat.io.relion_rows import Rows, read_rows
+from emsplat.io.stacks import ImageNames, StackFacts, check_stacks, find_stacks, parse_image_names
+from emsplat.particles import OpticsGroup, Particles
+
+# Optics the program does not model, with the value that means "none"; Zernikes are lists, [0,0,...].
+_NOT_MODELLED = {
+    **dict.fromkeys(("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike"), 0.0),
+    **dict.fromkeys(("rlnMagMat00", "rlnMagMat11"), 1.0),
+    **dict.fromkeys(("rlnMagMat01", "rlnMagMat10"), 0.0),
+}
+_LARGEST_DISAGREEMENT = 0.01  # of two pixel sizes for the same images
+
+
+def read_relion(
+    path: str | Path,
+    datadir: str | Path | None = None,
+    pixel_size_in_angstroms: float | None = None,
+    *,
+    need_stacks: bool = True,
+) -> Particles:
+    """Reads a star file and the headers of its stacks.
+
+    Args:
+        datadir: the folder that image names are relative to; else the star's folder, else the working directory.
+        pixel_size_in_angstroms: overrides the star and the stacks' headers.
+        need_stacks: False reads the table alone, for its poses and optics: stacks stay as written and the box size
+            is rlnImageSize, or 0.
+    Raises:
+        InputError: anything missing, out of range or contradictory; the message names it and the remedy.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    names = parse_image_names(rows.texts("rlnImageName"), path)
+    if need_stacks:
+        stacks = find_stacks(names, Path(datadir) if datadir is not None else None)
+        facts = check_stacks(names, stacks)
+        _check_image_sizes(rows, facts.box_size)
+    else:
+        stacks = tuple(Path(name) for name in names.stacks)
+        facts = StackFacts(_box_size_of_star(rows), (None,) * len(stacks))
+    pixel_size, pixel_warnings = _pixel_size(rows, pixel_size_in_angstroms, stacks, facts)
+    optics, optics_group = _optics_groups(rows, pixel_size, facts.box_size)
+    dose = rows.numbers("rlnMicrographPreExposure", 0)
+    particle = _particle_numbers(rows, dose)
+    return Particles(
+        source=path,
+        optics=optics,
+        stacks=stacks,
+        ids=np.array(rows.texts("rlnImageName")),
+        stack=names.stack,
+        section=names.section,
+        optics_group=optics_group,
+        euler_angles_in_degrees=np.stack([rows.numbers(f"rlnAngle{a}") for a in ("Rot", "Tilt", "Psi")], axis=1),
+        origin_in_angstroms=np.stack([_origin(rows, axis, pixel_size) for axis in "XY"], axis=1),
+        defocus_u_in_angstroms=rows.numbers("rlnDefocusU"),
+        defocus_v_in_angstroms=rows.numbers("rlnDefocusV"),
+        defocus_angle_in_degrees=_defocus_angle(rows),
+        phase_shift_in_degrees=rows.numbers("rlnPhaseShift", 0),
+        b_factor_in_square_angstroms=rows.numbers("rlnCtfBfactor", 0),
+        ctf_scale=rows.numbers("rlnCtfScalefactor", 1),
+        pre_exposure=np.where(_varies_within(particle, dose), dose, 0.0),
+        particle=particle,
+        half_set=_half_sets(rows, particle),
+        warnings=(*pixel_warnings, *_warnings(rows, names)),
+    )
+
+
+def _box_size_of_star(rows: Rows) -> int:
+    return int(rows.numbers("rlnImageSize", 0)[0])
+
+
+def _check_image_sizes(rows: Rows, box_size: int) -> None:
+    if "rlnImageSize" in rows:
+        sizes = rows.numbers("rlnImageSize")
+        rows.require(sizes == box_size, "rlnImageSize", sizes, f"must be the {box_size} pixels the stack has")
+
+
+def _pixel_size(
+    rows: Rows, override: float | None, stacks: Sequence[Path], facts: StackFacts
+) -> tuple[float, list[str]]:
+    """The override, else the star's, else the headers', in Å; and what is doubtful about it."""
+    if override is not None:
+        if not (np.isfinite(override) and override > 0):
+            raise InputError(f"--pixel-size {override}: a pixel size is a positive number of Å; give that")
+        return float(override), []
+    star, source = _pixel_size_of_star(rows)
+    size, said_by = star, "the star"
+    for stack, header in zip(stacks, facts.pixel_sizes_in_angstroms, strict=True):
+        if header is None:
+            continue
+        if size is None:
+            size, said_by = header, str(stack)
+        elif abs(header / size - 1) > _LARGEST_DISAGREEMENT:
+            raise InputError(
+                f"{rows.path}: pixel size {size:.5g} Å ({said_by}) against {header:.5g} Å ({stack}); "
+                "they may differ by 1 %: say which is right with --pixel-size"
+            )
+    if size is None:
+        raise InputError(
+            f"{rows.path}: no pixel size, neither in the star (rlnImagePixelSize) nor in the stacks' headers "
+            "(0 and 1 mean unset); give it with --pixel-size"
+        )
+    unconfirmed = source == "rlnDetectorPixelSize / rlnMagnification" and not any(facts.pixel_sizes_in_angstroms)
+    return size, [f"pixel size {size:.5g} Å is from {source} alone; if wrong, give --pixel-size"] * unconfirmed
+
+
+def _pixel_size_of_star(rows: Rows) -> tuple[float | None, str]:
+    """In Å, and the columns it is from; InputError where rows differ."""
+    name = next((n for n in ("rlnImagePixelSize", "rlnPixelSize") if n in rows), None)
+    if name:
+        sizes = rows.numbers(name)
+    elif "rlnDetectorPixelSize" in rows and "rlnMagnification" in rows:
+        name = "rlnDetectorPixelSize / rlnMagnification"
+        magnification = rows.numbers("rlnMagnification")
+        rows.require(magnification > 0, "rlnMagnification", magnification, "must be positive")
+        sizes = rows.numbers("rlnDetectorPixelSize") * 1e4 / magnification  # µm → Å
+    else:
+        return None, ""
+    rows.require(sizes > 0, name, sizes, "must be positive")
+    if np.ptp(sizes) > 1e-4 * sizes[0]:  # more than the rounding of a printed value
+        raise InputError(
+            f"{rows.path}: two pixel sizes, {sizes.min():.5g} and {sizes.max():.5g} Å ({name}); all images must share "
+            "one: reconstruct the optics groups apart, or give --pixel-size"
+        )
+    return float(sizes[0]), name
+
+
+def _optics_groups(rows: Rows, pixel_size: float, box_size: int) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
+    """One group for every combination of optics that occurs; (N,) the group of each row."""
+    voltage = rows.numbers("rlnVoltage")
+    rows.require((voltage > 0) & (voltage < 5000), "rlnVoltage", voltage, "must be a positive number of kV")
+    contrast = rows.numbers("rlnAmplitudeContrast")
+    rows.require((contrast >= 0) & (contrast <= 1), "rlnAmplitudeContrast", contrast, "must be within 0 and 1")
+    aberration = rows.numbers("rlnSphericalAberration")
+    premultiplied = rows.numbers("rlnCtfDataAreCtfPremultiplied", 0)
+    label = rows.numbers("rlnOpticsGroup", 1)
+    keys = np.stack([label, voltage, aberration, contrast, premultiplied], axis=1)
+    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    names = rows.texts("rlnOpticsGroupName") if "rlnOpticsGroupName" in rows else None
+    groups = tuple(
+        OpticsGroup(
+            name=names[row] if names else f"opticsGroup{number}",
+            pixel_size_in_angstroms=pixel_size,
+            box_size=box_size,
+            voltage_in_kilovolts=float(voltage[row]),
+            spherical_aberration_in_millimetres=float(aberration[row]),
+            amplitude_contrast=float(contrast[row]),
+            premultiplied=bool(premultiplied[row]),
+        )
+        for number, row in enumerate(first, start=1)
+    )
+    return groups, group.reshape(-1).astype(np.int32)
+
+
+def _origin(rows: Rows, axis: str, pixel_size: float) -> NDArray[np.float64]:
+    """(N,) Å: RELION 3.1's column, else 3.0's in pixels, else 0."""
+    if f"rlnOrigin{axis}Angst" in rows:
+        return rows.numbers(f"rlnOrigin{axis}Angst")
+    return rows.numbers(f"rlnOrigin{axis}", 0) * pixel_size
+
+
+def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
+    if "rlnDefocusAngle" not in rows and not np.array_equal(rows.numbers("rlnDefocusU"), rows.numbers("rlnDefocusV")):
+        raise InputError(
+            f"{rows.path}: missing column rlnDefocusAngle, and rlnDefocusU differs from rlnDefocusV; "
+            "astigmatism needs its angle: add the column"
+        )
+    return rows.numbers("rlnDefocusAngle", 0)
+
+
+def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,) equal for the tilts of one particle.
+
+    rlnGroupName names a tilted particle only where the pre-exposure varies within it; else it is a micrograph.
+    """
+    if "rlnTomoParticleName" in rows:
+        return _numbered(rows.texts("rlnTomoParticleName"))
+    alone = np.arange(len(rows))
+    if "rlnGroupName" not in rows:
+        return alone
+    group = _numbered(rows.texts("rlnGroupName"))
+    return _numbered(np.where(_varies_within(group, dose), group, len(rows) + alone))
+
+
+def _numbered(labels: Sequence[str] | NDArray) -> NDArray[np.int64]:
+    """(N,) labels replaced by numbers from 0."""
+    return np.unique(np.asarray(labels), return_inverse=True)[1].astype(np.int64)
+
+
+def _varies_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether the value differs among the rows of this row's group (numbered from 0)."""
+    lowest, highest = np.full(group.max() + 1, np.inf), np.full(group.max() + 1, -np.inf)
+    np.minimum.at(lowest, group, value)
+    np.maximum.at(highest, group, value)
+    return (lowest < highest)[group]
+
+
+def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:
+    if "rlnRandomSubset" not in rows:
+        return np.zeros(len(rows), dtype=np.int8)
+    subset = rows.numbers("rlnRandomSubset")
+    rows.require((subset == 1) | (subset == 2), "rlnRandomSubset", subset, "must be 1 or 2, or the column absent")
+    split = _varies_within(particle, subset)
+    rows.require(~split, "rlnRandomSubset", subset, "must be the same for all tilts of one particle, or absent")
+    return subset.astype(np.int8)
+
+
+def _warnings(rows: Rows, names: ImageNames) -> list[str]:
+    """What is read but not honoured, or looks wrong; one line each."""
+    lines = []
+    ignored = [name for name, none in _NOT_MODELLED.items() if _differs(rows, name, none)]
+    if ignored:
+        lines.append(f"optics not modelled, their effect stays in the images: {', '.join(ignored)}")
+    amplified = int((rows.numbers("rlnCtfBfactor", 0) < 0).sum())
+    if amplified:
+        lines.append(
+            f"rlnCtfBfactor is negative for {amplified} images and amplifies high frequencies, as in RELION; "
+            "Warp writes −4 × dose there"
+        )
+    images = np.stack([names.stack, names.section], axis=1)
+    repeated = len(images) - len(np.unique(images, axis=0))
+    if repeated:
+        lines.append(f"{repeated} rows repeat an image that is in the file already; halves may not be independent")
+    return lines
+
+
+def _differs(rows: Rows, name: str, none: float) -> bool:
+    """Whether any image has a value other than `none`; a value may be a list, "[1,2]"."""
+    if name not in rows:
+        return False
+    for text in set(rows.texts(name)):
+        try:
+            values = np.array(text.strip("[]").split(",") if text.strip("[]") else [], dtype=np.float64)
+        except ValueError:
+            raise InputError(f"{rows.path}: {name} is {text!r}, not a number; mend or remove the column") from None
+        if (values != none).any():
+            return True
+    return False

@@ -1,0 +1,95 @@
+"""The rows of a RELION particle file: its particle table joined to its optics table by rlnOpticsGroup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.errors import InputError
+from emsplat.io.star import Table, read_star
+
+_MANDATORY = (
+    *("rlnImageName", "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnDefocusU", "rlnDefocusV"),
+    *("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"),
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The particle table joined to its optics table: a column is looked up in the first, then in the second."""
+
+    path: Path
+    particles: Table
+    optics: Table | None
+    optics_row: NDArray[np.int64]  # (N,) row of the optics table
+
+    def __len__(self) -> int:
+        return len(self.particles)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.particles or (self.optics is not None and name in self.optics)
+
+    def texts(self, name: str) -> list[str]:
+        if name in self.particles or self.optics is None:
+            return self.particles.column(name)
+        values = self.optics.column(name)
+        return [values[row] for row in self.optics_row]
+
+    def numbers(self, name: str, default: float | None = None) -> NDArray[np.float64]:
+        """(N,) finite numbers; the default everywhere where the column is absent."""
+        if name not in self and default is not None:
+            return np.full(len(self), default)
+        if name in self.particles or self.optics is None:
+            values = self.particles.floats(name)
+        else:
+            values = self.optics.floats(name)[self.optics_row]
+        self.require(np.isfinite(values), name, values, "must be finite")
+        return values
+
+    def require(self, holds: NDArray[np.bool_], name: str, values: Sequence | NDArray, rule: str) -> None:
+        """InputError naming the first row where the rule does not hold."""
+        if not holds.all():
+            row = int(np.argmin(holds))
+            image = self.particles.columns["rlnImageName"][row]
+            raise InputError(
+                f"{self.path}, row {row + 1} ({image}): {name} is {values[row]}; it {rule}: "
+                "mend the value or remove the row"
+            )
+
+
+def read_rows(path: Path) -> Rows:
+    """The block with the images, each row with its row of the optics block; InputError where a column is missing."""
+    blocks = read_star(path)
+    particles = next((t for name, t in blocks.items() if name != "optics" and "rlnImageName" in t), None)
+    if particles is None:
+        raise InputError(f"{path}: no particle table (no block has a column rlnImageName); check the path")
+    optics = blocks.get("optics")
+    missing = [n for n in _MANDATORY if n not in particles and not (optics is not None and n in optics)]
+    if missing:
+        raise InputError(
+            f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+            "poses and CTF are needed: export the particles from a refinement"
+        )
+    if len(particles) == 0:
+        raise InputError(f"{path}: no particles in it (0 rows); check the path or the selection that wrote it")
+    rows = Rows(path, particles, optics, np.zeros(len(particles), dtype=np.int64))
+    return rows if optics is None else replace(rows, optics_row=_optics_rows(rows, optics))
+
+
+def _optics_rows(rows: Rows, optics: Table) -> NDArray[np.int64]:
+    if len(optics) == 1 and not ("rlnOpticsGroup" in rows.particles and "rlnOpticsGroup" in optics):
+        return np.zeros(len(rows), dtype=np.int64)
+    if len(optics) == 0 or "rlnOpticsGroup" not in rows.particles:
+        raise InputError(
+            f"{rows.path}: {len(optics)} optics groups and no column rlnOpticsGroup that says which image has which; "
+            "add it to the particles"
+        )
+    row_of = {int(group): row for row, group in enumerate(optics.integers("rlnOpticsGroup"))}
+    groups = rows.particles.integers("rlnOpticsGroup")
+    found = np.array([row_of.get(int(group), -1) for group in groups], dtype=np.int64)
+    rows.require(found >= 0, "rlnOpticsGroup", groups, f"must be one of data_optics, {sorted(row_of)}")
+    return found

@@ -1,0 +1,268 @@
+"""Volumes: shells, radial filters, masks, sharpening, resampling.
+
+Volumes are ``[z, y, x]`` cubes of edge D, the origin at voxel ``D // 2`` for odd and even D. A shell is the set of
+Fourier voxels whose radius, in units of 1/(D · pixel size), rounds to the same integer; shell ``D // 2`` is the last
+whole one. Transforms are half spectra of shape (D, D, D//2+1): each voxel with ``0 < kx < D/2`` stands for two.
+Transforms run on as many threads as the caller allows with ``scipy.fft.set_workers``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+from emsplat.errors import InputError
+
+GUINIER_START_IN_ANGSTROMS = 10.0  # beyond this the amplitudes of proteins fall as exp(−B s²/4)
+
+
+# --- shells -----------------------------------------------------------------------------------------------------------
+
+
+def half_spectrum(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
+    """(D, D, D//2+1) transform of a (D, D, D) volume, its origin at voxel D//2 moved to phase zero."""
+    return fft.rfftn(fft.ifftshift(volume))
+
+
+def from_half_spectrum(spectrum: NDArray[np.complex64], box_size: int) -> NDArray[np.float32]:
+    """The inverse of `half_spectrum`; box_size tells odd from even."""
+    volume = fft.irfftn(spectrum, s=(box_size,) * 3)
+    return fft.fftshift(volume).astype(np.float32, copy=False)
+
+
+def _radius(box_size: int) -> NDArray[np.float32]:
+    """(D, D, D//2+1) radius of every half-spectrum voxel in shells."""
+    k = (fft.fftfreq(box_size) * box_size).astype(np.float32)
+    kx = np.arange(box_size // 2 + 1, dtype=np.float32)
+    return np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + kx**2)
+
+
+@lru_cache(maxsize=2)
+def shell_index(box_size: int) -> NDArray[np.intp]:
+    """(D, D, D//2+1) shell number of every half-spectrum voxel; corners lie beyond D//2. Read-only, cached."""
+    index = np.rint(_radius(box_size)).astype(np.intp)
+    index.flags.writeable = False
+    return index
+
+
+def shell_sum(values: NDArray, box_size: int) -> NDArray[np.float64]:
+    """Sums over the shells of the *full* spectrum of a real quantity with Friedel symmetry.
+
+    Args:
+        values: (D, D, D//2+1) on the half spectrum.
+    Returns:
+        (D//2+1,) float64, shells 0 .. D//2.
+    """
+    index = shell_index(box_size)
+
+    def total(part: tuple[slice, ...]) -> NDArray[np.float64]:
+        n = box_size // 2 + 1
+        return np.bincount(index[part].ravel(), weights=values[part].ravel(), minlength=n)[:n]
+
+    # Interior columns stand for two voxels; kx = 0, and kx = D/2 for even D, are their own mirror images.
+    whole, first, last = (np.s_[:, :, :], np.s_[:, :, :1], np.s_[:, :, -1:])
+    sums = 2 * total(whole) - total(first)
+    return sums - total(last) if box_size % 2 == 0 else sums
+
+
+@lru_cache(maxsize=8)
+def shell_size(box_size: int) -> NDArray[np.float64]:
+    """(D//2+1,) number of full-spectrum voxels in each shell, half of them independent complex numbers."""
+    sizes = shell_sum(np.ones((box_size, box_size, box_size // 2 + 1), dtype=np.float32), box_size)
+    sizes.flags.writeable = False
+    return sizes
+
+
+def shell_correlation(a: NDArray[np.complex64], b: NDArray[np.complex64], box_size: int) -> NDArray[np.float64]:
+    """(D//2+1,) Σ Re(a b*) over each shell of the full spectrum, from two half spectra."""
+    return shell_sum(a.real * b.real + a.imag * b.imag, box_size)
+
+
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+
+def radial_filter(volume: NDArray[np.float32], curve: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The volume with each Fourier voxel multiplied by a curve of its radius.
+
+    Args:
+        volume: (D, D, D).
+        curve: (n,) factors at shells 0, 1, .. n−1; linear in between, zero from shell n on.
+    """
+    box_size = len(volume)
+    spectrum = half_spectrum(volume)
+    factor = np.interp(_radius(box_size), np.arange(len(curve) + 1), np.append(curve, 0.0), right=0.0)
+    spectrum *= factor.astype(np.float32)
+    return from_half_spectrum(spectrum, box_size)
+
+
+def low_pass_curve(box_size: int, pixel_size: float, resolution: float) -> NDArray[np.float64]:
+    """Factors at shells 0 .. D (beyond every corner): 1, then a cosine edge whose half height is at the resolution (Å).
+
+    The edge is half as wide as the pass band, at least 3 shells: little ringing.
+    """
+    cut = box_size * pixel_size / resolution
+    width = max(3.0, 0.5 * cut)
+    return 0.5 + 0.5 * np.cos(np.pi * np.clip((np.arange(box_size + 1) - cut) / width + 0.5, 0, 1))
+
+
+def low_pass(volume: NDArray[np.float32], pixel_size: float, resolution: float) -> NDArray[np.float32]:
+    """The volume without detail finer than the resolution; pixel size and resolution in Å."""
+    return radial_filter(volume, low_pass_curve(len(volume), pixel_size, resolution))
+
+
+def sharpen(
+    volume: NDArray[np.float32], b_factor: float, pixel_size: float, resolution: float | None = None
+) -> NDArray[np.float32]:
+    """The volume times exp(−B s²/4), cut with a soft edge at the resolution (Å; None: no cut).
+
+    Args:
+        b_factor: Å², RELION's sign: negative sharpens, positive blurs.
+    """
+    box_size = len(volume)
+    frequency = np.arange(box_size + 1) / (box_size * pixel_size)
+    curve = np.exp(-0.25 * b_factor * frequency**2)
+    if resolution is None:
+        return radial_filter(volume, curve)
+    cut = box_size * pixel_size / resolution
+    # A narrow edge: the wide one of `low_pass` would sharpen a quarter beyond the resolution.
+    return radial_filter(volume, curve * np.clip(0.5 * (cut + 2 - np.arange(box_size + 1)), 0, 1))
+
+
+def estimate_b_factor(volume: NDArray[np.float32], pixel_size: float, resolution: float | None) -> float | None:
+    """The B-factor in Å² that flattens the amplitudes between 10 Å and the resolution (Å), to hand to `sharpen`.
+
+    A straight line through ln(rms amplitude) against s², each shell weighted by its voxels; negative where the
+    amplitudes fall. None where the range is too short for a line: no resolution, or hardly better than 10 Å.
+    Source: Rosenthal & Henderson (2003), J. Mol. Biol. 333:721, Guinier plot.
+    """
+    box_size = len(volume)
+    if resolution is None:
+        return None
+    spectrum = half_spectrum(volume)
+    n = shell_size(box_size)
+    power = shell_correlation(spectrum, spectrum, box_size) / n
+    frequency = np.arange(len(power)) / (box_size * pixel_size)
+    used = (frequency >= 1 / GUINIER_START_IN_ANGSTROMS) & (frequency <= 1 / resolution) & (power > 0)
+    if np.count_nonzero(used) < 5 or resolution > 0.8 * GUINIER_START_IN_ANGSTROMS:
+        return None
+    slope, _ = np.polyfit(frequency[used] ** 2, 0.5 * np.log(power[used]), 1, w=np.sqrt(n[used]))
+    return float(4 * slope)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def distance_from_origin(box_size: int) -> NDArray[np.float32]:
+    """(D, D, D) distance of every voxel from voxel D//2, in pixels."""
+    x = np.arange(box_size, dtype=np.float32) - box_size // 2
+    return np.sqrt(x[:, None, None] ** 2 + x[None, :, None] ** 2 + x**2)
+
+
+def _cosine_edge(distance: NDArray, edge: float) -> NDArray[np.float32]:
+    """1 up to distance 0, 0 from distance `edge` on, half a cosine between."""
+    return (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / max(edge, 1e-6), 0, 1))).astype(np.float32)
+
+
+def soft_sphere(box_size: int, diameter: float, edge: float) -> NDArray[np.float32]:
+    """(D, D, D) one inside the diameter, zero from diameter/2 + edge on, a cosine between; both in pixels."""
+    return _cosine_edge(distance_from_origin(box_size) - 0.5 * diameter, edge)
+
+
+def mask_margins(box_size: int) -> tuple[float, float]:
+    """(extension, edge) of a data mask in pixels: 1 and 2.5 at D = 32, 2 and 5 at 128, 4 and 8 at most.
+
+    They grow with the box because so does the particle: a mask that ends abruptly on the scale of the particle
+    correlates the shells, one that reaches the box's border masks nothing.
+    """
+    return float(np.clip(box_size / 64, 1, 4)), float(np.clip(box_size / 25, 2.5, 8))
+
+
+def soft_mask(
+    volume: NDArray[np.float32],
+    pixel_size: float,
+    diameter: float | None = None,
+    resolution: float = 12.0,
+) -> NDArray[np.float32]:
+    """A soft mask around the particle, from the data; a soft sphere where the data show no particle.
+
+    Args:
+        volume: (D, D, D), the average of the two half maps, particle white.
+        pixel_size: Å.
+        diameter: of a sphere that surely holds the particle, in Å; default 85 % of the box.
+        resolution: Å of the low-passed map that is cut; never finer than 4 pixels.
+    Returns:
+        (D, D, D) between 0 and 1, 0 at the border of the box.
+    """
+    box_size = len(volume)
+    extension, edge = mask_margins(box_size)
+    radius = 0.5 * (0.85 * box_size if diameter is None else min(diameter / pixel_size, box_size))
+    sphere = soft_sphere(box_size, 2 * min(radius, box_size // 2 - edge), edge)
+    smooth = low_pass(volume, pixel_size, max(resolution, 4 * pixel_size))
+    support = _support(smooth, distance_from_origin(box_size), radius)
+    if support is None:
+        return sphere
+    limit = soft_sphere(box_size, 2 * (box_size // 2 - edge), edge)
+    return _soften(support, extension, edge) * limit
+
+
+def _support(smooth: NDArray[np.float32], distance: NDArray[np.float32], radius: float) -> NDArray[np.bool_] | None:
+    """Where the low-passed map stands out from the noise; None where nothing does.
+
+    The threshold is the higher of four noise levels above the background and of 15 % of the peak: the first rules
+    in noisy maps, the second in clean ones, whose weak ripples would pass the first.
+    """
+    inside = distance <= radius
+    background, noise = _level_and_spread(smooth[~inside])
+    # 0.1 % of the sphere is above the peak: one hot voxel must not set the scale.
+    peak = float(np.quantile(smooth[inside], 0.999)) - background
+    if not np.isfinite(peak) or peak <= 6 * noise:
+        return None
+    binary = inside & (smooth - background > max(4 * noise, 0.15 * peak))
+    labels, count = ndimage.label(binary)
+    if count == 0:
+        return None
+    mass = ndimage.sum_labels(smooth - background, labels, np.arange(1, count + 1))
+    kept = np.concatenate([[False], mass >= 0.1 * mass.max()])[labels]
+    return ndimage.binary_fill_holes(kept)
+
+
+def _level_and_spread(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Median and the standard deviation the median absolute deviation implies."""
+    level = float(np.median(values))
+    return level, 1.4826 * float(np.median(np.abs(values - level)))
+
+
+def _soften(support: NDArray[np.bool_], extension: float, edge: float) -> NDArray[np.float32]:
+    """The support grown by `extension` pixels, then a cosine edge; distances only in the box that can be non-zero."""
+    margin = int(np.ceil(extension + edge)) + 1
+    box = tuple(
+        slice(max(s.start - margin, 0), s.stop + margin) for s in ndimage.find_objects(support.astype(np.int8))[0]
+    )
+    mask = np.zeros(support.shape, dtype=np.float32)
+    mask[box] = _cosine_edge(ndimage.distance_transform_edt(~support[box]) - extension, edge)
+    return mask
+
+
+# --- resampling -------------------------------------------------------------------------------------------------------
+
+
+def fourier_resize(volume: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
+    """The same density on another number of voxels: cropped or zero-padded in Fourier space, the origin kept.
+
+    The field of view stays, so the pixel size becomes ``D / box_size`` of the old; densities keep their values.
+    The Nyquist planes of even boxes hold half a pair each and are left out.
+    """
+    old = len(volume)
+    if box_size < 2:
+        raise InputError(f"new box of {box_size} voxels: at least 2 are needed")
+    keep = (min(old, box_size) - 1) // 2
+    source = half_spectrum(volume)
+    target = np.zeros((box_size, box_size, box_size // 2 + 1), dtype=np.complex64)
+    low, high = slice(0, keep + 1), slice(-keep, None) if keep else slice(0, 0)
+    for z in (low, high):
+        for y in (low, high):
+            target[z, y, : keep + 1] = source[z, y, : keep + 1]
+    return from_half_spectrum(target * np.float32((box_size / old) ** 3), box_size)

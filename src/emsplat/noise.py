@@ -1,0 +1,80 @@
+"""Radial noise spectra, one an optics group, and whitening by them."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from emsplat.conventions import spatial_frequency_shells
+from emsplat.optics import ctf
+from emsplat.particles import Particles
+
+_CIRCLE = 0.9  # diameter of the particle's circle as a share of the box: noise is measured outside
+_EDGE = 4.0  # pixels of soft edge
+
+
+def outside_circle(box_size: int) -> NDArray[np.float32]:
+    """(D, D) 1 outside the circle that holds the particle, 0 inside, cosine edge."""
+    axis = np.arange(box_size) - box_size // 2
+    radius = np.hypot(axis[:, None], axis[None, :])
+    edge = min(_EDGE, box_size / 16)
+    ramp = np.clip((radius - _CIRCLE * box_size / 2) / edge + 0.5, 0, 1)
+    return (0.5 - 0.5 * np.cos(np.pi * ramp)).astype(np.float32)
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def subtract_background(images, window):
+    """Take each image's mean over the window off it, in place. images: (n, D, D) float32, window: (D, D)."""
+    total = window.sum()
+    for i in numba.prange(images.shape[0]):
+        image = images[i]
+        mean = np.float32(0)
+        for y in range(image.shape[0]):
+            row_sum = np.float64(0)
+            for x in range(image.shape[1]):
+                row_sum += image[y, x] * window[y, x]
+            mean += np.float32(row_sum / total)
+        for y in range(image.shape[0]):
+            for x in range(image.shape[1]):
+                image[y, x] -= mean
+
+
+def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:
+    """(D//2 + 1,) means over the shells of the last two axes, a half plane (D, D//2+1), averaged over the others."""
+    shells = np.rint(spatial_frequency_shells(box_size)).astype(int).ravel()
+    mean = values.reshape(-1, shells.size).mean(axis=0, dtype=np.float64)
+    n = box_size // 2 + 1
+    return np.bincount(shells, mean, minlength=n)[:n] / np.bincount(shells, minlength=n)[:n]
+
+
+def noise_spectra(images: NDArray[np.float32], particles: Particles, ctf_rows: NDArray) -> NDArray[np.float64]:
+    """Power of the noise in every optics group.
+
+    Premultiplied images hold CTF × noise: their power over the mean CTF² is the noise's before multiplication.
+
+    Args:
+        images: (n, D, D), background subtracted; particles: the same n rows; ctf_rows: (n, 9) `optics.ctf_parameters`.
+    Returns:
+        (groups, D//2+1): mean |DFT of the noise|² in each shell, of a whole image, unnormalised DFT.
+    """
+    box_size = images.shape[-1]
+    window = outside_circle(box_size)
+    to_whole_image = box_size**2 / np.sum(window.astype(np.float64) ** 2)
+    pooled: NDArray[np.float64] | None = None
+    spectra = np.zeros((len(particles.optics), box_size // 2 + 1))
+    for number, group in enumerate(particles.optics):
+        rows = np.flatnonzero(particles.optics_group == number)
+        if len(rows) == 0:
+            continue
+        power = np.abs(scipy.fft.rfft2(images[rows] * window)) ** 2 * to_whole_image
+        spectrum = shell_means(power, box_size)
+        if group.premultiplied:
+            transfer = ctf(ctf_rows[rows], box_size, group.pixel_size_in_angstroms)
+            spectrum = spectrum / np.maximum(shell_means(transfer**2, box_size), 1e-6)
+        spectra[number] = np.maximum(spectrum, 1e-6 * spectrum.mean())
+        pooled = spectra[number] if pooled is None else pooled
+    # A group the sample missed borrows the first one's spectrum; it can only be a rare group.
+    spectra[spectra.sum(axis=1) == 0] = pooled
+    return spectra

@@ -1,0 +1,87 @@
+"""The contrast transfer function, as RELION defines it.
+
+``C(s) = scale · exp(−B s²/4) · [sqrt(1−w²) sin χ + w cos χ]``,
+``χ = π λ z(α) s² − ½ π Cs λ³ s⁴ + phase shift``, positive at low frequency for underfocus, particles white;
+``z(α) = ½(U+V) + ½(U−V) cos 2(α − angle)``.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.conventions import electron_wavelength_in_angstroms
+from emsplat.particles import Particles
+
+# Critical dose of the 300 kV measurement, e/Å² at spatial frequency s in 1/Å: 0.24499 s^−1.6649 + 2.8141;
+# 0.8 of it at 200 kV. Source: Grant & Grigorieff (2015), eLife 4:e06980.
+_DOSE_A, _DOSE_B, _DOSE_C = 0.24499, -1.6649, 2.8141
+
+
+def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
+    """(N, 9) coefficients of the CTF with the frequency in 1/Å, one row an image, as `ctf` reads them.
+
+    The phase is ``p0 (sx²) + p1 (sx sy) + p2 (sy²) + p3 s⁴ + p4``, the factor ``p5 exp(p6 s²)``,
+    the dose weight ``exp(−p7 / critical(s))``; p8 scales the critical dose with the voltage.
+    """
+    groups = [particles.optics[g] for g in range(len(particles.optics))]
+    of_group = np.array(
+        [
+            (g.voltage_in_kilovolts, g.spherical_aberration_in_millimetres * 1e7, g.amplitude_contrast)
+            for g in groups
+        ]
+    )
+    voltage, cs, w = of_group[particles.optics_group].T
+    wavelength = electron_wavelength_in_angstroms(voltage)
+    mean = 0.5 * (particles.defocus_u_in_angstroms + particles.defocus_v_in_angstroms)
+    half = 0.5 * (particles.defocus_u_in_angstroms - particles.defocus_v_in_angstroms)
+    angle = np.deg2rad(particles.defocus_angle_in_degrees)
+    # cos 2(α − angle) s² = cos 2angle (sx² − sy²) + 2 sin 2angle sx sy
+    p = np.empty((len(particles), 9))
+    p[:, 0] = np.pi * wavelength * (mean + half * np.cos(2 * angle))
+    p[:, 1] = np.pi * wavelength * 2 * half * np.sin(2 * angle)
+    p[:, 2] = np.pi * wavelength * (mean - half * np.cos(2 * angle))
+    p[:, 3] = -0.5 * np.pi * cs * wavelength**3
+    # sqrt(1−w²) sin χ + w cos χ = sin(χ + asin w)
+    p[:, 4] = np.deg2rad(particles.phase_shift_in_degrees) + np.arcsin(w)
+    p[:, 5] = particles.ctf_scale
+    p[:, 6] = -0.25 * particles.b_factor_in_square_angstroms
+    p[:, 7] = 0.5 * particles.pre_exposure
+    p[:, 8] = np.where(voltage < 250, 0.8, 1.0)
+    return p
+
+
+@numba.njit(inline="always", error_model="numpy")
+def ctf_at(p, sx, sy):
+    """CTF of one image at one frequency (1/Å); p is its row of `ctf_parameters`."""
+    s2 = sx * sx + sy * sy
+    phase = p[0] * sx * sx + p[1] * sx * sy + p[2] * sy * sy + p[3] * s2 * s2 + p[4]
+    value = p[5] * np.sin(phase)
+    if p[6] != 0.0:
+        value *= np.exp(p[6] * s2)
+    if p[7] > 0.0 and s2 > 0.0:
+        critical = p[8] * (_DOSE_A * s2 ** (0.5 * _DOSE_B) + _DOSE_C)
+        value *= np.exp(-p[7] / critical)
+    return value
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def ctf(parameters, box_size, pixel_size):
+    """CTFs of n images on the half plane.
+
+    Args:
+        parameters: (n, 9) from `ctf_parameters`; pixel_size in Å.
+    Returns:
+        (n, D, D//2+1) float32, ky in fft order, kx from 0.
+    """
+    n = parameters.shape[0]
+    half = box_size // 2 + 1
+    out = np.empty((n, box_size, half), dtype=np.float32)
+    step = 1.0 / (box_size * pixel_size)
+    for i in numba.prange(n):
+        for row in range(box_size):
+            sy = (row if row < half - (1 - box_size % 2) else row - box_size) * step
+            for column in range(half):
+                out[i, row, column] = ctf_at(parameters[i], column * step, sy)
+    return out

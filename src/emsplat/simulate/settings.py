@@ -1,0 +1,61 @@
+"""What a simulation is asked to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emsplat.errors import InputError
+
+SMALLEST_BOX = 16
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """A simulated data set; raises InputError where a value makes no sense.
+
+    SNR is the variance of the noise-free images (CTF applied, over the whole box, averaged over the images) divided by
+    the variance of the noise; `inf` gives noise-free images.
+    """
+
+    n_images: int = 1000
+    box_size: int = 128
+    pixel_size_in_angstroms: float = 1.5
+    snr: float = 0.05
+    seed: int = 0
+    b_factor_in_square_angstroms: float | None = None  # of every atom; None: as in the file, clipped to 10–300
+    solvent: bool = True  # the particle lies in ice, which it displaces; otherwise in vacuum
+    noise: Literal["white", "coloured"] = "white"
+    orientations: Literal["uniform", "uneven"] = "uniform"
+    shift_sigma_in_angstroms: float = 3.0
+    defocus_range_in_angstroms: tuple[float, float] = (8_000.0, 20_000.0)  # underfocus positive, uniform between
+    astigmatism_in_angstroms: float = 200.0  # standard deviation of U − V, at random angles
+    voltage_in_kilovolts: float = 300.0
+    spherical_aberration_in_millimetres: float = 2.7
+    amplitude_contrast: float = 0.1
+    phase_shift_in_degrees: float = 0.0
+    assembly: str | None = None  # name of a biological assembly; None: the coordinates as deposited
+    like: Path | None = None  # a star whose poses, shifts, CTF and optics are used instead of drawn ones
+
+    def __post_init__(self) -> None:
+        _require(self.n_images >= 1, "n_images", self.n_images, "at least 1")
+        _require(self.box_size >= SMALLEST_BOX, "box_size", self.box_size, f"at least {SMALLEST_BOX} pixels")
+        _require(0 < self.pixel_size_in_angstroms < 1e3, "pixel_size", self.pixel_size_in_angstroms, "positive, in Å")
+        _require(self.snr > 0, "snr", self.snr, "positive (inf for no noise)")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        b = self.b_factor_in_square_angstroms
+        _require(b is None or 0 <= b < 1e4, "b_factor", b, "0 or more, in Å²")
+        _require(self.noise in ("white", "coloured"), "noise", self.noise, "white or coloured")
+        _require(self.orientations in ("uniform", "uneven"), "orientations", self.orientations, "uniform or uneven")
+        _require(self.shift_sigma_in_angstroms >= 0, "shift_sigma", self.shift_sigma_in_angstroms, "0 or more, in Å")
+        low, high = self.defocus_range_in_angstroms
+        _require(low <= high, "defocus_range", self.defocus_range_in_angstroms, "given as lowest, highest, in Å")
+        _require(self.astigmatism_in_angstroms >= 0, "astigmatism", self.astigmatism_in_angstroms, "0 or more, in Å")
+        _require(self.voltage_in_kilovolts > 0, "voltage", self.voltage_in_kilovolts, "positive, in kV")
+        _require(0 <= self.amplitude_contrast <= 1, "amplitude_contrast", self.amplitude_contrast, "between 0 and 1")
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise InputError(f"simulate: {name} is {value}; it must be {rule}")

@@ -1,0 +1,103 @@
+"""The true map of a simulation, from atoms or from a map, and the mask around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numba
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+
+from emsplat.errors import InputError
+from emsplat.io.mrc import read_map
+from emsplat.simulate.atoms import potential_of_atoms, read_atoms
+from emsplat.simulate.settings import SimulationSettings
+from emsplat.simulate.slices import fourier_volume, transform_at
+
+_MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrcs", ".rec")
+
+
+def bundled_model() -> Path:
+    """The atomic model that ships with the program: PDB entry 7PBL, 227 kDa (CC0)."""
+    return Path(__file__).parent.parent / "data" / "7pbl.pdb.gz"
+
+
+def molecular_map(model: Path, settings: SimulationSettings) -> NDArray[np.float32]:
+    """(D, D, D) [z, y, x] true map, holding no frequency at or beyond Nyquist's radius.
+
+    An atomic model becomes its electrostatic potential in volts, minus that of the ice it displaces, its centre of mass
+    at voxel D//2. A map keeps its units, and its voxel D0//2 becomes voxel D//2.
+
+    Raises:
+        InputError: not a model, or a model that the box does not hold (the line says which would).
+    """
+    if not model.is_file():
+        raise InputError(f"{model}: no such file; give a PDB or mmCIF model, or an MRC map")
+    box_size, pixel_size = settings.box_size, settings.pixel_size_in_angstroms
+    if model.suffix.lower() in _MAP_SUFFIXES:
+        given = read_map(model)
+        if given.pixel_size_in_angstroms is None:
+            raise InputError(f"{model}: the header gives no pixel size (0 or 1 Å means unset); set it in the map")
+        return resampled(given.values, given.pixel_size_in_angstroms, box_size, pixel_size)
+    return potential_of_atoms(
+        read_atoms(model, settings.assembly),
+        box_size,
+        pixel_size,
+        settings.b_factor_in_square_angstroms,
+        settings.solvent,
+    )
+
+
+def resampled(
+    volume: NDArray[np.float32], old_pixel_size: float, box_size: int, pixel_size: float
+) -> NDArray[np.float32]:
+    """(D, D, D) the same density on another grid, by its Fourier transform; pixel sizes in any one unit.
+
+    Density outside the new box is cut off; frequencies at or beyond either grid's Nyquist radius are dropped.
+    """
+    old_size = volume.shape[0]
+    place = (np.arange(old_size) - old_size // 2) * old_pixel_size
+    inside = np.abs(place) <= 0.5 * box_size * pixel_size
+    cropped = volume * (inside[:, None, None] & inside[None, :, None] & inside)
+    k = np.fft.fftfreq(box_size, 1 / box_size)
+    kz, ky, kx = np.meshgrid(k, k, np.arange(box_size // 2 + 1), indexing="ij")
+    radius = np.sqrt(kx**2 + ky**2 + kz**2)
+    to_old = old_size * old_pixel_size / (box_size * pixel_size)  # from units of 1/(new edge) to 1/(old edge)
+    band = (2 * radius < box_size) & (2 * radius * to_old < old_size)
+    points = np.stack([kx[band], ky[band], kz[band]], axis=-1)
+    spectrum = np.zeros(band.shape, dtype=np.complex64)
+    centre = np.exp(-2j * np.pi * (box_size // 2) / box_size * points.sum(axis=-1))
+    spectrum[band] = transform_at(fourier_volume(cropped), points * to_old) * centre
+    spectrum *= (old_pixel_size / pixel_size) ** 3
+    return scipy.fft.irfftn(spectrum, s=(box_size, box_size, box_size), workers=numba.get_num_threads()).astype(
+        np.float32
+    )
+
+
+def soft_mask(
+    volume: NDArray[np.float32],
+    pixel_size_in_angstroms: float,
+    low_pass_in_angstroms: float = 12.0,
+    threshold: float = 0.15,
+    extend_in_angstroms: float = 4.0,
+    edge_in_angstroms: float = 6.0,
+) -> NDArray[np.float32]:
+    """(D, D, D) from 0 to 1 around a noise-free density.
+
+    The low-passed density (Gaussian, 1/e at the given resolution) is cut at a fraction of its maximum, extended, and
+    given a raised-cosine edge.
+    """
+    box_size = volume.shape[0]
+    k = np.fft.fftfreq(box_size, pixel_size_in_angstroms)
+    kx = np.fft.rfftfreq(box_size, pixel_size_in_angstroms)
+    squared = (k**2)[:, None, None] + (k**2)[None, :, None] + kx**2
+    workers = numba.get_num_threads()
+    spectrum = scipy.fft.rfftn(volume, workers=workers)
+    spectrum *= np.exp(-(low_pass_in_angstroms**2) * squared).astype(np.float32)
+    smooth = scipy.fft.irfftn(spectrum, s=volume.shape, workers=workers)
+    inside = smooth > threshold * smooth.max()
+    distance = distance_transform_edt(~inside, sampling=pixel_size_in_angstroms)
+    edge = np.clip((distance - extend_in_angstroms) / edge_in_angstroms, 0, 1)
+    return (0.5 + 0.5 * np.cos(np.pi * edge)).astype(np.float32)

@@ -1,0 +1,188 @@
+"""One pass over the particles → everything the images say about the map.
+
+The loss ``½ Σ_i ‖W_i (C_i P_i V − y_i)‖²`` is quadratic in V while poses are fixed:
+``½⟨V, T∗V⟩ − ⟨b, V⟩ + const`` with ``b = Σ P_iᵀ C_i W_i² y_i`` (a volume) and the convolution kernel
+``T = Σ P_iᵀ C_i² W_i² P_i``. Statistics add up: any split of the images costs nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from emsplat.insertion import SliceGrid
+from emsplat.io.images import ImageSource, reading_order
+from emsplat.noise import outside_circle, subtract_background
+from emsplat.optics import ctf_at, ctf_parameters
+from emsplat.particles import Particles
+
+_BLOCK_BYTES = 48 << 20
+_RAW_REGULARISATION = 0.1  # share of the shell's mean weight added to every weight of the raw inversion
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sufficient statistics of a set of images about a map on a D³ grid."""
+
+    adjoint: NDArray[np.float32]  # (D, D, D) b, r from −(D//2)
+    kernel: NDArray[np.float32]  # (2e, 2e, 2e) T, r from −e: exact for models within a cube of edge e
+    n_images: int
+
+    @property
+    def box_size(self) -> int:
+        return self.adjoint.shape[0]
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(
+            self.adjoint + other.adjoint, self.kernel + other.kernel, self.n_images + other.n_images
+        )
+
+    def raw_map(self) -> NDArray[np.float32]:
+        """Direct inversion ``b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior."""
+        d = self.box_size
+        b = scipy.fft.rfftn(scipy.fft.ifftshift(self.adjoint))
+        t = self.transfer(d).astype(np.float32)
+        k = np.fft.fftfreq(d, 1 / d)
+        shells = np.rint(
+            np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + np.arange(d // 2 + 1) ** 2)
+        ).astype(np.int32)
+        mean = np.bincount(shells.ravel(), t.ravel()) / np.bincount(shells.ravel())
+        floor = (_RAW_REGULARISATION * np.maximum(mean, 0)).astype(np.float32)[shells]
+        weight = np.maximum(t, 0) + floor
+        b *= np.where(weight > 0, 1 / np.where(weight > 0, weight, 1), 0)
+        b[shells >= d // 2] = 0
+        return scipy.fft.fftshift(scipy.fft.irfftn(b, s=(d, d, d))).astype(np.float32)
+
+    def transfer(self, period: int) -> NDArray[np.float32]:
+        """(n, n, n//2+1) real transform of T wrapped on a grid of this period, at most the kernel's own extent."""
+        full = self.kernel.shape[0]
+        middle = slice(full // 2 - period // 2, full // 2 - period // 2 + period)
+        wrapped = scipy.fft.ifftshift(self.kernel[middle, middle, middle])
+        return np.ascontiguousarray(scipy.fft.rfftn(wrapped).real)
+
+
+@dataclass(frozen=True)
+class PassSettings:
+    """What the pass needs to know beside the particles."""
+
+    box_size: int  # working box D' ≤ D: images are cropped to it in Fourier space
+    extent: int  # e: edge of the cube (voxels of the working box) within which models will live
+    noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`, of the uncropped images
+    symmetry: NDArray[np.float64]  # (m, 3, 3) operators
+
+
+def gather_statistics(
+    particles: Particles,
+    images: ImageSource,
+    subset: NDArray[np.int8],
+    settings: PassSettings,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Statistics]:
+    """Stream over the images once and fill the statistics of every subset.
+
+    Args:
+        subset: (N,) number of the subset each image belongs to, from 0; negative: left out.
+        progress: called with the number of images of each finished block.
+    Returns:
+        one Statistics a subset. Memory does not depend on N.
+    """
+    n_subsets = int(subset.max()) + 1
+    kernel_extent = max(2 * settings.extent, settings.box_size + settings.box_size % 2)
+    grids = [
+        (
+            SliceGrid.empty(settings.box_size, settings.box_size, components=2),
+            SliceGrid.empty(kernel_extent, settings.box_size, components=1),
+        )
+        for _ in range(n_subsets)
+    ]
+    rotations = particles.rotations()
+    order = reading_order(particles)
+    for rows, spectra, weights in _prepared_blocks(particles, images, order[subset[order] >= 0], settings):
+        for number, (b, t) in enumerate(grids):
+            chosen = subset[rows] == number
+            for operator in settings.symmetry:
+                b.insert(spectra[chosen], rotations[rows[chosen]] @ operator, settings.box_size)
+                t.insert(weights[chosen], rotations[rows[chosen]] @ operator, settings.box_size)
+        progress(len(rows))
+    share = np.float32(1 / len(settings.symmetry))
+    result = []
+    while grids:
+        b, t = grids.pop(0)  # freed one by one: their transforms need room of their own
+        number = len(result)
+        result.append(Statistics(b.adjoint() * share, t.adjoint() * share, int(np.sum(subset == number))))
+    return result
+
+
+def _prepared_blocks(
+    particles: Particles, images: ImageSource, order: NDArray, settings: PassSettings
+) -> Iterator[tuple[NDArray, NDArray[np.complex64], NDArray[np.float32]]]:
+    """(rows, C W² y centred, C² W²) of block after block; the next block is read while one is worked on."""
+    box_size, working = particles.box_size, settings.box_size
+    at_once = max(1, _BLOCK_BYTES // (4 * box_size**2))
+    blocks = [order[i : i + at_once] for i in range(0, len(order), at_once)]
+    parameters = ctf_parameters(particles)
+    centres = box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
+    premultiplied = np.array([g.premultiplied for g in particles.optics])
+    inverse_noise = 1 / settings.noise
+    inverse_noise[:, 0] = 0.0  # the mean of an image says nothing about the particle
+    window = outside_circle(box_size)
+    scale = np.float32((working / box_size) ** 3)  # a slice of the working grid's map, in its own units
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(images.read, blocks[0])
+        for number, rows in enumerate(blocks):
+            block = ahead.result()
+            if number + 1 < len(blocks):
+                ahead = reader.submit(images.read, blocks[number + 1])
+            subtract_background(block, window)
+            spectra = fourier_crop(scipy.fft.rfft2(block), working)
+            weights = np.empty(spectra.shape, dtype=np.float32)
+            group = particles.optics_group[rows]
+            _weigh(
+                spectra, weights, parameters[rows], centres[rows], inverse_noise[group],
+                premultiplied[group], scale, box_size, particles.pixel_size_in_angstroms,
+            )  # fmt: skip
+            yield rows, spectra, weights
+
+
+def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.complex64]:
+    """(n, D, D//2+1) half planes cropped to (n, D', D'//2+1), ky in fft order; the Nyquist row is not kept whole."""
+    full = spectra.shape[1]
+    if box_size == full:
+        return spectra
+    ky = np.fft.fftfreq(box_size, 1 / box_size).astype(int) % full
+    return np.ascontiguousarray(spectra[:, ky, : box_size // 2 + 1])
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _weigh(spectra, weights, parameters, centres, inverse_noise, premultiplied, scale, box_size, pixel_size):
+    """Turn transforms into C W² y, centred, in place, and fill C² W²; the noise is interpolated between shells."""
+    n, rows, columns = spectra.shape
+    step = 1.0 / (box_size * pixel_size)
+    last = inverse_noise.shape[1] - 1
+    for i in numba.prange(n):
+        # The spectrum of a particle centred at p carries exp(−2πi k·p/D); undo it.
+        turn_x = 2 * np.pi * centres[i, 0] / box_size
+        turn_y = 2 * np.pi * centres[i, 1] / box_size
+        along_x = np.exp(1j * turn_x * np.arange(columns)).astype(np.complex64)
+        for row in range(rows):
+            ky = row if 2 * row < rows else row - rows
+            along_y = np.complex64(np.exp(1j * turn_y * ky))
+            for kx in range(columns):
+                radius = np.sqrt(float(kx * kx + ky * ky))
+                shell = int(radius)
+                if shell >= last:
+                    spectra[i, row, kx] = 0
+                    weights[i, row, kx] = 0
+                    continue
+                f = radius - shell
+                w2 = (1 - f) * inverse_noise[i, shell] + f * inverse_noise[i, shell + 1]
+                c = ctf_at(parameters[i], kx * step, ky * step)
+                weights[i, row, kx] = c * c * w2 / (scale * scale)
+                factor = np.float32((1.0 if premultiplied[i] else c) * w2 / scale)
+                spectra[i, row, kx] *= factor * along_y * along_x[kx]
