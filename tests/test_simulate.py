@@ -28,7 +28,7 @@ from emsplat.simulate.truth import resampled
 from relion import run_relion
 
 SMALL = SimulationSettings(n_images=24, box_size=48, pixel_size_in_angstroms=3.0, snr=0.1, seed=3)
-TINY = replace(SMALL, box_size=32, b_factor_in_square_angstroms=60.0)  # for `one_chain`
+TINY = replace(SMALL, box_size=32, pixel_size_in_angstroms=4.0, b_factor_in_square_angstroms=60.0)  # for `one_chain`
 OUTPUTS = ("particles.star", "particles.mrcs", "truth.mrc", "mask.mrc")
 
 
@@ -106,7 +106,7 @@ def test_the_transform_at_any_point() -> None:
 
 
 @pytest.mark.parametrize("box_size", [32, 33])
-@pytest.mark.parametrize(("b_factor", "tolerance"), [(20.0, 0.06), (400.0, 1e-3)])
+@pytest.mark.parametrize(("b_factor", "tolerance"), [(20.0, 0.08), (400.0, 1e-3)])
 def test_images_of_atoms_against_their_analytic_transform(box_size: int, b_factor: float, tolerance: float) -> None:
     """Hand, axes, scale, centre and shift, with nothing of the program's own on the other side.
 
@@ -195,12 +195,12 @@ def test_b_factor_replaces_the_files(one_chain: Path) -> None:
 
 def test_a_map_resampled_to_its_own_grid_is_itself(one_chain: Path, tmp_path: Path) -> None:
     truth = molecular_map(one_chain, TINY)
-    write_map(tmp_path / "map.mrc", truth, 3.0)
+    write_map(tmp_path / "map.mrc", truth, 4.0)
     again = molecular_map(tmp_path / "map.mrc", TINY)
     assert np.linalg.norm(again - truth) < 1e-4 * np.linalg.norm(truth)
 
 
-@pytest.mark.parametrize("box_size", [24, 25, 36])
+@pytest.mark.parametrize("box_size", [32, 33, 44])
 def test_a_map_on_another_grid_is_the_map_of_the_atoms_there(one_chain: Path, box_size: int) -> None:
     settings = replace(TINY, solvent=False)  # the surface of the ice knows its grid
     fine = molecular_map(one_chain, replace(settings, box_size=48, pixel_size_in_angstroms=2.5))

@@ -23,7 +23,7 @@ from emsplat.parameters import Adam, Parameters
 from emsplat.splat import voxelise
 from emsplat.statistics import Statistics
 
-_MIN_SCALE, _MAX_SCALE = 0.5, 6.0  # σ in pixels: below, a sampled Gaussian aliases; above, it is a background
+_MIN_SCALE, _MAX_SCALE = 0.5, 2.5  # σ in pixels: below, a sampled Gaussian aliases; above, it is a background
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class FitSettings:
     check_every: int = 8
     patience: int = 2  # checks on unseen images without improvement before annealing
     start_share: float = 0.5  # of the Gaussians that are there from the start; density control adds the rest
-    cutoff: float = 3.5
+    cutoff: float = 3.0
+    widening: float = 0.5  # κ, pixels²
+    floor: float = 0.32
     step_sizes: dict[str, float] = field(
         default_factory=lambda: {"centres": 0.15, "log_scales": 0.03, "quaternions": 0.03, "log_masses": 0.04}
     )
@@ -59,14 +61,16 @@ class FitHistory:
 class QuadraticLoss:
     """``½⟨V, T∗V⟩ − ⟨b, V⟩`` per image, for models in a cube of edge d; exact (Toeplitz embedding, period ≥ 2d)."""
 
-    def __init__(self, statistics: Statistics, extent: int) -> None:
+    def __init__(self, statistics: Statistics, extent: int, widening: float = 0.0) -> None:
         first = statistics.box_size // 2 - extent // 2
         cube = slice(first, first + extent)
         self.extent = extent
         self.period = 2 * extent
         share = np.float32(1 / statistics.n_images)
         self.transfer = statistics.transfer(self.period) * share
-        self.adjoint = np.ascontiguousarray(statistics.adjoint[cube, cube, cube]) * share
+        boost = np.exp(2 * np.pi**2 * widening * squared_frequencies(self.period)).astype(np.float32)
+        self.transfer *= boost**2
+        self.adjoint = boosted(statistics.adjoint, widening)[cube, cube, cube] * share
 
     def convolve(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
         """T∗V on the cube; the zeros of the padding are never transformed."""
@@ -86,6 +90,17 @@ class QuadraticLoss:
         return value, convolved - self.adjoint
 
 
+def squared_frequencies(n):
+    k = np.fft.fftfreq(n)
+    return np.minimum(k[:, None, None] ** 2 + k[None, :, None] ** 2 + np.fft.rfftfreq(n) ** 2, 0.25)
+
+
+def boosted(volume, widening):
+    f = scipy.fft.rfftn(volume)
+    f *= np.exp(2 * np.pi**2 * widening * squared_frequencies(len(volume))).astype(np.float32)
+    return scipy.fft.irfftn(f, s=volume.shape)
+
+
 def initial_gaussians(
     statistics: Statistics, mask: NDArray[np.float32], extent: int, settings: FitSettings
 ) -> Parameters:
@@ -103,7 +118,7 @@ def initial_gaussians(
     log_scale = math.log(min(max(0.75 * spacing, 1.0), _MAX_SCALE / 2))
     centres = sample_centres(weight, number, np.random.default_rng(settings.seed))
     parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3)
-    loss = QuadraticLoss(statistics, extent)
+    loss = QuadraticLoss(statistics, extent, settings.widening)
     volume = _density(parameters, extent, settings.cutoff).numpy()
     mass = float(np.vdot(loss.adjoint, volume)) / float(np.vdot(volume, loss.convolve(volume)))
     parameters.log_masses += math.log(max(mass, 1e-12))
@@ -126,7 +141,7 @@ def fit_gaussians(
         extent: edge of the cube, in voxels, in which the Gaussians live.
         progress: called with the steps done and to do.
     """
-    loss, check = QuadraticLoss(seen, extent), QuadraticLoss(unseen, extent)
+    loss, check = QuadraticLoss(seen, extent, settings.widening), QuadraticLoss(unseen, extent, settings.widening)
     optimiser = Adam(start, settings.step_sizes)
     history = FitHistory()
     rng = np.random.default_rng(settings.seed)
@@ -136,7 +151,7 @@ def fit_gaussians(
     while step < anneal_from + length:
         annealing = step >= anneal_from
         if step == anneal_from:
-            loss = QuadraticLoss(seen + unseen, extent)
+            loss = QuadraticLoss(seen + unseen, extent, settings.widening)
         rate = 0.5 + 0.5 * math.cos(math.pi * (step - anneal_from) / length) if annealing else 1.0
         volume = _density(optimiser.parameters, extent, settings.cutoff)
         value, gradient = loss.value_and_gradient(volume.detach().numpy())
@@ -152,7 +167,7 @@ def fit_gaussians(
                 history.stopped_by = "loss on unseen images"
         volume.backward(torch.from_numpy(gradient))
         optimiser.step(rate)
-        _confine(optimiser.parameters, extent)
+        _confine(optimiser.parameters, extent, settings.widening+settings.floor**2)
         if not annealing and is_due(step, anneal_from, settings.density):
             control(optimiser, gradient, settings.n_gaussians, settings.density, rng)
         step += 1
@@ -169,9 +184,9 @@ def _density(parameters: Parameters, extent: int, cutoff: float) -> Tensor:
 
 
 @torch.no_grad()
-def _confine(parameters: Parameters, extent: int) -> None:
+def _confine(parameters: Parameters, extent: int, widening: float) -> None:
     """Keep the centres within the ball inscribed in the cube, and σ where a grid can hold it."""
-    parameters.log_scales.clamp_(math.log(_MIN_SCALE), math.log(_MAX_SCALE))
+    parameters.log_scales.clamp_(math.log(math.sqrt(widening)), math.log(_MAX_SCALE))
     limit = extent / 2 - 2.0
     radius = parameters.centres.norm(dim=1, keepdim=True).clamp_min(1e-6)
     parameters.centres.mul_((limit / radius).clamp_max(1.0))

@@ -54,6 +54,7 @@ def simulate(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output}: cannot be made a folder: {error.strerror}; choose another") from None
+    star.unlink(missing_ok=True)  # an old star must not outlive its images
     _write_images(stack, truth, particles, settings, progress or (lambda done, total: None))
     pixel_size = settings.pixel_size_in_angstroms
     write_map(output / "truth.mrc", truth, pixel_size)
