@@ -17,8 +17,6 @@ from emsplat.errors import InputError
 
 Curve = NDArray[np.float64]
 
-POOL = 3  # shells pooled on either side
-
 # --- one pair of maps -------------------------------------------------------------------------------------------------
 
 
@@ -118,12 +116,14 @@ def moments(spectra: dict[str, NDArray[np.complex64]], box_size: int) -> Moments
     return Moments(terms=maps.shell_size(box_size)[1:], products=products, **sums)
 
 
-def pooling_matrix(n_shells: int, half_width: int = POOL) -> Curve:
-    """(n, n) rows that replace a shell by the parabola fitted to the shells within half_width of it.
+def pooling_matrix(n_shells: int) -> Curve:
+    """(n, n) rows that replace a shell by the parabola fitted to its neighbours: ± 2 shells of 16, 3 of 64, 6 of 128.
 
-    A plain mean of five shells, as one might pool, is off by .1 where the curves bend at the resolution; a parabola
-    over seven is not, and its variance is that of three shells.
+    A plain mean of five shells is off by .1 where the curves bend at the resolution, even in its shells' own powers;
+    a parabola over five or seven is not, at the variance of two or three shells. How fast curves bend is a matter of
+    the box, so the reach grows with it.
     """
+    half_width = int(np.clip(n_shells // 20, 2, 8))
     rows = np.zeros((n_shells, n_shells))
     for k in range(n_shells):
         near = np.arange(max(0, k - half_width), min(n_shells, k + half_width + 1))
@@ -202,13 +202,12 @@ def _unevenness(m: Moments) -> Curve:
 
     Σ|r₁|²|r₂|² against its value for powers even over the shell (signal in both halves adds F²), over ± 3 shells.
     """
-    window = np.ones(2 * POOL + 1)
-    found = np.convolve(m.terms**2 * m.products, window, mode="same")
-    even = np.convolve(m.terms * (1 + m.r1r2**2), window, mode="same")
-    return found / even
+    distance = np.subtract.outer(np.arange(len(m.terms)), np.arange(len(m.terms)))
+    near = (np.abs(distance) <= 3).astype(np.float64)
+    return (near @ (m.terms**2 * m.products)) / (near @ (m.terms * (1 + m.r1r2**2)))
 
 
-# --- without the mask --------------------------------------------------------------------------------------------------
+# --- without the mask -------------------------------------------------------------------------------------------------
 
 
 def directional_agreement(
@@ -218,22 +217,28 @@ def directional_agreement(
 
     The masked FSC alone would be fooled three ways: a mask made from the data picks the voxels where the noise of
     both halves is high; images with wrong poses still share their spherical average; few images put noise and signal
-    on few slices, where an error counted in voxels means nothing. So: no mask; the mean of each shell (the spherical
-    average) taken out; and each of 24 equal sectors of directions has one vote z_b, T = Σ z_b / sqrt(Σ z_b²).
+    on few slices, where an error counted in voxels means nothing. So: no mask; the mean over voxels of equal |k| (the
+    spherical average) taken out; and each of 24 equal sectors of directions has one vote z_b, T = Σ z_b / sqrt(Σ z_b²).
     For unrelated halves the sign of every z_b is a coin, so T has the tail of a normal variable whatever the noise
     looks like (Efron 1969, JASA 64:1278), and T > sqrt(n) needs more than n of the sectors to agree.
     """
     column = np.s_[:, :, 1:]  # without kx = 0, where both voxels of a pair are present
     shell = maps.shell_index(box_size)[column].ravel()
-    count = np.maximum(np.bincount(shell), 1)
-    a, b = (spectrum[column].ravel() for spectrum in (raw_1, raw_2))
-    a, b = (x - (np.bincount(shell, x.real) / count)[shell].astype(np.float32) for x in (a, b))
-    scale = inverse(np.sqrt(np.bincount(shell, _power(a)) * np.bincount(shell, _power(b)))) * count
+    square = np.rint(np.square(maps.radius(box_size)[column])).astype(np.intp).ravel()
+    a, b = (_without_mean(spectrum[column].ravel(), square) for spectrum in (raw_1, raw_2))
+    count = np.bincount(shell)
+    scale = count * inverse(np.sqrt(np.bincount(shell, _power(a)) * np.bincount(shell, _power(b))))
     key = shell * 24 + _sector(box_size)[column].ravel()
     agreement = np.bincount(key, a.real * b.real + a.imag * b.imag, minlength=24 * len(count)).reshape(-1, 24)
     used = slice(shells[0], shells[1] + 1)
     votes = scale[used] @ agreement[used]
     return float(votes.sum() * inverse(np.sqrt(np.square(votes).sum())))
+
+
+def _without_mean(values: NDArray[np.complex64], group: NDArray[np.intp]) -> NDArray[np.complex64]:
+    """The values less the real part's mean over their group: what is spherical about the origin is real."""
+    mean = np.bincount(group, values.real) / np.maximum(np.bincount(group), 1)
+    return values - mean.astype(np.float32)[group]
 
 
 def _sector(box_size: int) -> NDArray[np.int8]:

@@ -21,9 +21,14 @@ from emsplat.density import DensitySettings, control, is_due, round_gaussians, s
 from emsplat.gaussians import Gaussians
 from emsplat.parameters import Adam, Parameters
 from emsplat.splat import voxelise
+from emsplat.splat.bandlimit import WIDENING, boost, boosted, narrowed
 from emsplat.statistics import Statistics
 
-_MIN_SCALE, _MAX_SCALE = 0.5, 2.5  # σ in pixels: below, a sampled Gaussian aliases; above, it is a background
+# σ in pixels. Even the sharpest atoms at Nyquist are wider than the first; above the second a splat costs much and
+# says little that several narrower ones do not.
+_MIN_SCALE, _MAX_SCALE = 0.2, 2.5
+_START_BLUR = 1.5  # pixels, of the inversion that centres are drawn from
+_LOG_SCALES = tuple(0.5 * math.log(s**2 + WIDENING) for s in (_MIN_SCALE, _MAX_SCALE))  # as splatted
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,6 @@ class FitSettings:
     patience: int = 2  # checks on unseen images without improvement before annealing
     start_share: float = 0.5  # of the Gaussians that are there from the start; density control adds the rest
     cutoff: float = 3.0
-    widening: float = 0.5  # κ, pixels²
-    floor: float = 0.32
     step_sizes: dict[str, float] = field(
         default_factory=lambda: {"centres": 0.15, "log_scales": 0.03, "quaternions": 0.03, "log_masses": 0.04}
     )
@@ -59,18 +62,17 @@ class FitHistory:
 
 
 class QuadraticLoss:
-    """``½⟨V, T∗V⟩ − ⟨b, V⟩`` per image, for models in a cube of edge d; exact (Toeplitz embedding, period ≥ 2d)."""
+    """``½⟨V, T∗V⟩ − ⟨b, V⟩`` per image for ``V = boost ∗ S``, as a function of the splat S in a cube of edge d.
 
-    def __init__(self, statistics: Statistics, extent: int, widening: float = 0.0) -> None:
-        first = statistics.box_size // 2 - extent // 2
-        cube = slice(first, first + extent)
+    The convolution is exact (Toeplitz embedding, period ≥ 2d).
+    """
+
+    def __init__(self, statistics: Statistics, extent: int) -> None:
         self.extent = extent
         self.period = 2 * extent
         share = np.float32(1 / statistics.n_images)
-        self.transfer = statistics.transfer(self.period) * share
-        boost = np.exp(2 * np.pi**2 * widening * squared_frequencies(self.period)).astype(np.float32)
-        self.transfer *= boost**2
-        self.adjoint = boosted(statistics.adjoint, widening)[cube, cube, cube] * share
+        self.transfer = statistics.transfer(self.period) * boost(self.period) ** 2 * share
+        self.adjoint = boosted(statistics.adjoint)[cube(statistics.box_size, extent)] * share
 
     def convolve(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
         """T∗V on the cube; the zeros of the padding are never transformed."""
@@ -90,35 +92,39 @@ class QuadraticLoss:
         return value, convolved - self.adjoint
 
 
-def squared_frequencies(n):
-    k = np.fft.fftfreq(n)
-    return np.minimum(k[:, None, None] ** 2 + k[None, :, None] ** 2 + np.fft.rfftfreq(n) ** 2, 0.25)
-
-
-def boosted(volume, widening):
-    f = scipy.fft.rfftn(volume)
-    f *= np.exp(2 * np.pi**2 * widening * squared_frequencies(len(volume))).astype(np.float32)
-    return scipy.fft.irfftn(f, s=volume.shape)
+def cube(box_size: int, extent: int) -> tuple[slice, slice, slice]:
+    """The middle of a (D, D, D) volume, edge d, voxel D//2 becoming voxel d//2."""
+    first = box_size // 2 - extent // 2
+    return (slice(first, first + extent),) * 3
 
 
 def initial_gaussians(
-    statistics: Statistics, mask: NDArray[np.float32], extent: int, settings: FitSettings
+    statistics: Statistics,
+    mask: NDArray[np.float32],
+    extent: int,
+    settings: FitSettings,
+    symmetry: NDArray[np.float64] | None = None,
 ) -> Parameters:
     """Equal spheres drawn from the smoothed low-resolution inversion, with the mass that fits the images best.
 
     Args:
         mask: (D, D, D) soft mask of the particle; centres are drawn within it.
+        symmetry: (m, 3, 3) operators; one m-th of the Gaussians is drawn and replicated by them.
     """
-    first = statistics.box_size // 2 - extent // 2
-    cube = slice(first, first + extent)
+    middle = cube(statistics.box_size, extent)
     number = max(1, round(settings.start_share * settings.n_gaussians))
-    raw = gaussian_filter(statistics.raw_map(), 1.5)[cube, cube, cube] * mask[cube, cube, cube]
-    weight = np.maximum(raw - 0.1 * raw.max(), 0) + 0.02 * raw.max() * (mask[cube, cube, cube] > 0.5)
+    mask = mask[middle]
+    smooth = gaussian_filter(statistics.raw_map(), _START_BLUR)[middle] * mask
+    # A little weight everywhere in the mask: the inversion's weak parts must not be left empty.
+    weight = np.maximum(smooth - 0.1 * smooth.max(), 0) + 0.02 * smooth.max() * (mask > 0.5)
     spacing = (np.sum(weight > 0) / settings.n_gaussians) ** (1 / 3)
-    log_scale = math.log(min(max(0.75 * spacing, 1.0), _MAX_SCALE / 2))
+    log_scale = math.log(min(max(0.75 * spacing, 1.0), _MAX_SCALE))
+    operators = np.eye(3)[None] if symmetry is None else symmetry
+    number = max(1, number // len(operators))
     centres = sample_centres(weight, number, np.random.default_rng(settings.seed))
+    centres = np.einsum("gij,kj->gki", operators, centres).reshape(-1, 3).astype(np.float32)
     parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3)
-    loss = QuadraticLoss(statistics, extent, settings.widening)
+    loss = QuadraticLoss(statistics, extent)
     volume = _density(parameters, extent, settings.cutoff).numpy()
     mass = float(np.vdot(loss.adjoint, volume)) / float(np.vdot(volume, loss.convolve(volume)))
     parameters.log_masses += math.log(max(mass, 1e-12))
@@ -127,7 +133,7 @@ def initial_gaussians(
 
 def fit_gaussians(
     seen: Statistics,
-    unseen: Statistics,
+    unseen: Statistics | None,
     start: Parameters,
     extent: int,
     settings: FitSettings,
@@ -136,12 +142,14 @@ def fit_gaussians(
     """Fit Gaussians to the images of one half.
 
     Args:
-        seen, unseen: a split of the half; the second only decides when to anneal, then joins in.
+        seen, unseen: a split of the half; the second only decides when to anneal, then joins in. Without it all
+            steps are taken.
         start: from `initial_gaussians`.
         extent: edge of the cube, in voxels, in which the Gaussians live.
         progress: called with the steps done and to do.
     """
-    loss, check = QuadraticLoss(seen, extent, settings.widening), QuadraticLoss(unseen, extent, settings.widening)
+    loss = QuadraticLoss(seen, extent)
+    check = QuadraticLoss(unseen, extent) if unseen else None
     optimiser = Adam(start, settings.step_sizes)
     history = FitHistory()
     rng = np.random.default_rng(settings.seed)
@@ -150,14 +158,14 @@ def fit_gaussians(
     best, waited, step = math.inf, 0, 0
     while step < anneal_from + length:
         annealing = step >= anneal_from
-        if step == anneal_from:
-            loss = QuadraticLoss(seen + unseen, extent, settings.widening)
+        if unseen and step == anneal_from:
+            loss = QuadraticLoss(seen + unseen, extent)
         rate = 0.5 + 0.5 * math.cos(math.pi * (step - anneal_from) / length) if annealing else 1.0
         volume = _density(optimiser.parameters, extent, settings.cutoff)
         value, gradient = loss.value_and_gradient(volume.detach().numpy())
         history.losses.append(value)
         history.counts.append(len(optimiser.parameters))
-        if not annealing and (step + 1) % settings.check_every == 0:
+        if check and not annealing and (step + 1) % settings.check_every == 0:
             now, _ = check.value_and_gradient(volume.detach().numpy())
             history.checks.append((step, now))
             waited = 0 if now < best - 1e-4 * abs(best) else waited + 1
@@ -167,13 +175,21 @@ def fit_gaussians(
                 history.stopped_by = "loss on unseen images"
         volume.backward(torch.from_numpy(gradient))
         optimiser.step(rate)
-        _confine(optimiser.parameters, extent, settings.widening+settings.floor**2)
+        _confine(optimiser.parameters, extent)
         if not annealing and is_due(step, anneal_from, settings.density):
             control(optimiser, gradient, settings.n_gaussians, settings.density, rng)
         step += 1
         progress(step, anneal_from + length)
     history.anneal_from = anneal_from
-    return optimiser.parameters.map(lambda _, tensor: tensor), history
+    return optimiser.parameters, history
+
+
+def gaussians_of(parameters: Parameters, pixel_size_in_angstroms: float) -> Gaussians:
+    """The model in Å, its covariances without the splat's widening."""
+    p = parameters.map(lambda _, tensor: tensor)
+    return Gaussians.from_pixels(
+        p.centres, narrowed(p.log_scales), p.quaternions, p.log_masses, pixel_size_in_angstroms
+    )
 
 
 def _density(parameters: Parameters, extent: int, cutoff: float) -> Tensor:
@@ -184,9 +200,9 @@ def _density(parameters: Parameters, extent: int, cutoff: float) -> Tensor:
 
 
 @torch.no_grad()
-def _confine(parameters: Parameters, extent: int, widening: float) -> None:
+def _confine(parameters: Parameters, extent: int) -> None:
     """Keep the centres within the ball inscribed in the cube, and σ where a grid can hold it."""
-    parameters.log_scales.clamp_(math.log(math.sqrt(widening)), math.log(_MAX_SCALE))
+    parameters.log_scales.clamp_(_LOG_SCALES[0], _LOG_SCALES[1])
     limit = extent / 2 - 2.0
     radius = parameters.centres.norm(dim=1, keepdim=True).clamp_min(1e-6)
     parameters.centres.mul_((limit / radius).clamp_max(1.0))

@@ -20,28 +20,12 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat.simd import add_scaled
+from emsplat.window import Window
 
 WIDTH = 4  # taps of the kernel along each axis
 _HALO = 3  # grid points kept beyond ±n/2, where a kernel can reach
-_TABLE = 512  # intervals of the tabulated kernel, interpolated linearly: error 1e-6
+_STEPS = 512  # of the tabulated kernel
 _TILE = 16
-
-
-def kaiser_bessel_shape(oversampling: float) -> float:
-    """β of the Kaiser–Bessel kernel best for this oversampling. Source: Beatty et al. (2005), IEEE TMI 24:799."""
-    return float(np.pi * np.sqrt(WIDTH**2 / oversampling**2 * (oversampling - 0.5) ** 2 - 0.8))
-
-
-def kaiser_bessel_taps(beta: float) -> NDArray[np.float32]:
-    """(_TABLE + 2, WIDTH) kernel values at the taps, by the distance of the first tap from the kernel's edge."""
-    t = np.arange(_TABLE + 2)[:, None] / _TABLE + np.arange(WIDTH)[None] - WIDTH / 2
-    return np.i0(beta * np.sqrt(np.clip(1 - (2 * t / WIDTH) ** 2, 0, None))).astype(np.float32)
-
-
-def kaiser_bessel_transform(positions: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
-    """Fourier transform of the kernel at positions in cycles per grid point (|x| < ½ of use)."""
-    root = np.sqrt((beta**2 - (np.pi * WIDTH * positions) ** 2).astype(np.complex128))
-    return (WIDTH * np.sinc(1j * root / np.pi)).real
 
 
 @dataclass
@@ -68,55 +52,68 @@ class SliceGrid:
         return SliceGrid(extent, box_size, components, period, np.zeros(shape, dtype=np.float32))
 
     @property
-    def _beta(self) -> float:
-        return kaiser_bessel_shape(self.period / self.extent)
+    def _window(self) -> Window:
+        return Window.for_oversampling(WIDTH, self.period / self.extent)
 
-    def insert(self, slices: NDArray[np.float32], rotations: NDArray[np.float64], max_shell: int) -> None:
+    def insert(self, slices: NDArray[np.float32], rotations: NDArray[np.float64]) -> None:
         """Add slices at ``k_volume = Aᵀ (k_x, k_y, 0)``.
 
         Args:
             slices: (n, D, D//2+1) complex64 or float32 half planes, ky in fft order.
             rotations: (n, 3, 3) matrices A.
-            max_shell: samples with |k| beyond it are left out; at most (D−1)//2.
+
+        Samples at or beyond Nyquist's radius, |k| ≥ D/2, are left out.
         """
         scale = self.period / self.box_size
         # k_volume = Aᵀ (kx, ky, 0): columns 0 and 1 of Aᵀ are rows 0 and 1 of A.
-        frames = np.ascontiguousarray(rotations[:, :2, :].transpose(0, 2, 1) * scale, dtype=np.float32)
-        flat = np.ascontiguousarray(slices).view(np.float32).reshape(len(slices), self.box_size, -1)
+        frames = np.ascontiguousarray(rotations[:, :2, :].transpose(0, 2, 1), dtype=np.float32)
+        # The kernel trusts that a sample stays within radius · scale of the centre along every axis.
+        if not np.all(np.sum(frames**2, axis=2) < 1 + 1e-4):
+            raise ValueError("rotations hold a matrix that is no rotation: its rows must be of length 1, and finite")
+        flat = np.ascontiguousarray(slices).view(np.float32)
         kernel = _insert_complex if self.components == 2 else _insert_real
         tiles = _tiles(self.values.shape[0], self.values.shape[1], numba.get_num_threads())
-        kernel(self.values, flat, frames, kaiser_bessel_taps(self._beta), tiles, min(max_shell, (self.box_size - 1) // 2))
+        kernel(self.values, flat, frames * np.float32(scale), self._window.taps(_STEPS), tiles)
 
     def adjoint(self) -> NDArray[np.float32]:
-        """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2)."""
-        half = self._folded()
-        # The transform is real: half planes along z. Axis order z, y, x; the last transformed axis is the halved one.
-        volume = scipy.fft.irfftn(half, s=(self.period,) * 3, axes=(1, 2, 0), overwrite_x=True)
+        """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
+
+        Planes are transformed one by one and cropped at once: the whole complex grid never exists.
+        """
+        n = self.period
         r = np.arange(self.extent) - self.extent // 2
-        window = kaiser_bessel_transform(r / self.period, self._beta)
-        volume = volume[np.ix_(r, r, r)]
-        for axis in range(3):
-            volume /= window.reshape(tuple(-1 if a == axis else 1 for a in range(3))).astype(np.float32)
-        volume *= np.float32(self.period) ** 3
+        half = np.empty((n // 2 + 1, self.extent, self.extent), dtype=np.complex64)
+        for z in range(n // 2 + 1):
+            half[z] = scipy.fft.ifft2(self._plane(z), overwrite_x=True)[np.ix_(r, r)]
+        volume = np.empty((self.extent,) * 3, dtype=np.float32)
+        for y in range(self.extent):
+            volume[:, y] = scipy.fft.irfft(half[:, y], n=n, axis=0)[r]
+        window = self._window.transform(r / n).astype(np.float32) / np.float32(n)
+        volume /= window[:, None, None]
+        volume /= window[:, None]
+        volume /= window
         return volume
 
-    def _folded(self) -> NDArray[np.complex64]:
-        """The periodic half grid, (n/2+1, n, n) in fft order, halo folded back."""
+    def _plane(self, z: int) -> NDArray[np.complex64]:
+        """(n, n) plane z of the periodic grid in fft order, what was spread beyond the borders folded back."""
+        n = self.period
+        plane = self._wrapped(z)
+        if z >= n // 2 - _HALO:
+            # Plane n − z is the conjugate mirror image of plane z; as far as it is stored, it holds spread samples.
+            plane += np.roll(self._wrapped(n - z)[::-1, ::-1], 1, axis=(0, 1)).conj()
+        return plane
+
+    def _wrapped(self, z: int) -> NDArray[np.complex64]:
+        """(n, n) stored plane z with its halo wrapped around, rolled to fft order."""
         n, h = self.period, _HALO
-        full = self.values.view(np.complex64) if self.components == 2 else self.values.astype(np.complex64)
-        for axis in (1, 2):
-            full = np.moveaxis(full, axis, 0)
-            inner = full[h : h + n].copy()
-            inner[:h] += full[h + n :]
-            inner[n - h :] += full[:h]
-            # Stored from −n/2; fft order wants 0 first.
-            full = np.moveaxis(np.roll(inner, -(n // 2), axis=0), 0, axis)
-        half = np.ascontiguousarray(full[: n // 2 + 1])
-        # Planes from n/2 on are the conjugate mirror images of those up to n/2.
-        for j in range(h + 1):
-            mirrored = np.roll(full[n // 2 + j, ::-1, ::-1], 1, axis=(0, 1)).conj()
-            half[n // 2 - j] += mirrored
-        return half
+        plane = self.values[z].view(np.complex64) if self.components == 2 else self.values[z].astype(np.complex64)
+        rows = plane[h : h + n].copy()
+        rows[:h] += plane[h + n :]
+        rows[n - h :] += plane[:h]
+        wrapped = rows[:, h : h + n].copy()
+        wrapped[:, :h] += rows[:, h + n :]
+        wrapped[:, n - h :] += rows[:, :h]
+        return np.roll(wrapped, -(n // 2), axis=(0, 1))
 
 
 def _tiles(planes: int, rows: int, threads: int) -> NDArray[np.int64]:
@@ -158,7 +155,7 @@ def _rows_of(frame, z_low, z_high, y_low, y_high, radius):
 def _position(x, taps):
     """First grid point of the kernel about x, and the four weights."""
     first = np.ceil(x - np.float32(WIDTH / 2))
-    p = (first - x + np.float32(WIDTH / 2)) * np.float32(_TABLE)
+    p = (first - x + np.float32(WIDTH / 2)) * np.float32(_STEPS)
     j = int(p)
     f = p - np.float32(j)
     a, b = taps[j], taps[j + 1]
@@ -197,11 +194,15 @@ def _make_insert(components):
                 add_scaled(grid, start + b * stride, wz[c] * wy[b], values)
 
     @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
-    def insert(grid, slices, frames, taps, tiles, radius):
+    def insert(grid, slices, frames, taps, tiles):
         n, box_size = slices.shape[0], slices.shape[1]
         planes, rows = grid.shape[0], grid.shape[1]
+        radius = (box_size - 1) // 2
+        # Integers below D²/4.
+        squared_radius = (box_size * box_size - 1) // 4
         centre = np.float32(rows // 2)
-        reach = np.float32(WIDTH / 2)
+        # A hair more than the kernel's: `spread` is exact, the bounds below suffer from rounding.
+        reach = np.float32(WIDTH / 2 + 0.01)
         for t in numba.prange(tiles.shape[0]):
             z0, y0 = tiles[t, 0], tiles[t, 1]
             z1, y1 = min(z0 + _TILE, planes), min(y0 + _TILE, rows)
@@ -212,7 +213,7 @@ def _make_insert(components):
                 first_row, last_row = _rows_of(f, z_low, z_high, y_low, y_high, radius)
                 for ky in range(first_row, last_row + 1):
                     fy = np.float32(ky)
-                    edge = np.floor(np.sqrt(np.float32(radius * radius - ky * ky)))
+                    edge = np.floor(np.sqrt(np.float32(squared_radius - ky * ky)))
                     low, high = _clip(-edge, edge, f[2, 0], f[2, 1] * fy, z_low, z_high)
                     low, high = _clip(low, high, f[1, 0], f[1, 1] * fy, y_low, y_high)
                     for kx in range(int(np.ceil(low)), int(np.floor(high)) + 1):

@@ -33,7 +33,7 @@ def from_half_spectrum(spectrum: NDArray[np.complex64], box_size: int) -> NDArra
     return fft.fftshift(volume).astype(np.float32, copy=False)
 
 
-def _radius(box_size: int) -> NDArray[np.float32]:
+def radius(box_size: int) -> NDArray[np.float32]:
     """(D, D, D//2+1) radius of every half-spectrum voxel in shells."""
     k = (fft.fftfreq(box_size) * box_size).astype(np.float32)
     kx = np.arange(box_size // 2 + 1, dtype=np.float32)
@@ -43,7 +43,7 @@ def _radius(box_size: int) -> NDArray[np.float32]:
 @lru_cache(maxsize=2)
 def shell_index(box_size: int) -> NDArray[np.intp]:
     """(D, D, D//2+1) shell number of every half-spectrum voxel; corners lie beyond D//2. Read-only, cached."""
-    index = np.rint(_radius(box_size)).astype(np.intp)
+    index = np.rint(radius(box_size)).astype(np.intp)
     index.flags.writeable = False
     return index
 
@@ -60,7 +60,8 @@ def shell_sum(values: NDArray, box_size: int) -> NDArray[np.float64]:
 
     def total(part: tuple[slice, ...]) -> NDArray[np.float64]:
         n = box_size // 2 + 1
-        return np.bincount(index[part].ravel(), weights=values[part].ravel(), minlength=n)[:n]
+        weights = values[part].ravel()
+        return np.bincount(index[part].ravel(), weights, minlength=n)[:n].astype(np.float64, copy=False)
 
     # Interior columns stand for two voxels; kx = 0, and kx = D/2 for even D, are their own mirror images.
     whole, first, last = (np.s_[:, :, :], np.s_[:, :, :1], np.s_[:, :, -1:])
@@ -93,7 +94,7 @@ def radial_filter(volume: NDArray[np.float32], curve: NDArray[np.float64]) -> ND
     """
     box_size = len(volume)
     spectrum = half_spectrum(volume)
-    factor = np.interp(_radius(box_size), np.arange(len(curve) + 1), np.append(curve, 0.0), right=0.0)
+    factor = np.interp(radius(box_size), np.arange(len(curve) + 1), np.append(curve, 0.0), right=0.0)
     spectrum *= factor.astype(np.float32)
     return from_half_spectrum(spectrum, box_size)
 

@@ -44,18 +44,15 @@ def _exp2_negative(builder, t):
     return builder.fmul(p, builder.bitcast(bits, _VECTOR), flags=_FAST)
 
 
-def _gaussian(builder, dx0, constant, linear2, quadratic, cutoff2):
-    """(dx, values) of eight voxels: exp(−m/2) with m = constant + linear2·dx + quadratic·dx², 0 where m > cutoff2."""
+def _gaussian(builder, dx0, constant, quadratic, cutoff2):
+    """(dx, values) of eight voxels: exp(−m/2) with m = constant + quadratic·dx², 0 where m > cutoff2."""
     dx = builder.fadd(_spread(builder, dx0), ir.Constant(_VECTOR, [float(i) for i in range(LANES)]), flags=_FAST)
-    slope = builder.fadd(
-        builder.fmul(dx, _spread(builder, quadratic), flags=_FAST), _spread(builder, linear2), flags=_FAST
-    )
-    m = builder.fadd(builder.fmul(dx, slope, flags=_FAST), _spread(builder, constant), flags=_FAST)
+    scaled = builder.fmul(dx, _spread(builder, quadratic), flags=_FAST)
+    m = builder.fadd(builder.fmul(dx, scaled, flags=_FAST), _spread(builder, constant), flags=_FAST)
     limit = _spread(builder, cutoff2)
     inside = builder.fcmp_ordered("<=", m, limit)
-    # The clamp keeps the exponent's bits valid in lanes that are thrown away; m can round to just below 0.
+    # The clamp keeps the exponent's bits valid in lanes that are thrown away.
     m = builder.select(inside, m, limit)
-    m = builder.select(builder.fcmp_ordered(">", m, _constant(0.0)), m, _constant(0.0))
     values = _exp2_negative(builder, builder.fmul(m, _constant(-0.72134752044448), flags=_FAST))
     return dx, builder.select(inside, values, _constant(0.0))
 
@@ -73,31 +70,31 @@ def _add_to(builder, pointer, addend):
 
 
 @intrinsic
-def add_gaussian(typingctx, volume, offset, dx0, constant, linear2, quadratic, weight, cutoff2):
+def add_gaussian(typingctx, volume, offset, dx0, constant, quadratic, weight, cutoff2):
     """volume.flat[offset : offset + 8] += weight × Gaussian."""
     del typingctx
     f = types.float32
 
     def codegen(context, builder, signature, args):
-        array, offset_, dx0_, constant_, linear2_, quadratic_, weight_, cutoff2_ = args
-        _, values = _gaussian(builder, dx0_, constant_, linear2_, quadratic_, cutoff2_)
+        array, offset_, dx0_, constant_, quadratic_, weight_, cutoff2_ = args
+        _, values = _gaussian(builder, dx0_, constant_, quadratic_, cutoff2_)
         pointer = _lanes_of(context, builder, signature.args[0], array, offset_)
         _add_to(builder, pointer, builder.fmul(values, _spread(builder, weight_), flags=_FAST))
         return context.get_dummy_value()
 
-    return types.void(volume, types.int64, f, f, f, f, f, f), codegen
+    return types.void(volume, types.int64, f, f, f, f, f), codegen
 
 
 @intrinsic
-def gaussian_sums(typingctx, volume, offset, dx0, constant, linear2, quadratic, cutoff2):
+def gaussian_sums(typingctx, volume, offset, dx0, constant, quadratic, cutoff2):
     """(Σ v g, Σ v g dx, Σ v g dx²) over eight voxels, v = volume.flat[offset:], g the Gaussian."""
     del typingctx
     f = types.float32
     result = types.UniTuple(f, 3)
 
     def codegen(context, builder, signature, args):
-        array, offset_, dx0_, constant_, linear2_, quadratic_, cutoff2_ = args
-        dx, values = _gaussian(builder, dx0_, constant_, linear2_, quadratic_, cutoff2_)
+        array, offset_, dx0_, constant_, quadratic_, cutoff2_ = args
+        dx, values = _gaussian(builder, dx0_, constant_, quadratic_, cutoff2_)
         voxels = builder.load(_lanes_of(context, builder, signature.args[0], array, offset_))
         voxels.align = 4
         total = cgutils.get_or_insert_function(
@@ -111,7 +108,7 @@ def gaussian_sums(typingctx, volume, offset, dx0, constant, linear2, quadratic, 
             g = builder.fmul(g, dx, flags=_FAST)
         return context.make_tuple(builder, result, sums)
 
-    return result(volume, types.int64, f, f, f, f, f), codegen
+    return result(volume, types.int64, f, f, f, f), codegen
 
 
 @intrinsic

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from emsplat import maps
 from emsplat.insertion import SliceGrid
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.noise import outside_circle, subtract_background
@@ -46,18 +47,15 @@ class Statistics:
     def raw_map(self) -> NDArray[np.float32]:
         """Direct inversion ``b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior."""
         d = self.box_size
-        b = scipy.fft.rfftn(scipy.fft.ifftshift(self.adjoint))
-        t = self.transfer(d).astype(np.float32)
-        k = np.fft.fftfreq(d, 1 / d)
-        shells = np.rint(
-            np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + np.arange(d // 2 + 1) ** 2)
-        ).astype(np.int32)
-        mean = np.bincount(shells.ravel(), t.ravel()) / np.bincount(shells.ravel())
-        floor = (_RAW_REGULARISATION * np.maximum(mean, 0)).astype(np.float32)[shells]
-        weight = np.maximum(t, 0) + floor
-        b *= np.where(weight > 0, 1 / np.where(weight > 0, weight, 1), 0)
-        b[shells >= d // 2] = 0
-        return scipy.fft.fftshift(scipy.fft.irfftn(b, s=(d, d, d))).astype(np.float32)
+        weight = self.transfer(d)
+        shell = maps.shell_index(d)
+        # Corners beyond the last shell take its mean; they are cut off in the end.
+        mean = np.maximum(maps.shell_sum(weight, d) / maps.shell_size(d), 0)[np.minimum(shell, d // 2)]
+        weight = np.maximum(weight, 0) + _RAW_REGULARISATION * mean.astype(np.float32)
+        inside = (maps.radius(d) < d / 2) & (weight > 0)
+        spectrum = maps.half_spectrum(self.adjoint)
+        spectrum *= np.divide(inside, weight, out=np.zeros_like(weight), where=inside)
+        return maps.from_half_spectrum(spectrum, d)
 
     def transfer(self, period: int) -> NDArray[np.float32]:
         """(n, n, n//2+1) real transform of T wrapped on a grid of this period, at most the kernel's own extent."""
@@ -88,7 +86,7 @@ def gather_statistics(
 
     Args:
         subset: (N,) number of the subset each image belongs to, from 0; negative: left out.
-        progress: called with the number of images of each finished block.
+        progress: called after each block with the number of images done.
     Returns:
         one Statistics a subset. Memory does not depend on N.
     """
@@ -103,13 +101,15 @@ def gather_statistics(
     ]
     rotations = particles.rotations()
     order = reading_order(particles)
+    done = 0
     for rows, spectra, weights in _prepared_blocks(particles, images, order[subset[order] >= 0], settings):
         for number, (b, t) in enumerate(grids):
             chosen = subset[rows] == number
             for operator in settings.symmetry:
-                b.insert(spectra[chosen], rotations[rows[chosen]] @ operator, settings.box_size)
-                t.insert(weights[chosen], rotations[rows[chosen]] @ operator, settings.box_size)
-        progress(len(rows))
+                b.insert(spectra[chosen], rotations[rows[chosen]] @ operator)
+                t.insert(weights[chosen], rotations[rows[chosen]] @ operator)
+        done += len(rows)
+        progress(done)
     share = np.float32(1 / len(settings.symmetry))
     result = []
     while grids:
@@ -176,12 +176,12 @@ def _weigh(spectra, weights, parameters, centres, inverse_noise, premultiplied, 
             for kx in range(columns):
                 radius = np.sqrt(float(kx * kx + ky * ky))
                 shell = int(radius)
-                if shell >= last:
+                if 2 * radius >= box_size:
                     spectra[i, row, kx] = 0
                     weights[i, row, kx] = 0
                     continue
                 f = radius - shell
-                w2 = (1 - f) * inverse_noise[i, shell] + f * inverse_noise[i, shell + 1]
+                w2 = (1 - f) * inverse_noise[i, shell] + f * inverse_noise[i, min(shell + 1, last)]
                 c = ctf_at(parameters[i], kx * step, ky * step)
                 weights[i, row, kx] = c * c * w2 / (scale * scale)
                 factor = np.float32((1.0 if premultiplied[i] else c) * w2 / scale)

@@ -15,7 +15,6 @@ the last shell before the raw FSC sinks below three standard errors.
 from __future__ import annotations
 
 import csv
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,11 +37,13 @@ from emsplat.correlation import (
     variance_of_mean,
 )
 from emsplat.errors import InputError
+from emsplat.io.files import replacing
 
 ResolutionKind = Literal["measured", "better_than", "not_measurable"]
 
 FIRST_SHELL = 6  # the shells before hold too few terms, and little but the particle's outline
 POOLED_ABOVE = 0.02  # standard error of c_map beyond which neighbours are pooled
+SE_MARGIN = 1.15  # on the first-order standard error, for the second order and the bends the pooling misses
 SIGNIFICANCE = 3.0  # standard errors of the raw FSC that count as signal
 SECTORS_AGREEING = 12  # of 24 sectors of directions, for anything to count as measurable
 C_AT_RESOLUTION = 0.5
@@ -105,7 +106,7 @@ def validate(
     c_map, se, _, _ = correlation_with_truth(scaled, one, variance_of_mean(mask, one))
     c_pool, se_pool, f_pool, se_null = correlation_with_truth(scaled, pooling, variance_of_mean(mask, pooling))
     uncertain = ~(se <= POOLED_ABOVE)
-    c_map, se = np.where(uncertain, c_pool, c_map), np.where(uncertain, se_pool, se)
+    c_map, se = np.where(uncertain, c_pool, c_map), SE_MARGIN * np.where(uncertain, se_pool, se)
 
     limit = _limit(f_pool, se_null, has_signal)
     if limit and directional_agreement(raw[0], raw[1], box_size, (FIRST_SHELL, limit)) < np.sqrt(SECTORS_AGREEING):
@@ -224,17 +225,10 @@ CSV_COLUMNS = (
 )
 
 
-def write_fsc_csv(path: Path, validation: Validation) -> None:
+def write_fsc_csv(path: str | Path, validation: Validation) -> None:
     """One row a shell; NaN is written as nan. The file appears whole or not at all."""
-    columns = CSV_COLUMNS[1:]
-    rows = np.stack([getattr(validation, name) for name in columns], axis=1)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(CSV_COLUMNS)
-            writer.writerows([shell, *(f"{x:.6f}" for x in row)] for shell, row in enumerate(rows, start=1))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    rows = np.stack([getattr(validation, name) for name in CSV_COLUMNS[1:]], axis=1)
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        writer.writerows([shell, *(f"{x:.6f}" for x in row)] for shell, row in enumerate(rows, start=1))

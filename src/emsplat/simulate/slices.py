@@ -2,7 +2,7 @@
 
 The transform ``F(k) = Σ_r V(r) exp(−2πi k·r / D)`` is wanted at points k off the grid. The volume is divided by the
 transform of a Kaiser–Bessel kernel, padded to twice its size and transformed; a weighted sum over the kernel's
-6³ neighbours then gives F (O'Sullivan 1985; Beatty, Nishimura & Pauly 2005 for the kernel's shape).
+6³ neighbours then gives F.
 Relative error against the direct sum: below 1e-5 (see tests/test_simulate.py).
 """
 
@@ -15,11 +15,14 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from emsplat.window import Window
+
 _PADDING = 2
-_WIDTH = 6  # taps per axis; the error falls tenfold with each
+_WIDTH = 6
 _HALF = _WIDTH // 2
-_BETA = np.pi * np.sqrt((_WIDTH / _PADDING * (_PADDING - 0.5)) ** 2 - 0.8)
-_TABLE_STEPS = 4096  # linear interpolation between rows: error 1e-8
+_WINDOW = Window.for_oversampling(_WIDTH, _PADDING)
+_STEPS = 4096
+_TABLE = _WINDOW.taps(_STEPS)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def fourier_volume(volume: NDArray[np.floating]) -> FourierVolume:
     box_size = volume.shape[0]
     n, centre, margin = _PADDING * box_size, box_size // 2, _HALF + 1
     padded = np.zeros((n, n, n), dtype=np.float32)
-    correction = 1 / _kernel_transform((np.arange(box_size) - centre) / n)
+    correction = 1 / _WINDOW.transform((np.arange(box_size) - centre) / n)
     place = (np.arange(box_size) - centre) % n
     padded[np.ix_(place, place, place)] = volume * (correction[:, None, None] * correction[None, :, None] * correction)
     half = scipy.fft.rfftn(padded, workers=numba.get_num_threads())
@@ -78,32 +81,16 @@ def transform_at(volume: FourierVolume, frequencies: NDArray[np.float64]) -> NDA
     return _transform_at(volume.grid, _TABLE, np.ascontiguousarray(frequencies), volume.box_size)
 
 
-def _kernel_transform(frequency: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Transform of the Kaiser–Bessel kernel ``I0(β sqrt(1 − (2u/W)²))``; frequency in cycles per grid step."""
-    argument = np.sqrt(_BETA**2 - (np.pi * _WIDTH * frequency) ** 2)  # real: |frequency| ≤ 1/4
-    return _WIDTH * np.sinh(argument) / argument
-
-
-def _kernel_table() -> NDArray[np.float32]:
-    """(steps + 2, W) weights of the taps ``floor(x) − W/2 + 1 ...`` for the fractions of x in steps."""
-    fraction = np.arange(_TABLE_STEPS + 2)[:, None] / _TABLE_STEPS
-    u = fraction - np.arange(1 - _HALF, _HALF + 1)
-    return np.i0(_BETA * np.sqrt(np.maximum(1 - (u / _HALF) ** 2, 0))).astype(np.float32) * (np.abs(u) <= _HALF)
-
-
-_TABLE = _kernel_table().astype(np.float32)
-
-
 @numba.njit(inline="always")
 def _taps(table, x, weights):
     """Fill the W weights of coordinate x; returns the first tap."""
-    base = np.floor(x)
-    position = (x - base) * _TABLE_STEPS
+    first = np.ceil(x - _HALF)
+    position = (first - x + _HALF) * _STEPS
     row = int(position)
     t = np.float32(position - row)
     for i in range(_WIDTH):
         weights[i] = table[row, i] + t * (table[row + 1, i] - table[row, i])
-    return int(base) - (_HALF - 1)
+    return int(first)
 
 
 @numba.njit(fastmath=True)

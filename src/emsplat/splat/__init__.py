@@ -52,20 +52,25 @@ def voxelise(
     Returns:
         (D, D, D) density ``[z, y, x]``, of the inputs' dtype.
     """
-    precisions = reference.ellipsoids(log_scales, quaternions, power=-2)
+    if not 0 < cutoff <= 12:
+        raise ValueError(f"cutoff {cutoff} is no Mahalanobis radius of use; give one above 0, at most 12")
     log_volume = 1.5 * math.log(2 * math.pi) + math.log(mass_within(cutoff)) + log_scales.expand(-1, 3).sum(dim=1)
     peaks = torch.exp(log_masses - log_volume)
     if implementation == "auto":
         implementation = "reference" if centres.dtype == torch.float64 else "cpu"
     if implementation == "reference":
+        precisions = reference.ellipsoids(log_scales, quaternions, power=-2)
         return reference.splat(centres + box_size // 2, precisions, peaks, box_size, cutoff)
     if implementation == "cpu":
-        return _CpuSplat.apply(centres + box_size // 2, precisions, peaks, box_size, cutoff)
+        # The shapes in float64: rounding the precisions of a thin Gaussian to float32 would bend it.
+        precisions = reference.ellipsoids(log_scales.double(), quaternions.double(), power=-2)
+        volume = _CpuSplat.apply(centres.double() + box_size // 2, precisions, peaks, box_size, cutoff)
+        return volume.to(centres.dtype)
     raise ValueError(f"implementation {implementation!r} is unknown; use 'auto', 'reference' or 'cpu'")
 
 
 class _CpuSplat(torch.autograd.Function):
-    """`reference.splat` by the numba kernels; the gradient follows from the ten moments."""
+    """`reference.splat` by the numba kernels, in float32; the gradient follows from the ten moments."""
 
     @staticmethod
     def forward(ctx, centres, precisions, peaks, box_size, cutoff):
@@ -74,22 +79,24 @@ class _CpuSplat(torch.autograd.Function):
         packed = torch.stack([precisions[:, i, j] for i, j in _PACKED], dim=1)
         ctx.save_for_backward(centres, precisions, packed, peaks)
         ctx.cutoff = cutoff
-        volume = cpu.splat(*(t.detach().float().numpy() for t in (centres, packed, peaks)), box_size, cutoff)
-        return torch.from_numpy(volume)[:, :, :box_size].to(centres.dtype)
+        volume = cpu.splat(
+            centres.contiguous().numpy(), packed.numpy(), peaks.float().contiguous().numpy(), box_size, cutoff
+        )
+        return torch.from_numpy(volume)[:, :, :box_size]
 
     @staticmethod
     def backward(ctx, cotangent):
         from emsplat.splat import cpu
 
         centres, precisions, packed, peaks = ctx.saved_tensors
-        padded = torch.nn.functional.pad(cotangent.float(), (0, cpu.PADDING)).contiguous()
+        padded = torch.nn.functional.pad(cotangent, (0, cpu.PADDING)).contiguous()
         moments = torch.from_numpy(
-            cpu.moments(centres.float().numpy(), packed.float().numpy(), padded.numpy(), ctx.cutoff)
+            cpu.moments(centres.contiguous().numpy(), packed.numpy(), padded.numpy(), ctx.cutoff)
         ).to(centres.dtype)
         weighted = peaks[:, None] * moments
         d_centres = torch.einsum("kij,kj->ki", precisions, weighted[:, 1:4])
         second = torch.stack([weighted[:, _SECOND[i][j]] for i in range(3) for j in range(3)], dim=1)
-        return d_centres, -0.5 * second.view(-1, 3, 3), moments[:, 0], None, None
+        return d_centres, -0.5 * second.view(-1, 3, 3), moments[:, 0].to(peaks.dtype), None, None
 
 
 _PACKED = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))

@@ -1,7 +1,9 @@
-"""The 3D splat on the CPU: numba kernels, float32, forward and backward.
+"""The 3D splat on the CPU: numba kernels, forward and backward; geometry in float64, voxels in float32.
 
-A row of voxels is walked in blocks of eight; the truncation is decided per voxel from the Mahalanobis distance itself,
-which no shape of covariance can overflow. The grid carries `PADDING` extra columns, so that the last block of a row needs no guard.
+The Mahalanobis distance is completed to squares, ``m = A (dx + a dy + b dz)² + B (dy + c dz)² + C dz²``: no term can
+cancel another, however thin the Gaussian, and the planes, rows and voxels within the cut-off follow one from another.
+A row of voxels is walked in blocks of eight. The grid carries `PADDING` extra columns, so that the last block of a row
+needs no guard. A Gaussian that is not finite, or no Gaussian at all, adds nothing.
 Forward: one owner per slab of z planes, so no atomics and the same sum for any number of threads.
 Backward: one owner per Gaussian; it needs only the ten moments of (cotangent × Gaussian).
 """
@@ -14,130 +16,149 @@ import numpy as np
 from emsplat.simd import LANES, add_gaussian, gaussian_sums
 
 PADDING = LANES
+# What is allowed to the compiler short of assuming that NaN and infinity never occur: the guards below count on them.
+_FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 _SLABS = 32
 
 
-@numba.njit(error_model="numpy", fastmath=True)
-def _reach(q, cutoff2):
-    """Half widths of the truncated ellipsoid's bounding box along y and z: c sqrt(Σ_yy), c sqrt(Σ_zz)."""
-    det = (
-        q[0] * (q[1] * q[2] - q[5] * q[5]) - q[3] * (q[3] * q[2] - q[5] * q[4]) + q[4] * (q[3] * q[5] - q[1] * q[4])
-    )
-    yy = (q[0] * q[2] - q[4] * q[4]) / det
-    zz = (q[0] * q[1] - q[3] * q[3]) / det
-    return np.sqrt(cutoff2 * yy), np.sqrt(cutoff2 * zz)
+@numba.njit(error_model="numpy")
+def _squares(precision):
+    """A, B, C, a, b, c of a precision matrix xx, yy, zz, xy, xz, yz; C is −1 where it is not positive definite."""
+    xx, yy, zz, xy, xz, yz = precision
+    a, b = xy / xx, xz / xx
+    second = yy - a * xy
+    c = (yz - a * xz) / second
+    third = zz - b * xz - c * c * second
+    if not (0 < xx < 1e30 and 0 < second < 1e30 and 0 < third < 1e30):  # NaN fails too
+        third = -1.0
+    return np.float32(xx), np.float32(second), np.float32(third), np.float32(a), np.float32(b), np.float32(c)
 
 
-@numba.njit(error_model="numpy", fastmath=True)
-def _row(q, inverse, dy, dz, cutoff2):
-    """Linear and constant terms of the quadratic along a row, and the half width of the part within the cut-off."""
-    linear = q[3] * dy + q[4] * dz
-    constant = q[1] * dy * dy + np.float32(2) * q[5] * dy * dz + q[2] * dz * dz
-    discriminant = linear * linear - q[0] * (constant - cutoff2)
-    half_width = np.sqrt(discriminant) * inverse if discriminant > 0 else np.float32(-1)
-    return linear, constant, half_width
+@numba.njit(error_model="numpy")
+def _span(middle, half_width, last):
+    """First and last integer within half_width of the middle and within 0..last; (1, 0) for none and for NaN.
+
+    Compared as floats: a float beyond the integers' range has no defined integer.
+    """
+    low, high = np.ceil(middle - half_width), np.floor(middle + half_width)
+    if not (low <= high and low <= last and high >= 0):
+        return 1, 0
+    return int(max(low, 0.0)), int(min(high, float(last)))
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
+@numba.njit(error_model="numpy")
+def _planes(squares, z, last, cutoff2):
+    return _span(z, np.sqrt(cutoff2 / squares[2]), last) if squares[2] > 0 else (1, 0)
+
+
+@numba.njit(error_model="numpy", fastmath=_FAST)
+def _rows(squares, y, dz, last, cutoff2):
+    """Rows of a plane that the Gaussian reaches."""
+    left = max(cutoff2 - squares[2] * dz * dz, np.float32(0))
+    return _span(y - squares[5] * dz, np.sqrt(left / squares[1]), last)
+
+
+@numba.njit(error_model="numpy", fastmath=_FAST)
+def _columns(squares, x, dy, dz, last, cutoff2):
+    """First and last column of a row; dx from the row's maximum = dx + shift; m at that maximum."""
+    along_y = dy + squares[5] * dz
+    constant = squares[1] * along_y * along_y + squares[2] * dz * dz
+    shift = squares[3] * dy + squares[4] * dz
+    first, last = _span(x - shift, np.sqrt(max(cutoff2 - constant, np.float32(0)) / squares[0]), last)
+    return first, last, shift, constant
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
 def splat(centres, precisions, weights, box_size, cutoff):
     """Sum of truncated Gaussians on a grid.
 
     Args:
-        centres: (K, 3) float32 x, y, z in voxels from voxel 0.
-        precisions: (K, 6) float32, Σ⁻¹ as xx, yy, zz, xy, xz, yz in 1/px².
+        centres: (K, 3) float64 x, y, z in voxels from voxel 0.
+        precisions: (K, 6) float64, Σ⁻¹ as xx, yy, zz, xy, xz, yz in 1/px².
         weights: (K,) float32 peak values.
         cutoff: Mahalanobis radius c.
     Returns:
-        (D, D, D + PADDING) float32; the last PADDING columns hold nothing.
+        (D, D, D + PADDING) float32; the last PADDING columns are scratch.
     """
     n = centres.shape[0]
     volume = np.zeros((box_size, box_size, box_size + PADDING), dtype=np.float32)
     cutoff2 = np.float32(cutoff * cutoff)
-    extent = np.empty((n, 2), dtype=np.float32)
+    squares = np.empty((n, 6), dtype=np.float32)
+    planes = np.empty((n, 2), dtype=np.int32)
     for k in numba.prange(n):
-        extent[k, 0], extent[k, 1] = _reach(precisions[k], cutoff2)
+        of_one = _squares(precisions[k])
+        for i in range(6):
+            squares[k, i] = of_one[i]
+        planes[k, 0], planes[k, 1] = _planes(of_one, centres[k, 2], box_size - 1, cutoff2)
     for s in numba.prange(_SLABS):
         # Neighbouring slabs go to different threads: the particle's middle is the busiest.
         slab = (s % 4) * (_SLABS // 4) + s // 4
         first, last = slab * box_size // _SLABS, (slab + 1) * box_size // _SLABS
         for k in range(n):
-            cz = centres[k, 2]
-            z0 = max(first, int(np.ceil(cz - extent[k, 1])))
-            z1 = min(last - 1, int(np.floor(cz + extent[k, 1])))
+            z0, z1 = max(first, planes[k, 0]), min(last - 1, planes[k, 1])
             if z0 <= z1:
-                _splat_one(volume, centres[k], precisions[k], weights[k], extent[k, 0], z0, z1, cutoff2)
+                _splat_one(volume, centres[k], squares[k], weights[k], z0, z1, cutoff2)
     return volume
 
 
-@numba.njit(error_model="numpy", fastmath=True)
-def _splat_one(volume, centre, q, weight, reach_y, z0, z1, cutoff2):
+@numba.njit(error_model="numpy", fastmath=_FAST)
+def _splat_one(volume, centre, squares, weight, z0, z1, cutoff2):
     box_size, stride = volume.shape[0], volume.shape[2]
-    cx, cy, cz = centre[0], centre[1], centre[2]
-    qxx, inverse = q[0], np.float32(1) / q[0]
-    y0 = max(0, int(np.ceil(cy - reach_y)))
-    y1 = min(box_size - 1, int(np.floor(cy + reach_y)))
     for z in range(z0, z1 + 1):
-        dz = np.float32(z) - cz
+        dz = np.float32(z - centre[2])
+        y0, y1 = _rows(squares, centre[1], dz, box_size - 1, cutoff2)
         for y in range(y0, y1 + 1):
-            linear, constant, half_width = _row(q, inverse, np.float32(y) - cy, dz, cutoff2)
-            if half_width < 0:
-                continue
-            middle = cx - linear * inverse
-            x0 = max(0, int(np.ceil(middle - half_width)))
-            x1 = min(box_size - 1, int(np.floor(middle + half_width)))
+            dy = np.float32(y - centre[1])
+            x0, x1, shift, constant = _columns(squares, centre[0], dy, dz, box_size - 1, cutoff2)
             start = (z * box_size + y) * stride
+            dx = np.float32(x0 - centre[0]) + shift
             for x in range(x0, x1 + 1, LANES):
-                dx = np.float32(x) - cx
-                add_gaussian(volume, start + x, dx, constant, np.float32(2) * linear, qxx, weight, cutoff2)
+                add_gaussian(volume, start + x, dx, constant, squares[0], weight, cutoff2)
+                dx += np.float32(LANES)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
+@numba.njit(parallel=True, cache=True, error_model="numpy")
 def moments(centres, precisions, cotangent, cutoff):
     """The ten moments of (cotangent × unit-peak Gaussian) about each centre.
 
     Args:
         cotangent: (D, D, D + PADDING) float32, zero in the last PADDING columns.
     Returns:
-        (K, 10) float32: Σ g, then Σ g·(dx, dy, dz), then Σ g·(dx², dy², dz², dx dy, dx dz, dy dz), g = cotangent × exp(−m/2).
+        (K, 10) float32: Σ g, then Σ g·(dx, dy, dz), then Σ g·(dx², dy², dz², dx dy, dx dz, dy dz),
+        g = cotangent × exp(−m/2).
     """
     n = centres.shape[0]
     out = np.zeros((n, 10), dtype=np.float32)
     cutoff2 = np.float32(cutoff * cutoff)
     for k in numba.prange(n):
-        _moments_one(out[k], centres[k], precisions[k], cotangent, cutoff2)
+        _moments_one(out[k], centres[k], _squares(precisions[k]), cotangent, cutoff2)
     return out
 
 
-@numba.njit(error_model="numpy", fastmath=True)
-def _moments_one(out, centre, q, cotangent, cutoff2):
+@numba.njit(error_model="numpy", fastmath=_FAST)
+def _moments_one(out, centre, squares, cotangent, cutoff2):
     box_size, stride = cotangent.shape[0], cotangent.shape[2]
-    cx, cy, cz = centre[0], centre[1], centre[2]
     zero = np.float32(0)
     m0, mx, my, mz, mxx, myy, mzz, mxy, mxz, myz = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    qxx, inverse = q[0], np.float32(1) / q[0]
-    reach_y, reach_z = _reach(q, cutoff2)
-    z0 = max(0, int(np.ceil(cz - reach_z)))
-    z1 = min(box_size - 1, int(np.floor(cz + reach_z)))
-    y0 = max(0, int(np.ceil(cy - reach_y)))
-    y1 = min(box_size - 1, int(np.floor(cy + reach_y)))
+    z0, z1 = _planes(squares, centre[2], box_size - 1, cutoff2)
     for z in range(z0, z1 + 1):
-        dz = np.float32(z) - cz
+        dz = np.float32(z - centre[2])
+        y0, y1 = _rows(squares, centre[1], dz, box_size - 1, cutoff2)
         for y in range(y0, y1 + 1):
-            dy = np.float32(y) - cy
-            linear, constant, half_width = _row(q, inverse, dy, dz, cutoff2)
-            if half_width < 0:
-                continue
-            middle = cx - linear * inverse
-            x0 = max(0, int(np.ceil(middle - half_width)))
-            x1 = min(box_size - 1, int(np.floor(middle + half_width)))
+            dy = np.float32(y - centre[1])
+            x0, x1, shift, constant = _columns(squares, centre[0], dy, dz, box_size - 1, cutoff2)
             start = (z * box_size + y) * stride
             s0, s1, s2 = zero, zero, zero
+            dx = np.float32(x0 - centre[0]) + shift
             for x in range(x0, x1 + 1, LANES):
-                dx = np.float32(x) - cx
-                t0, t1, t2 = gaussian_sums(cotangent, start + x, dx, constant, np.float32(2) * linear, qxx, cutoff2)
+                t0, t1, t2 = gaussian_sums(cotangent, start + x, dx, constant, squares[0], cutoff2)
                 s0 += t0
                 s1 += t1
                 s2 += t2
+                dx += np.float32(LANES)
+            # From moments about the row's maximum to moments about the centre.
+            s2 += shift * (shift * s0 - np.float32(2) * s1)
+            s1 -= shift * s0
             m0 += s0
             mx += s1
             my += s0 * dy

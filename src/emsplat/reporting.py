@@ -1,0 +1,36 @@
+"""What a long job tells while it runs; the job does not know who listens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Reporter:
+    """Listens to nothing; the command line's listener overrides `line` and `bar`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def line(self, text: str) -> None:
+        """A statement for the log."""
+
+    def warn(self, text: str) -> None:
+        """A statement the user should not miss."""
+        self.line(f"warning: {text}")
+
+    @contextmanager
+    def bar(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar; yields a function of (done, total)."""
+        del title, unit
+        yield lambda done, total: None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage; times of stages with one name add up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
