@@ -11,8 +11,8 @@ from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
 from emsplat.optics import ctf, ctf_parameters
 from emsplat.particles import Particles
-from emsplat.simulate import SimulationSettings
-from emsplat.simulate.acquisition import acquire, star_tables
+from emsplat.simulation import SimulationSettings
+from emsplat.simulation.acquisition import acquire, star_tables
 from relion import run_relion
 
 PIXEL_SIZE = 1.4

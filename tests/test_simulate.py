@@ -14,17 +14,17 @@ from emsplat.conventions import rotation_matrices
 from emsplat.errors import InputError
 from emsplat.io.mrc import read_map, write_map
 from emsplat.io.star import read_star, write_star
-from emsplat.simulate import SimulationSettings, bundled_model, molecular_map, simulate
-from emsplat.simulate.acquisition import acquire, star_tables
-from emsplat.simulate.atoms import (
+from emsplat.simulation import SimulationSettings, bundled_model, molecular_map, simulate
+from emsplat.simulation.acquisition import acquire, star_tables
+from emsplat.simulation.atoms import (
     VOLTS_PER_SCATTERING_DENSITY,
     ice_scattering_density,
     potential_of_atoms,
     read_atoms,
 )
-from emsplat.simulate.run import coloured_spectrum, noise_images, signal_images
-from emsplat.simulate.slices import central_slices, fourier_volume, transform_at
-from emsplat.simulate.truth import resampled
+from emsplat.simulation.run import coloured_spectrum, noise_images, signal_images
+from emsplat.simulation.slices import central_slices, fourier_volume, transform_at
+from emsplat.simulation.truth import resampled
 from relion import run_relion
 
 SMALL = SimulationSettings(n_images=24, box_size=48, pixel_size_in_angstroms=3.0, snr=0.1, seed=3)

@@ -1,8 +1,9 @@
 """How many Gaussians a half's images can support.
 
 The images determine a number of independent Fourier coefficients: in each shell the particle's volume holds
-``½ N_shell × (volume / box)`` complex ones, of which a share SSNR/(1 + SSNR) is signal. The count is proportional to their number, so it
-grows with the particle's volume, the SNR and the number of images, and stops at Nyquist.
+``½ N_shell × (volume / box)`` complex ones, of which a share SSNR/(1 + SSNR) is signal. The count is proportional to
+their number, so it grows with the particle's volume, the SNR and the number of images, and stops at Nyquist. The
+factor comes from a ladder of counts, `benchmarks/ladder.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from emsplat import maps
 from emsplat.statistics import Statistics
 
-GAUSSIANS_PER_COEFFICIENT = 0.3
+GAUSSIANS_PER_COEFFICIENT = 0.65
 FEWEST, MOST = 200, 200_000
 _POOL = 2  # shells pooled on either side
 

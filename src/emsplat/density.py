@@ -62,7 +62,10 @@ def control(
 
 
 def _split(parents: Parameters) -> Parameters:
-    """Two Gaussians for one, half the mass each, set apart along the longest axis so that mean and variance stay."""
+    """Two Gaussians for one, half the mass each, set apart along the longest axis so that mean and variance stay.
+
+    Isotropic ones keep the mean, and the variance along x; they cannot keep all of it.
+    """
     scales = parents.log_scales.expand(-1, 3)
     longest = scales.argmax(dim=1)
     rows = torch.arange(len(parents))

@@ -27,7 +27,7 @@ from emsplat.statistics import Statistics
 # σ in pixels. Even the sharpest atoms at Nyquist are wider than the first; above the second a splat costs much and
 # says little that several narrower ones do not.
 _MIN_SCALE, _MAX_SCALE = 0.2, 2.5
-_START_BLUR = 1.5  # pixels, of the inversion that centres are drawn from
+_START_BLUR = 1.0  # pixels, of the inversion that centres are drawn from
 _LOG_SCALES = tuple(0.5 * math.log(s**2 + WIDENING) for s in (_MIN_SCALE, _MAX_SCALE))  # as splatted
 
 
@@ -37,14 +37,15 @@ class FitSettings:
 
     n_gaussians: int
     isotropic: bool = False
-    max_steps: int = 160
-    anneal_share: float = 0.4  # of the steps, the last ones, with falling step sizes
-    check_every: int = 8
+    max_steps: int = 90
+    anneal_steps: int = 18  # the last ones, with falling step sizes
+    check_every: int = 4
+    improvement: float = 2e-3  # of the loss on unseen images that counts as one, relative, between checks
     patience: int = 2  # checks on unseen images without improvement before annealing
     start_share: float = 0.5  # of the Gaussians that are there from the start; density control adds the rest
     cutoff: float = 3.0
     step_sizes: dict[str, float] = field(
-        default_factory=lambda: {"centres": 0.15, "log_scales": 0.03, "quaternions": 0.03, "log_masses": 0.04}
+        default_factory=lambda: {"centres": 0.6, "log_scales": 0.05, "quaternions": 0.05, "log_masses": 0.07}
     )
     density: DensitySettings = field(default_factory=DensitySettings)
     seed: int = 0
@@ -153,7 +154,7 @@ def fit_gaussians(
     optimiser = Adam(start, settings.step_sizes)
     history = FitHistory()
     rng = np.random.default_rng(settings.seed)
-    length = max(1, round(settings.anneal_share * settings.max_steps))
+    length = min(settings.anneal_steps, settings.max_steps)
     anneal_from = settings.max_steps - length
     best, waited, step = math.inf, 0, 0
     while step < anneal_from + length:
@@ -168,7 +169,8 @@ def fit_gaussians(
         if check and not annealing and (step + 1) % settings.check_every == 0:
             now, _ = check.value_and_gradient(volume.detach().numpy())
             history.checks.append((step, now))
-            waited = 0 if now < best - 1e-4 * abs(best) else waited + 1
+            improved = not history.checks[1:] or now < best - settings.improvement * abs(best)
+            waited = 0 if improved else waited + 1
             best = min(best, now)
             if waited >= settings.patience:
                 anneal_from = step + 1

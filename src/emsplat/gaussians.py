@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from emsplat.errors import InputError
@@ -67,22 +67,24 @@ class Gaussians:
 
     def _scaled(self, factor: float) -> Gaussians:
         log = math.log(factor)
-        return Gaussians(
-            self.centres * factor, self.log_scales + log, self.quaternions, self.log_masses + 3 * log
-        )
+        return Gaussians(self.centres * factor, self.log_scales + log, self.quaternions, self.log_masses + 3 * log)
 
     def save(self, path: Path, **metadata: str) -> None:
         """Write a safetensors file with the units in its metadata; complete or not at all."""
         tensors = {name: getattr(self, name).float().contiguous() for name in _TENSORS}
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=_METADATA | metadata)
+            temporary.write_bytes(save(tensors, metadata=_METADATA | metadata))  # `save_file` hides a full disk's error
 
     @staticmethod
     def load(path: Path) -> Gaussians:
         """Read what `save` wrote; InputError where the file is something else."""
         try:
             with safe_open(path, framework="pt") as file:
-                return Gaussians(*(file.get_tensor(name) for name in _TENSORS))
+                tensors = [file.get_tensor(name) for name in _TENSORS]
+            shapes = [tuple(t.shape) for t in tensors]
+            if shapes != [(len(tensors[0]), *rest) for rest in ((3,), (3,), (4,), ())]:
+                raise ValueError(f"{', '.join(_TENSORS)} have the shapes {shapes}")
+            return Gaussians(*tensors)
         except Exception as error:
             raise InputError(
                 f"{path}: not a Gaussians file ({error}); give the gaussians.safetensors of a run"
@@ -94,7 +96,5 @@ _TENSORS = ("centres", "log_scales", "quaternions", "log_masses")
 
 def merge(first: Gaussians, second: Gaussians) -> Gaussians:
     """The average of two models, itself a model: the union of both with half the masses."""
-    return Gaussians(
-        *(torch.cat([getattr(first, n), getattr(second, n)]) for n in _TENSORS[:3]),
-        log_masses=torch.cat([first.log_masses, second.log_masses]) - math.log(2),
-    )
+    joined = Gaussians(*(torch.cat([getattr(first, n), getattr(second, n)]) for n in _TENSORS))
+    return replace(joined, log_masses=joined.log_masses - math.log(2))

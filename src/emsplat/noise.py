@@ -72,9 +72,15 @@ def noise_spectra(images: NDArray[np.float32], particles: Particles, ctf_rows: N
         spectrum = shell_means(power, box_size)
         if group.premultiplied:
             transfer = ctf(ctf_rows[rows], box_size, group.pixel_size_in_angstroms)
-            spectrum = spectrum / np.maximum(shell_means(transfer**2, box_size), 1e-6)
+            spectrum = spectrum / np.maximum(shell_means(_smeared((transfer**2).mean(axis=0), window), box_size), 1e-6)
         spectra[number] = np.maximum(spectrum, 1e-6 * spectrum.mean())
         pooled = spectra[number] if pooled is None else pooled
     # A group the sample missed borrows the first one's spectrum; it can only be a rare group.
     spectra[spectra.sum(axis=1) == 0] = pooled
     return spectra
+
+
+def _smeared(power: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A power spectrum (D, D//2+1) as it is seen through a window (D, D): near the CTF's zeros this matters."""
+    of_window = scipy.fft.irfft2(np.abs(scipy.fft.rfft2(window.astype(np.float64))) ** 2, s=window.shape)
+    return scipy.fft.rfft2(scipy.fft.irfft2(power, s=window.shape) * of_window / of_window[0, 0]).real

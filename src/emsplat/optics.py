@@ -27,10 +27,7 @@ def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
     """
     groups = [particles.optics[g] for g in range(len(particles.optics))]
     of_group = np.array(
-        [
-            (g.voltage_in_kilovolts, g.spherical_aberration_in_millimetres * 1e7, g.amplitude_contrast)
-            for g in groups
-        ]
+        [(g.voltage_in_kilovolts, g.spherical_aberration_in_millimetres * 1e7, g.amplitude_contrast) for g in groups]
     )
     voltage, cs, w = of_group[particles.optics_group].T
     wavelength = electron_wavelength_in_angstroms(voltage)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 NAMES = ("centres", "log_scales", "quaternions", "log_masses")
-_BETAS, _EPSILON = (0.9, 0.99), 1e-12
+_BETAS, _EPSILON = (0.8, 0.99), 1e-12
 
 
 @dataclass

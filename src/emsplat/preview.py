@@ -62,7 +62,7 @@ def look_at_sample(particles: Particles, images: ImageSource, symmetry: NDArray[
 
 
 def _diameter(halves: list[NDArray[np.float32]], pixel_size: float) -> float | None:
-    """Å; twice the distance from the centre that holds the low-passed map's support, with a margin of 10 %."""
+    """Å; twice the distance from the centre that holds the mask of the low-passed map."""
     box_size = len(halves[0])
     mean = 0.5 * (halves[0] + halves[1])
     mask = maps.soft_mask(mean, pixel_size, resolution=4 * pixel_size)
@@ -70,7 +70,7 @@ def _diameter(halves: list[NDArray[np.float32]], pixel_size: float) -> float | N
     sphere = maps.soft_mask(np.zeros_like(mean), pixel_size)
     if np.array_equal(mask, sphere):
         return None
-    return float(2.2 * distance[mask > 0.5].max() * pixel_size)
+    return float(2 * distance[mask > 0.5].max() * pixel_size)
 
 
 def _contrast(halves: list[NDArray[np.float32]], pixel_size: float) -> tuple[float, float]:

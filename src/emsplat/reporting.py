@@ -8,16 +8,20 @@ from contextlib import contextmanager
 
 
 class Reporter:
-    """Listens to nothing; the command line's listener overrides `line` and `bar`."""
+    """Keeps the log and the times, and shows nothing; the command line's listener shows them."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.log: list[str] = []  # with time stamps
+        self.warnings: list[str] = []
 
     def line(self, text: str) -> None:
         """A statement for the log."""
+        self.log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
 
     def warn(self, text: str) -> None:
         """A statement the user should not miss."""
+        self.warnings.append(text)
         self.line(f"warning: {text}")
 
     @contextmanager

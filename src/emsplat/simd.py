@@ -38,9 +38,7 @@ def _exp2_negative(builder, t):
     p = _constant(_EXP2[-1])
     for coefficient in reversed(_EXP2[:-1]):
         p = builder.fadd(builder.fmul(p, f, flags=_FAST), _constant(coefficient), flags=_FAST)
-    bits = builder.shl(
-        builder.add(whole, ir.Constant(_INTEGERS, [127] * LANES)), ir.Constant(_INTEGERS, [23] * LANES)
-    )
+    bits = builder.shl(builder.add(whole, ir.Constant(_INTEGERS, [127] * LANES)), ir.Constant(_INTEGERS, [23] * LANES))
     return builder.fmul(p, builder.bitcast(bits, _VECTOR), flags=_FAST)
 
 
@@ -122,9 +120,7 @@ def add_scaled(typingctx, array, offset, weight, values):
         vector_type = ir.VectorType(ir.FloatType(), lanes)
         vector = ir.Constant(vector_type, ir.Undefined)
         for i in range(lanes):
-            vector = builder.insert_element(
-                vector, builder.extract_value(values_, i), ir.Constant(ir.IntType(32), i)
-            )
+            vector = builder.insert_element(vector, builder.extract_value(values_, i), ir.Constant(ir.IntType(32), i))
         pointer = _lanes_of(context, builder, signature.args[0], array_, offset_, vector_type)
         _add_to(builder, pointer, builder.fmul(vector, _spread(builder, weight_, lanes), flags=_FAST))
         return context.get_dummy_value()

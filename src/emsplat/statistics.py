@@ -40,9 +40,7 @@ class Statistics:
         return self.adjoint.shape[0]
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(
-            self.adjoint + other.adjoint, self.kernel + other.kernel, self.n_images + other.n_images
-        )
+        return Statistics(self.adjoint + other.adjoint, self.kernel + other.kernel, self.n_images + other.n_images)
 
     def raw_map(self) -> NDArray[np.float32]:
         """Direct inversion ``b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior."""
@@ -105,13 +103,15 @@ def gather_statistics(
     for rows, spectra, weights in _prepared_blocks(particles, images, order[subset[order] >= 0], settings):
         for number, (b, t) in enumerate(grids):
             chosen = subset[rows] == number
+            if not chosen.any():
+                continue
             for operator in settings.symmetry:
                 b.insert(spectra[chosen], rotations[rows[chosen]] @ operator)
                 t.insert(weights[chosen], rotations[rows[chosen]] @ operator)
         done += len(rows)
         progress(done)
     share = np.float32(1 / len(settings.symmetry))
-    result = []
+    result: list[Statistics] = []
     while grids:
         b, t = grids.pop(0)  # freed one by one: their transforms need room of their own
         number = len(result)
@@ -133,6 +133,8 @@ def _prepared_blocks(
     inverse_noise[:, 0] = 0.0  # the mean of an image says nothing about the particle
     window = outside_circle(box_size)
     scale = np.float32((working / box_size) ** 3)  # a slice of the working grid's map, in its own units
+    if not blocks:
+        return
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(images.read, blocks[0])
         for number, rows in enumerate(blocks):

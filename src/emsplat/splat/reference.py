@@ -40,7 +40,7 @@ def splat(centres: Tensor, precisions: Tensor, peaks: Tensor, box_size: int, cut
     voxels = torch.stack([x, y, z], dim=-1).view(-1, 3)
     volume = torch.zeros(box_size**3, dtype=centres.dtype)
     at_once = max(1, _VOXELS_AT_ONCE // box_size**3)
-    for first in range(0, len(centres), at_once):
+    for first in range(0, max(1, len(centres)), at_once):  # once for none: their gradients are empty, not absent
         chunk = slice(first, first + at_once)
         d = voxels[None] - centres[chunk, None]
         m = torch.einsum("kvi,kij,kvj->kv", d, precisions[chunk], d)

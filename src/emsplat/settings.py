@@ -1,4 +1,4 @@
-"""What a simulation is asked to be."""
+"""What can be asked of a reconstruction and of a simulation. Light to import: the command line shows it as help."""
 
 from __future__ import annotations
 
@@ -7,8 +7,40 @@ from pathlib import Path
 from typing import Literal
 
 from emsplat.errors import InputError
+from emsplat.symmetry import symmetry_operators
 
 SMALLEST_BOX = 16
+
+
+@dataclass(frozen=True)
+class ReconstructSettings:
+    """What can be asked of a reconstruction; None: found from the data, and said in the log."""
+
+    datadir: Path | None = None  # the folder image names are relative to, if not the star's
+    pixel_size: float | None = None  # Å; overrides the star and the stacks
+    invert: bool = False  # the particles are dark
+    n_gaussians: int | None = None  # of each half; default: from the particle's size, the SNR and the number of images
+    isotropic: bool = False  # round Gaussians only
+    symmetry: str = "C1"  # point group: RELION's names and axes
+    mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
+    max_resolution: float | None = None  # Å; finer detail is not looked at, which saves time and memory
+    sharpen: float | Literal["auto"] | None = None  # B-factor in Å², negative sharpens; auto: estimated; default: none
+    seed: int = 0  # of everything that is drawn
+    threads: int | None = None  # default: as many as the machine has
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("--n-gaussians", self.n_gaussians, 1, "a positive number"),
+            ("--pixel-size", self.pixel_size, 1e-3, "positive, in Å"),
+            ("--mask-diameter", self.mask_diameter, 1e-3, "positive, in Å"),
+            ("--max-resolution", self.max_resolution, 1e-3, "positive, in Å"),
+            ("--threads", self.threads, 1, "a positive number"),
+            ("--seed", self.seed, 0, "0 or more"),
+        )
+        for option, value, least, rule in rules:
+            if value is not None and not value >= least:
+                raise InputError(f"{option} {value}: it must be {rule}; leave it out for the automatic choice")
+        symmetry_operators(self.symmetry)
 
 
 @dataclass(frozen=True)

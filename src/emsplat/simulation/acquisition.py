@@ -11,7 +11,7 @@ from emsplat.conventions import rotation_matrices
 from emsplat.errors import InputError
 from emsplat.io.star import Table, read_star
 from emsplat.particles import OpticsGroup, Particles, split_by_particle
-from emsplat.simulate.settings import SimulationSettings
+from emsplat.settings import SimulationSettings
 
 # "uneven": three quarters of the views gather about one direction, as where particles stick to the air-water interface
 _PREFERRED_ROT_AND_TILT = (40.0, 70.0)

@@ -10,16 +10,17 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emsplat.errors import InputError
+from emsplat.io.files import check_folder, filling
 from emsplat.io.mrc import StackWriter, write_map
 from emsplat.io.star import write_star
 from emsplat.optics import ctf, ctf_parameters
 from emsplat.particles import Particles
-from emsplat.simulate.acquisition import acquire, star_tables
-from emsplat.simulate.settings import SimulationSettings
-from emsplat.simulate.slices import FourierVolume, central_slices, fourier_volume
-from emsplat.simulate.truth import molecular_map, soft_mask
+from emsplat.settings import SimulationSettings
+from emsplat.simulation.acquisition import acquire, star_tables
+from emsplat.simulation.slices import FourierVolume, central_slices, fourier_volume
+from emsplat.simulation.truth import molecular_map, soft_mask
 
+_STAR, _STACK = "particles.star", "particles.mrcs"
 _PIXELS_IN_A_BLOCK = 1 << 22  # 16 MB of float32: memory does not grow with the number of images
 _IMAGES_FOR_SNR = 512  # enough to know the mean signal variance to better than 1 %
 
@@ -45,22 +46,16 @@ def simulate(
         InputError: unusable model or settings, or an output folder that holds a simulation already.
     """
     settings = settings or SimulationSettings()
-    star, stack = output / "particles.star", output / "particles.mrcs"
-    if (star.exists() or stack.exists()) and not overwrite:
-        raise InputError(f"{output}: holds a simulation already; choose another folder or allow overwriting it")
-    particles = acquire(settings, star, stack)
+    check_folder(output, (_STAR, _STACK), overwrite, "simulation")
     truth = molecular_map(model, settings)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be made a folder: {error.strerror}; choose another") from None
-    star.unlink(missing_ok=True)  # an old star must not outlive its images
-    _write_images(stack, truth, particles, settings, progress or (lambda done, total: None))
     pixel_size = settings.pixel_size_in_angstroms
-    write_map(output / "truth.mrc", truth, pixel_size)
-    write_map(output / "mask.mrc", soft_mask(truth, pixel_size), pixel_size)
-    write_star(star, star_tables(particles))  # last: a star means that all the rest is there
-    return star
+    with filling(output, last=_STAR) as folder:  # a star means that all the rest is there
+        particles = acquire(settings, folder / _STAR, folder / _STACK)
+        _write_images(folder / _STACK, truth, particles, settings, progress or (lambda done, total: None))
+        write_map(folder / "truth.mrc", truth, pixel_size)
+        write_map(folder / "mask.mrc", soft_mask(truth, pixel_size), pixel_size)
+        write_star(folder / _STAR, star_tables(particles))
+    return output / _STAR
 
 
 def signal_images(volume: FourierVolume, particles: Particles) -> NDArray[np.float32]:

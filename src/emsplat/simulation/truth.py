@@ -12,9 +12,9 @@ from scipy.ndimage import distance_transform_edt
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import read_map
-from emsplat.simulate.atoms import potential_of_atoms, read_atoms
-from emsplat.simulate.settings import SimulationSettings
-from emsplat.simulate.slices import fourier_volume, transform_at
+from emsplat.settings import SimulationSettings
+from emsplat.simulation.atoms import potential_of_atoms, read_atoms
+from emsplat.simulation.slices import fourier_volume, transform_at
 
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrcs", ".rec")
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numba
 import numpy as np
@@ -28,44 +27,15 @@ from emsplat.io.images import ImageSource
 from emsplat.particles import Particles
 from emsplat.preview import Preview, look_at_sample
 from emsplat.reporting import Reporter
+from emsplat.settings import ReconstructSettings
 from emsplat.statistics import PassSettings, Statistics, gather_statistics
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation import Validation, final_map, validate
 
 _UNSEEN_SHARE = 5  # one particle in five of a half is kept from its fit until the annealing
 _FEWEST_TO_SPLIT = 40  # images of a half below which nothing is kept back
-_MARGIN = 4  # voxels around the particle's sphere in which Gaussians may live
-
-
-@dataclass(frozen=True)
-class ReconstructSettings:
-    """What can be asked of a reconstruction; None: found from the data, and said in the log."""
-
-    datadir: Path | None = None  # where the stacks are, if not beside the star
-    pixel_size: float | None = None  # Å; overrides the star and the stacks
-    invert: bool = False  # the particles are dark
-    n_gaussians: int | None = None  # of each half
-    isotropic: bool = False
-    symmetry: str = "C1"  # RELION's names and axes
-    mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
-    max_resolution: float | None = None  # Å; finer detail is not looked at
-    sharpen: float | Literal["auto"] | None = None  # B-factor in Å², negative sharpens
-    seed: int = 0
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("--n-gaussians", self.n_gaussians, 1, "a positive number"),
-            ("--pixel-size", self.pixel_size, 1e-3, "positive, in Å"),
-            ("--mask-diameter", self.mask_diameter, 1e-3, "positive, in Å"),
-            ("--max-resolution", self.max_resolution, 1e-3, "positive, in Å"),
-            ("--threads", self.threads, 1, "a positive number"),
-            ("--seed", self.seed, 0, "0 or more"),
-        )
-        for option, value, least, rule in rules:
-            if value is not None and not value >= least:
-                raise InputError(f"{option} {value}: it must be {rule}; leave it out for the automatic choice")
-        symmetry_operators(self.symmetry)
+_STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
+_MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
 
 
 @dataclass(frozen=True)
@@ -125,19 +95,14 @@ def reconstruct(
         with reporter.stage("preview"):
             preview = look_at_sample(table, images, symmetry, settings.seed)
             diameter = _diameter(preview, table, settings, reporter)
-        box_size = _working_box(table, settings)
-        pixel_size = table.pixel_size_in_angstroms * table.box_size / box_size
-        extent = _extent(diameter / pixel_size, box_size)
+        grid = _working_grid(table, diameter, symmetry, settings)
         reporter.line(
-            f"working box {box_size} voxels of {pixel_size:.4g} Å, Gaussians within {extent * pixel_size:.0f} Å"
+            f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
+            f"Gaussians within {grid.extent * grid.pixel_size:.0f} Å"
         )
-        statistics = _gather(table, images, preview, box_size, extent, symmetry, settings, reporter)
-        halves = []
-        for number in (1, 2):
-            own = statistics[2 * number - 2 : 2 * number]
-            halves.append(_fit_half(number, own, extent, diameter, pixel_size, table, symmetry, settings, reporter))
-        statistics.clear()
-        first, second = halves
+        statistics = _gather(table, images, preview, grid, settings, reporter)
+        # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
+        first, second = (_fit_half(number, statistics.pop(number), grid, settings, reporter) for number in (1, 2))
         with reporter.stage("validation"):
             mean = 0.5 * (first.map + second.map)
             mask = maps.soft_mask(mean, table.pixel_size_in_angstroms, diameter)
@@ -183,9 +148,7 @@ def _table_with_halves(
     """The particle table, its half sets, and whether they had to be drawn."""
     table = source
     if not isinstance(table, Particles):
-        table = read_particles(
-            Path(table), datadir=settings.datadir, pixel_size_in_angstroms=settings.pixel_size
-        )
+        table = read_particles(Path(table), datadir=settings.datadir, pixel_size_in_angstroms=settings.pixel_size)
     for warning in table.warnings:
         reporter.warn(warning)
     particles = len(np.unique(table.particle))
@@ -219,56 +182,69 @@ def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings,
             f"they must be white: {'leave out' if settings.invert else 'add'} --invert"
         )
     if not preview.contrast_is_sure:
-        reporter.warn("the sample does not show whether the particles are white; if the map is inside out, use --invert")
+        reporter.warn("the sample does not show whether particles are white; if the map is inside out, use --invert")
     box = table.box_size * table.pixel_size_in_angstroms
     if settings.mask_diameter is not None:
         return min(settings.mask_diameter, box)
     if preview.diameter_in_angstroms is None:
-        reporter.line(f"no particle outline in the sample: the diameter is taken as 85 % of the box, {0.85 * box:.0f} Å")
+        reporter.line(
+            f"no particle outline in the sample; its diameter is taken as 85 % of the box, {0.85 * box:.0f} Å"
+        )
         return 0.85 * box
     reporter.line(f"particle diameter {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample")
     return min(preview.diameter_in_angstroms, box)
 
 
-def _working_box(table: Particles, settings: ReconstructSettings) -> int:
-    """Voxels of the box that just holds the finest resolution asked for; the images' own without one."""
-    if settings.max_resolution is None:
-        return table.box_size
-    needed = 2 * table.box_size * table.pixel_size_in_angstroms / settings.max_resolution
-    return min(table.box_size, max(16, scipy.fft.next_fast_len(int(np.ceil(needed)), real=True)))
+@dataclass(frozen=True)
+class _Grid:
+    """Where the work is done; lengths in voxels of the working box unless said otherwise."""
+
+    full_box_size: int  # of the images
+    box_size: int
+    pixel_size: float  # Å
+    extent: int  # edge of the cube in which Gaussians live
+    diameter_in_angstroms: float
+    symmetry: NDArray[np.float64]  # (m, 3, 3)
 
 
-def _extent(diameter: float, box_size: int) -> int:
-    """Voxels of the cube in which Gaussians live: the sphere, a margin, and a size that transforms fast."""
-    needed = int(np.ceil(diameter)) + 2 * _MARGIN
-    return min(scipy.fft.next_fast_len(needed, real=True), box_size)
+def _working_grid(
+    table: Particles, diameter_in_angstroms: float, symmetry: NDArray[np.float64], settings: ReconstructSettings
+) -> _Grid:
+    """The box that just holds the finest resolution asked for, and the cube that just holds the particle."""
+    full = table.box_size
+    box_size = full
+    if settings.max_resolution is not None:
+        needed = 2 * full * table.pixel_size_in_angstroms / settings.max_resolution
+        box_size = min(full, max(16, scipy.fft.next_fast_len(int(np.ceil(needed)), real=True)))
+    pixel_size = table.pixel_size_in_angstroms * full / box_size
+    needed = int(np.ceil(diameter_in_angstroms / pixel_size)) + 2 * _MARGIN
+    extent = min(scipy.fft.next_fast_len(needed, real=True), box_size)
+    return _Grid(full, box_size, pixel_size, extent, diameter_in_angstroms, symmetry)
 
 
 def _gather(
     table: Particles,
     images: ImageSource,
     preview: Preview,
-    box_size: int,
-    extent: int,
-    symmetry: NDArray[np.float64],
+    grid: _Grid,
     settings: ReconstructSettings,
     reporter: Reporter,
-) -> list[Statistics | None]:
-    """Statistics of the seen and the unseen part of half 1, then of half 2; an unseen part may be None."""
+) -> dict[int, tuple[Statistics, Statistics | None]]:
+    """By half, 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
     subset = np.zeros(len(table), dtype=np.int8)
     for half in (1, 2):
         rows = table.half_set == half
         subset[rows] = 2 * (half - 1)
         if rows.sum() >= _FEWEST_TO_SPLIT:
             subset[rows] += _unseen(table.particle[rows], settings.seed + half)
-    pass_settings = PassSettings(box_size, extent, preview.noise, symmetry)
+    pass_settings = PassSettings(grid.box_size, grid.extent, preview.noise, grid.symmetry)
     present, dense = np.unique(subset, return_inverse=True)
     with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
         found = gather_statistics(
             table, images, dense.astype(np.int8), pass_settings, lambda done: advance(done, len(table))
         )
     by_number = dict(zip(present.tolist(), found, strict=True))
-    return [by_number.get(i) for i in range(4)]
+    return {half: (by_number[2 * half - 2], by_number.get(2 * half - 1)) for half in (1, 2)}
 
 
 def _unseen(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
@@ -281,44 +257,36 @@ def _unseen(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
 
 def _fit_half(
     number: int,
-    statistics: list[Statistics | None],
-    extent: int,
-    diameter: float,
-    pixel_size: float,
-    table: Particles,
-    symmetry: NDArray[np.float64],
+    statistics: tuple[Statistics, Statistics | None],
+    grid: _Grid,
     settings: ReconstructSettings,
     reporter: Reporter,
 ) -> Half:
     """Fit one half's Gaussians and put them, and the raw inversion, on the particles' grid."""
     seen, unseen = statistics
-    assert seen is not None
     whole = seen + unseen if unseen else seen
     with reporter.stage("inversion"):
         raw = whole.raw_map()
-        mask = maps.soft_mask(raw, pixel_size, diameter)
+        mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
     count = settings.n_gaussians
     if count is None:
         count, reason = _count(seen, unseen, mask)
         reporter.line(f"half {number}: {count:,} Gaussians, {reason}")
     fit_settings = FitSettings(count, isotropic=settings.isotropic, seed=settings.seed + number)
+    if unseen is None:
+        fit_settings = replace(fit_settings, max_steps=_STEPS_WITHOUT_SPLIT)
     with reporter.stage("fit"), reporter.bar(f"fitting half {number}", "steps") as advance:
-        start = initial_gaussians(seen, mask, extent, fit_settings, symmetry)
-        parameters, history = fit_gaussians(seen, unseen, start, extent, fit_settings, advance)
-        gaussians = gaussians_of(parameters, pixel_size)
-        density = gaussians.voxelise(table.box_size, table.pixel_size_in_angstroms)
+        start = initial_gaussians(seen, mask, grid.extent, fit_settings, grid.symmetry)
+        parameters, history = fit_gaussians(seen, unseen, start, grid.extent, fit_settings, advance)
+        gaussians = gaussians_of(parameters, grid.pixel_size)
+        density = gaussians.voxelise(grid.box_size, grid.pixel_size)
     reporter.line(
         f"half {number}: {len(gaussians):,} Gaussians after {len(history.losses)} steps, "
         f"annealed from step {history.anneal_from} ({history.stopped_by})"
     )
-    if len(raw) != table.box_size:
-        raw, density = (maps.fourier_resize(v, table.box_size) for v in (raw, _limited(density, len(raw))))
+    if grid.box_size != grid.full_box_size:
+        raw, density = (maps.fourier_resize(v, grid.full_box_size) for v in (raw, density))
     return Half(gaussians, history, raw, density)
-
-
-def _limited(volume: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
-    """A map without the frequencies beyond a smaller working box."""
-    return maps.fourier_resize(volume, box_size)
 
 
 def _count(seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32]) -> tuple[int, str]:

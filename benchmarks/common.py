@@ -1,0 +1,263 @@
+"""What the benchmarks share: cached simulations, RELION as the rival, timing of programs, and the result files."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import emsplat
+from emsplat.correlation import fsc
+from emsplat.io.mrc import read_map
+from emsplat.reporting import Reporter
+from emsplat.settings import ReconstructSettings, SimulationSettings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+SHARED = Path(os.environ.get("EMSPLAT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+MB, GB = 1 << 20, 1 << 30
+
+
+def arguments(description: str | None, **defaults: tuple[Any, str]) -> argparse.Namespace:
+    """The options all benchmarks have, and whole numbers of their own: ``name=(default, help)``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for simulations and runs; kept and used again")
+    parser.add_argument("--quick", action="store_true", help="tiny data: a smoke test, its numbers mean nothing")
+    parser.add_argument("--results", type=Path, help="folder of the tables [benchmarks/results; quick: WORK/results]")
+    for name, (default, text) in defaults.items():
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=type(default), default=default, help=f"{text} [{default}]")
+    args = parser.parse_args()
+    args.work = args.work.resolve()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.results = args.results or (args.work / "results" if args.quick else RESULTS)
+    return args
+
+
+# --- result files -----------------------------------------------------------------------------------------------------
+
+
+class Report:
+    """A Markdown page and the same numbers as JSON, written anew after every table so that nothing is lost."""
+
+    def __init__(self, name: str, title: str, args: argparse.Namespace) -> None:
+        self.name, self.title, self.folder, self.quick = name, title, args.results, args.quick
+        self.environment = environment()
+        self.started = time.perf_counter()
+        self.texts: dict[str, str] = {}
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.extra: dict[str, Any] = {}  # goes into the JSON only
+
+    def table(self, heading: str, rows: list[dict[str, Any]], text: str = "") -> None:
+        """Sets the table under a heading; rows are dicts with the same keys, in the order of the columns."""
+        shown = len(self.tables.get(heading, ()))
+        self.tables[heading], self.texts[heading] = list(rows), text
+        self.write()
+        lines = markdown(rows).splitlines()
+        print("\n".join(lines[shown + 2 :] if shown else ["", heading, "", *lines]), flush=True)
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        facts = self.environment | {"seconds so far": round(time.perf_counter() - self.started)}
+        page = [f"# {self.title}", ""]
+        page += ["**Quick run: a smoke test, the numbers mean nothing.**", ""] if self.quick else []
+        for heading, rows in self.tables.items():
+            page += [f"## {heading}", "", *([self.texts[heading], ""] if self.texts[heading] else [])]
+            page += [markdown(rows), ""]
+        page += ["## How this was made", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
+        (self.folder / f"{self.name}.md").write_text("\n".join(page), encoding="utf-8")
+        content = {"environment": facts, "quick": self.quick, "tables": self.tables} | self.extra
+        text = json.dumps(content, indent=1, default=_plain, ensure_ascii=False)
+        (self.folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "(nothing yet)"
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_shown(v) for v in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "**no**"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float | np.floating):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}" if abs(value) < 1 else f"{value:.4g}"
+    return str(value)
+
+
+def environment() -> dict[str, Any]:
+    """Command, date, machine and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    command = [Path(sys.argv[0]).resolve().relative_to(REPOSITORY).as_posix(), *sys.argv[1:]]
+    versions = {name: _version(name) for name in ("numpy", "scipy", "numba", "torch")}
+    revision = _output(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"])
+    return {
+        "command": f"`python {' '.join(command)}`",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{cores()} cores, {model}, load {os.getloadavg()[0]:.1f} at the start",
+        "emsplat": f"{emsplat.__version__}, revision {revision}",
+        "python": platform.python_version(),
+        "libraries": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "RELION": (_output(["relion_reconstruct", "--version"]).splitlines() or ["not installed"])[0],
+    }
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+# --- programs, timed --------------------------------------------------------------------------------------------------
+
+# A process inherits its parent's peak size until it is replaced; this small one in between keeps ours out of it.
+_LAUNCHER = """
+import json, os, sys, time
+start = time.perf_counter()
+_, status, usage = os.wait4(os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ), 0)
+seconds = time.perf_counter() - start
+facts = dict(seconds=seconds, cpu_seconds=usage.ru_utime + usage.ru_stime, peak_bytes=1024 * usage.ru_maxrss)
+json.dump(facts, open(sys.argv[1], "w"))
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a program took."""
+
+    seconds: float  # wall clock
+    cpu_seconds: float
+    peak_bytes: int
+    marks: dict[bytes, float] = field(default_factory=dict)  # wall clock at which each text was first printed
+
+
+def measured(
+    command: Sequence[object], folder: Path, marks: tuple[bytes, ...] = (), environ: dict[str, str] | None = None
+) -> Measured:
+    """Runs a program in `folder` and throws its output away; raises with the output's end if it fails."""
+    with tempfile.NamedTemporaryFile("r") as facts:
+        full = [sys.executable, "-I", "-S", "-c", _LAUNCHER, facts.name, *map(str, command)]
+        start, seen, end = time.perf_counter(), {}, b""
+        process = subprocess.Popen(
+            full, cwd=folder, env=os.environ | (environ or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        while piece := os.read(process.stdout.fileno(), 1 << 16):
+            end = end[-4096:] + piece
+            seen |= {mark: time.perf_counter() - start for mark in marks if mark not in seen and mark in end}
+        if process.wait() != 0:
+            raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{end[-2000:].decode(errors='replace')}")
+        return Measured(**json.load(facts), marks=seen)
+
+
+def run_emsplat(star: Path, output: Path, *options: object, environ: dict[str, str] | None = None) -> Measured:
+    """``emsplat reconstruct`` in a process of its own."""
+    environ = {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])} | (environ or {})
+    start = "import sys; from emsplat.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, "reconstruct", star, "-o", output, "--overwrite", *options]
+    return measured(command, star.parent, environ=environ)
+
+
+_BACKPROJECTING, _RECONSTRUCTING = b"Back-projecting all images", b"Starting the reconstruction"
+
+
+@dataclass(frozen=True)
+class RelionRun:
+    """A map by ``relion_reconstruct --ctf``; insertion is the time between its two announcements."""
+
+    map: Path
+    seconds: float
+    insertion_seconds: float
+    peak_bytes: int
+
+
+def has_relion() -> bool:
+    return shutil.which("relion_reconstruct") is not None
+
+
+def run_relion(star: Path, subset: int | None = None) -> RelionRun:
+    """RELION's map of all images, or of one half set, beside the star."""
+    output = star.parent / f"relion_{'all' if subset is None else f'half{subset}'}.mrc"
+    command = ["relion_reconstruct", "--i", star.name, "--o", output.name, "--ctf"]
+    command += [] if subset is None else ["--subset", str(subset)]
+    took = measured(command, star.parent, (_BACKPROJECTING, _RECONSTRUCTING))
+    insertion = took.marks[_RECONSTRUCTING] - took.marks[_BACKPROJECTING]
+    return RelionRun(output, took.seconds, insertion, took.peak_bytes)
+
+
+# --- simulations ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A simulation by name, so that tables can be read."""
+
+    name: str
+    model: str  # in shared/data/models
+    settings: SimulationSettings
+
+
+def simulated(case: Case, work: Path, seed: int = 0) -> Path:
+    """The star of a case; simulated once, then found again by its settings."""
+    settings = SimulationSettings(**asdict(case.settings) | {"seed": seed})
+    key = hashlib.sha256(repr((case.model, settings)).encode()).hexdigest()[:10]
+    folder = work / "simulations" / f"{case.model.split('.')[0]}-{settings.box_size}-{settings.n_images}-{key}"
+    if not (folder / "particles.star").exists():
+        print(f"simulating {case.name}, seed {seed}: {folder.name}", flush=True)
+        emsplat.simulate(SHARED / "models" / case.model, folder, settings, overwrite=True)
+    return folder / "particles.star"
+
+
+def reconstructed(source: Any, **settings: Any) -> tuple[Any, dict[str, float]]:
+    """Our job in this process, and its seconds by stage."""
+    reporter = Reporter()
+    result = emsplat.reconstruct(source, ReconstructSettings(**settings), reporter)
+    return result, reporter.seconds
+
+
+def mean_fsc(volume: NDArray, truth: NDArray, mask: NDArray) -> float:
+    """F: the FSC with the truth within the true mask, mean over shells 1 .. D//2."""
+    return float(np.mean(np.nan_to_num(fsc(np.asarray(volume, dtype=np.float32), truth, mask))))
+
+
+def truth_and_mask(star: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return read_map(star.parent / "truth.mrc").values, read_map(star.parent / "mask.mrc").values

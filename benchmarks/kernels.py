@@ -1,0 +1,153 @@
+"""The kernels by themselves: splat, insertion, convolution; and the splat's error against the float64 reference."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numba
+import numpy as np
+import scipy.fft
+import torch
+from common import Report, arguments, cores
+
+from emsplat.conventions import rotation_matrices
+from emsplat.fit import QuadraticLoss
+from emsplat.insertion import SliceGrid
+from emsplat.splat import CUTOFF, voxelise
+from emsplat.statistics import Statistics
+
+_REPEATS = 7
+
+
+def median_seconds(work: Callable[[], object], repeats: int = _REPEATS) -> float:
+    """The first call, which compiles, is left out."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = perf_counter()
+        work()
+        times.append(perf_counter() - start)
+    return statistics.median(times)
+
+
+def cloud(n: int, box_size: int, scale: float, spread: float, seed: int = 0) -> list[torch.Tensor]:
+    """Gaussians in a ball of 0.35 D, σ about `scale` voxels, its logarithm spread by `spread` along each axis."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(n, 3))
+    centres *= 0.35 * box_size * rng.random((n, 1)) ** (1 / 3) / np.linalg.norm(centres, axis=1, keepdims=True)
+    log_scales = np.log(scale) + spread * rng.normal(size=(n, 3))
+    values = (centres, log_scales, rng.normal(size=(n, 4)), 0.3 * rng.normal(size=n))
+    return [torch.tensor(value, dtype=torch.float32) for value in values]
+
+
+def threads(n: int) -> None:
+    numba.set_num_threads(n)
+    torch.set_num_threads(n)
+
+
+def splat_row(n: int, box_size: int, scale: float, cutoff: float, used: int) -> dict[str, Any]:
+    """Forward and backward, the torch parts around the kernels included."""
+    threads(used)
+    parameters = [p.requires_grad_() for p in cloud(n, box_size, scale, 0.2)]
+    cotangent = torch.randn(box_size, box_size, box_size, generator=torch.Generator().manual_seed(1))
+
+    def forward() -> torch.Tensor:
+        return voxelise(*parameters, box_size, cutoff, "cpu")
+
+    seconds_forward = median_seconds(forward)
+    seconds_both = median_seconds(lambda: forward().backward(cotangent))
+    per = 1e9 * used / n
+    return {
+        "Gaussians": n,
+        "box": box_size,
+        "σ, voxels": scale,
+        "cut-off": cutoff,
+        "cores": used,
+        "forward, ms": 1e3 * seconds_forward,
+        "backward, ms": 1e3 * (seconds_both - seconds_forward),
+        "forward, ns a Gaussian and core": per * seconds_forward,
+        "backward, ns a Gaussian and core": per * (seconds_both - seconds_forward),
+    }
+
+
+def parity_row(box_size: int, scale: float, cutoff: float) -> dict[str, Any]:
+    """Relative L2 errors of the float32 kernels; random cotangents."""
+    generator = torch.Generator().manual_seed(2)
+    cotangent = torch.randn(box_size, box_size, box_size, generator=generator, dtype=torch.float64)
+    found = []
+    for implementation, kind in (("cpu", torch.float32), ("reference", torch.float64)):
+        parameters = [p.to(kind).requires_grad_() for p in cloud(200, box_size, scale, 0.2)]
+        volume = voxelise(*parameters, box_size, cutoff, implementation)
+        gradients = torch.autograd.grad(volume, parameters, cotangent.to(kind))
+        found.append([volume.detach().double(), *(g.double() for g in gradients)])
+    names = ("volume", "d centres", "d log σ", "d quaternions", "d log mass")
+    errors = {
+        name: f"{float((a - b).norm() / b.norm()):.1e}" for name, a, b in zip(names, found[0], found[1], strict=True)
+    }
+    return {"box": box_size, "σ, voxels": scale, "cut-off": cutoff} | errors
+
+
+def insertion_row(box_size: int, components: int, n: int, used: int) -> dict[str, Any]:
+    """Random slices into the grid of b (complex, the box) or of T (real, 1.6 times the box)."""
+    threads(used)
+    rng = np.random.default_rng(3)
+    extent = box_size if components == 2 else 2 * round(0.8 * box_size)
+    grid = SliceGrid.empty(extent, box_size, components)
+    shape = (n, box_size, box_size // 2 + 1)
+    slices = rng.standard_normal(shape, dtype=np.float32)
+    slices = slices.astype(np.complex64) if components == 2 else slices
+    view = np.stack([rng.uniform(-180, 180, n), np.degrees(np.arccos(rng.uniform(-1, 1, n))),
+                     rng.uniform(-180, 180, n)], axis=1)  # fmt: skip
+    rotations = rotation_matrices(view)
+    seconds = median_seconds(lambda: grid.insert(slices, rotations), 3)
+    return {
+        "box": box_size,
+        "into": "b" if components == 2 else "T",
+        "grid period": grid.period,
+        "cores": used,
+        "ms an image": 1e3 * seconds / n,
+        "finish (adjoint), ms": 1e3 * median_seconds(grid.adjoint, 3),
+    }
+
+
+def convolution_row(extent: int, used: int) -> dict[str, Any]:
+    """T∗V on a cube, and scipy's plain pair of padded transforms beside it."""
+    rng = np.random.default_rng(4)
+    volume = rng.standard_normal((extent,) * 3, dtype=np.float32)
+    kernel = rng.standard_normal((2 * extent,) * 3, dtype=np.float32)
+    loss = QuadraticLoss(Statistics(volume, kernel, 1), extent)
+    with scipy.fft.set_workers(used):
+        ours = median_seconds(lambda: loss.convolve(volume))
+        padded = median_seconds(lambda: scipy.fft.irfftn(scipy.fft.rfftn(kernel), s=kernel.shape))
+    return {
+        "edge": extent,
+        "period": 2 * extent,
+        "cores": used,
+        "ms": 1e3 * ours,
+        "ms, plain padded pair": 1e3 * padded,
+    }
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    report = Report("kernels", "Kernels", args)
+    all_cores = sorted({1, cores()})
+    sizes = ((500, 32),) if args.quick else ((6000, 128), (24_000, 128), (24_000, 192))
+    rows = [splat_row(n, d, scale, 3.0, used) for n, d in sizes for scale in (0.9, 1.2) for used in all_cores]
+    report.table("Splat", rows, f"Anisotropic, medians of {_REPEATS}; the torch parts around the kernels included.")
+    rows = [parity_row(d, scale, c) for d in (24, 25) for scale in (0.8, 1.5) for c in (3.0, CUTOFF, 5.0)]
+    text = "Relative L2 against the float64 reference; where a Gaussian is cut off, one voxel in or out is an error."
+    report.table("Parity of the splat", rows, text)
+    boxes = (32,) if args.quick else (64, 96, 128, 192)
+    n = 50 if args.quick else 500
+    rows = [insertion_row(d, components, n, used) for d in boxes for components in (2, 1) for used in all_cores]
+    report.table("Insertion", rows, f"{n} slices at random orientations, as one block.")
+    edges = (24,) if args.quick else (64, 80, 100, 128)
+    report.table("Convolution T∗V", [convolution_row(edge, used) for edge in edges for used in all_cores])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The ladder of counts behind the automatic number of Gaussians."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from cases import ANTIBODY, BETAGAL, MSBA, QUICK, RUVB
+from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
+
+from emsplat.io import read_particles
+
+_TEXT = """F as in quality.md. "automatic" is what the program chooses by itself; "lost" is how far its average lies
+below the best of the ladder, as a share of 1 − F of the best."""
+
+
+def rung(star: Any, truth: np.ndarray, mask: np.ndarray, count: int | None) -> dict[str, Any]:
+    """One run with this many Gaussians a half; None: as the program chooses."""
+    result, seconds = reconstructed(read_particles(star), n_gaussians=count)
+    volumes = [half.map for half in result.halves]
+    kept = int(np.mean([len(half.gaussians) for half in result.halves]))
+    return {
+        "asked for": "automatic" if count is None else count,
+        "kept": kept,
+        "F half": float(np.mean([mean_fsc(v, truth, mask) for v in volumes])),
+        "F average": mean_fsc(0.5 * (volumes[0] + volumes[1]), truth, mask),
+        "steps a half": int(np.mean([len(half.history.losses) for half in result.halves])),
+        "fit, s a half": seconds["fit"] / 2,
+        "unseen loss": float(np.mean([h.history.checks[-1][1] for h in result.halves if h.history.checks] or [np.nan])),
+    }
+
+
+def climb(case: Case, args: Any, report: Report, counts: list[int]) -> dict[str, Any]:
+    """The ladder of one case; returns its line of the summary."""
+    star = simulated(case, args.work)
+    truth, mask = truth_and_mask(star)
+    rows: list[dict[str, Any]] = []
+    heading = f"{case.name}, {case.settings.n_images:,} images, SNR {case.settings.snr:g}"
+    for count in [None, *counts]:
+        rows.append(rung(star, truth, mask, count))
+        best = max(row["F average"] for row in rows)
+        marked = [row | {"best": "◀" if row["F average"] == best else ""} for row in rows]
+        report.table(heading, marked)
+    automatic, best_row = rows[0], max(rows, key=lambda row: row["F average"])
+    return {
+        "case": heading,
+        "automatic": automatic["kept"],
+        "F average": automatic["F average"],
+        "best": best_row["kept"],
+        "F average of the best": best_row["F average"],
+        "lost": (best_row["F average"] - automatic["F average"]) / (1 - best_row["F average"]),
+        "seconds / those of the best": automatic["fit, s a half"] / best_row["fit, s a half"],
+    }
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    cases = (QUICK,) if args.quick else (RUVB, BETAGAL, MSBA, ANTIBODY)
+    counts = [100, 200, 400] if args.quick else [2000 * 2**i for i in range(6)]
+    report = Report("ladder", "How many Gaussians", args)
+    summary: list[dict[str, Any]] = []
+    for case in cases:
+        summary.append(climb(case, args, report, counts))
+        report.table("The automatic rule", summary, _TEXT)
+
+
+if __name__ == "__main__":
+    main()

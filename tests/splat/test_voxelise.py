@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import Tensor
+
+from emsplat.splat import covariances, mass_within, rotation_of_quaternions, voxelise
+
+NAMES = ("centres", "log_scales", "quaternions", "log_masses")
+Gaussians = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def gaussians(k: int, box_size: int, seed: int = 0, isotropic: bool = False) -> Gaussians:
+    """Scattered over the box and a little beyond, float32."""
+    rng = torch.Generator().manual_seed(seed)
+    return (
+        (torch.rand(k, 3, generator=rng) - 0.5) * 1.2 * box_size,
+        0.3 + 0.3 * torch.randn(k, 1 if isotropic else 3, generator=rng),
+        torch.randn(k, 4, generator=rng),
+        torch.randn(k, generator=rng),
+    )
+
+
+def with_scales(sigmas: list[float], box_size: int) -> Gaussians:
+    centres, _, quaternions, masses = gaussians(12, box_size, seed=3)
+    return 0.5 * centres, torch.log(torch.tensor(sigmas)).expand(12, 3).clone(), quaternions, masses
+
+
+def off_the_grid(box_size: int) -> Gaussians:
+    centres, scales, quaternions, masses = gaussians(12, box_size)
+    return centres + 3 * box_size, scales, quaternions, masses
+
+
+def on_the_faces(box_size: int) -> Gaussians:
+    centres, scales, quaternions, masses = gaussians(12, box_size)
+    return torch.sign(centres) * (0.5 * box_size + 0.3), scales, quaternions, masses
+
+
+def coincident(box_size: int) -> Gaussians:
+    one = gaussians(1, box_size // 2, seed=5)
+    return tuple(t.expand(7, *t.shape[1:]).clone() for t in one)  # type: ignore[return-value]
+
+
+CASES = {
+    **{f"box {d}": gaussians(60, d) for d in (1, 2, 5, 7, 8, 16, 17, 24)},
+    "isotropic": gaussians(60, 17, isotropic=True),
+    "none": gaussians(0, 16),
+    "single": gaussians(1, 4),
+    "needles": with_scales([0.3, 0.3, 6.0], 16),
+    "discs": with_scales([0.3, 6.0, 6.0], 17),
+    "0.3 px": with_scales([0.3, 0.3, 0.3], 16),
+    "wider than the box": with_scales([30.0, 40.0, 50.0], 9),
+    "off the grid": off_the_grid(16),
+    "on the faces": on_the_faces(17),
+    "coincident": coincident(16),
+}
+BOX = {"isotropic": 17, "discs": 17, "wider than the box": 9, "on the faces": 17}
+
+
+def evaluate(leaves: Gaussians, box_size: int, cotangent: Tensor, implementation: str, dtype: torch.dtype):
+    inputs = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+    volume = voxelise(*inputs, box_size, implementation=implementation)
+    assert volume.dtype == dtype
+    assert volume.shape == (box_size,) * 3
+    gradients = torch.autograd.grad(volume, inputs, cotangent.to(dtype))
+    return volume.detach().double(), [g.double() for g in gradients]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_against_the_reference(case: str) -> None:
+    box_size = int(case.split()[1]) if case.startswith("box") else BOX.get(case, 16)
+    cotangent = torch.randn((box_size,) * 3, generator=torch.Generator().manual_seed(1))
+    expected, expected_gradients = evaluate(CASES[case], box_size, cotangent, "reference", torch.float64)
+    got, gradients = evaluate(CASES[case], box_size, cotangent, "cpu", torch.float32)
+    assert torch.linalg.norm(got - expected) <= 1e-5 * torch.linalg.norm(expected)
+    for name, g, e in zip(NAMES, gradients, expected_gradients, strict=True):
+        assert g.shape == e.shape
+        # A round Gaussian has no gradient by its orientation; what is left of it is rounding.
+        round_ones = name == "quaternions" and case in ("isotropic", "0.3 px")
+        scale = torch.linalg.norm(expected_gradients[1]) if round_ones else torch.linalg.norm(e)
+        assert torch.linalg.norm(g - e) <= 1e-4 * scale, name
+        if scale > 0 and not round_ones:
+            assert torch.sum(g * e) >= 0.99999 * torch.linalg.norm(g) * torch.linalg.norm(e), name
+
+
+def test_any_number_of_threads_gives_the_same_volume() -> None:
+    import numba
+
+    volumes = []
+    before = numba.get_num_threads()
+    for threads in (1, before):
+        numba.set_num_threads(threads)
+        volumes.append(voxelise(*gaussians(200, 24), 24))
+    numba.set_num_threads(before)
+    assert torch.equal(*volumes)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30, -1e30, 6e18])
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_a_gaussian_out_of_its_mind_harms_no_other(name: str, bad: float) -> None:
+    """No endless loop, nothing written outside, nothing of it where the others are."""
+    good = gaussians(30, 16)
+    mixed = [t.clone() for t in good]
+    mixed[NAMES.index(name)][7] = bad
+    rest = [t[torch.arange(30) != 7] for t in good]
+    leaves = [t.requires_grad_() for t in mixed]
+    volume = voxelise(*leaves, 16)
+    if not (name == "quaternions" and abs(bad) < math.inf):  # a long quaternion is as good as any
+        assert torch.equal(volume, voxelise(*rest, 16))
+    gradients = torch.autograd.grad(volume.sum(), leaves)
+    expected = torch.autograd.grad(voxelise(*(t.requires_grad_() for t in rest), 16).sum(), rest)
+    for g, e in zip(gradients, expected, strict=True):
+        assert torch.equal(g[torch.arange(30) != 7], e)
+
+
+def test_finite_differences() -> None:
+    """Float64, and a cut-off of 7: a truncated Gaussian jumps."""
+    leaves = [t.double().requires_grad_() for t in gaussians(12, 9, seed=2)]
+    rng = torch.Generator().manual_seed(4)
+    cotangent = torch.randn(9, 9, 9, generator=rng, dtype=torch.float64)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return (voxelise(*tensors, 9, cutoff=7.0) * cotangent).sum()
+
+    gradients = torch.autograd.grad(loss(*leaves), leaves)
+    for i, gradient in enumerate(gradients):
+        direction = torch.randn(leaves[i].shape, generator=rng, dtype=torch.float64)
+        ends = []
+        for sign in (1, -1):
+            moved = [t.detach() + (sign * 1e-5 * direction if i == j else 0) for j, t in enumerate(leaves)]
+            ends.append(loss(*moved))
+        assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(torch.sum(gradient * direction).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("cutoff", [3.0, 3.5, 5.0])
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_the_sum_is_the_mass(cutoff: float, implementation: str) -> None:
+    _, scales, quaternions, masses = gaussians(40, 25)
+    centres = gaussians(40, 25)[0] * 0.2
+    volume = voxelise(centres, scales.clamp(0.0, 0.5), quaternions, masses, 31, cutoff, implementation)
+    assert abs(volume.sum() / masses.exp().sum() - 1) < 1 - mass_within(cutoff)
+
+
+@pytest.mark.parametrize("cutoff", [1.0, 2.5, 3.5, 7.0])
+def test_mass_within(cutoff: float) -> None:
+    expected, _ = quad(lambda r: 4 * np.pi * r**2 * np.exp(-(r**2) / 2) / (2 * np.pi) ** 1.5, 0, cutoff)
+    assert mass_within(cutoff) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("box_size", [16, 17])
+def test_a_whole_shift_moves_the_volume(box_size: int) -> None:
+    centres, *others = gaussians(20, box_size)
+    shift = torch.tensor([2.0, -1.0, 3.0])
+    here, there = (voxelise(c * 0.3, *others, box_size) for c in (centres, centres + shift / 0.3))
+    expected = torch.roll(here, (3, -1, 2), dims=(0, 1, 2))
+    inner = slice(4, -4)
+    difference = (there - expected)[inner, inner, inner]
+    assert torch.linalg.norm(difference) < 1e-5 * torch.linalg.norm(here)
+
+
+@pytest.mark.parametrize("axis", [(1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0), (1.0, 1.0, 1.0)])
+def test_turning_the_gaussians_turns_the_volume(axis: tuple[float, float, float]) -> None:
+    """By symmetries of the grid, so that voxels fall on voxels."""
+    order = 3 if sum(axis) > 1 else 4
+    direction = torch.tensor(axis) / math.sqrt(sum(axis))
+    turn = torch.cat([torch.tensor([math.cos(math.pi / order)]), math.sin(math.pi / order) * direction])
+    matrix = rotation_of_quaternions(turn[None])[0]
+    centres, scales, quaternions, masses = gaussians(20, 15)
+    w, v = quaternions[:, :1], quaternions[:, 1:]
+    turned = torch.cat(
+        [
+            turn[0] * w - v @ turn[1:, None],
+            turn[0] * v + w * turn[1:] + torch.linalg.cross(turn[1:].expand_as(v), v),
+        ],
+        dim=1,
+    )  # the product turn · quaternion
+    before = voxelise(centres, scales, quaternions, masses, 15)
+    after = voxelise(centres @ matrix.T, scales, turned, masses, 15)
+    r = torch.stack(torch.meshgrid(*[torch.arange(15) - 7] * 3, indexing="ij"), dim=-1).view(-1, 3).flip(1)  # x, y, z
+    there = torch.round(r.float() @ matrix.T).long() + 7
+    expected = torch.empty_like(before)
+    expected[there[:, 2], there[:, 1], there[:, 0]] = before.reshape(-1)
+    assert torch.linalg.norm(after - expected) < 1e-5 * torch.linalg.norm(before)
+
+
+def test_the_moments_of_the_volume_are_the_gaussians() -> None:
+    """Mean and covariance of one tilted Gaussian, axes x y z."""
+    centre, scales = torch.tensor([[1.3, -2.1, 0.4]]), torch.log(torch.tensor([[1.0, 1.6, 2.4]]))
+    quaternion = torch.tensor([[0.8, 0.1, -0.5, 0.3]])
+    volume = voxelise(centre, scales, quaternion, torch.zeros(1), 41, cutoff=6.5).double().numpy()
+    r = np.arange(41) - 20
+    z, y, x = np.meshgrid(r, r, r, indexing="ij")
+    points = np.stack([x, y, z], axis=-1).reshape(-1, 3)
+    weights = volume.ravel() / volume.sum()
+    mean = weights @ points
+    assert np.allclose(mean, centre[0], atol=1e-4)
+    covariance = (points - mean).T @ ((points - mean) * weights[:, None])
+    assert np.allclose(covariance, covariances(scales, quaternion)[0], atol=1e-3)
+
+
+def test_what_is_no_choice_is_refused() -> None:
+    with pytest.raises(ValueError, match="implementation"):
+        voxelise(*gaussians(1, 8), 8, implementation="abacus")
+    for cutoff in (0.0, 13.0, math.nan):
+        with pytest.raises(ValueError, match="cutoff"):
+            voxelise(*gaussians(1, 8), 8, cutoff=cutoff)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from emsplat.density import DensitySettings, _split, control, is_due, sample_centres
+from emsplat.parameters import NAMES, Adam, Parameters
+from emsplat.splat import covariances
+
+STEPS = {"centres": 0.1, "log_scales": 0.03, "quaternions": 0.03, "log_masses": 0.04}
+
+
+def some_parameters(n: int, isotropic: bool = False, seed: int = 0) -> Parameters:
+    rng = torch.Generator().manual_seed(seed)
+    return Parameters(
+        6 * torch.randn(n, 3, generator=rng),
+        0.3 * torch.randn(n, 1 if isotropic else 3, generator=rng),
+        torch.randn(n, 4, generator=rng),
+        0.5 * torch.randn(n, generator=rng),
+    )
+
+
+def step(optimiser: Adam, gradients: Parameters) -> None:
+    for name in NAMES:
+        getattr(optimiser.parameters, name).grad = getattr(gradients, name).clone()
+    optimiser.step(1.0)
+
+
+def equal(one: Parameters, other: Parameters) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in NAMES)
+
+
+def moments(p: Parameters, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mass, mean and covariance of a mixture."""
+    masses = p.log_masses[rows].double().exp()
+    share = masses / masses.sum()
+    centres = p.centres[rows].double()
+    mean = share @ centres
+    within = covariances(p.log_scales[rows].double(), p.quaternions[rows].double())
+    between = torch.einsum("ki,kj->kij", centres - mean, centres - mean)
+    return masses.sum(), mean, torch.einsum("k,kij->ij", share, within + between)
+
+
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_two_halves_are_the_whole(isotropic: bool) -> None:
+    parents = some_parameters(9, isotropic)
+    halves = _split(parents)
+    assert len(halves) == 18
+    for i in range(9):
+        (mass, mean, spread), (mass_2, mean_2, spread_2) = moments(parents, [i]), moments(halves, [i, 9 + i])
+        assert mass_2 == pytest.approx(mass.item(), rel=1e-5)
+        assert torch.allclose(mean_2, mean, atol=1e-5)
+        if isotropic:  # balls can keep the variance along the line between them only
+            apart = torch.nn.functional.normalize((halves.centres[i] - halves.centres[9 + i]).double(), dim=0)
+            spread, spread_2 = apart @ spread @ apart, apart @ spread_2 @ apart
+        assert torch.allclose(spread_2, spread, rtol=1e-4, atol=1e-5)
+
+
+def test_control_prunes_and_grows_to_its_target() -> None:
+    """Round after round, never beyond."""
+    rng = np.random.default_rng(0)
+    start = some_parameters(40)
+    start.log_masses[:5] = -20.0  # carry nothing
+    optimiser = Adam(start, STEPS)
+    gradient = rng.standard_normal((24, 24, 24)).astype(np.float32)
+    settings = DensitySettings()
+    counts = []
+    for _ in range(8):
+        control(optimiser, gradient, 150, settings, rng)
+        counts.append(len(optimiser.parameters))
+        step(optimiser, some_parameters(counts[-1]))  # every state has a row for every Gaussian
+    assert counts[0] == 35 + math.ceil(settings.grow * 40)
+    assert counts == sorted(counts)
+    assert counts[-1] == 150
+    assert optimiser.parameters.log_masses.min() > -10
+
+
+def test_control_at_its_target_only_prunes() -> None:
+    start = some_parameters(30)
+    start.log_masses[4] = -20.0
+    optimiser = Adam(start, STEPS)
+    control(optimiser, np.zeros((16, 16, 16), np.float32), 29, DensitySettings(), np.random.default_rng(0))
+    assert equal(optimiser.parameters, start.rows(torch.arange(30) != 4))
+
+
+def test_new_gaussians_come_where_the_gradient_asks() -> None:
+    gradient = np.ones((24, 24, 24), dtype=np.float32)
+    gradient[5:8, 14:17, 10:13] = -50  # mass is missing about x, y, z = −1, 3, −6
+    optimiser = Adam(some_parameters(40), STEPS)
+    settings = replace(DensitySettings(), split_share=0.0)
+    control(optimiser, gradient, 54, settings, np.random.default_rng(0))
+    born = optimiser.parameters.centres[40:]
+    assert len(born) == 14
+    assert torch.all((born - torch.tensor([-1.0, 3.0, -6.0])).norm(dim=1) < 5)
+
+
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_the_optimisers_memory_follows_the_rows(isotropic: bool) -> None:
+    """Rows that stay go on as if nothing had happened; new ones start as with a new optimiser."""
+    first, second = some_parameters(10, isotropic, 1), some_parameters(10, isotropic, 2)
+    undisturbed, changed = (Adam(some_parameters(10, isotropic), STEPS) for _ in range(2))
+    added, added_gradients = some_parameters(3, isotropic, 3), some_parameters(3, isotropic, 4)
+    fresh = Adam(added, STEPS)
+    for optimiser in (undisturbed, changed):
+        for _ in range(3):
+            step(optimiser, first)
+    keep = torch.tensor([True, False, True, True, False, True, True, True, False, True])
+    changed.replace(keep, added)
+    kept = second.rows(keep)
+    both = Parameters(**{n: torch.cat([getattr(kept, n), getattr(added_gradients, n)]) for n in NAMES})
+    for _ in range(2):
+        step(undisturbed, second)
+        step(changed, both)
+        step(fresh, added_gradients)
+    assert equal(changed.parameters.rows(torch.arange(7)), undisturbed.parameters.rows(keep))
+    assert equal(changed.parameters.rows(torch.arange(7, 10)), fresh.parameters.rows(torch.arange(3)))
+
+
+def test_adams_first_step_is_its_step_size() -> None:
+    start = some_parameters(5)
+    optimiser = Adam(start, STEPS)
+    step(optimiser, some_parameters(5, seed=1))
+    for name in NAMES:
+        moved = (getattr(optimiser.parameters, name) - getattr(start, name)).detach()
+        assert torch.allclose(moved.abs(), torch.full_like(moved, STEPS[name]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("edge", [12, 13])
+def test_centres_are_drawn_in_proportion(edge: int) -> None:
+    weight = np.random.default_rng(0).random((edge, edge, edge)) ** 4
+    weight[:, : edge // 2] = 0
+    n = 200_000
+    centres = sample_centres(weight, n, np.random.default_rng(1))
+    voxel = np.clip(np.rint(centres).astype(int) + edge // 2, 0, edge - 1)  # single precision rounds some to a face
+    counts = np.zeros_like(weight)
+    np.add.at(counts, (voxel[:, 2], voxel[:, 1], voxel[:, 0]), 1)
+    # Stratified along the voxels' order, so closer to the share than independent draws would be.
+    assert np.abs(counts - n * weight / weight.sum()).max() <= 2
+
+
+def test_no_weight_no_centres() -> None:
+    rng = np.random.default_rng(0)
+    assert sample_centres(np.zeros((4, 4, 4)), 10, rng).shape == (0, 3)
+    assert sample_centres(np.ones((4, 4, 4)), 0, rng).shape == (0, 3)
+
+
+def test_rounds_come_when_they_should() -> None:
+    settings = DensitySettings(every=10, first=5, until_share=0.5)
+    assert [s for s in range(200) if is_due(s, 100, settings)] == [5, 15, 25, 35, 45]

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from emsplat.conventions import rotation_matrices
+from emsplat.insertion import _HALO, _TILE, WIDTH, SliceGrid
+from emsplat.simulation.slices import central_slices, fourier_volume
+
+EXTREME = np.array(
+    [[r, t, p] for r in (0, 45, 90, -135) for t in (0, 45, 54.735610317245346, 90, 180) for p in (0, 45, 90)]
+)
+
+
+def random_slices(n: int, box_size: int, components: int, seed: int = 0) -> NDArray:
+    """Half planes of real images' transforms: noise in the disc that insertion reads."""
+    rng = np.random.default_rng(seed)
+    spectra = np.fft.rfft2(rng.standard_normal((n, box_size, box_size)))
+    if components == 1:  # even in k, as weights are
+        return np.abs(spectra).astype(np.float32)
+    return spectra.astype(np.complex64)
+
+
+def points_and_values(slices: NDArray, rotations: NDArray) -> tuple[NDArray, NDArray]:
+    """Every sample of the full planes as (n, 3) k_volume = Aᵀ (kx, ky, 0) in 1/D and its value, with |k| < D/2."""
+    box_size = slices.shape[1]
+    reach = (box_size - 1) // 2
+    k = np.arange(-reach, reach + 1)
+    ky, kx = (a.ravel() for a in np.meshgrid(k, k, indexing="ij"))
+    disc = 4 * (kx**2 + ky**2) < box_size**2
+    kx, ky = kx[disc], ky[disc]
+    sign = np.where(kx < 0, -1, 1)
+    values = slices[:, sign * ky % box_size, np.abs(kx)]
+    values = np.where(kx < 0, values.conj(), values)
+    points = kx[:, None] * rotations[:, None, 0] + ky[:, None] * rotations[:, None, 1]
+    return points.reshape(-1, 3), values.ravel().astype(np.complex128)
+
+
+def direct_sum(points: NDArray, values: NDArray, extent: int, box_size: int) -> NDArray[np.float64]:
+    """(extent,)*3 Σ value exp(+2πi k·r/D), r from −(extent//2), in float64."""
+    r = np.arange(extent) - extent // 2
+    x, y, z = np.exp(2j * np.pi / box_size * points.T[:, :, None] * r)
+    return np.einsum("n,nz,ny,nx->zyx", values, z, y, x, optimize=True).real
+
+
+def within_sphere(extent: int) -> NDArray[np.bool_]:
+    r = np.arange(extent) - extent // 2
+    return np.sqrt(r[:, None, None] ** 2 + r[:, None] ** 2 + r**2) < extent / 2
+
+
+def filled(extent: int, slices: NDArray, rotations: NDArray) -> SliceGrid:
+    grid = SliceGrid.empty(extent, slices.shape[1], components=2 if np.iscomplexobj(slices) else 1)
+    grid.insert(slices, rotations)
+    return grid
+
+
+@pytest.mark.parametrize(
+    ("box_size", "extent", "components"),
+    [(20, 20, 2), (21, 21, 2), (20, 40, 1), (21, 42, 1), (20, 20, 1), (24, 8, 2), (25, 8, 1), (7, 7, 2), (6, 12, 1)],
+)
+def test_insertion_is_the_direct_sum(box_size: int, extent: int, components: int) -> None:
+    rotations = rotation_matrices(np.random.default_rng(1).uniform(-180, 180, (6, 3)))
+    slices = random_slices(6, box_size, components)
+    expected = direct_sum(*points_and_values(slices, rotations), extent, box_size)
+    error = filled(extent, slices, rotations).adjoint() - expected
+    sphere = within_sphere(extent)
+    assert np.abs(error).max() <= 5e-3 * np.abs(expected).max()
+    assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
+    assert np.linalg.norm(error[sphere]) <= 3e-3 * np.linalg.norm(expected[sphere])
+
+
+@pytest.mark.parametrize("box_size", [20, 21])
+def test_views_along_the_axes(box_size: int) -> None:
+    """Samples on grid points and at tiles' and kernels' very edges, in step, so that errors add up towards corners."""
+    rotations = rotation_matrices(EXTREME)
+    slices = random_slices(len(EXTREME), box_size, 2)
+    expected = direct_sum(*points_and_values(slices, rotations), box_size, box_size)
+    error = filled(box_size, slices, rotations).adjoint() - expected
+    sphere = within_sphere(box_size)
+    assert np.abs(error[sphere]).max() <= 5e-3 * np.abs(expected[sphere]).max()
+    assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("box_size", [20, 21])
+def test_insertion_against_finufft(box_size: int, components: int) -> None:
+    finufft = pytest.importorskip(
+        "finufft", reason="NO FINUFFT: insertion unjudged by a foreign program; pip install it"
+    )
+    rotations = rotation_matrices(np.random.default_rng(2).uniform(-180, 180, (40, 3)))
+    slices = random_slices(40, box_size, components)
+    points, values = points_and_values(slices, rotations)
+    x, y, z = np.ascontiguousarray(2 * np.pi / box_size * points.T)
+    extent = 2 * (box_size // 2) + 4
+    expected = finufft.nufft3d1(z, y, x, values, (extent,) * 3, eps=1e-10, isign=1).real
+    error = filled(extent, slices, rotations).adjoint() - expected
+    assert np.abs(error).max() <= 5e-3 * np.abs(expected).max()
+    assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("box_size", [32, 33])
+def test_insertion_is_the_adjoint_of_slicing(box_size: int) -> None:
+    """⟨insert(x), V⟩ = ⟨x, slice(V)⟩ over full planes."""
+    rng = np.random.default_rng(3)
+    volume = (rng.standard_normal((box_size,) * 3) * within_sphere(box_size)).astype(np.float32)
+    rotations = rotation_matrices(rng.uniform(-180, 180, (10, 3)))
+    x = random_slices(10, box_size, 2)
+    # Centred slices: the volume's origin at pixel 0, so no phase.
+    sliced = central_slices(fourier_volume(volume), rotations, np.full((10, 2), box_size // 2, dtype=np.float64))
+    _, a = points_and_values(x, rotations)
+    _, b = points_and_values(sliced, rotations)
+    through_volume = np.vdot(filled(box_size, x, rotations).adjoint().astype(np.float64), volume)
+    scale = np.linalg.norm(a) * np.linalg.norm(b)
+    assert abs(through_volume - np.vdot(a, b).real) < 1e-4 * scale
+
+
+def test_any_number_of_threads_gives_the_same_grid() -> None:
+    rotations = rotation_matrices(np.random.default_rng(4).uniform(-180, 180, (20, 3)))
+    slices = random_slices(20, 40, 2)
+    before = numba.get_num_threads()
+    grids = []
+    for threads in (1, before):
+        numba.set_num_threads(threads)
+        grids.append(filled(40, slices, rotations).values)
+    numba.set_num_threads(before)
+    assert np.array_equal(*grids)
+
+
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize(
+    ("box_size", "extent"),
+    [(d, e) for d in (2, 3, 4, 5, 8, 9, 31, 32) for e in (2, max(2, d // 4), d, 2 * d + d % 2)],
+)
+def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, components: int) -> None:
+    """Whatever the view, however short the extent: by the positions, and by guard zones around the memory."""
+    angles = np.concatenate([EXTREME, np.random.default_rng(5).uniform(-180, 180, (200, 3))])
+    rotations = rotation_matrices(angles)
+    grid = SliceGrid.empty(extent, box_size, components)
+    across = grid.period + 2 * _HALO
+    points, _ = points_and_values(np.zeros((len(angles), box_size, box_size // 2 + 1)), rotations)
+    positions = (points * grid.period / box_size).astype(np.float32)
+    for rounding in (-1e-3, 1e-3):
+        first = np.ceil(positions + across // 2 + rounding - WIDTH / 2)
+        assert first.min() >= 0
+        assert first.max() + WIDTH <= across
+        plane = np.ceil(positions[:, 2] + rounding - WIDTH / 2)
+        assert plane.max() + WIDTH <= grid.values.shape[0]
+
+    guard = 4 * _TILE * across
+    memory = np.zeros(grid.values.size + 2 * guard, dtype=np.float32)
+    grid.values = memory[guard:-guard].reshape(grid.values.shape)
+    grid.insert(random_slices(len(angles), box_size, components) + np.float32(100), rotations)
+    assert grid.values.any()
+    assert not memory[:guard].any()
+    assert not memory[-guard:].any()
+
+
+def test_empty_input_adds_nothing() -> None:
+    grid = SliceGrid.empty(12, 12, 2)
+    grid.insert(np.zeros((0, 12, 7), dtype=np.complex64), np.zeros((0, 3, 3)))
+    assert not grid.adjoint().any()
+
+
+@pytest.mark.parametrize("bad", [np.full((3, 3), np.nan), 1.5 * np.eye(3), np.full((3, 3), np.inf)])
+def test_what_is_no_rotation_is_refused(bad: NDArray) -> None:
+    grid = SliceGrid.empty(12, 12, 2)
+    with pytest.raises(ValueError, match="rotation"):
+        grid.insert(random_slices(1, 12, 2), bad[None])
