@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from common import SHARED, Case
-
 from emsplat.settings import SimulationSettings
 
 _LIKE = SHARED / "metadata" / "empiar-10204-betagal-run_data.star"

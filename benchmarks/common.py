@@ -1,4 +1,4 @@
-"""What the benchmarks share: cached simulations, RELION as the rival, timing of programs, and the result files."""
+"""What the benchmarks share: options, result files, cached simulations, and F."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +28,6 @@ from emsplat.settings import ReconstructSettings, SimulationSettings
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 SHARED = Path(os.environ.get("EMSPLAT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-MB, GB = 1 << 20, 1 << 30
 
 
 def arguments(description: str | None, **defaults: tuple[Any, str]) -> argparse.Namespace:
@@ -116,6 +112,7 @@ def environment() -> dict[str, Any]:
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     command = [Path(sys.argv[0]).resolve().relative_to(REPOSITORY).as_posix(), *sys.argv[1:]]
     versions = {name: _version(name) for name in ("numpy", "scipy", "numba", "torch")}
+    relion = _output(["relion_reconstruct", "--version"]).removeprefix("RELION version:").split("\n")[0].strip()
     revision = _output(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"])
     return {
         "command": f"`python {' '.join(command)}`",
@@ -124,7 +121,7 @@ def environment() -> dict[str, Any]:
         "emsplat": f"{emsplat.__version__}, revision {revision}",
         "python": platform.python_version(),
         "libraries": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "RELION": (_output(["relion_reconstruct", "--version"]).splitlines() or ["not installed"])[0],
+        "RELION": relion or "not installed",
     }
 
 
@@ -146,84 +143,6 @@ def _output(command: list[str]) -> str:
         return ""
 
 
-# --- programs, timed --------------------------------------------------------------------------------------------------
-
-# A process inherits its parent's peak size until it is replaced; this small one in between keeps ours out of it.
-_LAUNCHER = """
-import json, os, sys, time
-start = time.perf_counter()
-_, status, usage = os.wait4(os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ), 0)
-seconds = time.perf_counter() - start
-facts = dict(seconds=seconds, cpu_seconds=usage.ru_utime + usage.ru_stime, peak_bytes=1024 * usage.ru_maxrss)
-json.dump(facts, open(sys.argv[1], "w"))
-sys.exit(os.waitstatus_to_exitcode(status) != 0)
-"""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a program took."""
-
-    seconds: float  # wall clock
-    cpu_seconds: float
-    peak_bytes: int
-    marks: dict[bytes, float] = field(default_factory=dict)  # wall clock at which each text was first printed
-
-
-def measured(
-    command: Sequence[object], folder: Path, marks: tuple[bytes, ...] = (), environ: dict[str, str] | None = None
-) -> Measured:
-    """Runs a program in `folder` and throws its output away; raises with the output's end if it fails."""
-    with tempfile.NamedTemporaryFile("r") as facts:
-        full = [sys.executable, "-I", "-S", "-c", _LAUNCHER, facts.name, *map(str, command)]
-        start, seen, end = time.perf_counter(), {}, b""
-        process = subprocess.Popen(
-            full, cwd=folder, env=os.environ | (environ or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert process.stdout is not None
-        while piece := os.read(process.stdout.fileno(), 1 << 16):
-            end = end[-4096:] + piece
-            seen |= {mark: time.perf_counter() - start for mark in marks if mark not in seen and mark in end}
-        if process.wait() != 0:
-            raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{end[-2000:].decode(errors='replace')}")
-        return Measured(**json.load(facts), marks=seen)
-
-
-def run_emsplat(star: Path, output: Path, *options: object, environ: dict[str, str] | None = None) -> Measured:
-    """``emsplat reconstruct`` in a process of its own."""
-    environ = {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])} | (environ or {})
-    start = "import sys; from emsplat.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "reconstruct", star, "-o", output, "--overwrite", *options]
-    return measured(command, star.parent, environ=environ)
-
-
-_BACKPROJECTING, _RECONSTRUCTING = b"Back-projecting all images", b"Starting the reconstruction"
-
-
-@dataclass(frozen=True)
-class RelionRun:
-    """A map by ``relion_reconstruct --ctf``; insertion is the time between its two announcements."""
-
-    map: Path
-    seconds: float
-    insertion_seconds: float
-    peak_bytes: int
-
-
-def has_relion() -> bool:
-    return shutil.which("relion_reconstruct") is not None
-
-
-def run_relion(star: Path, subset: int | None = None) -> RelionRun:
-    """RELION's map of all images, or of one half set, beside the star."""
-    output = star.parent / f"relion_{'all' if subset is None else f'half{subset}'}.mrc"
-    command = ["relion_reconstruct", "--i", star.name, "--o", output.name, "--ctf"]
-    command += [] if subset is None else ["--subset", str(subset)]
-    took = measured(command, star.parent, (_BACKPROJECTING, _RECONSTRUCTING))
-    insertion = took.marks[_RECONSTRUCTING] - took.marks[_BACKPROJECTING]
-    return RelionRun(output, took.seconds, insertion, took.peak_bytes)
-
-
 # --- simulations ------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +157,7 @@ class Case:
 
 def simulated(case: Case, work: Path, seed: int = 0) -> Path:
     """The star of a case; simulated once, then found again by its settings."""
-    settings = SimulationSettings(**asdict(case.settings) | {"seed": seed})
+    settings = replace(case.settings, seed=seed)
     key = hashlib.sha256(repr((case.model, settings)).encode()).hexdigest()[:10]
     folder = work / "simulations" / f"{case.model.split('.')[0]}-{settings.box_size}-{settings.n_images}-{key}"
     if not (folder / "particles.star").exists():
@@ -247,10 +166,12 @@ def simulated(case: Case, work: Path, seed: int = 0) -> Path:
     return folder / "particles.star"
 
 
-def reconstructed(source: Any, **settings: Any) -> tuple[Any, dict[str, float]]:
-    """Our job in this process, and its seconds by stage."""
+def reconstructed(source: Any, warnings: list[str] | None = None, **settings: Any) -> tuple[Any, dict[str, float]]:
+    """Our job in this process, and its seconds by stage; what it warns of is appended to `warnings`."""
     reporter = Reporter()
     result = emsplat.reconstruct(source, ReconstructSettings(**settings), reporter)
+    if warnings is not None:
+        warnings += reporter.warnings
     return result, reporter.seconds
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from cases import ANTIBODY, BETAGAL, MSBA, QUICK, RUVB
 from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
-
 from emsplat.io import read_particles
 
 _TEXT = """F as in quality.md. "automatic" is what the program chooses by itself; "lost" is how far its average lies

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cases import MANY, QUICK, resized
-from common import GB, Report, arguments, run_emsplat, simulated
-
+from common import Report, arguments, simulated
 from emsplat.io import Table, read_star, write_star
+from programs import GB, run_emsplat
 
 _LIMIT = 1.5
 

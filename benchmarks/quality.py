@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import ANTIBODY, BETAGAL, FERRITIN, MSBA, QUICK, QUICK_ODD, RUVB, UNEVEN
-from common import Case, Report, arguments, has_relion, mean_fsc, reconstructed, run_relion, simulated, truth_and_mask
 
+from cases import ANTIBODY, BETAGAL, FERRITIN, MSBA, QUICK, QUICK_ODD, RUVB, UNEVEN
+from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.io.images import ImageSource
 from emsplat.io.mrc import read_map
 from emsplat.statistics import PassSettings, gather_statistics
+from programs import has_relion, run_relion
 
 _REQUIRED = 0.70
 

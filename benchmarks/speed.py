@@ -15,10 +15,11 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from cases import MANY, QUICK, resized
-from common import GB, Case, Report, arguments, has_relion, reconstructed, run_emsplat, run_relion, simulated
 
+from cases import MANY, QUICK, resized
+from common import Case, Report, arguments, reconstructed, simulated
 from emsplat.io import read_particles
+from programs import GB, has_relion, run_emsplat, run_relion
 
 _TEXT = """Median of the repeats, each of which runs all programs. RELION's insertion is the time between its
 announcements "Back-projecting" and "Starting the reconstruction". **Required: the whole job in no more time than

@@ -6,10 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from emsplat.errors import InputError
+from emsplat.reporting import Reporter
+from emsplat.settings import ReconstructSettings
+
+if TYPE_CHECKING:
+    from emsplat.reconstruction import Reconstruction
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +42,21 @@ def refuses() -> Callable[..., AbstractContextManager[None]]:
             assert culprit in message
 
     return expect
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 600 images of 7PBL, 48 × 48 pixels of 3.4 Å, at an SNR the fit has to work for; with the truth."""
+    from emsplat.simulation import SimulationSettings, bundled_model, simulate
+
+    settings = SimulationSettings(n_images=600, box_size=48, pixel_size_in_angstroms=3.4, snr=0.02, seed=1)
+    return simulate(bundled_model(), tmp_path_factory.mktemp("simulated"), settings, overwrite=True).parent
+
+
+@pytest.fixture(scope="session")
+def reconstructed(simulated: Path) -> tuple[Reconstruction, Reporter]:
+    """The main job on `simulated`, and what it told."""
+    from emsplat.reconstruction import reconstruct
+
+    reporter = Reporter()
+    return reconstruct(simulated / "particles.star", ReconstructSettings(seed=3, threads=2), reporter), reporter

@@ -1,9 +1,9 @@
 """How many Gaussians a half's images can support.
 
-The images determine a number of independent Fourier coefficients: in each shell the particle's volume holds
-``½ N_shell × (volume / box)`` complex ones, of which a share SSNR/(1 + SSNR) is signal. The count is proportional to
-their number, so it grows with the particle's volume, the SNR and the number of images, and stops at Nyquist. The
-factor comes from a ladder of counts, `benchmarks/ladder.py`.
+The particle's volume holds so many resolvable elements: its voxels, were the grid only as fine as the last shell in
+which a split of the half still agrees. That shell grows with the SNR and the number of images, so the count does too.
+The factor comes from a ladder of counts (`benchmarks/ladder.py`): too few Gaussians cost much more than too many,
+whose overfitting differs between the halves and averages out.
 """
 
 from __future__ import annotations
@@ -14,42 +14,33 @@ from numpy.typing import NDArray
 from emsplat import maps
 from emsplat.statistics import Statistics
 
-GAUSSIANS_PER_COEFFICIENT = 0.65
-FEWEST, MOST = 200, 200_000
+GAUSSIANS_PER_ELEMENT = 0.11
+FEWEST, MOST = 300, 200_000
 _POOL = 2  # shells pooled on either side
+_AGREEMENT = 0.01  # FSC between the uneven parts of a half below which a shell is lost
+_FIRST_SHELL = 5  # agreement before is the particle's outline
 
 
-def signal_to_noise(seen: Statistics, unseen: Statistics, mask: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(D//2+1,) spectral SNR of the raw map of both together, from the FSC of an uneven split.
-
-    With shares p and q of the images, ``F = 1/sqrt((1 + 1/(p s))(1 + 1/(q s)))``; solved for s. It ends at the first
-    shell without correlation.
-    """
+def measurable_shell(seen: Statistics, unseen: Statistics, mask: NDArray[np.float32]) -> int:
+    """The last shell before the masked raw maps of the two parts of a half cease to agree."""
+    box_size = len(mask)
     a, b = (maps.half_spectrum(s.raw_map() * mask) for s in (seen, unseen))
-    size = len(mask)
-    ab, aa, bb = (maps.shell_correlation(x, y, size) for x, y in ((a, b), (a, a), (b, b)))
-    window = np.ones(2 * _POOL + 1)
-    ab, aa, bb = (np.convolve(v, window, mode="same") for v in (ab, aa, bb))
-    fsc = np.clip(ab / np.maximum(np.sqrt(aa * bb), 1e-30), 0.0, 0.9999)
-    p = seen.n_images / (seen.n_images + unseen.n_images)
-    # (1 + u/p)(1 + u/q) = 1/F² with u = 1/s, and p + q = 1
-    pq = p * (1 - p)
-    u = 0.5 * (-1 + np.sqrt(1 + 4 * pq * (1 / np.maximum(fsc, 1e-6) ** 2 - 1)))
-    lost = np.flatnonzero(fsc[1:] < 0.01)
-    snr = 1 / np.maximum(u, 1e-9)
-    snr[1 + lost[0] if len(lost) else len(snr) :] = 0.0
-    return snr
+    sums = (maps.shell_correlation(x, y, box_size) for x, y in ((a, b), (a, a), (b, b)))
+    ab, aa, bb = (np.convolve(v, np.ones(2 * _POOL + 1), mode="same") for v in sums)
+    agreement = ab / np.maximum(np.sqrt(aa * bb), 1e-30)
+    lost = np.flatnonzero(agreement[_FIRST_SHELL:] < _AGREEMENT)
+    return _FIRST_SHELL + int(lost[0]) - 1 if len(lost) else box_size // 2
 
 
-def measurable_coefficients(snr: NDArray[np.float64], mask: NDArray[np.float32]) -> float:
-    """Number of complex Fourier coefficients of the particle that the images determine."""
-    independent = 0.5 * maps.shell_size(len(mask)) * float(mask.mean())
-    return float(np.sum(independent * snr / (1 + snr)))
+def automatic_count(seen: Statistics, unseen: Statistics, mask: NDArray[np.float32]) -> tuple[int, int]:
+    """The number of Gaussians for a half, to two digits, and the measurable shell it rests on.
 
-
-def automatic_count(seen: Statistics, unseen: Statistics, mask: NDArray[np.float32]) -> tuple[int, float]:
-    """The number of Gaussians for a half, two digits, and the coefficients it rests on."""
-    coefficients = measurable_coefficients(signal_to_noise(seen, unseen, mask), mask)
-    count = float(np.clip(GAUSSIANS_PER_COEFFICIENT * coefficients, FEWEST, MOST))
+    Args:
+        seen, unseen: statistics of a split within the half.
+        mask: (D, D, D) soft mask of the particle.
+    """
+    shell = measurable_shell(seen, unseen, mask)
+    elements = float(mask.sum()) * (2 * shell / len(mask)) ** 3
+    count = float(np.clip(GAUSSIANS_PER_ELEMENT * elements, FEWEST, MOST))
     digits = 10 ** (int(np.log10(count)) - 1)
-    return int(round(count / digits) * digits), coefficients
+    return round(count / digits) * digits, shell

@@ -54,26 +54,29 @@ def control(
     n_split = round(settings.split_share * growth)
     # The mass of a Gaussian over its volume is its peak: splitting the heaviest refines where most happens.
     heaviest = torch.topk(torch.where(keep, masses, torch.zeros_like(masses)), min(n_split, int(keep.sum()))).indices
-    halves = _split(parameters.rows(heaviest))
+    halves = _split(parameters.rows(heaviest), rng)
     keep[heaviest] = False
     kept = parameters.rows(keep)
     filled = _fill(gradient, growth - len(heaviest), float(median) * settings.born_mass, kept, rng)
     optimiser.replace(keep, concatenate(halves, filled))
 
 
-def _split(parents: Parameters) -> Parameters:
+def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
     """Two Gaussians for one, half the mass each, set apart along the longest axis so that mean and variance stay.
 
-    Isotropic ones keep the mean, and the variance along x; they cannot keep all of it.
+    Isotropic ones are set apart along a random axis: they keep the mean, and the variance along that axis only.
     """
-    scales = parents.log_scales.expand(-1, 3)
-    longest = scales.argmax(dim=1)
     rows = torch.arange(len(parents))
-    axis = rotation_of_quaternions(parents.quaternions)[rows, :, longest]
-    # Variance along the axis: σ² = (0.5 σ)² + shrunk², so shrunk = sqrt(3)/2 σ.
-    offset = 0.5 * torch.exp(scales[rows, longest])[:, None] * axis
     log_scales = parents.log_scales.clone()
-    log_scales[rows, longest if log_scales.shape[1] == 3 else torch.zeros_like(longest)] += math.log(math.sqrt(3) / 2)
+    if log_scales.shape[1] == 3:
+        longest = log_scales.argmax(dim=1)
+        axis = rotation_of_quaternions(parents.quaternions)[rows, :, longest]
+    else:
+        longest = torch.zeros_like(rows)
+        axis = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(len(rows), 3))).to(log_scales), dim=1)
+    # Variance along the axis: σ² = (0.5 σ)² + shrunk², so shrunk = sqrt(3)/2 σ.
+    offset = 0.5 * torch.exp(log_scales[rows, longest])[:, None] * axis
+    log_scales[rows, longest] += math.log(math.sqrt(3) / 2)
     halves = [
         Parameters(parents.centres + sign * offset, log_scales, parents.quaternions, parents.log_masses - math.log(2))
         for sign in (1, -1)

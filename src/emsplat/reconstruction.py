@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat import maps
-from emsplat.count import automatic_count
+from emsplat.count import FEWEST, automatic_count
 from emsplat.errors import InputError
 from emsplat.fit import FitHistory, FitSettings, fit_gaussians, gaussians_of, initial_gaussians
 from emsplat.gaussians import Gaussians, merge
@@ -270,7 +270,7 @@ def _fit_half(
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
     count = settings.n_gaussians
     if count is None:
-        count, reason = _count(seen, unseen, mask)
+        count, reason = _count(seen, unseen, mask, grid)
         reporter.line(f"half {number}: {count:,} Gaussians, {reason}")
     fit_settings = FitSettings(count, isotropic=settings.isotropic, seed=settings.seed + number)
     if unseen is None:
@@ -289,12 +289,14 @@ def _fit_half(
     return Half(gaussians, history, raw, density)
 
 
-def _count(seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32]) -> tuple[int, str]:
+def _count(seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32], grid: _Grid) -> tuple[int, str]:
     """The automatic number of Gaussians, and why."""
     if unseen is None:
-        return 500, "too few images to measure what they hold"
-    count, coefficients = automatic_count(seen, unseen, mask)
-    return count, f"for {coefficients:,.0f} measurable Fourier coefficients"
+        return FEWEST, "too few images to measure what they hold"
+    count, shell = automatic_count(seen, unseen, mask)
+    volume = float(mask.sum()) * grid.pixel_size**3
+    finest = grid.box_size * grid.pixel_size / shell
+    return count, f"for {volume / 1e3:,.0f} nm³ that its images show down to {finest:.3g} Å"
 
 
 def _finished(

@@ -1,0 +1,93 @@
+"""Programs in processes of their own, timed and weighed: ours, and RELION's as the rival."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import emsplat
+
+GB = 1 << 30
+
+# A process inherits its parent's peak size until it is replaced; this small one in between keeps ours out of it.
+_LAUNCHER = """
+import json, os, sys, time
+start = time.perf_counter()
+_, status, usage = os.wait4(os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ), 0)
+seconds = time.perf_counter() - start
+facts = dict(seconds=seconds, cpu_seconds=usage.ru_utime + usage.ru_stime, peak_bytes=1024 * usage.ru_maxrss)
+json.dump(facts, open(sys.argv[1], "w"))
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a program took."""
+
+    seconds: float  # wall clock
+    cpu_seconds: float
+    peak_bytes: int
+    marks: dict[bytes, float] = field(default_factory=dict)  # wall clock at which each text was first printed
+
+
+def measured(
+    command: Sequence[object], folder: Path, marks: tuple[bytes, ...] = (), environ: dict[str, str] | None = None
+) -> Measured:
+    """Runs a program in `folder` and throws its output away; raises with the output's end if it fails."""
+    with tempfile.NamedTemporaryFile("r") as facts:
+        full = [sys.executable, "-I", "-S", "-c", _LAUNCHER, facts.name, *map(str, command)]
+        start, seen, end = time.perf_counter(), {}, b""
+        process = subprocess.Popen(
+            full, cwd=folder, env=os.environ | (environ or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        while piece := os.read(process.stdout.fileno(), 1 << 16):
+            end = end[-4096:] + piece
+            seen |= {mark: time.perf_counter() - start for mark in marks if mark not in seen and mark in end}
+        if process.wait() != 0:
+            raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{end[-2000:].decode(errors='replace')}")
+        return Measured(**json.load(facts), marks=seen)
+
+
+def run_emsplat(star: Path, output: Path, *options: object, environ: dict[str, str] | None = None) -> Measured:
+    """``emsplat reconstruct`` in a process of its own."""
+    environ = {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])} | (environ or {})
+    start = "import sys; from emsplat.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, "reconstruct", star, "-o", output, "--overwrite", *options]
+    return measured(command, star.parent, environ=environ)
+
+
+_BACKPROJECTING, _RECONSTRUCTING = b"Back-projecting all images", b"Starting the reconstruction"
+
+
+@dataclass(frozen=True)
+class RelionRun:
+    """A map by ``relion_reconstruct --ctf``; insertion is the time between its two announcements."""
+
+    map: Path
+    seconds: float
+    insertion_seconds: float
+    peak_bytes: int
+
+
+def has_relion() -> bool:
+    return shutil.which("relion_reconstruct") is not None
+
+
+def run_relion(star: Path, subset: int | None = None) -> RelionRun:
+    """RELION's map of all images, or of one half set, beside the star."""
+    output = star.parent / f"relion_{'all' if subset is None else f'half{subset}'}.mrc"
+    command = ["relion_reconstruct", "--i", star.name, "--o", output.name, "--ctf"]
+    command += [] if subset is None else ["--subset", str(subset)]
+    took = measured(command, star.parent, (_BACKPROJECTING, _RECONSTRUCTING))
+    insertion = took.marks[_RECONSTRUCTING] - took.marks[_BACKPROJECTING]
+    return RelionRun(output, took.seconds, insertion, took.peak_bytes)
