@@ -24,6 +24,9 @@ from emsplat.correlation import fsc
 from emsplat.io.mrc import read_map
 from emsplat.reporting import Reporter
 from emsplat.settings import ReconstructSettings, SimulationSettings
+from emsplat.threads import relax_openmp
+
+relax_openmp()  # before anything imports torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -90,22 +90,22 @@ def parity_row(box_size: int, scale: float, cutoff: float) -> dict[str, Any]:
     return {"box": box_size, "σ, voxels": scale, "cut-off": cutoff} | errors
 
 
-def insertion_row(box_size: int, components: int, n: int, used: int) -> dict[str, Any]:
+def insertion_row(box_size: int, dtype: type, n: int, used: int) -> dict[str, Any]:
     """Random slices into the grid of b (complex, the box) or of T (real, 1.6 times the box)."""
     threads(used)
     rng = np.random.default_rng(3)
-    extent = box_size if components == 2 else 2 * round(0.8 * box_size)
-    grid = SliceGrid.empty(extent, box_size, components)
+    extent = box_size if dtype is np.complex64 else 2 * round(0.8 * box_size)
+    grid = SliceGrid.empty(extent, box_size, dtype)
     shape = (n, box_size, box_size // 2 + 1)
     slices = rng.standard_normal(shape, dtype=np.float32)
-    slices = slices.astype(np.complex64) if components == 2 else slices
+    slices = slices.astype(dtype)
     view = np.stack([rng.uniform(-180, 180, n), np.degrees(np.arccos(rng.uniform(-1, 1, n))),
                      rng.uniform(-180, 180, n)], axis=1)  # fmt: skip
     rotations = rotation_matrices(view)
     seconds = median_seconds(lambda: grid.insert(slices, rotations), 3)
     return {
         "box": box_size,
-        "into": "b" if components == 2 else "T",
+        "into": "b" if dtype is np.complex64 else "T",
         "grid period": grid.period,
         "cores": used,
         "ms an image": 1e3 * seconds / n,
@@ -143,7 +143,9 @@ def main() -> None:
     report.table("Parity of the splat", rows, text)
     boxes = (32,) if args.quick else (64, 96, 128, 192)
     n = 50 if args.quick else 500
-    rows = [insertion_row(d, components, n, used) for d in boxes for components in (2, 1) for used in all_cores]
+    rows = [
+        insertion_row(d, dtype, n, used) for d in boxes for dtype in (np.complex64, np.float32) for used in all_cores
+    ]
     report.table("Insertion", rows, f"{n} slices at random orientations, as one block.")
     edges = (24,) if args.quick else (64, 80, 100, 128)
     report.table("Convolution T∗V", [convolution_row(edge, used) for edge in edges for used in all_cores])

@@ -13,9 +13,12 @@ import pytest
 from emsplat.errors import InputError
 from emsplat.reporting import Reporter
 from emsplat.settings import ReconstructSettings
+from emsplat.threads import relax_openmp
 
 if TYPE_CHECKING:
     from emsplat.reconstruction import Reconstruction
+
+relax_openmp()  # before the first test imports torch
 
 
 @pytest.fixture(scope="session")

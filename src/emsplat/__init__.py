@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from emsplat.threads import relax_openmp
+
 if TYPE_CHECKING:
     from emsplat.errors import InputError as InputError
     from emsplat.gaussians import Gaussians as Gaussians
@@ -43,12 +45,13 @@ _HOMES = {
     "write_run": "outputs",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    relax_openmp()
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

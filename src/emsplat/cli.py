@@ -9,9 +9,9 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
@@ -19,6 +19,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positio
 import emsplat
 from emsplat.errors import InputError
 from emsplat.settings import ReconstructSettings, SimulationSettings
+from emsplat.threads import relax_openmp
 
 _BAD_INPUT, _FAILED, _INTERRUPTED = 2, 1, 130
 _DEFAULT = SimulationSettings()
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"emsplat {emsplat.__version__}")
         return 0
+    relax_openmp()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a queue's cancel cleans up as Ctrl-C does
     try:
@@ -206,4 +208,4 @@ def demo(output: Output, seed: int = 0, overwrite: bool = False) -> None:
     run_demo(output, seed, overwrite)
 
 
-_COMMANDS = {"reconstruct": reconstruct, "simulate": simulate, "fsc": fsc, "demo": demo}
+_COMMANDS: dict[str, Callable[..., Any]] = {"reconstruct": reconstruct, "simulate": simulate, "fsc": fsc, "demo": demo}

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 import scipy.fft
+from numba import types
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from emsplat.simd import add_scaled
@@ -32,34 +34,34 @@ _TILE = 16
 class SliceGrid:
     """The half z ≥ 0 of an oversampled Fourier grid that slices are added to.
 
-    `components` is 2 for complex values (an adjoint volume) and 1 for real even ones (a convolution kernel).
+    Its values are complex for an adjoint volume, real (and even) for a convolution kernel.
     """
 
     extent: int  # voxels of the real-space cube that is wanted, per axis
     box_size: int  # D of the slices: their samples lie at integer multiples of 1/D
-    components: int
     period: int  # n: grid points per axis
-    values: NDArray[np.float32]  # (n/2+1+halo, n+2 halo, (n+2 halo)·components)
+    values: NDArray  # (n/2+1+halo, n+2 halo, n+2 halo) complex64 or float32
 
     @staticmethod
-    def empty(extent: int, box_size: int, components: int, oversampling: float = 1.5) -> SliceGrid:
+    def empty(extent: int, box_size: int, dtype: type[np.generic], oversampling: float = 1.5) -> SliceGrid:
+        """A grid of zeros, complex64 or float32, for slices of that type."""
         # The grid never is coarser than the slices' own sampling, and even.
         period = max(scipy.fft.next_fast_len(int(np.ceil(oversampling * extent)), real=True), box_size)
         while period % 2 or scipy.fft.next_fast_len(period, real=True) != period:
             period += 1
         across = period + 2 * _HALO
-        shape = (period // 2 + 1 + _HALO, across, across * components)
-        return SliceGrid(extent, box_size, components, period, np.zeros(shape, dtype=np.float32))
+        shape = (period // 2 + 1 + _HALO, across, across)
+        return SliceGrid(extent, box_size, period, np.zeros(shape, dtype=dtype))
 
     @property
     def _window(self) -> Window:
         return Window.for_oversampling(WIDTH, self.period / self.extent)
 
-    def insert(self, slices: NDArray[np.float32], rotations: NDArray[np.float64]) -> None:
+    def insert(self, slices: NDArray, rotations: NDArray[np.float64]) -> None:
         """Add slices at ``k_volume = Aᵀ (k_x, k_y, 0)``.
 
         Args:
-            slices: (n, D, D//2+1) complex64 or float32 half planes, ky in fft order.
+            slices: (n, D, D//2+1) half planes of the grid's type, ky in fft order.
             rotations: (n, 3, 3) matrices A.
 
         Samples at or beyond Nyquist's radius, |k| ≥ D/2, are left out.
@@ -70,10 +72,9 @@ class SliceGrid:
         # The kernel trusts that a sample stays within radius · scale of the centre along every axis.
         if not np.all(np.sum(frames**2, axis=2) < 1 + 1e-4):
             raise ValueError("rotations hold a matrix that is no rotation: its rows must be of length 1, and finite")
-        flat = np.ascontiguousarray(slices).view(np.float32)
-        kernel = _insert_complex if self.components == 2 else _insert_real
+        slices = np.ascontiguousarray(slices, dtype=self.values.dtype)
         tiles = _tiles(self.values.shape[0], self.values.shape[1], numba.get_num_threads())
-        kernel(self.values, flat, frames * np.float32(scale), self._window.taps(_STEPS), tiles)
+        _insert(self.values, slices, frames * np.float32(scale), self._window.taps(_STEPS), tiles)
 
     def adjoint(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
@@ -106,7 +107,7 @@ class SliceGrid:
     def _wrapped(self, z: int) -> NDArray[np.complex64]:
         """(n, n) stored plane z with its halo wrapped around, rolled to fft order."""
         n, h = self.period, _HALO
-        plane = self.values[z].view(np.complex64) if self.components == 2 else self.values[z].astype(np.complex64)
+        plane = self.values[z].astype(np.complex64, copy=False)
         rows = plane[h : h + n].copy()
         rows[:h] += plane[h + n :]
         rows[n - h :] += plane[:h]
@@ -168,70 +169,72 @@ def _position(x, taps):
     return int(first), weights
 
 
-def _make_insert(components):
-    """The insertion kernel for values of one or two components; the number is a compile-time constant."""
-
-    @numba.njit(error_model="numpy", fastmath=True)
-    def along_x(weights, real, imaginary):
-        if components == 1:
-            return (weights[0] * real, weights[1] * real, weights[2] * real, weights[3] * real)
-        return (
-            weights[0] * real, weights[0] * imaginary, weights[1] * real, weights[1] * imaginary,
-            weights[2] * real, weights[2] * imaginary, weights[3] * real, weights[3] * imaginary,
-        )  # fmt: skip
-
-    @numba.njit(error_model="numpy", fastmath=True)
-    def spread(grid, real, imaginary, x, y, z, taps, z0, z1, y0, y1):
-        """Add one sample's kernel to the rows of a tile."""
-        column, wx = _position(x, taps)
-        row, wy = _position(y, taps)
-        plane, wz = _position(z, taps)
-        values = along_x(wx, real, imaginary)
-        rows, stride = grid.shape[1], grid.shape[2]
-        for c in range(max(0, z0 - plane), min(WIDTH, z1 - plane)):
-            start = ((plane + c) * rows + row) * stride + column * components
-            for b in range(max(0, y0 - row), min(WIDTH, y1 - row)):
-                add_scaled(grid, start + b * stride, wz[c] * wy[b], values)
-
-    @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
-    def insert(grid, slices, frames, taps, tiles):
-        n, box_size = slices.shape[0], slices.shape[1]
-        planes, rows = grid.shape[0], grid.shape[1]
-        radius = (box_size - 1) // 2
-        # Integers below D²/4.
-        squared_radius = (box_size * box_size - 1) // 4
-        centre = np.float32(rows // 2)
-        # A hair more than the kernel's: `spread` is exact, the bounds below suffer from rounding.
-        reach = np.float32(WIDTH / 2 + 0.01)
-        for t in numba.prange(tiles.shape[0]):
-            z0, y0 = tiles[t, 0], tiles[t, 1]
-            z1, y1 = min(z0 + _TILE, planes), min(y0 + _TILE, rows)
-            z_low, z_high = np.float32(z0) - reach, np.float32(z1 - 1) + reach
-            y_low, y_high = np.float32(y0) - reach - centre, np.float32(y1 - 1) + reach - centre
-            for i in range(n):
-                f = frames[i]
-                first_row, last_row = _rows_of(f, z_low, z_high, y_low, y_high, radius)
-                for ky in range(first_row, last_row + 1):
-                    fy = np.float32(ky)
-                    edge = np.floor(np.sqrt(np.float32(squared_radius - ky * ky)))
-                    low, high = _clip(-edge, edge, f[2, 0], f[2, 1] * fy, z_low, z_high)
-                    low, high = _clip(low, high, f[1, 0], f[1, 1] * fy, y_low, y_high)
-                    for kx in range(int(np.ceil(low)), int(np.floor(high)) + 1):
-                        # A real image's transform at −k is the conjugate of that at k.
-                        column = abs(kx) * components
-                        row = ky if kx >= 0 else -ky
-                        row = row if row >= 0 else row + box_size
-                        real = slices[i, row, column]
-                        imaginary = slices[i, row, column + components - 1]
-                        imaginary = imaginary if kx >= 0 else -imaginary
-                        fx = np.float32(kx)
-                        x = f[0, 0] * fx + f[0, 1] * fy + centre
-                        y = f[1, 0] * fx + f[1, 1] * fy + centre
-                        z = f[2, 0] * fx + f[2, 1] * fy
-                        spread(grid, real, imaginary, x, y, z, taps, z0, z1, y0, y1)
-
-    return insert
+def _along_x(weights, value):
+    """The floats of one sample along a row of the grid: (w value) for real, (w real, w imaginary) for complex."""
+    raise TypeError("compiled code only")
 
 
-_insert_complex = _make_insert(2)
-_insert_real = _make_insert(1)
+@overload(_along_x)
+def _along_x_compiled(weights, value):
+    if isinstance(value, types.Complex):
+
+        def interleaved(weights, value):
+            re, im = value.real, value.imag
+            return (
+                weights[0] * re, weights[0] * im, weights[1] * re, weights[1] * im,
+                weights[2] * re, weights[2] * im, weights[3] * re, weights[3] * im,
+            )  # fmt: skip
+
+        return interleaved
+    return lambda weights, value: (weights[0] * value, weights[1] * value, weights[2] * value, weights[3] * value)
+
+
+@numba.njit(error_model="numpy", fastmath=True)
+def _spread_sample(grid, value, x, y, z, taps, z0, z1, y0, y1):
+    """Add one sample's kernel to the rows of a tile."""
+    column, wx = _position(x, taps)
+    row, wy = _position(y, taps)
+    plane, wz = _position(z, taps)
+    values = _along_x(wx, value)
+    rows, stride = grid.shape[1], grid.shape[2]
+    for c in range(max(0, z0 - plane), min(WIDTH, z1 - plane)):
+        start = ((plane + c) * rows + row) * stride + column
+        for b in range(max(0, y0 - row), min(WIDTH, y1 - row)):
+            add_scaled(grid, start + b * stride, wz[c] * wy[b], values)
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
+def _insert(grid, slices, frames, taps, tiles):
+    """Spread all samples of all slices, tile by tile; frames: (n, 3, 2), the in-plane axes in grid points."""
+    n, box_size = slices.shape[0], slices.shape[1]
+    planes, rows = grid.shape[0], grid.shape[1]
+    radius = (box_size - 1) // 2
+    # Integers below D²/4.
+    squared_radius = (box_size * box_size - 1) // 4
+    centre = np.float32(rows // 2)
+    # A hair more than the kernel's: `spread` is exact, the bounds below suffer from rounding.
+    reach = np.float32(WIDTH / 2 + 0.01)
+    for t in numba.prange(tiles.shape[0]):
+        z0, y0 = tiles[t, 0], tiles[t, 1]
+        z1, y1 = min(z0 + _TILE, planes), min(y0 + _TILE, rows)
+        z_low, z_high = np.float32(z0) - reach, np.float32(z1 - 1) + reach
+        y_low, y_high = np.float32(y0) - reach - centre, np.float32(y1 - 1) + reach - centre
+        for i in range(n):
+            f = frames[i]
+            first_row, last_row = _rows_of(f, z_low, z_high, y_low, y_high, radius)
+            for ky in range(first_row, last_row + 1):
+                fy = np.float32(ky)
+                edge = np.floor(np.sqrt(np.float32(squared_radius - ky * ky)))
+                low, high = _clip(-edge, edge, f[2, 0], f[2, 1] * fy, z_low, z_high)
+                low, high = _clip(low, high, f[1, 0], f[1, 1] * fy, y_low, y_high)
+                for kx in range(int(np.ceil(low)), int(np.floor(high)) + 1):
+                    # A real image's transform at −k is the conjugate of that at k.
+                    row = ky if kx >= 0 else -ky
+                    row = row if row >= 0 else row + box_size
+                    value = slices[i, row, abs(kx)]
+                    value = value if kx >= 0 else np.conj(value)
+                    fx = np.float32(kx)
+                    x = f[0, 0] * fx + f[0, 1] * fy + centre
+                    y = f[1, 0] * fx + f[1, 1] * fy + centre
+                    z = f[2, 0] * fx + f[2, 1] * fy
+                    _spread_sample(grid, value, x, y, z, taps, z0, z1, y0, y1)

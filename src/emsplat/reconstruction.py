@@ -5,16 +5,11 @@ Read it top to bottom: look at a sample, stream over the images once, fit each h
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numba
 import numpy as np
 import scipy.fft
-import torch
 from numpy.typing import NDArray
 
 from emsplat import maps
@@ -30,6 +25,7 @@ from emsplat.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.statistics import PassSettings, Statistics, gather_statistics
 from emsplat.symmetry import symmetry_operators
+from emsplat.threads import threads
 from emsplat.validation import Validation, final_map, validate
 
 _UNSEEN_SHARE = 5  # one particle in five of a half is kept from its fit until the annealing
@@ -87,7 +83,7 @@ def reconstruct(
     """
     settings = settings or ReconstructSettings()
     reporter = reporter or Reporter()
-    with _threads(settings.threads):
+    with threads(settings.threads):
         with reporter.stage("read"):
             table, poses_shared = _table_with_halves(particles, settings, reporter)
         images = ImageSource(table, settings.invert)
@@ -124,22 +120,6 @@ def reconstruct(
         settings=settings,
         seconds=dict(reporter.seconds),
     )
-
-
-@contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    """All libraries on as many threads as asked for, at most the machine's."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(wanted or available, numba.config.NUMBA_NUM_THREADS)
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(threads)
-    torch.set_num_threads(threads)
-    try:
-        with scipy.fft.set_workers(threads):
-            yield
-    finally:
-        numba.set_num_threads(before[0])
-        torch.set_num_threads(before[1])
 
 
 def _table_with_halves(

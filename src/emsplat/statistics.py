@@ -92,8 +92,8 @@ def gather_statistics(
     kernel_extent = max(2 * settings.extent, settings.box_size + settings.box_size % 2)
     grids = [
         (
-            SliceGrid.empty(settings.box_size, settings.box_size, components=2),
-            SliceGrid.empty(kernel_extent, settings.box_size, components=1),
+            SliceGrid.empty(settings.box_size, settings.box_size, np.complex64),
+            SliceGrid.empty(kernel_extent, settings.box_size, np.float32),
         )
         for _ in range(n_subsets)
     ]
