@@ -19,7 +19,8 @@ check: $(INSTALLED)
 
 # The constraint's exact version lets pip take a build of torch without CUDA where one is offered.
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emsplat needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emsplat needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	@echo 'making .venv and installing into it; the first time this takes some minutes'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(INSTALLED)

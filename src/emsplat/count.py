@@ -2,8 +2,9 @@
 
 The particle's volume holds so many resolvable elements: its voxels, were the grid only as fine as the last shell in
 which a split of the half still agrees. That shell grows with the SNR and the number of images, so the count does too.
-The factor comes from a ladder of counts (`benchmarks/ladder.py`): too few Gaussians cost much more than too many,
-whose overfitting differs between the halves and averages out.
+The exponent comes from ladders of counts (`benchmarks/ladder.py`): one Gaussian for every six elements of a small
+particle, for every twelve of a large one. Too few cost more than too many, whose overfitting differs between the
+halves and averages out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from emsplat import maps
 from emsplat.statistics import Statistics
 
-GAUSSIANS_PER_ELEMENT = 0.11
+EXPONENT = 0.8  # count = elements to this power
 FEWEST, MOST = 300, 200_000
 _POOL = 2  # shells pooled on either side
 _AGREEMENT = 0.01  # FSC between the uneven parts of a half below which a shell is lost
@@ -41,6 +42,6 @@ def automatic_count(seen: Statistics, unseen: Statistics, mask: NDArray[np.float
     """
     shell = measurable_shell(seen, unseen, mask)
     elements = float(mask.sum()) * (2 * shell / len(mask)) ** 3
-    count = float(np.clip(GAUSSIANS_PER_ELEMENT * elements, FEWEST, MOST))
+    count = float(np.clip(elements**EXPONENT, FEWEST, MOST))
     digits = 10 ** (int(np.log10(count)) - 1)
     return round(count / digits) * digits, shell

@@ -13,7 +13,10 @@ from emsplat.settings import ReconstructSettings, SimulationSettings
 from emsplat.simulation import bundled_model, simulate
 from emsplat.validation import C_AT_RESOLUTION, FIRST_SHELL
 
-_IMAGES = SimulationSettings(n_images=2000, box_size=80, pixel_size_in_angstroms=2.0, snr=0.01)
+# The B-factor lets the signal fade within the band, so that there is a resolution to measure.
+_IMAGES = SimulationSettings(
+    n_images=3000, box_size=80, pixel_size_in_angstroms=2.0, snr=0.03, b_factor_in_square_angstroms=200.0
+)
 
 
 def run_demo(folder: Path, seed: int, overwrite: bool) -> outputs.Summary:

@@ -24,11 +24,9 @@ from emsplat.splat import voxelise
 from emsplat.splat.bandlimit import WIDENING, boost, boosted, narrowed
 from emsplat.statistics import Statistics
 
-# σ in pixels. Even the sharpest atoms at Nyquist are wider than the first; above the second a splat costs much and
-# says little that several narrower ones do not.
-_MIN_SCALE, _MAX_SCALE = 0.2, 2.5
+_MIN_SCALE = 0.2  # σ in pixels: no atom that a grid can show is sharper
+_WIDEST_PER_SPACING, _START_PER_WIDEST = 1.25, 0.6  # σ at most, and at the start
 _START_BLUR = 1.0  # pixels, of the inversion that centres are drawn from
-_LOG_SCALES = tuple(0.5 * math.log(s**2 + WIDENING) for s in (_MIN_SCALE, _MAX_SCALE))  # as splatted
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,20 @@ class FitSettings:
     check_every: int = 4
     improvement: float = 2e-3  # of the loss on unseen images that counts as one, relative, between checks
     patience: int = 2  # checks on unseen images without improvement before annealing
-    start_share: float = 0.5  # of the Gaussians that are there from the start; density control adds the rest
+    start_share: float = 0.7  # of the Gaussians that are there from the start; density control adds the rest
     cutoff: float = 3.0
     step_sizes: dict[str, float] = field(
         default_factory=lambda: {"centres": 0.6, "log_scales": 0.05, "quaternions": 0.05, "log_masses": 0.07}
     )
     density: DensitySettings = field(default_factory=DensitySettings)
+    max_scale: float = 2.5  # σ in pixels; wider splats cost much and say little that several narrower ones do not
     seed: int = 0
+
+    @staticmethod
+    def for_particle(n_gaussians: int, volume_in_voxels: float, isotropic: bool, seed: int) -> FitSettings:
+        """Settings whose Gaussians can be wide enough to fill the particle's volume, however few they are."""
+        spacing = (volume_in_voxels / n_gaussians) ** (1 / 3)
+        return FitSettings(n_gaussians, isotropic, max_scale=max(1.0, _WIDEST_PER_SPACING * spacing), seed=seed)
 
 
 @dataclass
@@ -118,8 +123,7 @@ def initial_gaussians(
     smooth = gaussian_filter(statistics.raw_map(), _START_BLUR)[middle] * mask
     # A little weight everywhere in the mask: the inversion's weak parts must not be left empty.
     weight = np.maximum(smooth - 0.1 * smooth.max(), 0) + 0.02 * smooth.max() * (mask > 0.5)
-    spacing = (np.sum(weight > 0) / settings.n_gaussians) ** (1 / 3)
-    log_scale = math.log(min(max(0.75 * spacing, 1.0), _MAX_SCALE))
+    log_scale = math.log(max(_START_PER_WIDEST * settings.max_scale, 1.0))
     operators = np.eye(3)[None] if symmetry is None else symmetry
     number = max(1, number // len(operators))
     centres = sample_centres(weight, number, np.random.default_rng(settings.seed))
@@ -177,7 +181,7 @@ def fit_gaussians(
                 history.stopped_by = "loss on unseen images"
         volume.backward(torch.from_numpy(gradient))
         optimiser.step(rate)
-        _confine(optimiser.parameters, extent)
+        _confine(optimiser.parameters, extent, settings.max_scale)
         if not annealing and is_due(step, anneal_from, settings.density):
             control(optimiser, gradient, settings.n_gaussians, settings.density, rng)
         step += 1
@@ -202,9 +206,9 @@ def _density(parameters: Parameters, extent: int, cutoff: float) -> Tensor:
 
 
 @torch.no_grad()
-def _confine(parameters: Parameters, extent: int) -> None:
+def _confine(parameters: Parameters, extent: int, max_scale: float) -> None:
     """Keep the centres within the ball inscribed in the cube, and σ where a grid can hold it."""
-    parameters.log_scales.clamp_(_LOG_SCALES[0], _LOG_SCALES[1])
+    parameters.log_scales.clamp_(*(0.5 * math.log(s**2 + WIDENING) for s in (_MIN_SCALE, max_scale)))
     limit = extent / 2 - 2.0
     radius = parameters.centres.norm(dim=1, keepdim=True).clamp_min(1e-6)
     parameters.centres.mul_((limit / radius).clamp_max(1.0))

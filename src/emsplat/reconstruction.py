@@ -252,7 +252,7 @@ def _fit_half(
     if count is None:
         count, reason = _count(seen, unseen, mask, grid)
         reporter.line(f"half {number}: {count:,} Gaussians, {reason}")
-    fit_settings = FitSettings(count, isotropic=settings.isotropic, seed=settings.seed + number)
+    fit_settings = FitSettings.for_particle(count, float(mask.sum()), settings.isotropic, settings.seed + number)
     if unseen is None:
         fit_settings = replace(fit_settings, max_steps=_STEPS_WITHOUT_SPLIT)
     with reporter.stage("fit"), reporter.bar(f"fitting half {number}", "steps") as advance:
