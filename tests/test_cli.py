@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import emsplat
+from emsplat import demo
 from emsplat.cli import main
 from emsplat.io.mrc import read_map, write_map
 from emsplat.io.star import Table, read_star, write_star
@@ -404,6 +405,19 @@ def test_simulate(case: Case, run: Callable[..., Outcome]) -> None:
     assert (done.code, done.err) == (0, "")
     assert files_below(case.folder / "images") == {"particles.star", "particles.mrcs", "truth.mrc", "mask.mrc"}
     assert "--overwrite" in run(*arguments).err
+
+
+def test_demo(tmp_path: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of it on few images; the resolution claimed stands beside the true one."""
+    small = replace(demo._IMAGES, n_images=200, box_size=40, pixel_size_in_angstroms=4.0)
+    monkeypatch.setattr(demo, "_IMAGES", small)
+    done = run("demo", "-o", tmp_path / "demo")
+    assert (done.code, done.err) == (0, "")
+    closing = done.out[done.out.index("\nresolution") :]
+    assert "\ntrue resolution" in closing
+    assert str(tmp_path / "demo" / "map.mrc") in closing
+    assert str(tmp_path / "demo" / "figures") in closing
+    assert "true_resolution" in (tmp_path / "demo" / "summary.json").read_text()
 
 
 def test_version_and_help_come_at_once(capsys: pytest.CaptureFixture[str]) -> None:

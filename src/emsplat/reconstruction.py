@@ -31,6 +31,7 @@ from emsplat.validation import Validation, final_map, validate
 _UNSEEN_SHARE = 5  # one particle in five of a half is kept from its fit until the annealing
 _FEWEST_TO_SPLIT = 40  # images of a half below which nothing is kept back
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
+_BOX_WITHOUT_SPLIT = 96  # voxels: nothing can be measured of so few images' fine detail
 _MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
 
 
@@ -190,10 +191,15 @@ class _Grid:
 def _working_grid(
     table: Particles, diameter_in_angstroms: float, symmetry: NDArray[np.float64], settings: ReconstructSettings
 ) -> _Grid:
-    """The box that just holds the finest resolution asked for, and the cube that just holds the particle."""
+    """The box that just holds the finest resolution asked for, and the cube that just holds the particle.
+
+    Where none is asked for, it is Nyquist's, unless there are only some tens of images.
+    """
     full = table.box_size
-    box_size = full
-    if settings.max_resolution is not None:
+    if settings.max_resolution is None:
+        few = min(np.sum(table.half_set == half) for half in (1, 2)) < _FEWEST_TO_SPLIT
+        box_size = min(full, _BOX_WITHOUT_SPLIT) if few else full
+    else:
         needed = 2 * full * table.pixel_size_in_angstroms / settings.max_resolution
         box_size = min(full, max(16, scipy.fft.next_fast_len(int(np.ceil(needed)), real=True)))
     pixel_size = table.pixel_size_in_angstroms * full / box_size
