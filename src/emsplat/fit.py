@@ -25,7 +25,7 @@ from emsplat.splat.bandlimit import WIDENING, boost, boosted, narrowed
 from emsplat.statistics import Statistics
 
 _MIN_SCALE = 0.2  # σ in pixels: no atom that a grid can show is sharper
-_WIDEST_PER_SPACING, _START_PER_WIDEST = 1.25, 0.6  # σ at most, and at the start
+_WIDEST_PER_SPACING, _START_PER_WIDEST = 0.65, 0.6  # σ at most, and at the start
 _START_BLUR = 1.0  # pixels, of the inversion that centres are drawn from
 
 
