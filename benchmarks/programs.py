@@ -15,7 +15,7 @@ from pathlib import Path
 
 import emsplat
 
-GB = 1 << 30
+GB = 10**9
 
 # A process inherits its parent's peak size until it is replaced; this small one in between keeps ours out of it.
 _LAUNCHER = """

@@ -43,7 +43,7 @@ def control(
     """One round: prune, then grow towards the target number by splitting and by filling.
 
     Args:
-        gradient: (d, d, d) ``T∗V − b`` of the model as it stands.
+        gradient: (d, d, d) ``T∗V − b``, of the model before its latest step.
     """
     parameters = optimiser.parameters
     masses = parameters.log_masses.detach().exp()
@@ -52,7 +52,7 @@ def control(
     room = target - int(keep.sum())
     growth = max(0, min(room, math.ceil(settings.grow * len(parameters))))
     n_split = round(settings.split_share * growth)
-    # The mass of a Gaussian over its volume is its peak: splitting the heaviest refines where most happens.
+    # Splitting the heaviest refines where most of the mass is.
     heaviest = torch.topk(torch.where(keep, masses, torch.zeros_like(masses)), min(n_split, int(keep.sum()))).indices
     halves = _split(parameters.rows(heaviest), rng)
     keep[heaviest] = False

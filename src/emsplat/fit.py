@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from emsplat.density import DensitySettings, control, is_due, round_gaussians, sample_centres
+from emsplat.errors import InputError
 from emsplat.gaussians import Gaussians
 from emsplat.parameters import Adam, Parameters
 from emsplat.splat import voxelise
@@ -46,7 +47,7 @@ class FitSettings:
         default_factory=lambda: {"centres": 0.6, "log_scales": 0.05, "quaternions": 0.05, "log_masses": 0.07}
     )
     density: DensitySettings = field(default_factory=DensitySettings)
-    max_scale: float = 2.5  # σ in pixels; wider splats cost much and say little that several narrower ones do not
+    max_scale: float = 2.0  # σ in pixels; wider splats cost much and say little that several narrower ones do not
     seed: int = 0
 
     @staticmethod
@@ -129,6 +130,10 @@ def initial_gaussians(
     centres = sample_centres(weight, number, np.random.default_rng(settings.seed))
     centres = np.einsum("gij,kj->gki", operators, centres).reshape(-1, 3).astype(np.float32)
     parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3)
+    if len(centres) == 0:
+        raise InputError(
+            "the inversion shows no positive density within the particle's sphere; check --invert and --mask-diameter"
+        )
     loss = QuadraticLoss(statistics, extent)
     volume = _density(parameters, extent, settings.cutoff).numpy()
     mass = float(np.vdot(loss.adjoint, volume)) / float(np.vdot(volume, loss.convolve(volume)))
@@ -192,9 +197,9 @@ def fit_gaussians(
 
 def gaussians_of(parameters: Parameters, pixel_size_in_angstroms: float) -> Gaussians:
     """The model in Å, its covariances without the splat's widening."""
-    p = parameters.map(lambda _, tensor: tensor)
+    p = parameters
     return Gaussians.from_pixels(
-        p.centres, narrowed(p.log_scales), p.quaternions, p.log_masses, pixel_size_in_angstroms
+        p.centres, narrowed(p.log_scales.detach()), p.quaternions, p.log_masses, pixel_size_in_angstroms
     )
 
 

@@ -181,13 +181,13 @@ def mask_margins(box_size: int) -> tuple[float, float]:
     return float(np.clip(box_size / 64, 1, 4)), float(np.clip(box_size / 25, 2.5, 8))
 
 
-def soft_mask(
+def data_mask(
     volume: NDArray[np.float32],
     pixel_size: float,
     diameter: float | None = None,
     resolution: float = 12.0,
-) -> NDArray[np.float32]:
-    """A soft mask around the particle, from the data; a soft sphere where the data show no particle.
+) -> NDArray[np.float32] | None:
+    """A soft mask around the particle, from the data; None where the data show no particle.
 
     Args:
         volume: (D, D, D), the average of the two half maps, particle white.
@@ -199,14 +199,29 @@ def soft_mask(
     """
     box_size = len(volume)
     extension, edge = mask_margins(box_size)
-    radius = 0.5 * (0.85 * box_size if diameter is None else min(diameter / pixel_size, box_size))
-    sphere = soft_sphere(box_size, 2 * min(radius, box_size // 2 - edge), edge)
     smooth = low_pass(volume, pixel_size, max(resolution, 4 * pixel_size))
-    support = _support(smooth, distance_from_origin(box_size), radius)
+    support = _support(smooth, distance_from_origin(box_size), _radius_of(diameter, pixel_size, box_size))
     if support is None:
-        return sphere
-    limit = soft_sphere(box_size, 2 * (box_size // 2 - edge), edge)
-    return _soften(support, extension, edge) * limit
+        return None
+    return _soften(support, extension, edge) * soft_sphere(box_size, 2 * (box_size // 2 - edge), edge)
+
+
+def soft_mask(
+    volume: NDArray[np.float32], pixel_size: float, diameter: float | None = None, resolution: float = 12.0
+) -> NDArray[np.float32]:
+    """`data_mask`, or a soft sphere of the diameter where the data show no particle."""
+    mask = data_mask(volume, pixel_size, diameter, resolution)
+    if mask is not None:
+        return mask
+    box_size = len(volume)
+    _, edge = mask_margins(box_size)
+    radius = min(_radius_of(diameter, pixel_size, box_size), box_size // 2 - edge)
+    return soft_sphere(box_size, 2 * radius, edge)
+
+
+def _radius_of(diameter: float | None, pixel_size: float, box_size: int) -> float:
+    """Voxels; of a diameter in Å, or of 85 % of the box."""
+    return 0.5 * (0.85 * box_size if diameter is None else min(diameter / pixel_size, box_size))
 
 
 def _support(smooth: NDArray[np.float32], distance: NDArray[np.float32], radius: float) -> NDArray[np.bool_] | None:

@@ -8,11 +8,13 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat.conventions import spatial_frequency_shells
+from emsplat.errors import InputError
 from emsplat.optics import ctf
 from emsplat.particles import Particles
 
 _CIRCLE = 0.9  # diameter of the particle's circle as a share of the box: noise is measured outside
 _EDGE = 4.0  # pixels of soft edge
+_AT_ONCE = 64  # images whose transforms are held together
 
 
 def outside_circle(box_size: int) -> NDArray[np.float32]:
@@ -61,23 +63,35 @@ def noise_spectra(images: NDArray[np.float32], particles: Particles, ctf_rows: N
     """
     box_size = images.shape[-1]
     window = outside_circle(box_size)
-    to_whole_image = box_size**2 / np.sum(window.astype(np.float64) ** 2)
-    pooled: NDArray[np.float64] | None = None
+    counts = np.bincount(particles.optics_group, minlength=len(particles.optics))
     spectra = np.zeros((len(particles.optics), box_size // 2 + 1))
-    for number, group in enumerate(particles.optics):
+    for number in np.flatnonzero(counts):
         rows = np.flatnonzero(particles.optics_group == number)
-        if len(rows) == 0:
-            continue
-        power = np.abs(scipy.fft.rfft2(images[rows] * window)) ** 2 * to_whole_image
-        spectrum = shell_means(power, box_size)
+        spectrum = _mean_spectrum(images, rows, window)
+        group = particles.optics[number]
         if group.premultiplied:
             transfer = ctf(ctf_rows[rows], box_size, group.pixel_size_in_angstroms)
-            spectrum = spectrum / np.maximum(shell_means(_smeared((transfer**2).mean(axis=0), window), box_size), 1e-6)
+            spectrum /= np.maximum(shell_means(_smeared((transfer**2).mean(axis=0), window), box_size), 1e-6)
+        if not np.all(spectrum[1:] > 0):
+            raise InputError(
+                f"{particles.source}: images are blank outside the particle's circle, so their noise cannot be "
+                "measured; use images that were not masked"
+            )
         spectra[number] = np.maximum(spectrum, 1e-6 * spectrum.mean())
-        pooled = spectra[number] if pooled is None else pooled
-    # A group the sample missed borrows the first one's spectrum; it can only be a rare group.
-    spectra[spectra.sum(axis=1) == 0] = pooled
+    # A group the sample missed is a rare one: it borrows the mean of the others.
+    spectra[counts == 0] = np.average(spectra, axis=0, weights=counts)
     return spectra
+
+
+def _mean_spectrum(images: NDArray[np.float32], rows: NDArray, window: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(D//2+1,) power of whole images, measured through the window."""
+    box_size = images.shape[-1]
+    total = np.zeros((box_size, box_size // 2 + 1))
+    for first in range(0, len(rows), _AT_ONCE):
+        spectra = scipy.fft.rfft2(images[rows[first : first + _AT_ONCE]] * window)
+        total += (spectra.real**2 + spectra.imag**2).sum(axis=0, dtype=np.float64)
+    to_whole_image = box_size**2 / np.sum(window.astype(np.float64) ** 2)
+    return shell_means(total, box_size) * to_whole_image / len(rows)
 
 
 def _smeared(power: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -55,7 +55,7 @@ def write_run(
     Returns:
         What summary.json holds.
     """
-    folder, reporter = Path(folder), reporter or Reporter()
+    folder, reporter = Path(folder), reporter or reconstruction.reporter
     check_output(folder, overwrite)
     with filling(folder, last=SUMMARY) as staging:
         with reporter.stage("writing"):

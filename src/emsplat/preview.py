@@ -14,7 +14,8 @@ from emsplat.optics import ctf_parameters
 from emsplat.particles import Particles
 from emsplat.statistics import PassSettings, gather_statistics
 
-_SAMPLE = 1000  # images: the noise to 1 % a shell, a map good enough to measure the particle
+_SAMPLE, _FEWEST = 1000, 100  # images: the noise to 1 % a shell, a map good enough to measure the particle
+_SAMPLE_BYTES = 96 << 20  # fewer images where they are large
 _BOX = 48  # voxels of the preview map at most
 _LOW_PASS = 8  # preview voxels: detail finer than this says nothing about the sign of the contrast
 # A contrast is beyond doubt where both halves show the same density and its skewness is clear. Measured skewness:
@@ -46,7 +47,8 @@ class Preview:
 def look_at_sample(particles: Particles, images: ImageSource, symmetry: NDArray[np.float64], seed: int) -> Preview:
     """Noise spectra and a low-resolution inversion of both halves of a random sample."""
     rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(particles), min(len(particles), _SAMPLE), replace=False))
+    affordable = max(_FEWEST, _SAMPLE_BYTES // (4 * particles.box_size**2))
+    rows = np.sort(rng.choice(len(particles), min(len(particles), _SAMPLE, affordable), replace=False))
     block = images.read(rows)
     subtract_background(block, outside_circle(particles.box_size))
     chosen = particles.select(rows)
@@ -65,12 +67,10 @@ def _diameter(halves: list[NDArray[np.float32]], pixel_size: float) -> float | N
     """Å; twice the distance from the centre that holds the mask of the low-passed map."""
     box_size = len(halves[0])
     mean = 0.5 * (halves[0] + halves[1])
-    mask = maps.soft_mask(mean, pixel_size, resolution=4 * pixel_size)
-    distance = maps.distance_from_origin(box_size)
-    sphere = maps.soft_mask(np.zeros_like(mean), pixel_size)
-    if np.array_equal(mask, sphere):
+    mask = maps.data_mask(mean, pixel_size, resolution=4 * pixel_size)
+    if mask is None:
         return None
-    return float(2 * distance[mask > 0.5].max() * pixel_size)
+    return float(2 * maps.distance_from_origin(box_size)[mask > 0.5].max() * pixel_size)
 
 
 def _contrast(halves: list[NDArray[np.float32]], pixel_size: float) -> tuple[float, float]:

@@ -5,7 +5,8 @@ Read it top to bottom: look at a sample, stream over the images once, fit each h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,12 @@ class Reconstruction:
     b_factor: float | None
     preview: Preview
     settings: ReconstructSettings
-    seconds: dict[str, float] = field(default_factory=dict)
+    reporter: Reporter  # the log, the warnings and the seconds of every stage
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every stage."""
+        return self.reporter.seconds
 
     @property
     def n_images(self) -> int:
@@ -84,10 +90,10 @@ def reconstruct(
     """
     settings = settings or ReconstructSettings()
     reporter = reporter or Reporter()
-    with threads(settings.threads):
+    with threads(settings.threads), ExitStack() as stack:
         with reporter.stage("read"):
             table, poses_shared = _table_with_halves(particles, settings, reporter)
-        images = ImageSource(table, settings.invert)
+        images = stack.enter_context(ImageSource(table, settings.invert))
         symmetry = symmetry_operators(settings.symmetry)
         with reporter.stage("preview"):
             preview = look_at_sample(table, images, symmetry, settings.seed)
@@ -119,7 +125,7 @@ def reconstruct(
         b_factor=b_factor,
         preview=preview,
         settings=settings,
-        seconds=dict(reporter.seconds),
+        reporter=reporter,
     )
 
 
@@ -127,9 +133,12 @@ def _table_with_halves(
     source: Path | str | Particles, settings: ReconstructSettings, reporter: Reporter
 ) -> tuple[Particles, bool]:
     """The particle table, its half sets, and whether they had to be drawn."""
-    table = source
-    if not isinstance(table, Particles):
-        table = read_particles(Path(table), datadir=settings.datadir, pixel_size_in_angstroms=settings.pixel_size)
+    if isinstance(source, Particles):
+        if settings.pixel_size is not None or settings.datadir is not None:
+            raise InputError("pixel_size and datadir act when a star is read; give them to read_particles")
+        table = source
+    else:
+        table = read_particles(Path(source), datadir=settings.datadir, pixel_size_in_angstroms=settings.pixel_size)
     for warning in table.warnings:
         reporter.warn(warning)
     particles = len(np.unique(table.particle))
@@ -141,11 +150,11 @@ def _table_with_halves(
     )
     given = bool(np.any(table.half_set > 0))
     if given and len(np.unique(table.half_set[table.half_set > 0])) == 1:
-        reporter.warn("rlnRandomSubset puts all images into one half; half sets are drawn instead")
+        reporter.warn("rlnRandomSubset puts all images into one half, so it is not used")
         table, given = replace(table, half_set=np.zeros_like(table.half_set)), False
     if not given:
         reporter.warn(
-            f"no half sets in the file: drawn with seed {settings.seed}. The poses came from one reference, "
+            f"half sets are drawn with seed {settings.seed}. The poses came from one reference, "
             "so the resolution will be an upper bound"
         )
     return table.with_half_sets(settings.seed), not given
@@ -197,8 +206,7 @@ def _working_grid(
     """
     full = table.box_size
     if settings.max_resolution is None:
-        few = min(np.sum(table.half_set == half) for half in (1, 2)) < _FEWEST_TO_SPLIT
-        box_size = min(full, _BOX_WITHOUT_SPLIT) if few else full
+        box_size = full if _can_split(table, 1) or _can_split(table, 2) else min(full, _BOX_WITHOUT_SPLIT)
     else:
         needed = 2 * full * table.pixel_size_in_angstroms / settings.max_resolution
         box_size = min(full, max(16, scipy.fft.next_fast_len(int(np.ceil(needed)), real=True)))
@@ -221,7 +229,7 @@ def _gather(
     for half in (1, 2):
         rows = table.half_set == half
         subset[rows] = 2 * (half - 1)
-        if rows.sum() >= _FEWEST_TO_SPLIT:
+        if _can_split(table, half):
             subset[rows] += _unseen(table.particle[rows], settings.seed + half)
     pass_settings = PassSettings(grid.box_size, grid.extent, preview.noise, grid.symmetry)
     present, dense = np.unique(subset, return_inverse=True)
@@ -231,6 +239,12 @@ def _gather(
         )
     by_number = dict(zip(present.tolist(), found, strict=True))
     return {half: (by_number[2 * half - 2], by_number.get(2 * half - 1)) for half in (1, 2)}
+
+
+def _can_split(table: Particles, half: int) -> bool:
+    """Whether a half has enough images, of more than one particle, to keep some of them from its fit."""
+    rows = table.half_set == half
+    return bool(np.sum(rows) >= _FEWEST_TO_SPLIT and len(np.unique(table.particle[rows])) > 1)
 
 
 def _unseen(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
@@ -254,6 +268,7 @@ def _fit_half(
     with reporter.stage("inversion"):
         raw = whole.raw_map()
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
+    del whole
     count = settings.n_gaussians
     if count is None:
         count, reason = _count(seen, unseen, mask, grid)
