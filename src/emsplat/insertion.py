@@ -74,7 +74,9 @@ class SliceGrid:
             raise ValueError("rotations hold a matrix that is no rotation: its rows must be of length 1, and finite")
         slices = np.ascontiguousarray(slices, dtype=self.values.dtype)
         tiles = _tiles(self.values.shape[0], self.values.shape[1], numba.get_num_threads())
-        _insert(self.values, slices, frames * np.float32(scale), self._window.taps(_STEPS), tiles)
+        taps = self._window.taps(_STEPS)
+        taps_and_slopes = np.concatenate([taps[:-1], np.diff(taps, axis=0)], axis=1)
+        _insert(self.values, slices, frames * np.float32(scale), taps_and_slopes, tiles)
 
     def adjoint(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
@@ -159,12 +161,11 @@ def _position(x, taps):
     p = (first - x + np.float32(WIDTH / 2)) * np.float32(_STEPS)
     j = int(p)
     f = p - np.float32(j)
-    a, b = taps[j], taps[j + 1]
     weights = (
-        a[0] + f * (b[0] - a[0]),
-        a[1] + f * (b[1] - a[1]),
-        a[2] + f * (b[2] - a[2]),
-        a[3] + f * (b[3] - a[3]),
+        taps[j, 0] + f * taps[j, 4],
+        taps[j, 1] + f * taps[j, 5],
+        taps[j, 2] + f * taps[j, 6],
+        taps[j, 3] + f * taps[j, 7],
     )
     return int(first), weights
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 import scipy.fft
+import torch
 from numpy.typing import NDArray
 
 from emsplat import maps
@@ -142,7 +143,7 @@ def _prepared_blocks(
             if number + 1 < len(blocks):
                 ahead = reader.submit(images.read, blocks[number + 1])
             subtract_background(block, window)
-            spectra = fourier_crop(scipy.fft.rfft2(block), working)
+            spectra = fourier_crop(_transforms(block), working)
             weights = np.empty(spectra.shape, dtype=np.float32)
             group = particles.optics_group[rows]
             _weigh(
@@ -150,6 +151,16 @@ def _prepared_blocks(
                 premultiplied[group], scale, box_size, particles.pixel_size_in_angstroms,
             )  # fmt: skip
             yield rows, spectra, weights
+
+
+def _transforms(images: NDArray[np.float32]) -> NDArray[np.complex64]:
+    """(n, D, D//2+1) transforms; torch's take half the time of SciPy's on small images."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(numba.get_num_threads())
+    try:
+        return torch.fft.rfft2(torch.from_numpy(images)).numpy()
+    finally:
+        torch.set_num_threads(before)
 
 
 def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.complex64]:
