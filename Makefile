@@ -25,5 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(INSTALLED)
 
+# numba's cache notices a change in the file it compiled, not in one that this file calls.
 clean:
 	rm -rf .venv demo
+	find src -name __pycache__ -prune -exec rm -rf {} +

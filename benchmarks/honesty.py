@@ -15,6 +15,8 @@ from emsplat.errors import InputError
 from emsplat.figures import figure_fsc
 from emsplat.io import read_particles
 from emsplat.io.mrc import StackWriter
+from emsplat.outputs import resolution_text
+from emsplat.outputs import verdict as verdict_of
 from emsplat.particles import Particles
 from emsplat.validation import C_AT_RESOLUTION, FIRST_SHELL
 
@@ -36,7 +38,8 @@ def judge(case: Case, work: Path, figures: Path) -> tuple[dict[str, Any], dict[s
     v = result.validation
     true = fsc(0.5 * (result.halves[0].map + result.halves[1].map), truth, result.mask)
     figures.mkdir(parents=True, exist_ok=True)
-    figure_fsc(v, figures / f"honesty-{_slug(case.name)}.png", true)
+    title = f"{case.name}: {resolution_text(verdict_of(result))}"
+    figure_fsc(v, figures / f"honesty-{_slug(case.name)}.png", true, title)
     inside = slice(0, v.limit_shell)
     error, se = (v.c_map - true)[inside], v.c_map_se[inside]
     outside = ~(np.abs(error) <= np.fmax(0.03, 2 * se))  # no value is outside, too

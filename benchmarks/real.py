@@ -11,6 +11,8 @@ from common import SHARED, Report, arguments, reconstructed
 from emsplat.errors import InputError
 from emsplat.figures import figure_fsc, figure_projections, figure_slices
 from emsplat.io import read_particles
+from emsplat.outputs import resolution_text
+from emsplat.outputs import verdict as verdict_of
 from emsplat.validation import FIRST_SHELL
 from honesty import shuffled
 
@@ -39,11 +41,12 @@ def tilts(args: Any, report: Report) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     pixel_size = result.pixel_size_in_angstroms
     raw = 0.5 * (result.halves[0].raw + result.halves[1].raw)
-    figure_fsc(result.validation, figures / "real-fsc.png")
+    figure_fsc(result.validation, figures / "real-fsc.png", title=f"ribosomes: {resolution_text(verdict_of(result))}")
     figure_slices(result.map, figures / "real-slices.png", pixel_size, raw)
     figure_projections(result.map, figures / "real-projections.png", pixel_size, raw)
     nulls = [reconstructed(shuffled(table, seed), seed=seed)[0] for seed in range(args.shuffles)]
-    figure_fsc(nulls[0].validation, figures / "real-fsc-shuffled.png")
+    title = f"shuffled poses: {resolution_text(verdict_of(nulls[0]))}"
+    figure_fsc(nulls[0].validation, figures / "real-fsc-shuffled.png", title=title)
     verdicts = [_verdict("true", result, seconds)]
     verdicts += [_verdict(f"shuffled, seed {seed}", null) for seed, null in enumerate(nulls)]
     report.table("Ribosome tilts: verdicts", verdicts)

@@ -212,6 +212,8 @@ BAD_INPUT = [
     (nothing, ["--n-gaussians", "-5"], ["--n-gaussians -5"]),
     (nothing, ["--pixel-size", "-1.5"], ["--pixel-size"]),
     (nothing, ["--pixel-size", "nan"], ["--pixel-size"]),
+    (nothing, ["--sharpen", "nan"], ["--sharpen"]),
+    (nothing, ["--max-resolution", "inf"], ["--max-resolution"]),
     (nothing, ["--threads", "0"], ["--threads"]),
     (nothing, ["--mask-diameter", "0"], ["--mask-diameter"]),
     (nothing, ["--seed", "-1"], ["--seed"]),
@@ -313,6 +315,11 @@ def no_map(folder: Path) -> None:
     (folder / "b.mrc").write_text("not a map " * 200)
 
 
+def one_voxel(folder: Path) -> None:
+    for name in ("truth.mrc", "b.mrc"):
+        write_map(folder / name, np.ones((1, 1, 1)), 5.0)
+
+
 def not_finite(folder: Path) -> None:
     write_map(folder / "b.mrc", np.full((32, 32, 32), np.nan), 5.0)
 
@@ -327,6 +334,7 @@ def not_finite(folder: Path) -> None:
         (missing, "b.mrc"),
         (no_map, "b.mrc"),
         (not_finite, "NaN"),
+        (one_voxel, "a box of 1"),
     ],
 )
 def test_bad_maps_to_fsc(spoil: Callable[[Path], None], culprit: str, case: Case, run: Callable[..., Outcome]) -> None:
@@ -336,6 +344,26 @@ def test_bad_maps_to_fsc(spoil: Callable[[Path], None], culprit: str, case: Case
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert culprit in done.err
     assert not (case.folder / "figure.png").exists()
+
+
+@pytest.mark.parametrize("size", ["-2", "0", "nan", "inf"])
+def test_bad_pixel_size_to_fsc(size: str, case: Case, run: Callable[..., Outcome]) -> None:
+    truth = case.folder / "truth.mrc"
+    done = run("fsc", truth, truth, "--pixel-size", size, "-o", case.folder / "figure.png")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--pixel-size" in done.err
+
+
+def test_a_reader_that_goes_away(case: Case) -> None:
+    """As with `emsplat fsc A B | head -0`."""
+    truth = case.folder / "truth.mrc"
+    command = [sys.executable, "-m", "emsplat", "fsc", truth, truth, "-o", case.folder / "figure.png"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
 
 
 # Disk and keyboard
@@ -411,6 +439,8 @@ def test_demo(tmp_path: Path, run: Callable[..., Outcome], monkeypatch: pytest.M
     """The whole of it on few images; the resolution claimed stands beside the true one."""
     small = replace(demo._IMAGES, n_images=200, box_size=40, pixel_size_in_angstroms=4.0)
     monkeypatch.setattr(demo, "_IMAGES", small)
+    done = run("demo", "-o", tmp_path / "demo", "--seed", -1)
+    assert (done.code, done.err.count("\n")) == (2, 1)
     done = run("demo", "-o", tmp_path / "demo")
     assert (done.code, done.err) == (0, "")
     closing = done.out[done.out.index("\nresolution") :]

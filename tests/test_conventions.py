@@ -7,7 +7,7 @@ from emsplat.conventions import (
     electron_wavelength_in_angstroms,
     euler_angles,
     rotation_matrices,
-    spatial_frequency_shells,
+    spatial_frequency_radii,
 )
 
 
@@ -73,4 +73,4 @@ def test_shells_are_the_radius_of_each_frequency(box_size: int) -> None:
     ky = np.fft.fftfreq(box_size, 1 / box_size)
     kx = np.fft.rfftfreq(box_size, 1 / box_size)
     expected = np.sqrt(ky[:, None] ** 2 + kx[None, :] ** 2)
-    np.testing.assert_allclose(spatial_frequency_shells(box_size), expected, atol=1e-12)
+    np.testing.assert_allclose(spatial_frequency_radii(box_size), expected, atol=1e-12)

@@ -53,7 +53,10 @@ def is_a_picture(path: Path) -> bool:
 @pytest.mark.parametrize("state", STATES)
 def test_fsc_family_in_every_state(state: str, tmp_path: Path) -> None:
     v = replace(verdict(), **STATES[state])
-    figures.figure_fsc(v, tmp_path / "fsc.png", truth=v.gaussian_half if state == "measured" else None)
+    truth, title = (
+        (v.gaussian_half, "a headline as long as it likes to be, " * 4) if state == "measured" else (None, None)
+    )
+    figures.figure_fsc(v, tmp_path / "fsc.png", truth, title)
     assert is_a_picture(tmp_path / "fsc.png")
 
 

@@ -110,6 +110,22 @@ def test_the_log_tells_choices_and_verdict(run_folder: Path) -> None:
         assert said in log
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"poses_shared": True}, "8.00 Å (c_map = 0.5, measured), upper bound: poses shared"),
+        ({"resolution": None, "resolution_kind": "not_measurable"}, "not measurable: c_map is below 0.5 from shell 6"),
+        (
+            {"resolution": None, "resolution_kind": "not_measurable", "measurable_limit": None},
+            "not measurable: the raw half maps share no significant signal",
+        ),
+    ],
+)
+def test_the_verdict_in_words(changes: dict, said: str) -> None:
+    measured = {"resolution": 8.0, "resolution_kind": "measured", "poses_shared": False, "nyquist": 6.8}
+    assert said in outputs.resolution_text(measured | {"measurable_limit": 7.0} | changes)
+
+
 @pytest.mark.parametrize("kind", ["raw", "map"])
 def test_relion_reads_the_half_maps(kind: str, run_folder: Path, tmp_path: Path) -> None:
     halves = ("--i", run_folder / f"{kind}_half1.mrc", "--i2", run_folder / f"{kind}_half2.mrc")
@@ -179,19 +195,24 @@ def test_a_failure_half_way_leaves_everything_as_it_was(
     assert (tmp_path / "above").exists() == old
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_files_are_moved_waits(
-    reconstructed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_figures: None
+    sent: signal.Signals, reconstructed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_figures: None
 ) -> None:
     def interrupted(source: Path, target: Path) -> None:
         if target.parent == folder:  # not while the files are being written
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(sent)
         os.rename(source, target)
 
     folder = tmp_path / "run"
     folder.mkdir()
     monkeypatch.setattr(files.os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_run(folder, *reconstructed)
+    before = signal.signal(sent, signal.default_int_handler)  # as the command line has it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_run(folder, *reconstructed)
+    finally:
+        signal.signal(sent, before)
     assert (folder / "summary.json").exists()
     assert len(contents(folder)) == 13
     assert os.listdir(tmp_path) == ["run"]

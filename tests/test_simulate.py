@@ -361,6 +361,26 @@ def test_like_several_optics_groups_goes_round_through_the_star(shared_data: Pat
     assert again.optics == first.optics
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rlnAngleRot", "nan"),
+        ("rlnOriginXAngst", "inf"),
+        ("rlnDefocusU", "nan"),
+        ("rlnVoltage", "0"),
+        ("rlnVoltage", "nan"),
+        ("rlnAmplitudeContrast", "2"),
+    ],
+)
+def test_like_a_star_with_a_senseless_value(name: str, value: str, tmp_path: Path, refuses: Callable) -> None:
+    tables = star_tables(acquire(SMALL, Path("p.star"), Path("p.mrcs")))
+    table = next(table for table in tables.values() if name in table)
+    table.column(name)[0] = value
+    write_star(tmp_path / "bad.star", tables)
+    with refuses("bad.star", name):
+        acquire(replace(SMALL, like=tmp_path / "bad.star"), Path("p.star"), Path("p.mrcs"))
+
+
 # What is refused
 
 
@@ -377,6 +397,11 @@ def test_like_several_optics_groups_goes_round_through_the_star(shared_data: Pat
         ({"orientations": "sideways"}, "orientations is sideways"),
         ({"defocus_range_in_angstroms": (2.0, 1.0)}, "defocus_range"),
         ({"amplitude_contrast": 1.5}, "amplitude_contrast is 1.5"),
+        ({"pixel_size_in_angstroms": float("nan")}, "pixel_size is nan"),
+        ({"shift_sigma_in_angstroms": float("inf")}, "shift_sigma is inf"),
+        ({"astigmatism_in_angstroms": float("inf")}, "astigmatism is inf"),
+        ({"phase_shift_in_degrees": float("nan")}, "phase_shift is nan"),
+        ({"defocus_range_in_angstroms": (0.0, float("inf"))}, "defocus_range"),
     ],
 )
 def test_bad_settings(refuses: Callable, change: dict, culprit: str) -> None:
@@ -415,6 +440,18 @@ def test_a_folder_that_holds_a_simulation_is_kept(one_chain: Path, tmp_path: Pat
     assert (tmp_path / "particles.star").read_bytes() == before
     simulate(one_chain, tmp_path, TINY, overwrite=True)
     assert len(mrcfile.read(tmp_path / "particles.mrcs")) == 24
+
+
+def test_paths_may_be_text_and_a_map_of_1_angstrom_is_one(tmp_path: Path, refuses: Callable) -> None:
+    volume = np.random.default_rng(0).standard_normal((16, 16, 16), dtype=np.float32)
+    write_map(tmp_path / "map.mrc", volume, 1.0)
+    settings = replace(SMALL, n_images=1, box_size=16, pixel_size_in_angstroms=1.0)
+    simulate(str(tmp_path / "map.mrc"), str(tmp_path / "out"), settings)
+    expected = resampled(volume, 1.0, 16, 1.0)
+    np.testing.assert_array_equal(read_map(tmp_path / "out" / "truth.mrc").values, expected)
+    write_map(tmp_path / "map.mrc", volume, 0.0)
+    with refuses("map.mrc", "no pixel size"):
+        molecular_map(tmp_path / "map.mrc", settings)
 
 
 def test_an_interrupt_leaves_no_half_written_file(one_chain: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that help comes at once.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ from emsplat.errors import InputError
 from emsplat.settings import ReconstructSettings, SimulationSettings
 from emsplat.threads import relax_openmp
 
-_BAD_INPUT, _FAILED, _INTERRUPTED = 2, 1, 130
+_BAD_INPUT, _FAILED, _INTERRUPTED, _BROKEN_PIPE = 2, 1, 130, 141
 _DEFAULT = SimulationSettings()
 
 Output = Annotated[Path, arg(aliases=["-o"], metavar="DIR")]
@@ -45,12 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=arguments,
             config=(FlagCreatePairsOff, DisallowNone),
         )
+        sys.stdout.flush()
     except InputError as error:
         return _complain(str(error), _BAD_INPUT)
     except KeyboardInterrupt:
         return _complain("interrupted; no half-written file is left", _INTERRUPTED)
     except MemoryError as error:
         return _complain(f"out of memory: {error}; look at coarser detail with --max-resolution", _FAILED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`: not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
+        return _BROKEN_PIPE
     except OSError as error:
         return _complain(*_of_the_system(error))
     except RuntimeError as error:
@@ -67,8 +72,6 @@ def _complain(text: str, code: int) -> int:
 
 def _of_the_system(error: OSError) -> tuple[str, int]:
     """What the operating system refused, and the exit code."""
-    if isinstance(error, BrokenPipeError):  # the reader of our output has gone: not worth a word
-        raise error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space or choose another output folder", _BAD_INPUT
     where = f"{error.filename}: " if error.filename else ""

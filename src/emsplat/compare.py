@@ -12,6 +12,7 @@ from emsplat.figures import figure_fsc_pair
 from emsplat.io.mrc import Map, read_map
 
 THRESHOLDS = (0.5, 0.143)
+SMALLEST_BOX = 4
 _FORMATS = (".png", ".svg", ".pdf")
 _LARGEST_DISAGREEMENT = 0.01  # of the pixel sizes of two maps
 
@@ -22,8 +23,12 @@ def compare(
     """Prints the FSC of two maps and draws it; returns the resolution in Å at each threshold, None if not reached."""
     if figure.suffix.lower() not in _FORMATS:
         raise InputError(f"--output {figure}: a figure ends in {', '.join(_FORMATS)}; choose one of them")
+    if pixel_size is not None and not 0 < pixel_size < np.inf:
+        raise InputError(f"--pixel-size {pixel_size}: a pixel size is a positive number of Å; give that")
     a, b = read_map(first), read_map(second)
-    size = pixel_size or _common_pixel_size(first, a, second, b)
+    if len(a.values) < SMALLEST_BOX:
+        raise InputError(f"{first}: a box of {len(a.values)}; an FSC needs {SMALLEST_BOX} voxels or more a side")
+    size = _common_pixel_size(first, a, second, b) if pixel_size is None else pixel_size
     window = None if mask is None else read_map(mask).values
     if window is not None and not window.max() > 0:
         raise InputError(f"--mask {mask}: zero everywhere; a mask is 1 where the particle is")

@@ -53,7 +53,7 @@ def electron_wavelength_in_angstroms(voltage_in_kilovolts: ArrayLike) -> NDArray
     return 12.2642598 / np.sqrt(volts * (1 + 9.78475598e-7 * volts))
 
 
-def spatial_frequency_shells(box_size: int) -> NDArray[np.float64]:
+def spatial_frequency_radii(box_size: int) -> NDArray[np.float64]:
     """Radius of every voxel of a half-plane transform, (D, D//2+1) in units of 1/D."""
     ky = np.fft.fftfreq(box_size, 1 / box_size)
     kx = np.arange(box_size // 2 + 1)

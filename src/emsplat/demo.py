@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from emsplat import outputs
@@ -21,15 +22,16 @@ _IMAGES = SimulationSettings(
 
 def run_demo(folder: Path, seed: int, overwrite: bool) -> outputs.Summary:
     """Writes the images to ``folder/simulation`` and the run to `folder`; returns the run's summary."""
+    settings, images = ReconstructSettings(seed=seed), replace(_IMAGES, seed=seed)
     outputs.check_output(folder, overwrite)
     reporter = ConsoleReporter()
     reporter.line(
-        f"simulating {_IMAGES.n_images:,} images of 7PBL, a 227 kDa AAA+ assembly, {_IMAGES.box_size} × "
-        f"{_IMAGES.box_size} pixels of {_IMAGES.pixel_size_in_angstroms} Å, SNR {_IMAGES.snr}"
+        f"simulating {images.n_images:,} images of 7PBL, a 227 kDa AAA+ assembly, {images.box_size} × "
+        f"{images.box_size} pixels of {images.pixel_size_in_angstroms} Å, SNR {images.snr}"
     )
     with reporter.stage("simulation"), reporter.bar("simulating", "images") as advance:
-        star = simulate(bundled_model(), folder / "simulation", _IMAGES, overwrite, advance)
-    result = reconstruct(star, ReconstructSettings(seed=seed), reporter)
+        star = simulate(bundled_model(), folder / "simulation", images, overwrite, advance)
+    result = reconstruct(star, settings, reporter)
     truth = read_map(star.parent / "truth.mrc").values
     mean = 0.5 * (result.halves[0].map + result.halves[1].map)
     curve = fsc(mean, truth, result.mask)

@@ -6,6 +6,7 @@ Colours are Okabe & Ito's, which survive colour blindness and black-and-white pr
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ from emsplat.validation import C_AT_RESOLUTION, Validation
 
 INK, QUIET, FAINT = "#222222", "#8a8a8a", "#d9d9d9"
 BLUE, ORANGE, GREEN, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"
+_TITLE_WIDTH = 72  # characters
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -102,20 +104,14 @@ def _threshold(axes: Axes, value: float, text: str) -> None:
     )  # fmt: skip
 
 
-def _resolution_text(v: Validation) -> str:
-    if v.resolution is None:
-        return "resolution: not measurable"
-    if v.resolution_kind == "measured":
-        return f"resolution {v.resolution:.2f} Å"
-    end = "Nyquist" if v.limit_shell == len(v.frequency) else "the limit of measurability"
-    return f"resolution better than {v.resolution:.2f} Å ({end})"
-
-
-def figure_fsc(validation: Validation, path: str | Path, truth: ArrayLike | None = None) -> None:
+def figure_fsc(
+    validation: Validation, path: str | Path, truth: ArrayLike | None = None, title: str | None = None
+) -> None:
     """The FSC family: the honest curve c_map with ± one standard error foremost, the classical ones behind.
 
     Args:
         truth: (D//2,) correlation with the known truth under the same mask, in a simulation.
+        title: the headline, of any length.
     """
     v = validation
     shown = np.arange(len(v.frequency)) < v.limit_shell
@@ -144,7 +140,7 @@ def figure_fsc(validation: Validation, path: str | Path, truth: ArrayLike | None
         _mark_limit(axes, v)
         if v.resolution is not None:
             _mark_resolution(axes, 1 / v.resolution)
-        axes.set_title(_resolution_text(v), loc="left", fontweight="bold", pad=10)
+        axes.set_title(textwrap.fill(title or "", _TITLE_WIDTH), loc="left", fontweight="bold", pad=10)
         handles, labels = axes.get_legend_handles_labels()
         order = np.argsort([-h.get_zorder() for h in handles], kind="stable")
         figure.legend(

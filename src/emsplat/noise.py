@@ -7,7 +7,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emsplat.conventions import spatial_frequency_shells
+from emsplat.conventions import spatial_frequency_radii
 from emsplat.errors import InputError
 from emsplat.optics import ctf
 from emsplat.particles import Particles
@@ -45,7 +45,7 @@ def subtract_background(images, window):
 
 def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:
     """(D//2 + 1,) means over the shells of the last two axes, a half plane (D, D//2+1), averaged over the others."""
-    shells = np.rint(spatial_frequency_shells(box_size)).astype(int).ravel()
+    shells = np.rint(spatial_frequency_radii(box_size)).astype(int).ravel()
     mean = values.reshape(-1, shells.size).mean(axis=0, dtype=np.float64)
     n = box_size // 2 + 1
     return np.bincount(shells, mean, minlength=n)[:n] / np.bincount(shells, minlength=n)[:n]

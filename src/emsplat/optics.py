@@ -78,7 +78,7 @@ def ctf(parameters, box_size, pixel_size):
     step = 1.0 / (box_size * pixel_size)
     for i in numba.prange(n):
         for row in range(box_size):
-            sy = (row if row < half - (1 - box_size % 2) else row - box_size) * step
+            sy = (row if 2 * row < box_size else row - box_size) * step
             for column in range(half):
                 out[i, row, column] = ctf_at(parameters[i], column * step, sy)
     return out

@@ -21,7 +21,7 @@ from emsplat.io.files import check_folder, filling
 from emsplat.io.mrc import write_map
 from emsplat.reconstruction import Reconstruction
 from emsplat.reporting import Reporter
-from emsplat.validation import write_fsc_csv
+from emsplat.validation import FIRST_SHELL, write_fsc_csv
 
 SUMMARY, LOG = "summary.json", "run.log"
 MAPS = ("map.mrc", "map_half1.mrc", "map_half2.mrc", "raw_half1.mrc", "raw_half2.mrc", "mask.mrc")
@@ -96,7 +96,7 @@ def draw_figures(folder: Path, r: Reconstruction, truth: NDArray[np.float64] | N
     raw = 0.5 * (r.halves[0].raw + r.halves[1].raw)
     histories = [half.history for half in r.halves]
     steps = [np.arange(len(history.losses)) for history in histories]
-    figures.figure_fsc(r.validation, folder / "fsc.png", truth)
+    figures.figure_fsc(r.validation, folder / "fsc.png", truth, f"resolution: {resolution_text(verdict(r))}")
     figures.figure_slices(r.map, folder / "slices.png", r.pixel_size_in_angstroms, raw)
     figures.figure_projections(r.map, folder / "projections.png", r.pixel_size_in_angstroms, raw)
     figures.figure_orientations(r.particles.euler_angles_in_degrees, folder / "orientations.png")
@@ -126,16 +126,23 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
     }
 
 
-def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
-    """What summary.json holds; lengths in Å, times in seconds, memory in bytes."""
+def verdict(r: Reconstruction) -> Summary:
+    """The part of the summary that `resolution_text` puts into words."""
     v = r.validation
-    seconds = r.seconds | reporter.seconds
     return {
         "resolution": v.resolution,
         "resolution_kind": v.resolution_kind,
         "poses_shared": r.poses_shared,
         "measurable_limit": float(1 / v.frequency[v.limit_shell - 1]) if v.limit_shell else None,
         "nyquist": v.nyquist,
+    }
+
+
+def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
+    """What summary.json holds; lengths in Å, times in seconds, memory in bytes."""
+    seconds = r.seconds | reporter.seconds
+    return {
+        **verdict(r),
         "n_images": r.n_images,
         "n_particles": len(np.unique(r.particles.particle)),
         "n_gaussians": len(r.gaussians),
@@ -201,6 +208,8 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:
 def resolution_text(summary: Summary) -> str:
     """The verdict in one line, its curve and its kind named."""
     kind, resolution = summary["resolution_kind"], summary["resolution"]
+    if kind == "not_measurable" and summary["measurable_limit"]:
+        return f"not measurable: c_map is below 0.5 from shell {FIRST_SHELL} on"
     if kind == "not_measurable":
         return "not measurable: the raw half maps share no significant signal"
     if kind == "better_than":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,15 +32,17 @@ class ReconstructSettings:
     def __post_init__(self) -> None:
         rules = (
             ("--n-gaussians", self.n_gaussians, 1, "a positive number"),
-            ("--pixel-size", self.pixel_size, 1e-3, "positive, in Å"),
-            ("--mask-diameter", self.mask_diameter, 1e-3, "positive, in Å"),
-            ("--max-resolution", self.max_resolution, 1e-3, "positive, in Å"),
+            ("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å"),
+            ("--mask-diameter", self.mask_diameter, 1e-3, "a positive number of Å"),
+            ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
             ("--threads", self.threads, 1, "a positive number"),
             ("--seed", self.seed, 0, "0 or more"),
         )
         for option, value, least, rule in rules:
-            if value is not None and not value >= least:
+            if value is not None and not least <= value < math.inf:
                 raise InputError(f"{option} {value}: it must be {rule}; leave it out for the automatic choice")
+        if isinstance(self.sharpen, float | int) and not math.isfinite(self.sharpen):
+            raise InputError(f"--sharpen {self.sharpen}: it must be a B-factor in Å², or auto; or leave it out")
         symmetry_operators(self.symmetry)
 
 
@@ -80,11 +83,15 @@ class SimulationSettings:
         _require(b is None or 0 <= b < 1e4, "b_factor", b, "0 or more, in Å²")
         _require(self.noise in ("white", "coloured"), "noise", self.noise, "white or coloured")
         _require(self.orientations in ("uniform", "uneven"), "orientations", self.orientations, "uniform or uneven")
-        _require(self.shift_sigma_in_angstroms >= 0, "shift_sigma", self.shift_sigma_in_angstroms, "0 or more, in Å")
+        shift, astigmatism = self.shift_sigma_in_angstroms, self.astigmatism_in_angstroms
+        _require(0 <= shift < math.inf, "shift_sigma", shift, "0 or more, in Å")
         low, high = self.defocus_range_in_angstroms
-        _require(low <= high, "defocus_range", self.defocus_range_in_angstroms, "given as lowest, highest, in Å")
-        _require(self.astigmatism_in_angstroms >= 0, "astigmatism", self.astigmatism_in_angstroms, "0 or more, in Å")
-        _require(self.voltage_in_kilovolts > 0, "voltage", self.voltage_in_kilovolts, "positive, in kV")
+        _require(-math.inf < low <= high < math.inf, "defocus_range", (low, high), "given as lowest, highest, in Å")
+        _require(0 <= astigmatism < math.inf, "astigmatism", astigmatism, "0 or more, in Å")
+        _require(0 < self.voltage_in_kilovolts < math.inf, "voltage", self.voltage_in_kilovolts, "positive, in kV")
+        cs = self.spherical_aberration_in_millimetres
+        _require(math.isfinite(cs), "spherical_aberration", cs, "a number of mm")
+        _require(math.isfinite(self.phase_shift_in_degrees), "phase_shift", self.phase_shift_in_degrees, "in degrees")
         _require(0 <= self.amplitude_contrast <= 1, "amplitude_contrast", self.amplitude_contrast, "between 0 and 1")
 
 

@@ -66,6 +66,20 @@ def test_what_is_written_is_read(tmp_path):
     assert "# version 30001\n\ndata_optics\n" in (tmp_path / "a.star").read_text()
 
 
+def test_only_what_is_kept_is_kept(tmp_path, refuses):
+    n = 2500  # more than one batch of rows
+    table = Table({"rlnA": [str(i) for i in range(n)], "rlnB": ["x"] * n, "rlnC": ["7.5"] * n})
+    write_star(tmp_path / "a.star", {"images": table})
+    kept = read_star(tmp_path / "a.star", {"rlnA": float, "rlnB": str, "rlnZ": str})["images"]
+    assert list(kept.columns) == ["rlnA", "rlnB"]
+    np.testing.assert_array_equal(kept.floats("rlnA"), np.arange(n))
+    assert kept.column("rlnA")[:2] == ["0", "1"]
+    assert kept.column("rlnB") == ["x"] * n
+    with refuses("row 1:", "rlnB", "'x'", "not a number"):
+        read_star(tmp_path / "a.star", {"rlnB": float})
+    assert read_star(tmp_path / "a.star")["images"].columns == table.columns
+
+
 def test_writing_fails_whole(tmp_path, refuses):
     path = tmp_path / "a.star"
     path.write_text("old")

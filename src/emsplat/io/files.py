@@ -116,15 +116,17 @@ def _move_all(source: Path, target: Path, last: str) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done: for milliseconds of work that must not be left half done."""
+    """Ctrl-C and SIGTERM wait until the block is done: for milliseconds of work that must not be left half done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     waiting: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    held = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: waiting.append(number)) for number in held]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(held, before, strict=True):
+            signal.signal(number, handler)
     if waiting:
-        raise KeyboardInterrupt
+        signal.raise_signal(waiting[0])  # to whom it was meant for

@@ -12,16 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.io.relion_rows import Rows, read_rows
+from emsplat.io.relion_rows import NOT_MODELLED, Rows, read_rows
 from emsplat.io.stacks import ImageNames, StackFacts, check_stacks, find_stacks, parse_image_names
 from emsplat.particles import OpticsGroup, Particles
 
-# Optics the program does not model, with the value that means "none"; Zernikes are lists, [0,0,...].
-_NOT_MODELLED = {
-    **dict.fromkeys(("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike"), 0.0),
-    **dict.fromkeys(("rlnMagMat00", "rlnMagMat11"), 1.0),
-    **dict.fromkeys(("rlnMagMat01", "rlnMagMat10"), 0.0),
-}
 _LARGEST_DISAGREEMENT = 0.01  # of two pixel sizes for the same images
 
 
@@ -222,7 +216,7 @@ def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:
 def _warnings(rows: Rows, names: ImageNames) -> list[str]:
     """What is read but not honoured, or looks wrong; one line each."""
     lines = []
-    ignored = [name for name, none in _NOT_MODELLED.items() if _differs(rows, name, none)]
+    ignored = [name for name, none in NOT_MODELLED.items() if _differs(rows, name, none)]
     if ignored:
         lines.append(f"optics not modelled, their effect stays in the images: {', '.join(ignored)}")
     amplified = int((rows.numbers("rlnCtfBfactor", 0) < 0).sum())

@@ -18,6 +18,23 @@ _MANDATORY = (
 )
 
 
+# All that is read of a file; a name asked for must be here. Zernikes and the like are lists, "[0,0]", so text.
+NOT_MODELLED = {
+    **dict.fromkeys(("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike"), 0.0),
+    **dict.fromkeys(("rlnMagMat00", "rlnMagMat11"), 1.0),
+    **dict.fromkeys(("rlnMagMat01", "rlnMagMat10"), 0.0),
+}  # optics the program does not model, with the value that means "none"
+_TEXTS = ("rlnImageName", "rlnOpticsGroupName", "rlnGroupName", "rlnTomoParticleName", *NOT_MODELLED)
+_NUMBERS = (
+    *_MANDATORY[1:],
+    *("rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor", "rlnCtfDataAreCtfPremultiplied"),
+    *("rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst", "rlnMicrographPreExposure"),
+    *("rlnImageSize", "rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize", "rlnMagnification"),
+    *("rlnOpticsGroup", "rlnRandomSubset"),
+)
+_KEPT: dict[str, type[str] | type[float]] = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_NUMBERS, float)}
+
+
 @dataclass(frozen=True)
 class Rows:
     """The particle table joined to its optics table: a column is looked up in the first, then in the second."""
@@ -31,6 +48,8 @@ class Rows:
         return len(self.particles)
 
     def __contains__(self, name: str) -> bool:
+        if name not in _KEPT:
+            raise KeyError(f"{name} is not among the columns that are kept")
         return name in self.particles or (self.optics is not None and name in self.optics)
 
     def texts(self, name: str) -> list[str]:
@@ -63,7 +82,7 @@ class Rows:
 
 def read_rows(path: Path) -> Rows:
     """The block with the images, each row with its row of the optics block; InputError where a column is missing."""
-    blocks = read_star(path)
+    blocks = read_star(path, _KEPT)
     particles = next((t for name, t in blocks.items() if name != "optics" and "rlnImageName" in t), None)
     if particles is None:
         raise InputError(f"{path}: no particle table (no block has a column rlnImageName); check the path")

@@ -7,7 +7,8 @@ a blank line ends a loop, ``_name #n`` names a column.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +18,17 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.io.files import replacing
 
+_ROWS_IN_A_BATCH = 1000  # read before they are sorted into columns
+
 
 @dataclass(frozen=True)
 class Table:
-    """One block. Values stay the text they were, so that unknown columns survive a round trip."""
+    """One block. Values stay the text they were, so that unknown columns survive a round trip.
 
-    columns: dict[str, list[str]]  # by name without the leading underscore, all of one length
+    Only a column that `read_star` was told to keep as float is an array of numbers.
+    """
+
+    columns: Mapping[str, list[str] | array[float]]  # by name without the leading underscore, all of one length
     is_loop: bool = True  # False: keys with one value each
     label: str = "table"  # what error messages call it
 
@@ -39,14 +45,12 @@ class Table:
 
     def floats(self, name: str) -> NDArray[np.float64]:
         """(N,) a numeric column; InputError names the first value that is not a number."""
-        values = self.column(name)
+        values = self._values(name)
         try:
             return np.array(values, dtype=np.float64)
         except ValueError:
-            row, value = next((i, v) for i, v in enumerate(values) if not _is_number(v))
-            raise InputError(
-                f"{self.label}, row {row + 1}: {name} is {value!r}, not a number; mend the value or remove the row"
-            ) from None
+            row, value = next((i, v) for i, v in enumerate(map(str, values)) if not _is_number(v))
+            raise _not_a_number(self.label, row, name, value) from None
 
     def integers(self, name: str) -> NDArray[np.int64]:
         """(N,) a column of whole numbers, "1.000000" allowed."""
@@ -62,9 +66,17 @@ class Table:
 
     def column(self, name: str) -> list[str]:
         """(N,) the values as text; InputError where the column is missing."""
+        values = self._values(name)
+        return values if isinstance(values, list) else [f"{value:.15g}" for value in values]
+
+    def _values(self, name: str) -> list[str] | array[float]:
         if name not in self.columns:
             raise InputError(f"{self.label}: column {name} is missing; add it, or export the file again with it")
         return self.columns[name]
+
+
+def _not_a_number(label: str, row: int, name: str, value: str) -> InputError:
+    return InputError(f"{label}, row {row + 1}: {name} is {value!r}, not a number; mend the value or remove the row")
 
 
 def _is_number(text: str) -> bool:
@@ -80,19 +92,54 @@ class _Block:
     """A block while it is being read."""
 
     label: str
+    keep: Mapping[str, type] | None
     names: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
+    columns: dict[str, list[str] | array[float]] = field(default_factory=dict)  # those of the names that are kept
+    rows: list[list[str]] = field(default_factory=list)  # the last ones, not yet in the columns
+    has_rows: bool = False
     is_loop: bool = False
     ended: bool = False  # a blank line has ended the loop
 
+    def add_name(self, name: str) -> None:
+        self.names.append(name)
+        if self.keep is None or name in self.keep:
+            self.columns[name] = array("d") if self.keep and self.keep[name] is float else []
+
+    def add_row(self, row: list[str]) -> None:
+        self.rows.append(row)
+        self.has_rows = True
+        if len(self.rows) == _ROWS_IN_A_BATCH:
+            self.sort_rows()
+
+    def sort_rows(self) -> None:
+        """Moves the rows into the columns."""
+        for name, values in zip(self.names, zip(*self.rows, strict=True), strict=bool(self.rows)):
+            if name in self.columns:
+                self._extend(name, values)
+        self.rows.clear()
+
+    def _extend(self, name: str, values: Sequence[str]) -> None:
+        column = self.columns[name]
+        if isinstance(column, list):
+            known: dict[str, str] = {}  # equal values share one string
+            column.extend([known.setdefault(value, value) for value in values])
+            return
+        before = len(column)
+        try:
+            column.extend(map(float, values))
+        except ValueError:
+            raise _not_a_number(self.label, len(column), name, values[len(column) - before]) from None
+
     def table(self) -> Table:
-        values = [list(column) for column in zip(*self.rows, strict=True)] or [[] for _ in self.names]
-        return Table(dict(zip(self.names, values, strict=True)), self.is_loop, self.label)
+        self.sort_rows()
+        return Table(self.columns, self.is_loop, self.label)
 
 
-def read_star(path: str | Path) -> dict[str, Table]:
+def read_star(path: str | Path, keep: Mapping[str, type[str] | type[float]] | None = None) -> dict[str, Table]:
     """All blocks of a file by name without ``data_`` (a nameless block is "").
 
+    Args:
+        keep: the columns to keep, each as text or as numbers: a fraction of the memory; None keeps all, as text.
     Raises:
         InputError: missing, empty or binary file; a row with too few or too many values (with its line number).
     """
@@ -103,13 +150,13 @@ def read_star(path: str | Path) -> dict[str, Table]:
         fields = _fields(line)
         where = f"{path}, line {number}"
         if not fields:
-            if block and block.rows and block.is_loop and not line.strip():
+            if block and block.has_rows and block.is_loop and not line.strip():
                 block.ended = True
         elif len(fields) == 1 and fields[0].startswith("data_"):
             name = fields[0].removeprefix("data_")
             if name in blocks:
                 raise InputError(f"{where}: a second block data_{name}; names must differ: remove or rename one")
-            block = blocks[name] = _Block(f"{path}, data_{name}")
+            block = blocks[name] = _Block(f"{path}, data_{name}", keep)
         elif block is None:
             raise InputError(f"{where}: {_short(line)} stands before any data_ line; is this a STAR file?")
         else:
@@ -125,7 +172,7 @@ def _take(block: _Block, fields: list[str], where: str) -> None:
         if block.names:
             raise InputError(f"{where}: a second loop in one block; RELION's files have one: split the block")
         block.is_loop = True
-    elif fields[0].startswith("_") and not (block.is_loop and block.rows):
+    elif fields[0].startswith("_") and not (block.is_loop and block.has_rows):
         name = fields[0].removeprefix("_")
         if name in block.names:
             raise InputError(f"{where}: a second column {name} in one block; names must differ: remove one")
@@ -133,7 +180,7 @@ def _take(block: _Block, fields: list[str], where: str) -> None:
             if len(fields) != 2:
                 raise InputError(f"{where}: {name} has {len(fields) - 1} values; a key outside a loop has one: mend it")
             block.rows = [[*(block.rows[0] if block.rows else []), fields[1]]]
-        block.names.append(name)
+        block.add_name(name)
     elif not block.is_loop or block.ended:
         raise InputError(
             f"{where}: values outside a loop ({_short(' '.join(fields))}); a blank line ends a loop: remove that line"
@@ -144,7 +191,7 @@ def _take(block: _Block, fields: list[str], where: str) -> None:
             "mend or remove the line"
         )
     else:
-        block.rows.append(fields)
+        block.add_row(fields)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -198,13 +245,14 @@ def _loop_lines(table: Table) -> Iterator[str]:
     yield "loop_\n"
     for number, name in enumerate(table.columns, start=1):
         yield f"_{name} #{number}\n"
-    for row in zip(*table.columns.values(), strict=True):
+    for row in zip(*map(table.column, table.columns), strict=True):
         yield " ".join(map(_quoted, row)) + "\n"
 
 
 def _key_lines(table: Table) -> Iterator[str]:
     width = max(map(len, table.columns), default=0) + 3
-    for name, (value,) in table.columns.items():
+    for name in table.columns:
+        (value,) = table.column(name)
         yield f"_{name}".ljust(width) + _quoted(value) + "\n"
 
 

@@ -140,7 +140,7 @@ def _taken(settings: SimulationSettings, star: Path, rng: np.random.Generator) -
     def column(name: str, default: float | None = None) -> NDArray[np.float64]:
         if default is not None and name not in table:
             return np.full(n, default)
-        return table.floats(name)[rows]
+        return _finite(table, name)[rows]
 
     defocus_u = column("rlnDefocusU")
     optics, group = _taken_optics(settings, blocks, table, rows)
@@ -173,27 +173,47 @@ def _taken_optics(
     """Optics groups and (n,) the group of each image: from the optics table, else one per distinct set of constants."""
     names = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
     if "optics" in blocks and "rlnOpticsGroup" in table:
-        constants = np.stack([blocks["optics"].floats(name) for name in names], axis=-1)
+        constants = np.stack([_finite(blocks["optics"], name) for name in names], axis=-1)
         numbers = blocks["optics"].integers("rlnOpticsGroup")
         wanted = table.integers("rlnOpticsGroup")[rows]
-        group = np.argmax(wanted[:, None] == numbers, axis=1)
-        if np.any(numbers[group] != wanted):
-            missing = wanted[numbers[group] != wanted][0]
+        same = wanted[:, None] == numbers
+        if not same.any(axis=1).all():
+            missing = wanted[~same.any(axis=1)][0]
             raise InputError(f"{table.label}: optics group {missing} is not in the optics table; add it there")
+        group = np.argmax(same, axis=1)
     else:
-        per_row = np.stack([table.floats(name)[rows] for name in names], axis=-1)
+        per_row = np.stack([_finite(table, name)[rows] for name in names], axis=-1)
         constants, group = np.unique(per_row, axis=0, return_inverse=True)
+    voltage, _, contrast = constants.T
+    if not (voltage > 0).all():
+        raise InputError(f"{table.label}: rlnVoltage is {voltage.min():g}; it must be a positive number of kV: mend it")
+    if not ((contrast >= 0) & (contrast <= 1)).all():
+        raise InputError(f"{table.label}: rlnAmplitudeContrast must be within 0 and 1: mend it")
     optics = tuple(_optics(settings, f"group{i + 1}", *row) for i, row in enumerate(constants.tolist()))
     return optics, group.reshape(-1).astype(np.int32)
+
+
+def _finite(table: Table, name: str) -> NDArray[np.float64]:
+    """(rows,) a column of the table, all of it numbers one can reckon with."""
+    values = table.floats(name)
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values)))
+        raise InputError(
+            f"{table.label}, row {row + 1}: {name} is {values[row]}; it must be finite: mend or remove the row"
+        )
+    return values
 
 
 def _origins(table: Table, star: Path) -> NDArray[np.float64]:
     """(rows, 2) x, y in Å; RELION 3.0 writes pixels of detector pixel size / magnification; absent means 0."""
     if "rlnOriginXAngst" in table:
-        return np.stack([table.floats("rlnOriginXAngst"), table.floats("rlnOriginYAngst")], axis=-1)
+        return np.stack([_finite(table, "rlnOriginXAngst"), _finite(table, "rlnOriginYAngst")], axis=-1)
     if "rlnOriginX" not in table:
         return np.zeros((len(table), 2))
     if "rlnDetectorPixelSize" not in table or "rlnMagnification" not in table:
         raise InputError(f"{star}: origins in pixels, but no rlnDetectorPixelSize and rlnMagnification to scale them")
-    pixel_size = 1e4 * table.floats("rlnDetectorPixelSize") / table.floats("rlnMagnification")
-    return pixel_size[:, None] * np.stack([table.floats("rlnOriginX"), table.floats("rlnOriginY")], axis=-1)
+    magnification = _finite(table, "rlnMagnification")
+    if not (magnification > 0).all():
+        raise InputError(f"{table.label}: rlnMagnification is {magnification.min():g}; it must be positive: mend it")
+    pixel_size = 1e4 * _finite(table, "rlnDetectorPixelSize") / magnification
+    return pixel_size[:, None] * np.stack([_finite(table, "rlnOriginX"), _finite(table, "rlnOriginY")], axis=-1)

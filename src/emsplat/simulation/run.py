@@ -26,8 +26,8 @@ _IMAGES_FOR_SNR = 512  # enough to know the mean signal variance to better than 
 
 
 def simulate(
-    model: Path,
-    output: Path,
+    model: str | Path,
+    output: str | Path,
     settings: SimulationSettings | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -45,7 +45,7 @@ def simulate(
     Raises:
         InputError: unusable model or settings, or an output folder that holds a simulation already.
     """
-    settings = settings or SimulationSettings()
+    settings, output = settings or SimulationSettings(), Path(output)
     check_folder(output, (_STAR, _STACK), overwrite, "simulation")
     truth = molecular_map(model, settings)
     pixel_size = settings.pixel_size_in_angstroms

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from emsplat.errors import InputError
-from emsplat.io.mrc import read_map
+from emsplat.io.mrc import StackReader, read_map
 from emsplat.settings import SimulationSettings
 from emsplat.simulation.atoms import potential_of_atoms, read_atoms
 from emsplat.simulation.slices import fourier_volume, transform_at
@@ -24,7 +24,7 @@ def bundled_model() -> Path:
     return Path(__file__).parent.parent / "data" / "7pbl.pdb.gz"
 
 
-def molecular_map(model: Path, settings: SimulationSettings) -> NDArray[np.float32]:
+def molecular_map(model: str | Path, settings: SimulationSettings) -> NDArray[np.float32]:
     """(D, D, D) [z, y, x] true map, holding no frequency at or beyond Nyquist's radius.
 
     An atomic model becomes its electrostatic potential in volts, minus that of the ice it displaces, its centre of mass
@@ -33,14 +33,12 @@ def molecular_map(model: Path, settings: SimulationSettings) -> NDArray[np.float
     Raises:
         InputError: not a model, or a model that the box does not hold (the line says which would).
     """
+    model = Path(model)
     if not model.is_file():
         raise InputError(f"{model}: no such file; give a PDB or mmCIF model, or an MRC map")
     box_size, pixel_size = settings.box_size, settings.pixel_size_in_angstroms
     if model.suffix.lower() in _MAP_SUFFIXES:
-        given = read_map(model)
-        if given.pixel_size_in_angstroms is None:
-            raise InputError(f"{model}: the header gives no pixel size (0 or 1 Å means unset); set it in the map")
-        return resampled(given.values, given.pixel_size_in_angstroms, box_size, pixel_size)
+        return resampled(read_map(model).values, _pixel_size_of_header(model), box_size, pixel_size)
     return potential_of_atoms(
         read_atoms(model, settings.assembly),
         box_size,
@@ -48,6 +46,15 @@ def molecular_map(model: Path, settings: SimulationSettings) -> NDArray[np.float
         settings.b_factor_in_square_angstroms,
         settings.solvent,
     )
+
+
+def _pixel_size_of_header(model: Path) -> float:
+    """Å. Unlike for a stack, 1 is taken at its word: a model has no star to say otherwise."""
+    with StackReader(model) as reader:
+        size = reader._header.voxel_in_angstroms[0]
+    if not size > 0:
+        raise InputError(f"{model}: the header gives no pixel size; set it in the map")
+    return size
 
 
 def resampled(
