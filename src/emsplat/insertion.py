@@ -12,6 +12,7 @@ brings both k and −k.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numba
@@ -86,11 +87,18 @@ class SliceGrid:
         n = self.period
         r = np.arange(self.extent) - self.extent // 2
         half = np.empty((n // 2 + 1, self.extent, self.extent), dtype=np.complex64)
-        for z in range(n // 2 + 1):
-            half[z] = scipy.fft.ifft2(self._plane(z), overwrite_x=True)[np.ix_(r, r)]
         volume = np.empty((self.extent,) * 3, dtype=np.float32)
-        for y in range(self.extent):
+
+        def across(z: int) -> None:
+            half[z] = scipy.fft.ifft2(self._plane(z), overwrite_x=True)[np.ix_(r, r)]
+
+        def along(y: int) -> None:
             volume[:, y] = scipy.fft.irfft(half[:, y], n=n, axis=0)[r]
+
+        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+            for task, planes in ((across, n // 2 + 1), (along, self.extent)):
+                for _ in pool.map(task, range(planes)):
+                    pass
         window = self._window.transform(r / n).astype(np.float32) / np.float32(n)
         volume /= window[:, None, None]
         volume /= window[:, None]
