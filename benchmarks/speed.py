@@ -121,8 +121,8 @@ def scaling(case: Case, args: Any, report: Report) -> None:
     """How stages grow with images, box and Gaussians."""
     table = read_particles(simulated(case, args.work))
     reconstructed(table.select(np.arange(100)), n_gaussians=200)  # compiles
-    images = (100, 200) if args.quick else (1000, 2000, 5000, 10_000)
-    boxes = (32, 40) if args.quick else (64, 96, 128, 192)
+    images = (100, 200) if args.quick else (1000, 3000, 10_000)
+    boxes = (32, 40) if args.quick else (64, 96, 128)
     counts = (200, 400) if args.quick else (4000, 8000, 16_000, 32_000)
     rows: list[dict[str, Any]] = []
     for n in images:
@@ -140,9 +140,14 @@ def scaling(case: Case, args: Any, report: Report) -> None:
 
 
 def main() -> None:
-    args = arguments(__doc__, repeats=(3, "runs of every program"))
+    args = arguments(
+        __doc__, repeats=(3, "runs of every program"), scaling_only=(0, "1: only how stages scale, into scaling.md")
+    )
     args.repeats = 1 if args.quick else args.repeats
     case = QUICK if args.quick else MANY
+    if args.scaling_only:
+        scaling(case, args, Report("scaling", "How the stages scale", args))
+        return
     report = Report("speed", "Speed", args)
     against_relion(case, args, report)
     scaling(case, args, report)
