@@ -25,9 +25,11 @@ def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
     The phase is ``p0 (sx²) + p1 (sx sy) + p2 (sy²) + p3 s⁴ + p4``, the factor ``p5 exp(p6 s²)``,
     the dose weight ``exp(−p7 / critical(s))``; p8 scales the critical dose with the voltage.
     """
-    groups = [particles.optics[g] for g in range(len(particles.optics))]
     of_group = np.array(
-        [(g.voltage_in_kilovolts, g.spherical_aberration_in_millimetres * 1e7, g.amplitude_contrast) for g in groups]
+        [
+            (g.voltage_in_kilovolts, g.spherical_aberration_in_millimetres * 1e7, g.amplitude_contrast)
+            for g in particles.optics
+        ]
     )
     voltage, cs, w = of_group[particles.optics_group].T
     wavelength = electron_wavelength_in_angstroms(voltage)
