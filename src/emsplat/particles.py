@@ -23,6 +23,10 @@ class OpticsGroup:
     spherical_aberration_in_millimetres: float
     amplitude_contrast: float
     premultiplied: bool = False  # images already hold CTF × image
+    beam_tilt_in_milliradians: tuple[float, float] = (0.0, 0.0)  # x, y
+    odd_zernike: tuple[float, ...] = ()  # RELION's coefficients of the antisymmetric phase, beyond the beam tilt
+    even_zernike: tuple[float, ...] = ()  # RELION's coefficients of the symmetric phase, beyond defocus and Cs
+    magnification: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 1.0)  # RELION's rlnMagMat00, 01, 10, 11
 
 
 @dataclass(frozen=True)

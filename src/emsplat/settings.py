@@ -14,11 +14,21 @@ SMALLEST_BOX = 16
 
 
 @dataclass(frozen=True)
-class ReconstructSettings:
+class InputSettings:
+    """What can be said of a particle file that it does not say itself."""
+
+    datadir: Path | None = None  # the folder image names are relative to, if not the file's
+    strip_prefix: str | None = None  # leading part of the image names that is not part of their path any more
+    pixel_size: float | None = None  # Å; overrides the file and the stacks
+    poses: Path | None = None  # cryoDRGN's poses.pkl, where PARTICLES is a stack
+    ctf: Path | None = None  # cryoDRGN's ctf.pkl, where PARTICLES is a stack
+    passthrough: tuple[Path, ...] = ()  # cryoSPARC's passthrough tables, joined on uid
+
+
+@dataclass(frozen=True)
+class ReconstructSettings(InputSettings):
     """What can be asked of a reconstruction; None: found from the data, and said in the log."""
 
-    datadir: Path | None = None  # the folder image names are relative to, if not the star's
-    pixel_size: float | None = None  # Å; overrides the star and the stacks
     invert: bool = False  # the particles are dark
     n_gaussians: int | None = None  # of each half; default: from the particle's size, the SNR and the number of images
     isotropic: bool = False  # round Gaussians only
