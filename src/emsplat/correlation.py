@@ -117,13 +117,13 @@ def moments(spectra: dict[str, NDArray[np.complex64]], box_size: int) -> Moments
 
 
 def pooling_matrix(n_shells: int) -> Curve:
-    """(n, n) rows that replace a shell by the parabola fitted to its neighbours: ± 2 shells of 16, 3 of 64, 6 of 128.
+    """(n, n) rows that replace a shell by the parabola fitted to its neighbours: ± 2 shells of 16, 3 of 24 to 64, 6 of 128.
 
     A plain mean of five shells is off by .1 where the curves bend at the resolution, even in its shells' own powers;
     a parabola over five or seven is not, at the variance of two or three shells. How fast curves bend is a matter of
     the box, so the reach grows with it.
     """
-    half_width = int(np.clip(n_shells // 20, 2, 8))
+    half_width = max(2, min(3, n_shells // 8), min(8, n_shells // 20))
     rows = np.zeros((n_shells, n_shells))
     for k in range(n_shells):
         near = np.arange(max(0, k - half_width), min(n_shells, k + half_width + 1))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import emsplat
 from emsplat import figures
 from emsplat.fit import FitHistory
-from emsplat.io.files import check_folder, filling
+from emsplat.io.folders import check_folder, filling
 from emsplat.io.mrc import write_map
 from emsplat.reconstruction import Reconstruction
 from emsplat.reporting import Reporter
@@ -213,8 +213,7 @@ def resolution_text(summary: Summary) -> str:
     if kind == "not_measurable":
         return "not measurable: the raw half maps share no significant signal"
     if kind == "better_than":
-        end = "Nyquist" if resolution <= summary["nyquist"] * 1.0001 else "the limit of measurability"
-        text = f"better than {resolution:.2f} Å, {end} (c_map is above 0.5 up to there)"
+        text = f"better than {resolution:.2f} Å, the limit of measurability (c_map is above 0.5 up to there)"
     else:
         text = f"{resolution:.2f} Å (c_map = 0.5, measured)"
     return text + (", upper bound: poses shared" if summary["poses_shared"] else "")

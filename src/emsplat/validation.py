@@ -8,8 +8,9 @@ masked maps, V̄ the average of the two Gaussian half maps,
     c_half = FSC(V₁,r₂) / sqrt(FSC(r₁,r₂)), both ways averaged    the same for the map of one half
 
 Sums first, then the quotient; nothing is clipped. Without a prior (V = r) c_map is the classical sqrt(2F/(1+F)), so
-c_map = 0.5 is where the classical FSC is 0.143: the resolution. Nothing is said beyond the limit of measurability,
-the last shell before the raw FSC sinks below three standard errors.
+c_map = 0.5 is where the classical FSC is 0.143: the resolution. Nothing is said beyond the limit of measurability:
+the last shell before the raw FSC sinks below three standard errors or, if it never does, the last one that the mask
+does not smear with the emptiness beyond the edge of the data.
 """
 
 from __future__ import annotations
@@ -105,11 +106,12 @@ def validate(
     one = np.eye(len(masked_fsc))
     c_map, se, _, _ = correlation_with_truth(scaled, one, variance_of_mean(mask, one))
     c_pool, se_pool, f_pool, se_null = correlation_with_truth(scaled, pooling, variance_of_mean(mask, pooling))
-    uncertain = ~(se <= POOLED_ABOVE)
+    uncertain = ~(se <= POOLED_ABOVE) & np.isfinite(se_pool)
     c_map, se = np.where(uncertain, c_pool, c_map), SE_MARGIN * np.where(uncertain, se_pool, se)
 
-    limit = _limit(f_pool, se_null, has_signal)
-    if limit and directional_agreement(raw[0], raw[1], box_size, (FIRST_SHELL, limit)) < np.sqrt(SECTORS_AGREEING):
+    edge = _edge(has_signal)
+    limit = min(_limit(f_pool, se_null), edge - _smear(mask))
+    if limit < FIRST_SHELL or _agreement(raw, box_size, limit) < np.sqrt(SECTORS_AGREEING):
         limit = 0
     frequency = np.arange(1, box_size // 2 + 1) / (box_size * pixel_size)
     resolution, kind = _resolution(c_map, frequency, limit)
@@ -122,7 +124,7 @@ def validate(
         c_half=_c_half(scaled, pooling, uncertain),
         c_map=c_map,
         c_map_se=se,
-        gain=_gain(sums, pooling, uncertain, limit),
+        gain=_gain(sums, pooling, uncertain, limit, edge - _smear(mask), edge),
         resolution=resolution,
         resolution_kind=kind,
         limit_shell=limit,
@@ -149,22 +151,40 @@ def _c_half(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_]) -> Curve:
     return np.where(uncertain, pooled, single)
 
 
-def _gain(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_], limit: int) -> Curve:
-    """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) / ⟨V̄,V̄⟩, pooled where c_map is, not below 0, 0 beyond the limit; 1 if there is no limit."""
+def _gain(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_], limit: int, reach: int, edge: int) -> Curve:
+    """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) / ⟨V̄,V̄⟩, pooled where c_map is, not below 0, 0 beyond the limit; 1 if there is no limit.
+
+    A signal that has not faded within reach does not end there: the shells up to the edge keep the last gain.
+    """
     if limit == 0:
         return np.ones_like(m.terms)
     single = m.crossed * inverse(m.mean_map)
     gain = np.maximum(np.where(uncertain, pooling @ single, single), 0)
-    gain[limit:] = 0
+    end = edge if limit == reach else limit
+    gain[limit:end] = gain[limit - 1]
+    gain[end:] = 0
     return gain
 
 
-def _limit(fsc_pooled: Curve, se_without_signal: Curve, has_signal: NDArray[np.bool_]) -> int:
-    """The last shell before the pooled raw FSC first falls below three standard errors; 0 if at FIRST_SHELL already."""
-    significant = (fsc_pooled > SIGNIFICANCE * se_without_signal) & has_signal
-    failing = np.flatnonzero(~significant[FIRST_SHELL - 1 :])
-    limit = FIRST_SHELL - 1 + int(failing[0]) if len(failing) else len(significant)
-    return limit if limit >= FIRST_SHELL else 0
+def _edge(has_signal: NDArray[np.bool_]) -> int:
+    """The last shell in which the raw maps hold anything, 0 for none."""
+    return int(np.max(np.flatnonzero(has_signal) + 1, initial=0))
+
+
+def _smear(mask: NDArray[np.float32]) -> int:
+    """How many shells a mask smears a sharp edge over: the box over the diameter of a ball of the mask's volume."""
+    diameter = (6 / np.pi * max(float(mask.sum()), 1.0)) ** (1 / 3)
+    return int(np.ceil(len(mask) / diameter))
+
+
+def _limit(fsc_pooled: Curve, se_without_signal: Curve) -> int:
+    """The last shell before the pooled raw FSC first falls below three standard errors, from FIRST_SHELL on."""
+    failing = np.flatnonzero(~(fsc_pooled[FIRST_SHELL - 1 :] > SIGNIFICANCE * se_without_signal[FIRST_SHELL - 1 :]))
+    return FIRST_SHELL - 1 + int(failing[0]) if len(failing) else len(fsc_pooled)
+
+
+def _agreement(raw: list[NDArray[np.complex64]], box_size: int, limit: int) -> float:
+    return directional_agreement(raw[0], raw[1], box_size, (FIRST_SHELL, limit))
 
 
 def _resolution(c_map: Curve, frequency: Curve, limit: int) -> tuple[float | None, ResolutionKind]:
