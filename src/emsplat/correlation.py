@@ -186,7 +186,7 @@ def correlation_with_truth(m: Moments, weights: Curve, variance: Curve) -> tuple
     share = np.square(weights) / m.terms
     share /= share.sum(axis=1, keepdims=True)
     one_term = variance * _unevenness(m)
-    var_x = share @ (m.v1v1 * noise_2 + m.v2v2 * noise_1 + 2 * follow_1 * follow_2) / 4
+    var_x = np.maximum(share @ (m.v1v1 * noise_2 + m.v2v2 * noise_1 + 2 * follow_1 * follow_2) / 4, 0)
     var_z = share @ (m.r1r2 * (noise_1 + noise_2) + noise_1 * noise_2)
     cov = share @ (m.v1r1 * noise_2 + m.v2r2 * noise_1) / 2
     with np.errstate(divide="ignore", invalid="ignore"):

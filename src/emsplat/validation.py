@@ -106,7 +106,7 @@ def validate(
     one = np.eye(len(masked_fsc))
     c_map, se, _, _ = correlation_with_truth(scaled, one, variance_of_mean(mask, one))
     c_pool, se_pool, f_pool, se_null = correlation_with_truth(scaled, pooling, variance_of_mean(mask, pooling))
-    uncertain = ~(se <= POOLED_ABOVE) & np.isfinite(se_pool)
+    uncertain = ~(se <= POOLED_ABOVE)
     c_map, se = np.where(uncertain, c_pool, c_map), SE_MARGIN * np.where(uncertain, se_pool, se)
 
     edge = _edge(has_signal)
