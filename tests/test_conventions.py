@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from emsplat.conventions import (
+    are_rotations,
     electron_wavelength_in_angstroms,
     euler_angles,
     rotation_matrices,
     spatial_frequency_radii,
+    tilt_rotations,
 )
 
 
@@ -51,6 +54,24 @@ def test_the_matrix_survives_where_the_angles_are_not_unique(tilt: float) -> Non
     assert (back[:, 1] >= 0).all()
     if tilt in (0.0, 180.0):
         np.testing.assert_array_equal(back[:, 0], 0)
+
+
+def test_tilts_turn_the_tomogram_about_fixed_axes_in_turn() -> None:
+    angles = random_angles(50)
+    expected = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    np.testing.assert_allclose(tilt_rotations(*angles.T), expected, atol=1e-14)
+    # a tilt about y alone brings what is above the centre to the right
+    np.testing.assert_allclose(tilt_rotations(0, 90, 0) @ [0, 0, 1], [1, 0, 0], atol=1e-15)
+
+
+def test_rotations_are_told_from_other_matrices() -> None:
+    matrices = rotation_matrices(random_angles(50))
+    assert are_rotations(matrices, 1e-12).all()
+    others = [-np.eye(3), np.diag([1, 1, -1]), 1.1 * np.eye(3), np.ones((3, 3)), np.full((3, 3), np.nan)]
+    others += [1e200 * np.eye(3), np.full((3, 3), np.inf)]
+    assert not are_rotations(others, 0.05).any()
+    assert are_rotations(np.eye(3) + 0.01, 0.05)
+    assert not are_rotations(np.eye(3) + 0.01, 0.005)
 
 
 def test_shapes_broadcast() -> None:

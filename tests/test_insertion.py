@@ -23,8 +23,18 @@ def random_slices(n: int, box_size: int, dtype: type, seed: int = 0) -> NDArray:
     return spectra.astype(np.complex64)
 
 
+def magnified(rotations: NDArray, stretch: float = 1.2, seed: int = 9) -> NDArray:
+    """B = Mᵀ A with M of determinant 1, another for every slice: stretched along a random axis, and turned."""
+    angles = np.random.default_rng(seed).uniform(0, np.pi, (2, len(rotations)))
+    u, v = (np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]).transpose(2, 0, 1) for t in angles)
+    m = u @ np.diag([stretch, 1 / stretch]) @ v
+    matrices = rotations.copy()
+    matrices[:, :2] = m.transpose(0, 2, 1) @ rotations[:, :2]
+    return matrices
+
+
 def points_and_values(slices: NDArray, rotations: NDArray) -> tuple[NDArray, NDArray]:
-    """Every sample of the full planes as (n, 3) k_volume = Aᵀ (kx, ky, 0) in 1/D and its value, with |k| < D/2."""
+    """Samples of the full planes as (n, 3) k_volume = Bᵀ (kx, ky, 0) in 1/D and their values; |k|, |k_volume| < D/2."""
     box_size = slices.shape[1]
     reach = (box_size - 1) // 2
     k = np.arange(-reach, reach + 1)
@@ -35,7 +45,9 @@ def points_and_values(slices: NDArray, rotations: NDArray) -> tuple[NDArray, NDA
     values = slices[:, sign * ky % box_size, np.abs(kx)]
     values = np.where(kx < 0, values.conj(), values)
     points = kx[:, None] * rotations[:, None, 0] + ky[:, None] * rotations[:, None, 1]
-    return points.reshape(-1, 3), values.ravel().astype(np.complex128)
+    points, values = points.reshape(-1, 3), values.ravel().astype(np.complex128)
+    inside = 4 * np.sum(points**2, axis=1) < box_size**2 * (1 - 1e-9)
+    return points[inside], values[inside]
 
 
 def direct_sum(points: NDArray, values: NDArray, extent: int, box_size: int) -> NDArray[np.float64]:
@@ -64,8 +76,9 @@ def filled(extent: int, slices: NDArray, rotations: NDArray) -> SliceGrid:
         (24, 8, np.complex64),
     ],
 )
-def test_insertion_is_the_direct_sum(box_size: int, extent: int, dtype: type) -> None:
-    rotations = rotation_matrices(np.random.default_rng(1).uniform(-180, 180, (6, 3)))
+@pytest.mark.parametrize("stretch", [1.0, 1.03, 1.2])
+def test_insertion_is_the_direct_sum(box_size: int, extent: int, dtype: type, stretch: float) -> None:
+    rotations = magnified(rotation_matrices(np.random.default_rng(1).uniform(-180, 180, (6, 3))), stretch)
     slices = random_slices(6, box_size, dtype)
     expected = direct_sum(*points_and_values(slices, rotations), extent, box_size)
     error = filled(extent, slices, rotations).adjoint() - expected
@@ -105,11 +118,12 @@ def test_insertion_against_finufft(box_size: int, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("box_size", [32, 33])
-def test_insertion_is_the_adjoint_of_slicing(box_size: int) -> None:
+@pytest.mark.parametrize("stretch", [1.0, 1.2])
+def test_insertion_is_the_adjoint_of_slicing(box_size: int, stretch: float) -> None:
     """⟨insert(x), V⟩ = ⟨x, slice(V)⟩ over full planes."""
     rng = np.random.default_rng(3)
     volume = (rng.standard_normal((box_size,) * 3) * within_sphere(box_size)).astype(np.float32)
-    rotations = rotation_matrices(rng.uniform(-180, 180, (10, 3)))
+    rotations = magnified(rotation_matrices(rng.uniform(-180, 180, (10, 3))), stretch)
     x = random_slices(10, box_size, np.complex64)
     # Centred slices: the volume's origin at pixel 0, so no phase.
     sliced = central_slices(fourier_volume(volume), rotations, np.full((10, 2), box_size // 2, dtype=np.float64))
@@ -141,9 +155,10 @@ def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, dtype: typ
     """Whatever the view, however short the extent: by the positions, and by guard zones around the memory."""
     angles = np.concatenate([EXTREME, np.random.default_rng(5).uniform(-180, 180, (200, 3))])
     rotations = rotation_matrices(angles)
+    rotations = np.concatenate([rotations, magnified(rotations), magnified(rotations, 3.0), 1.5 * rotations])
     grid = SliceGrid.empty(extent, box_size, dtype)
     across = grid.period + 2 * _HALO
-    points, _ = points_and_values(np.zeros((len(angles), box_size, box_size // 2 + 1)), rotations)
+    points, _ = points_and_values(np.zeros((len(rotations), box_size, box_size // 2 + 1)), rotations)
     positions = (points * grid.period / box_size).astype(np.float32)
     for rounding in (-1e-3, 1e-3):
         first = np.ceil(positions + across // 2 + rounding - WIDTH / 2)
@@ -155,7 +170,7 @@ def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, dtype: typ
     guard = 4 * _TILE * across
     memory = np.zeros(grid.values.size + 2 * guard, dtype=dtype)
     grid.values = memory[guard:-guard].reshape(grid.values.shape)
-    grid.insert(random_slices(len(angles), box_size, dtype) + dtype(100), rotations)
+    grid.insert(random_slices(len(rotations), box_size, dtype) + dtype(100), rotations)
     assert grid.values.any()
     assert not memory[:guard].any()
     assert not memory[-guard:].any()
@@ -167,8 +182,8 @@ def test_empty_input_adds_nothing() -> None:
     assert not grid.adjoint().any()
 
 
-@pytest.mark.parametrize("bad", [np.full((3, 3), np.nan), 1.5 * np.eye(3), np.full((3, 3), np.inf)])
-def test_what_is_no_rotation_is_refused(bad: NDArray) -> None:
+@pytest.mark.parametrize("bad", [np.full((3, 3), np.nan), np.ones((3, 3)), np.full((3, 3), np.inf)])
+def test_what_spans_no_plane_is_refused(bad: NDArray) -> None:
     grid = SliceGrid.empty(12, 12, np.complex64)
-    with pytest.raises(ValueError, match="rotation"):
+    with pytest.raises(ValueError, match="matrices hold"):
         grid.insert(random_slices(1, 12, np.complex64), bad[None])

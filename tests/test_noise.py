@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emsplat.noise import noise_spectra, outside_circle, shell_means, subtract_background
-from emsplat.optics import ctf, ctf_parameters
+from emsplat.optics import ctf
 from emsplat.simulation.run import coloured_spectrum, noise_images
 from phantom import imagined_particles
 
@@ -22,15 +22,14 @@ def test_the_spectrum_is_recovered(box_size: int, kind: str, premultiplied: bool
     particles = replace(particles, optics=groups, optics_group=np.arange(n, dtype=np.int32) % 2)
     images = noise_images(np.random.default_rng(0), n, box_size, pixel_size, kind)
     images[1::2] *= 3
-    rows = ctf_parameters(particles)
     if premultiplied:
-        images = np.fft.irfft2(np.fft.rfft2(images) * ctf(rows, box_size, pixel_size), s=(box_size, box_size))
+        images = np.fft.irfft2(np.fft.rfft2(images) * ctf(particles), s=(box_size, box_size))
         images = images.astype(np.float32)
     middle = slice(box_size // 2 - 6, box_size // 2 + 6)
     images[:, middle, middle] += 20
     images += 7  # a background
     subtract_background(images, outside_circle(box_size))
-    spectra = noise_spectra(images, particles, rows)
+    spectra = noise_spectra(images, particles)
     power = coloured_spectrum(box_size, pixel_size) if kind == "coloured" else np.ones((box_size, box_size))
     expected = box_size**2 * shell_means(power[:, : box_size // 2 + 1], box_size)
     assert spectra.shape == (2, box_size // 2 + 1)
@@ -59,6 +58,6 @@ def test_a_group_the_sample_missed_borrows_a_spectrum() -> None:
     particles = imagined_particles(20, 32)
     particles = replace(particles, optics=particles.optics * 2)
     images = np.random.default_rng(2).standard_normal((20, 32, 32)).astype(np.float32)
-    spectra = noise_spectra(images, particles, ctf_parameters(particles))
+    spectra = noise_spectra(images, particles)
     assert np.array_equal(spectra[0], spectra[1])
     assert (spectra > 0).all()

@@ -9,7 +9,7 @@ import pytest
 
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
-from emsplat.optics import ctf, ctf_parameters
+from emsplat.optics import ctf
 from emsplat.particles import Particles
 from emsplat.simulation import SimulationSettings
 from emsplat.simulation.acquisition import acquire, star_tables
@@ -62,7 +62,7 @@ def direct_ctf(particles: Particles, i: int) -> np.ndarray:
 def test_ctf_against_the_formula(box_size: int, voltage: float) -> None:
     particles = some_particles(max(box_size, 16), voltage=voltage)
     particles = replace(particles, optics=(replace(particles.optics[0], box_size=box_size),))
-    got = ctf(ctf_parameters(particles), box_size, PIXEL_SIZE)
+    got = ctf(particles)
     expected = np.array([direct_ctf(particles, i) for i in range(len(particles))])
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -70,7 +70,7 @@ def test_ctf_against_the_formula(box_size: int, voltage: float) -> None:
 def test_underfocus_makes_particles_white_and_phase_plates_start_at_a_maximum() -> None:
     n = 2
     particles = some_particles(n=n, phase_shift_in_degrees=np.array([0.0, 90.0]), ctf_scale=np.ones(n))
-    values = ctf(ctf_parameters(particles), 32, PIXEL_SIZE)
+    values = ctf(particles)
     assert values[0, 0, 0] == pytest.approx(0.08, abs=1e-6)  # the amplitude contrast
     assert values[0, 0, 1] > values[0, 0, 0]
     assert values[1, 0, 0] == pytest.approx(np.sqrt(1 - 0.08**2), abs=1e-6)
@@ -84,8 +84,8 @@ def test_dose_weight_is_grant_and_grigorieffs(voltage: float, share: float) -> N
     s = np.hypot(np.fft.fftfreq(32, PIXEL_SIZE)[:, None], np.fft.rfftfreq(32, PIXEL_SIZE))
     s[0, 0] = 1e-9  # no dose removes the mean
     weight = np.exp(-dose[:, None, None] / (2 * share * (0.24499 * s**-1.6649 + 2.8141)))
-    expected = weight * ctf(ctf_parameters(plain), 32, PIXEL_SIZE)
-    np.testing.assert_allclose(ctf(ctf_parameters(exposed), 32, PIXEL_SIZE), expected, atol=1e-6)
+    expected = weight * ctf(plain)
+    np.testing.assert_allclose(ctf(exposed), expected, atol=1e-6)
 
 
 def test_ctf_is_relions(tmp_path: Path) -> None:
@@ -105,4 +105,4 @@ def test_ctf_is_relions(tmp_path: Path) -> None:
 
 def test_no_images_no_ctfs() -> None:
     particles = some_particles().select(np.zeros(6, dtype=bool))
-    assert ctf(ctf_parameters(particles), 16, PIXEL_SIZE).shape == (0, 16, 9)
+    assert ctf(particles).shape == (0, 32, 17)

@@ -13,7 +13,7 @@ import pytest
 from emsplat.conventions import rotation_matrices
 from emsplat.errors import InputError
 from emsplat.io.mrc import read_map, write_map
-from emsplat.io.star import read_star, write_star
+from emsplat.io.star import Table, read_star, write_star
 from emsplat.simulation import SimulationSettings, bundled_model, molecular_map, simulate
 from emsplat.simulation.acquisition import acquire, star_tables
 from emsplat.simulation.atoms import (
@@ -359,6 +359,25 @@ def test_like_several_optics_groups_goes_round_through_the_star(shared_data: Pat
     np.testing.assert_array_equal(again.optics_group, first.optics_group)
     np.testing.assert_allclose(again.euler_angles_in_degrees, first.euler_angles_in_degrees, atol=1e-6)
     assert again.optics == first.optics
+    table = read_star(like)["optics"]
+    assert len(first.optics) == len(table) == 6
+    for i, axis in enumerate("XY"):
+        tilts = [group.beam_tilt_in_milliradians[i] for group in first.optics]
+        np.testing.assert_array_equal(tilts, table.floats(f"rlnBeamTilt{axis}"))
+    assert [group.magnification[1] for group in first.optics] == table.floats("rlnMagMat01").tolist()
+    assert all(len(group.odd_zernike) == 6 and len(group.even_zernike) == 9 for group in first.optics)
+
+
+def test_like_a_star_with_aberrations_in_its_rows(tmp_path: Path) -> None:
+    tables = star_tables(acquire(replace(SMALL, n_images=6), Path("p.star"), Path("p.mrcs")))
+    tilts = ["0.1", "-0.2", "0.1", "0.3", "-0.2", "0.1"]
+    constants = {"rlnVoltage": ["300"] * 6, "rlnSphericalAberration": ["2.7"] * 6, "rlnAmplitudeContrast": ["0.1"] * 6}
+    rows = {**tables["particles"].columns, **constants, "rlnBeamTiltX": tilts}
+    write_star(tmp_path / "like.star", {"images": Table(rows)})
+    particles = acquire(replace(SMALL, n_images=12, like=tmp_path / "like.star"), Path("p.star"), Path("p.mrcs"))
+    assert len(particles.optics) == 3
+    found = [particles.optics[group].beam_tilt_in_milliradians[0] for group in particles.optics_group]
+    assert found == [float(tilt) for tilt in tilts * 2]
 
 
 @pytest.mark.parametrize(

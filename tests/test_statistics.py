@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
 from emsplat import statistics
+from emsplat.aberrations import antisymmetric_phase
 from emsplat.correlation import fsc
 from emsplat.maps import fourier_resize, half_spectrum, radius, soft_sphere
-from emsplat.optics import ctf, ctf_parameters
+from emsplat.optics import ctf
 from emsplat.particles import Particles
 from emsplat.simulation.run import signal_images
 from emsplat.simulation.slices import fourier_volume
@@ -31,10 +32,19 @@ def one_set(particles: Particles) -> NDArray[np.int8]:
     return np.zeros(len(particles), dtype=np.int8)
 
 
+# Of some radians at Nyquist's frequency where pixels are of 2 Å.
+ABERRATIONS = {
+    "beam_tilt_in_milliradians": (3.0, -2.0),
+    "odd_zernike": (1.0, 0.0, 80.0, 0.0, 0.0, -50.0),
+    "even_zernike": (0.3, 0.0, 20.0, -10.0),
+    "magnification": (1.1, 0.05, -0.03, 0.92),
+}
+
+
 def two_kinds(particles: Particles, premultiplied: bool) -> Particles:
-    """Every other image from a second optics group, its voltage another and its images perhaps premultiplied."""
+    """Every other image from a second optics group of another voltage, aberrated, and perhaps premultiplied."""
     first = particles.optics[0]
-    second = replace(first, name="other", voltage_in_kilovolts=200.0, premultiplied=premultiplied)
+    second = replace(first, name="other", voltage_in_kilovolts=200.0, premultiplied=premultiplied, **ABERRATIONS)
     return replace(particles, optics=(first, second), optics_group=np.arange(len(particles), dtype=np.int32) % 2)
 
 
@@ -44,14 +54,18 @@ def direct_gradient(volume: NDArray, images: NDArray, particles: Particles, nois
     place = np.arange(box_size) - box_size // 2
     k = np.fft.fftfreq(box_size, 1 / box_size)
     kx, ky = (a.ravel() for a in np.meshgrid(k, k))
-    shell = np.hypot(kx, ky)
-    known = (shell > 0) & (shell < box_size / 2)
-    kx, ky, shell = kx[known], ky[known], shell[known]
-    transfer = ctf(ctf_parameters(particles), box_size, particles.pixel_size_in_angstroms).astype(np.float64)
+    step = 1 / (box_size * particles.pixel_size_in_angstroms)
+    transfer = ctf(particles).astype(np.float64)
     centres = box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
     gradient = np.zeros((box_size,) * 3)
+    all_kx, all_ky = kx, ky
     for i, a in enumerate(particles.rotations()):
-        waves = [np.exp(-2j * np.pi / box_size * np.outer(kx * a[0, j] + ky * a[1, j], place)) for j in range(3)]
+        m = np.reshape(particles.optics[particles.optics_group[i]].magnification, (2, 2))
+        shell, in_volume = (np.hypot(*(n @ [all_kx, all_ky])) for n in (np.eye(2), m))
+        known = (shell > 0) & (shell < box_size / 2) & (in_volume < box_size / 2)
+        kx, ky, shell = all_kx[known], all_ky[known], shell[known]
+        mx, my = m @ [kx, ky]
+        waves = [np.exp(-2j * np.pi / box_size * np.outer(mx * a[0, j] + my * a[1, j], place)) for j in range(3)]
         x, y, z = waves
         projection = np.einsum("kx,ky,kz,zyx->k", x, y, z, volume, optimize=True)
         group = particles.optics_group[i]
@@ -61,6 +75,7 @@ def direct_gradient(volume: NDArray, images: NDArray, particles: Particles, nois
         # The spectrum about the particle's centre.
         towards = np.exp(2j * np.pi / box_size * (kx * centres[i, 0] + ky * centres[i, 1]))
         seen = np.fft.fft2(images[i].astype(np.float64))[ky.astype(int), kx.astype(int)] * towards
+        seen *= np.exp(-1j * antisymmetric_phase(particles.optics[group], kx * step, ky * step))
         back = weight * (c * c * projection - (1 if particles.optics[group].premultiplied else c) * seen)
         gradient += np.einsum("k,kx,ky,kz->zyx", back, x.conj(), y.conj(), z.conj(), optimize=True).real
     return gradient
@@ -127,7 +142,7 @@ def test_without_noise_the_raw_map_is_the_truth(box_size: int, premultiplied: bo
     images = signal_images(fourier_volume(truth), particles)
     if premultiplied:
         particles = replace(particles, optics=(replace(particles.optics[0], premultiplied=True),))
-        spectra = np.fft.rfft2(images) * ctf(ctf_parameters(particles), box_size, particles.pixel_size_in_angstroms)
+        spectra = np.fft.rfft2(images) * ctf(particles)
         images = np.fft.irfft2(spectra, s=images.shape[1:]).astype(np.float32)
     [s] = gather_statistics(particles, ImagesInMemory(images), one_set(particles), flat(particles, box_size))
     reach, sphere = int(0.8 * (box_size // 2)), soft_sphere(box_size, 0.8 * box_size, 4.0)
@@ -166,7 +181,7 @@ def test_statistics_take_on_the_symmetry(group: str, turns: list) -> None:
 def test_a_smaller_working_box_holds_the_same_low_frequencies(box_size: int, working: int) -> None:
     """In the units of the map, whatever the box."""
     truth = lopsided_map(box_size)
-    particles = imagined_particles(1000, box_size, pixel_size=4.0)
+    particles = two_kinds(imagined_particles(1000, box_size, pixel_size=4.0), premultiplied=False)
     images = ImagesInMemory(signal_images(fourier_volume(truth), particles))
     maps = [
         gather_statistics(particles, images, one_set(particles), flat(particles, size))[0].raw_map()

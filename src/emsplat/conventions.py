@@ -47,6 +47,33 @@ def euler_angles(rotations: ArrayLike) -> NDArray[np.float64]:
     return np.rad2deg(np.stack([rot, np.arctan2(sin_tilt, a[..., 2, 2]), psi], axis=-1))
 
 
+def are_rotations(matrices: ArrayLike, tolerance: float) -> NDArray[np.bool_]:
+    """(...) whether (..., 3, 3) matrices turn without scaling or mirroring, to within the tolerance in ``A Aᵀ``."""
+    a = np.asarray(matrices, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond all bounds are no rotations
+        error = np.abs(a @ np.swapaxes(a, -1, -2) - np.eye(3)).max(axis=(-1, -2), initial=0.0)
+        return np.logical_and(error < tolerance, np.linalg.det(a) > 0)
+
+
+def tilt_rotations(
+    x_tilt_in_degrees: ArrayLike, y_tilt_in_degrees: ArrayLike, z_rotation_in_degrees: ArrayLike
+) -> NDArray[np.float64]:
+    """RELION-5's rotations of a tomogram into its tilt images: about x, then y, then z, right-handed.
+
+    Args:
+        x_tilt_in_degrees, y_tilt_in_degrees, z_rotation_in_degrees: (...), rlnTomoXTilt, rlnTomoYTilt, rlnTomoZRot.
+    Returns:
+        (..., 3, 3), rows act on (x, y, z); ``x_image = R x_tomogram``.
+    Source: RELION 5, ``Tomogram::setProjectionMatrix``.
+    """
+    x, y, z = (
+        np.deg2rad(np.asarray(a, np.float64)) for a in (x_tilt_in_degrees, y_tilt_in_degrees, z_rotation_in_degrees)
+    )
+    c, s, o, i = np.cos(x), np.sin(x), np.zeros_like(x), np.ones_like(x)
+    about_x = np.stack([i, o, o, o, c, -s, o, s, c], axis=-1).reshape(*x.shape, 3, 3)
+    return _about_z(-z) @ _about_y(-y) @ about_x
+
+
 def electron_wavelength_in_angstroms(voltage_in_kilovolts: ArrayLike) -> NDArray[np.float64]:
     """Relativistic de Broglie wavelength; 0.0197 Å at 300 kV. Source: CODATA 2018 constants."""
     volts = np.asarray(voltage_in_kilovolts, dtype=np.float64) * 1e3

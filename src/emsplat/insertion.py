@@ -58,26 +58,24 @@ class SliceGrid:
     def _window(self) -> Window:
         return Window.for_oversampling(WIDTH, self.period / self.extent)
 
-    def insert(self, slices: NDArray, rotations: NDArray[np.float64]) -> None:
-        """Add slices at ``k_volume = Aᵀ (k_x, k_y, 0)``.
+    def insert(self, slices: NDArray, matrices: NDArray[np.float64]) -> None:
+        """Add slices at ``k_volume = Bᵀ (k_x, k_y, 0)``.
 
         Args:
             slices: (n, D, D//2+1) half planes of the grid's type, ky in fft order.
-            rotations: (n, 3, 3) matrices A.
+            matrices: (n, 3, 3) B; rotations, or rotations of a plane that is stretched and sheared.
 
-        Samples at or beyond Nyquist's radius, |k| ≥ D/2, are left out.
+        Samples at or beyond Nyquist's radius, |k| ≥ D/2 in the slice or in the volume, are left out.
         """
         scale = self.period / self.box_size
-        # k_volume = Aᵀ (kx, ky, 0): columns 0 and 1 of Aᵀ are rows 0 and 1 of A.
-        frames = np.ascontiguousarray(rotations[:, :2, :].transpose(0, 2, 1), dtype=np.float32)
-        # The kernel trusts that a sample stays within radius · scale of the centre along every axis.
-        if not np.all(np.sum(frames**2, axis=2) < 1 + 1e-4):
-            raise ValueError("rotations hold a matrix that is no rotation: its rows must be of length 1, and finite")
+        # k_volume = Bᵀ (kx, ky, 0): columns 0 and 1 of Bᵀ are rows 0 and 1 of B.
+        frames = np.ascontiguousarray(matrices[:, :2, :].transpose(0, 2, 1), dtype=np.float32)
+        ends = _row_ends(frames.astype(np.float64), self.box_size)
         slices = np.ascontiguousarray(slices, dtype=self.values.dtype)
         tiles = _tiles(self.values.shape[0], self.values.shape[1], numba.get_num_threads())
         taps = self._window.taps(_STEPS)
         taps_and_slopes = np.concatenate([taps[:-1], np.diff(taps, axis=0)], axis=1)
-        _insert(self.values, slices, frames * np.float32(scale), taps_and_slopes, tiles)
+        _insert(self.values, slices, frames * np.float32(scale), ends, taps_and_slopes, tiles)
 
     def adjoint(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
@@ -135,6 +133,26 @@ def _tiles(planes: int, rows: int, threads: int) -> NDArray[np.int64]:
     distance = np.hypot(tiles[:, 0] + _TILE / 2, tiles[:, 1] + _TILE / 2 - rows / 2)
     tiles = tiles[np.argsort(distance, kind="stable")]
     return np.concatenate([tiles[t::threads] for t in range(threads)])
+
+
+def _row_ends(frames: NDArray[np.float64], box_size: int) -> NDArray[np.float32]:
+    """(n, 2r+1, 2) first and last kx of the rows ky = −r … r whose samples lie below Nyquist's radius, r = (D−1)//2.
+
+    Below it in the slice, a disc, and in the volume, an ellipse in the slice: no kernel then leaves the grid.
+    """
+    if not np.isfinite(frames).all():
+        raise ValueError("matrices hold a value that is not finite")
+    xx, xy, yy = (np.sum(frames[:, :, i] * frames[:, :, j], axis=1)[:, None] for i, j in ((0, 0), (0, 1), (1, 1)))
+    if not np.all(xx * yy - xy**2 > 0):
+        raise ValueError("matrices hold one whose first two rows span no plane")
+    ky = np.arange(-((box_size - 1) // 2), (box_size - 1) // 2 + 1)
+    disc = np.floor(np.sqrt((box_size**2 - 1) // 4 - ky**2))
+    # xx kx² + 2 xy kx ky + yy ky² < D²/4
+    discriminant = xx * box_size**2 / 4 - (xx * yy - xy**2) * ky**2
+    half = np.sqrt(np.maximum(discriminant, 0)) / xx
+    first, last = np.maximum(-disc, -xy * ky / xx - half), np.minimum(disc, -xy * ky / xx + half)
+    last = np.where(discriminant < 0, -box_size, last)  # a row that misses the ellipse
+    return np.stack([np.ceil(first), np.floor(last)], axis=2).astype(np.float32)
 
 
 @numba.njit(error_model="numpy")
@@ -213,13 +231,14 @@ def _spread_sample(grid, value, x, y, z, taps, z0, z1, y0, y1):
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
-def _insert(grid, slices, frames, taps, tiles):
-    """Spread all samples of all slices, tile by tile; frames: (n, 3, 2), the in-plane axes in grid points."""
+def _insert(grid, slices, frames, ends, taps, tiles):
+    """Spread all samples of all slices, tile by tile.
+
+    frames: (n, 3, 2), the in-plane axes in grid points; ends: `_row_ends`.
+    """
     n, box_size = slices.shape[0], slices.shape[1]
     planes, rows = grid.shape[0], grid.shape[1]
     radius = (box_size - 1) // 2
-    # Integers below D²/4.
-    squared_radius = (box_size * box_size - 1) // 4
     centre = np.float32(rows // 2)
     # A hair more than the kernel's: `spread` is exact, the bounds below suffer from rounding.
     reach = np.float32(WIDTH / 2 + 0.01)
@@ -233,8 +252,8 @@ def _insert(grid, slices, frames, taps, tiles):
             first_row, last_row = _rows_of(f, z_low, z_high, y_low, y_high, radius)
             for ky in range(first_row, last_row + 1):
                 fy = np.float32(ky)
-                edge = np.floor(np.sqrt(np.float32(squared_radius - ky * ky)))
-                low, high = _clip(-edge, edge, f[2, 0], f[2, 1] * fy, z_low, z_high)
+                low, high = ends[i, ky + radius, 0], ends[i, ky + radius, 1]
+                low, high = _clip(low, high, f[2, 0], f[2, 1] * fy, z_low, z_high)
                 low, high = _clip(low, high, f[1, 0], f[1, 1] * fy, y_low, y_high)
                 for kx in range(int(np.ceil(low)), int(np.floor(high)) + 1):
                     # A real image's transform at −k is the conjugate of that at k.

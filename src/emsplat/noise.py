@@ -51,13 +51,13 @@ def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:
     return np.bincount(shells, mean, minlength=n)[:n] / np.bincount(shells, minlength=n)[:n]
 
 
-def noise_spectra(images: NDArray[np.float32], particles: Particles, ctf_rows: NDArray) -> NDArray[np.float64]:
+def noise_spectra(images: NDArray[np.float32], particles: Particles) -> NDArray[np.float64]:
     """Power of the noise in every optics group.
 
     Premultiplied images hold CTF × noise: their power over the mean CTF² is the noise's before multiplication.
 
     Args:
-        images: (n, D, D), background subtracted; particles: the same n rows; ctf_rows: (n, 9) `optics.ctf_parameters`.
+        images: (n, D, D), background subtracted; particles: the same n rows.
     Returns:
         (groups, D//2+1): mean |DFT of the noise|² in each shell, of a whole image, unnormalised DFT.
     """
@@ -70,7 +70,7 @@ def noise_spectra(images: NDArray[np.float32], particles: Particles, ctf_rows: N
         spectrum = _mean_spectrum(images, rows, window)
         group = particles.optics[number]
         if group.premultiplied:
-            transfer = ctf(ctf_rows[rows], box_size, group.pixel_size_in_angstroms)
+            transfer = ctf(particles.select(rows))
             spectrum /= np.maximum(shell_means(_smeared((transfer**2).mean(axis=0), window), box_size), 1e-6)
         if not np.all(spectrum[1:] > 0):
             raise InputError(

@@ -2,7 +2,8 @@
 
 ``C(s) = scale · exp(−B s²/4) · [sqrt(1−w²) sin χ + w cos χ]``,
 ``χ = π λ z(α) s² − ½ π Cs λ³ s⁴ + phase shift``, positive at low frequency for underfocus, particles white;
-``z(α) = ½(U+V) + ½(U−V) cos 2(α − angle)``.
+``z(α) = ½(U+V) + ½(U−V) cos 2(α − angle)``. Even Zernikes add to χ, and the magnification matrix changes s: see
+`aberrations`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.aberrations import symmetric_phases
 from emsplat.conventions import electron_wavelength_in_angstroms
 from emsplat.particles import Particles
 
@@ -20,24 +22,30 @@ _DOSE_A, _DOSE_B, _DOSE_C = 0.24499, -1.6649, 2.8141
 
 
 def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
-    """(N, 9) coefficients of the CTF with the frequency in 1/Å, one row an image, as `ctf` reads them.
+    """(N, 13) coefficients of the CTF with the frequency in 1/Å, one row an image, as `ctf_at` reads them.
 
     The phase is ``p0 (sx²) + p1 (sx sy) + p2 (sy²) + p3 s⁴ + p4``, the factor ``p5 exp(p6 s²)``,
-    the dose weight ``exp(−p7 / critical(s))``; p8 scales the critical dose with the voltage.
+    the dose weight ``exp(−p7 / critical(s))``; p8 scales the critical dose with the voltage;
+    p9 to p12 are the magnification matrix, which turns the image's frequency into s.
     """
     of_group = np.array(
         [
-            (g.voltage_in_kilovolts, g.spherical_aberration_in_millimetres * 1e7, g.amplitude_contrast)
+            (
+                g.voltage_in_kilovolts,
+                g.spherical_aberration_in_millimetres * 1e7,
+                g.amplitude_contrast,
+                *g.magnification,
+            )
             for g in particles.optics
         ]
-    )
-    voltage, cs, w = of_group[particles.optics_group].T
+    )[particles.optics_group]
+    voltage, cs, w = of_group[:, :3].T
     wavelength = electron_wavelength_in_angstroms(voltage)
     mean = 0.5 * (particles.defocus_u_in_angstroms + particles.defocus_v_in_angstroms)
     half = 0.5 * (particles.defocus_u_in_angstroms - particles.defocus_v_in_angstroms)
     angle = np.deg2rad(particles.defocus_angle_in_degrees)
     # cos 2(α − angle) s² = cos 2angle (sx² − sy²) + 2 sin 2angle sx sy
-    p = np.empty((len(particles), 9))
+    p = np.empty((len(particles), 13))
     p[:, 0] = np.pi * wavelength * (mean + half * np.cos(2 * angle))
     p[:, 1] = np.pi * wavelength * 2 * half * np.sin(2 * angle)
     p[:, 2] = np.pi * wavelength * (mean - half * np.cos(2 * angle))
@@ -48,14 +56,22 @@ def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
     p[:, 6] = -0.25 * particles.b_factor_in_square_angstroms
     p[:, 7] = 0.5 * particles.pre_exposure
     p[:, 8] = np.where(voltage < 250, 0.8, 1.0)
+    p[:, 9:] = of_group[:, 3:]
     return p
 
 
+@numba.njit(inline="always")
+def as_tuple(p):
+    """A row of `ctf_parameters` as a tuple: no store into an array changes it, so loops need not read it again."""
+    return p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12]
+
+
 @numba.njit(inline="always", error_model="numpy")
-def ctf_at(p, sx, sy):
-    """CTF of one image at one frequency (1/Å); p is its row of `ctf_parameters`."""
+def ctf_at(p, fx, fy, symmetric_phase):
+    """CTF of one image at one of its frequencies (1/Å); p is its row of `ctf_parameters`, or that as a tuple."""
+    sx, sy = p[9] * fx + p[10] * fy, p[11] * fx + p[12] * fy
     s2 = sx * sx + sy * sy
-    phase = p[0] * sx * sx + p[1] * sx * sy + p[2] * sy * sy + p[3] * s2 * s2 + p[4]
+    phase = p[0] * sx * sx + p[1] * sx * sy + p[2] * sy * sy + p[3] * s2 * s2 + p[4] + symmetric_phase
     value = p[5] * np.sin(phase)
     if p[6] != 0.0:
         value *= np.exp(p[6] * s2)
@@ -65,22 +81,22 @@ def ctf_at(p, sx, sy):
     return value
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
-def ctf(parameters, box_size, pixel_size):
-    """CTFs of n images on the half plane.
+def ctf(particles: Particles) -> NDArray[np.float32]:
+    """(N, D, D//2+1) CTFs on the half plane, ky in fft order, kx from 0; the antisymmetric phases are no part of it."""
+    box_size = particles.box_size
+    step = 1 / (box_size * particles.pixel_size_in_angstroms)
+    return _ctf(ctf_parameters(particles), *symmetric_phases(particles, box_size), box_size, step)
 
-    Args:
-        parameters: (n, 9) from `ctf_parameters`; pixel_size in Å.
-    Returns:
-        (n, D, D//2+1) float32, ky in fft order, kx from 0.
-    """
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _ctf(parameters, symmetric, symmetric_of, box_size, step):
     n = parameters.shape[0]
     half = box_size // 2 + 1
     out = np.empty((n, box_size, half), dtype=np.float32)
-    step = 1.0 / (box_size * pixel_size)
     for i in numba.prange(n):
         for row in range(box_size):
             sy = (row if 2 * row < box_size else row - box_size) * step
             for column in range(half):
-                out[i, row, column] = ctf_at(parameters[i], column * step, sy)
+                gain = symmetric[symmetric_of[i], row, column] if symmetric_of[i] >= 0 else np.float32(0)
+                out[i, row, column] = ctf_at(parameters[i], column * step, sy, gain)
     return out

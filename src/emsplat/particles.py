@@ -39,7 +39,7 @@ class Particles:
     source: Path
     optics: tuple[OpticsGroup, ...]
     stacks: tuple[Path, ...]
-    ids: NDArray[np.str_]  # (N,) "index@stack" as the file says
+    ids: NDArray[np.str_]  # (N,) "index@stack" as the file says, or cryoSPARC's uid
     stack: NDArray[np.int32]  # (N,) index into stacks
     section: NDArray[np.int64]  # (N,) image number within its stack, from 0
     optics_group: NDArray[np.int32]  # (N,) index into optics
@@ -55,6 +55,7 @@ class Particles:
     particle: NDArray[np.int64]  # (N,) rows of one particle (its tilts) share a number
     half_set: NDArray[np.int8]  # (N,) 1 or 2; 0 where the file gives none
     warnings: tuple[str, ...] = ()  # what the reader could not honour, one line each
+    dark: NDArray[np.bool_] | None = None  # (N,) images the file says to be dark, negated when read; None: none
 
     def __len__(self) -> int:
         return len(self.section)

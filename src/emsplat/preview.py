@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from emsplat import maps
 from emsplat.io.images import ImageSource
 from emsplat.noise import noise_spectra, outside_circle, subtract_background
-from emsplat.optics import ctf_parameters
 from emsplat.particles import Particles
 from emsplat.statistics import PassSettings, gather_statistics
 
@@ -36,7 +36,7 @@ class Preview:
     @property
     def contrast_is_sure(self) -> bool:
         """Whether the sample tells white particles from dark ones."""
-        return self.correlation > _SURE_CORRELATION and abs(self.skewness) > _SURE_SKEWNESS
+        return contrast_is_sure(self.correlation, self.skewness)
 
     @property
     def surely_dark(self) -> bool:
@@ -52,7 +52,7 @@ def look_at_sample(particles: Particles, images: ImageSource, symmetry: NDArray[
     block = images.read(rows)
     subtract_background(block, outside_circle(particles.box_size))
     chosen = particles.select(rows)
-    noise = noise_spectra(block, chosen, ctf_parameters(chosen))
+    noise = noise_spectra(block, chosen)
     del block
     box_size = min(particles.box_size, _BOX)
     subset = np.full(len(particles), -1, dtype=np.int8)
@@ -60,11 +60,16 @@ def look_at_sample(particles: Particles, images: ImageSource, symmetry: NDArray[
     settings = PassSettings(box_size, box_size, noise, symmetry)
     halves = [s.raw_map() for s in gather_statistics(particles, images, subset, settings)]
     pixel_size = particles.pixel_size_in_angstroms * particles.box_size / box_size
-    return Preview(len(rows), noise, _diameter(halves, pixel_size), *_contrast(halves, pixel_size))
+    return Preview(len(rows), noise, outline_diameter(halves, pixel_size), *contrast(halves, pixel_size))
 
 
-def _diameter(halves: list[NDArray[np.float32]], pixel_size: float) -> float | None:
-    """Å; twice the distance from the centre that holds the mask of the low-passed map."""
+def contrast_is_sure(correlation: float, skewness: float) -> bool:
+    """Whether these two of a sample tell white particles from dark ones."""
+    return correlation > _SURE_CORRELATION and abs(skewness) > _SURE_SKEWNESS
+
+
+def outline_diameter(halves: Sequence[NDArray[np.float32]], pixel_size: float) -> float | None:
+    """Å; twice the distance from the box centre that holds the mask of the low-passed map; None: no particle seen."""
     box_size = len(halves[0])
     mean = 0.5 * (halves[0] + halves[1])
     mask = maps.data_mask(mean, pixel_size, resolution=4 * pixel_size)
@@ -73,7 +78,7 @@ def _diameter(halves: list[NDArray[np.float32]], pixel_size: float) -> float | N
     return float(2 * maps.distance_from_origin(box_size)[mask > 0.5].max() * pixel_size)
 
 
-def _contrast(halves: list[NDArray[np.float32]], pixel_size: float) -> tuple[float, float]:
+def contrast(halves: Sequence[NDArray[np.float32]], pixel_size: float) -> tuple[float, float]:
     """Correlation of the low-passed halves and the skewness of the density they share.
 
     Molecules are bright and compact on a dark background, so the third moment of their density has the sign of the

@@ -20,9 +20,14 @@ class InputSettings:
     datadir: Path | None = None  # the folder image names are relative to, if not the file's
     strip_prefix: str | None = None  # leading part of the image names that is not part of their path any more
     pixel_size: float | None = None  # Å; overrides the file and the stacks
-    poses: Path | None = None  # cryoDRGN's poses.pkl, where PARTICLES is a stack
-    ctf: Path | None = None  # cryoDRGN's ctf.pkl, where PARTICLES is a stack
+    poses: Path | None = None  # cryoDRGN's poses.pkl, of the images of PARTICLES
+    ctf: Path | None = None  # cryoDRGN's ctf.pkl, of the images of PARTICLES
     passthrough: tuple[Path, ...] = ()  # cryoSPARC's passthrough tables, joined on uid
+
+    def __post_init__(self) -> None:
+        _require_option("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å")
+        if (self.poses is None) != (self.ctf is None):
+            raise InputError("--poses and --ctf are cryoDRGN's two pickles: give both, or neither of them")
 
 
 @dataclass(frozen=True)
@@ -40,20 +45,24 @@ class ReconstructSettings(InputSettings):
     threads: int | None = None  # default: as many as the machine has
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rules = (
             ("--n-gaussians", self.n_gaussians, 1, "a positive number"),
-            ("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å"),
             ("--mask-diameter", self.mask_diameter, 1e-3, "a positive number of Å"),
             ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
             ("--threads", self.threads, 1, "a positive number"),
             ("--seed", self.seed, 0, "0 or more"),
         )
         for option, value, least, rule in rules:
-            if value is not None and not least <= value < math.inf:
-                raise InputError(f"{option} {value}: it must be {rule}; leave it out for the automatic choice")
+            _require_option(option, value, least, rule)
         if isinstance(self.sharpen, float | int) and not math.isfinite(self.sharpen):
             raise InputError(f"--sharpen {self.sharpen}: it must be a B-factor in Å², or auto; or leave it out")
         symmetry_operators(self.symmetry)
+
+
+def _require_option(option: str, value: float | None, least: float, rule: str) -> None:
+    if value is not None and not least <= value < math.inf:
+        raise InputError(f"{option} {value}: it must be {rule}; leave it out for the automatic choice")
 
 
 @dataclass(frozen=True)

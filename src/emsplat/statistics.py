@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat import maps
+from emsplat.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
 from emsplat.insertion import SliceGrid
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.noise import outside_circle, subtract_background
-from emsplat.optics import ctf_at, ctf_parameters
+from emsplat.optics import as_tuple, ctf_at, ctf_parameters
 from emsplat.particles import Particles
 
 _BLOCK_BYTES = 48 << 20
@@ -98,7 +99,7 @@ def gather_statistics(
         )
         for _ in range(n_subsets)
     ]
-    rotations = particles.rotations()
+    matrices = slice_matrices(particles)
     order = reading_order(particles)
     done = 0
     for rows, spectra, weights in _prepared_blocks(particles, images, order[subset[order] >= 0], settings):
@@ -107,8 +108,8 @@ def gather_statistics(
             if not chosen.any():
                 continue
             for operator in settings.symmetry:
-                b.insert(spectra[chosen], rotations[rows[chosen]] @ operator)
-                t.insert(weights[chosen], rotations[rows[chosen]] @ operator)
+                b.insert(spectra[chosen], matrices[rows[chosen]] @ operator)
+                t.insert(weights[chosen], matrices[rows[chosen]] @ operator)
         done += len(rows)
         progress(done)
     share = np.float32(1 / len(settings.symmetry))
@@ -130,6 +131,9 @@ def _prepared_blocks(
     parameters = ctf_parameters(particles)
     centres = box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
     premultiplied = np.array([g.premultiplied for g in particles.optics])
+    step = 1 / (box_size * particles.pixel_size_in_angstroms)
+    symmetric, symmetric_of = symmetric_phases(particles, working)
+    antisymmetric, antisymmetric_of = antisymmetric_factors(particles, working)
     inverse_noise = 1 / settings.noise
     inverse_noise[:, 0] = 0.0  # the mean of an image says nothing about the particle
     window = outside_circle(box_size)
@@ -147,8 +151,8 @@ def _prepared_blocks(
             weights = np.empty(spectra.shape, dtype=np.float32)
             group = particles.optics_group[rows]
             _weigh(
-                spectra, weights, parameters[rows], centres[rows], inverse_noise[group],
-                premultiplied[group], scale, box_size, particles.pixel_size_in_angstroms,
+                spectra, weights, parameters[rows], centres[rows], inverse_noise[group], premultiplied[group],
+                symmetric, symmetric_of[rows], antisymmetric, antisymmetric_of[rows], scale, box_size, step,
             )  # fmt: skip
             yield rows, spectra, weights
 
@@ -173,15 +177,24 @@ def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.co
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def _weigh(spectra, weights, parameters, centres, inverse_noise, premultiplied, scale, box_size, pixel_size):
-    """Turn transforms into C W² y, centred, in place, and fill C² W²; the noise is interpolated between shells."""
+def _weigh(
+    spectra, weights, parameters, centres, inverse_noise, premultiplied,
+    symmetric, symmetric_of, antisymmetric, antisymmetric_of, scale, box_size, step,
+):  # fmt: skip
+    """Turn transforms into C W² y, centred and rid of antisymmetric phases, in place, and fill C² W².
+
+    The noise is interpolated between shells. Phases and factors as `aberrations` gives them for a group, and which of
+    them is each image's, −1 for none.
+    """
     n, rows, columns = spectra.shape
-    step = 1.0 / (box_size * pixel_size)
     last = inverse_noise.shape[1] - 1
+    to_map = 1.0 / scale
     for i in numba.prange(n):
         # The spectrum of a particle centred at p carries exp(−2πi k·p/D); undo it.
         turn_x = 2 * np.pi * centres[i, 0] / box_size
         turn_y = 2 * np.pi * centres[i, 1] / box_size
+        p, times_ctf = as_tuple(parameters[i]), premultiplied[i]
+        even, odd = symmetric_of[i], antisymmetric_of[i]
         along_x = np.exp(1j * turn_x * np.arange(columns)).astype(np.complex64)
         for row in range(rows):
             ky = row if 2 * row < rows else row - rows
@@ -195,7 +208,10 @@ def _weigh(spectra, weights, parameters, centres, inverse_noise, premultiplied, 
                     continue
                 f = radius - shell
                 w2 = (1 - f) * inverse_noise[i, shell] + f * inverse_noise[i, min(shell + 1, last)]
-                c = ctf_at(parameters[i], kx * step, ky * step)
-                weights[i, row, kx] = c * c * w2 / (scale * scale)
-                factor = np.float32((1.0 if premultiplied[i] else c) * w2 / scale)
-                spectra[i, row, kx] *= factor * along_y * along_x[kx]
+                c = ctf_at(p, kx * step, ky * step, symmetric[even, row, kx] if even >= 0 else np.float32(0))
+                weights[i, row, kx] = c * c * w2 * (to_map * to_map)
+                factor = np.float32((1.0 if times_ctf else c) * w2 * to_map)
+                turned = spectra[i, row, kx] * (factor * along_y * along_x[kx])
+                if odd >= 0:
+                    turned *= np.conj(antisymmetric[odd, row, kx])
+                spectra[i, row, kx] = turned

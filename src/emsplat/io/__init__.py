@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from emsplat.errors import InputError
+from emsplat.io.cs import read_cs
 from emsplat.io.files import replacing
+from emsplat.io.formats import REMEDY, Format, sniff
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import Map, StackReader, StackWriter, read_map, write_map
+from emsplat.io.pkl import read_cryodrgn
 from emsplat.io.relion import read_relion
 from emsplat.io.star import Table, read_star, write_star
+from emsplat.io.tomo import read_tomo
 from emsplat.particles import Particles
+from emsplat.settings import InputSettings
 
 __all__ = [
     "ImageSource",
@@ -18,6 +24,7 @@ __all__ = [
     "StackReader",
     "StackWriter",
     "Table",
+    "read_input",
     "read_map",
     "read_particles",
     "read_star",
@@ -28,22 +35,74 @@ __all__ = [
 ]
 
 
+def read_input(path: str | Path, settings: InputSettings, *, need_stacks: bool = True) -> Particles:
+    """`read_particles` with what the command line says."""
+    return read_particles(
+        path,
+        datadir=settings.datadir,
+        strip_prefix=settings.strip_prefix,
+        pixel_size_in_angstroms=settings.pixel_size,
+        poses=settings.poses,
+        ctf=settings.ctf,
+        passthrough=settings.passthrough,
+        need_stacks=need_stacks,
+    )
+
+
 def read_particles(
     path: str | Path,
     *,
     datadir: str | Path | None = None,
+    strip_prefix: str | None = None,
     pixel_size_in_angstroms: float | None = None,
+    poses: str | Path | None = None,
+    ctf: str | Path | None = None,
+    passthrough: Sequence[str | Path] = (),
     need_stacks: bool = True,
 ) -> Particles:
-    """Reads a particle table of any format that is read, told by its content; arguments as in `read_relion`."""
+    """Reads a particle table of any format that is read, told by its content.
+
+    Args:
+        path: a RELION star of single particles (3.0 to 5) or of tomography (the optimisation set), a cryoSPARC table
+            (.cs), or, with `poses` and `ctf`, cryoDRGN's images: a stack, a list of stacks, a star or a .cs.
+        datadir: the folder that the names of stacks are relative to; each reader says where it looks without.
+        strip_prefix: leading text of the stacks' names that is not part of their path any more.
+        pixel_size_in_angstroms: overrides the table and the stacks' headers.
+        poses, ctf: cryoDRGN's pickles, which replace what the table says.
+        passthrough: cryoSPARC's other tables of the same particles.
+        need_stacks: False reads the table alone, for its poses and optics.
+    Raises:
+        InputError: a format that is not read, an option that does not fit it, or what the reader of the format refuses.
+    """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
-    if start.startswith(b"\x93NUMPY"):
-        raise InputError(f"{path}: a cryoSPARC table (.cs); only RELION star files are read: convert it to .star")
-    if b"\0" in start or (start and b"data_" not in start and path.suffix != ".star"):
-        raise InputError(f"{path}: unknown format; only RELION star files are read: convert it to .star")
-    return read_relion(path, datadir, pixel_size_in_angstroms, need_stacks=need_stacks)
+    kind = sniff(path)
+    if passthrough and kind is not Format.CRYOSPARC:
+        raise InputError(f"--passthrough is for cryoSPARC tables (.cs), and {path} is {kind.value}; leave it out")
+    if poses is not None or ctf is not None:
+        if poses is None or ctf is None or passthrough:
+            raise InputError(
+                "--poses and --ctf are cryoDRGN's two pickles: give both, without --passthrough, or neither of them"
+            )
+        return read_cryodrgn(
+            path,
+            poses,
+            ctf,
+            datadir,
+            pixel_size_in_angstroms,
+            kind=kind,
+            strip_prefix=strip_prefix,
+            need_stacks=need_stacks,
+        )
+    if kind is Format.CRYOSPARC:
+        return read_cs(
+            path,
+            datadir=datadir,
+            strip_prefix=strip_prefix,
+            pixel_size_in_angstroms=pixel_size_in_angstroms,
+            passthrough=passthrough,
+            need_stacks=need_stacks,
+        )
+    readers = {Format.RELION: read_relion, Format.OPTIMISATION_SET: read_tomo}
+    if kind not in readers:
+        raise InputError(f"{path}: {kind.value}; {REMEDY[kind]}")
+    return readers[kind](path, datadir, pixel_size_in_angstroms, strip_prefix=strip_prefix, need_stacks=need_stacks)

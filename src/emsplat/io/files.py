@@ -1,17 +1,45 @@
-"""Writing a file, or a folder of files, whole or not at all."""
+"""Opening a file, and writing one whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from emsplat.errors import InputError
+
+
+def open_regular(path: str | Path) -> FileIO:
+    """A file opened for reading, unbuffered.
+
+    Raises:
+        InputError: missing, not allowed, or something else than a file: a pipe would be waited for without end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{path}: cannot be read: {why}; check the path") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise InputError(f"{path}: cannot be read: {what}, not a file; check the path")
+    return FileIO(descriptor)
+
+
+def check_memory(path: Path, needed_in_bytes: int) -> None:
+    """InputError where what a file claims is more than the machine has; a file with holes is as long as its claims."""
+    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed_in_bytes > present:
+        raise InputError(
+            f"{path}: takes {needed_in_bytes / 1e9:,.0f} GB, the machine has {present / 1e9:,.0f} GB of memory; "
+            "check the file"
+        )
 
 
 def temporary_name(path: Path) -> Path:
@@ -37,96 +65,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         # A failed write carries no file name; an error about another file is not ours to explain.
         if error.filename not in (None, temporary, path, str(temporary), str(path)):
             raise
-        raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why something could not be written, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space or choose another output folder"
     return f"{error.strerror}; choose another output folder"
-
-
-def check_folder(folder: Path, names: Iterable[str], overwrite: bool, what: str) -> None:
-    """InputError unless `folder` can be filled: is writable, and holds none of these files or may be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file, not a folder; choose another output folder")
-    if not overwrite and any((folder / name).exists() for name in names):
-        raise InputError(f"{folder}: holds a {what} already; choose another folder, or replace it with --overwrite")
-    above = _nearest_existing(folder)
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: cannot be written, {above} is not a folder you may write to; choose another")
-
-
-@contextmanager
-def filling(folder: Path, last: str) -> Iterator[Path]:
-    """Yields an empty folder whose files are moved into `folder` on a clean exit; otherwise `folder` stays as it was.
-
-    The file named `last` is moved last and an old one of that name removed first: where it is, all the rest is.
-
-    Raises:
-        InputError: `folder` cannot be made or written, or the disk is full.
-    """
-    made = _make_parents(folder)
-    staging = temporary_name(folder / "files") if folder.is_dir() else temporary_name(folder)
-    try:
-        staging.mkdir()
-        yield staging
-        with _uninterrupted():
-            _move_all(staging, folder, last)
-            made = []
-    except InputError as error:
-        raise InputError(str(error).replace(str(staging), str(folder))) from error
-    except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(staging)):
-            raise
-        raise InputError(f"{folder}: cannot be written: {_reason(error)}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        with suppress(OSError):  # another process may have put something there
-            for parent in made:
-                parent.rmdir()
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def _make_parents(folder: Path) -> list[Path]:
-    """Makes the folders above; returns those that were missing, innermost first."""
-    missing = [p for p in folder.absolute().parents if not p.exists()]
-    try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made a folder: {_reason(error)}") from error
-    return missing
-
-
-def _move_all(source: Path, target: Path, last: str) -> None:
-    """Moves the files of one folder into another of the same file system, by renaming."""
-    files = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.name == last)
-    target.mkdir(exist_ok=True)
-    (target / last).unlink(missing_ok=True)
-    for file in files:
-        destination = target / file.relative_to(source)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, destination)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is done: for milliseconds of work that must not be left half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[int] = []
-    held = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: waiting.append(number)) for number in held]
-    try:
-        yield
-    finally:
-        for number, handler in zip(held, before, strict=True):
-            signal.signal(number, handler)
-    if waiting:
-        signal.raise_signal(waiting[0])  # to whom it was meant for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +24,7 @@ class ImageSource:
     """Reads the images of a particle table; stacks are opened when first needed. For one thread at a time."""
 
     def __init__(self, particles: Particles, invert: bool = False) -> None:
-        """Args: invert: flip the sign, for images with dark particles."""
+        """Args: invert: flip the sign, for images with dark particles, beyond what `particles.dark` says."""
         self.particles = particles
         self.invert = invert
         self._readers: OrderedDict[int, StackReader] = OrderedDict()  # the least recently used first
@@ -47,15 +48,29 @@ class ImageSource:
             else:
                 images[here] = block
         self._check(images, rows)
-        return np.negative(images, out=images) if self.invert else images
+        dark = self.particles.dark
+        negated = np.full(len(rows), self.invert) if dark is None else dark[rows] != self.invert
+        return np.negative(images, out=images, where=negated[:, None, None]) if negated.any() else images
 
     def _reader(self, stack: int) -> StackReader:
         if stack not in self._readers:
             while len(self._readers) >= _OPEN_STACKS:
                 self._readers.popitem(last=False)[1].close()
-            self._readers[stack] = StackReader(self.particles.stacks[stack])
+            self._readers[stack] = self._opened(self.particles.stacks[stack])
         self._readers.move_to_end(stack)
         return self._readers[stack]
+
+    def _opened(self, path: Path) -> StackReader:
+        reader = StackReader(path)
+        box_size = self.particles.box_size
+        if reader.shape[1:] != (box_size, box_size):
+            reader.close()
+            _, rows, columns = reader.shape
+            raise InputError(
+                f"{path}: images of {columns} × {rows} pixels where the table was read with {box_size}; "
+                "was it changed meanwhile?"
+            )
+        return reader
 
     def _check(self, images: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         """Lowest and highest pixel say all: NaN goes through both, infinity is one, a constant makes them equal."""
@@ -72,7 +87,7 @@ class ImageSource:
         more = f" (and {len(rows) - 1} more in this block)" if len(rows) > 1 else ""
         raise InputError(
             f"{self.particles.ids[rows[0]]}{more}: {what}; every image must be finite and vary: "
-            "remove it from the star or extract it again"
+            "remove it from the particle file or extract it again"
         )
 
     def close(self) -> None:

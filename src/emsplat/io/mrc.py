@@ -5,6 +5,7 @@ Source: Cheng et al. (2015), J. Struct. Biol. 192, 146 (MRC2014).
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from mrcfile.dtypes import HEADER_DTYPE
 from numpy.typing import ArrayLike, NDArray
 
 from emsplat.errors import InputError
-from emsplat.io.files import replacing
+from emsplat.io.files import check_memory, open_regular, replacing
 
 _HEADER_BYTES = 1024
 _VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # by mode
+_SMALLEST_PIXEL, _LARGEST_PIXEL = 1e-3, 1e4  # Å; beyond them a header says nothing
 _LARGEST_READ_IN_BYTES = 8 << 20  # one read's buffer, whatever the number of sections asked for
 
 
@@ -41,17 +43,14 @@ class _Header:
 
     @property
     def pixel_size_in_angstroms(self) -> float | None:
-        """None where the header's value is 0 or 1, which programs write for "unset"."""
+        """None where the header's value is 0 or 1, which programs write for "unset", or no length at all."""
         x = self.voxel_in_angstroms[0]
-        return None if x <= 0 or abs(x - 1) < 1e-4 else x
+        return x if _SMALLEST_PIXEL < x < _LARGEST_PIXEL and abs(x - 1) >= 1e-4 else None
 
 
 def _open(path: Path) -> tuple[FileIO, _Header]:
     """An open file and its header; the size is checked here, before anything is allocated."""
-    try:
-        file = path.open("rb", buffering=0)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+    file = open_regular(path)
     try:
         raw = file.read(_HEADER_BYTES)
         header = _parse(path, raw)
@@ -150,7 +149,10 @@ class StackReader:
         self._file.seek(self._header.offset_in_bytes + first * self._header.section_in_bytes)
         filled = 0
         while filled < len(target):  # one read may return less than asked for
-            got = self._file.readinto(target[filled:])
+            try:
+                got = self._file.readinto(target[filled:])
+            except OSError as error:
+                raise InputError(f"{self.path}: cannot be read: {error.strerror}; check the disk it is on") from None
             if not got:
                 raise InputError(f"{self.path}: ends within image {first + 1}; was it changed while being read?")
             filled += got
@@ -197,8 +199,11 @@ def read_map(path: str | Path, *, cubic: bool = True) -> Map:
         if cubic and not sections == rows == columns:
             raise InputError(f"{path}: {columns} × {rows} × {sections} voxels, not a cube; pad or crop the map to one")
         x = header.voxel_in_angstroms[0]
-        if x > 0 and max(abs(edge / x - 1) for edge in header.voxel_in_angstroms) > 0.01:
+        if x != 0 and not all(abs(edge / x - 1) <= 0.01 for edge in header.voxel_in_angstroms):
             raise InputError(f"{path}: voxel edges {header.voxel_in_angstroms} Å differ; resample to cubic voxels")
+        if not np.isfinite(header.origin_in_angstroms).all():
+            raise InputError(f"{path}: origin {header.origin_in_angstroms} Å; it must be finite: mend the header")
+        check_memory(path, 4 * math.prod(header.shape))
         values = reader.read(np.arange(sections))
     if not np.isfinite(values).all():
         raise InputError(f"{path}: holds NaN or infinite voxels; write the map again without them")

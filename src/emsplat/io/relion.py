@@ -12,11 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
+from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, with_aberrations
 from emsplat.io.relion_rows import NOT_MODELLED, Rows, read_rows
-from emsplat.io.stacks import ImageNames, StackFacts, check_stacks, find_stacks, parse_image_names
+from emsplat.io.stacks import (
+    ImageNames,
+    StackFacts,
+    agreed_pixel_size,
+    check_stacks,
+    find_stacks,
+    parse_image_names,
+)
 from emsplat.particles import OpticsGroup, Particles
-
-_LARGEST_DISAGREEMENT = 0.01  # of two pixel sizes for the same images
 
 
 def read_relion(
@@ -24,12 +30,14 @@ def read_relion(
     datadir: str | Path | None = None,
     pixel_size_in_angstroms: float | None = None,
     *,
+    strip_prefix: str | None = None,
     need_stacks: bool = True,
 ) -> Particles:
     """Reads a star file and the headers of its stacks.
 
     Args:
         datadir: the folder that image names are relative to; else the star's folder, else the working directory.
+        strip_prefix: leading text of the image names' stacks that is not part of their path any more.
         pixel_size_in_angstroms: overrides the star and the stacks' headers.
         need_stacks: False reads the table alone, for its poses and optics: stacks stay as written and the box size
             is rlnImageSize, or 0.
@@ -40,18 +48,34 @@ def read_relion(
     rows = read_rows(path)
     names = parse_image_names(rows.texts("rlnImageName"), path)
     if need_stacks:
-        stacks = find_stacks(names, Path(datadir) if datadir is not None else None)
+        stacks = find_stacks(names, Path(datadir) if datadir is not None else None, strip_prefix)
         facts = check_stacks(names, stacks)
-        _check_image_sizes(rows, facts.box_size)
     else:
-        stacks = tuple(Path(name) for name in names.stacks)
-        facts = StackFacts(_box_size_of_star(rows), (None,) * len(stacks))
+        stacks, facts = unread_stacks(rows, names)
+    return particles_of(rows, names, stacks, facts, pixel_size_in_angstroms)
+
+
+def unread_stacks(rows: Rows, names: ImageNames) -> tuple[tuple[Path, ...], StackFacts]:
+    """The stacks as written, and what the rows alone say of them."""
+    box_size = int(rows.numbers("rlnImageSize", 0)[0])
+    return tuple(Path(name) for name in names.stacks), StackFacts(box_size, (None,) * len(names.stacks))
+
+
+def particles_of(
+    rows: Rows,
+    names: ImageNames,
+    stacks: tuple[Path, ...],
+    facts: StackFacts,
+    pixel_size_in_angstroms: float | None,
+) -> Particles:
+    """The particles of rows whose stacks are known, one an image; see `read_relion`."""
+    _check_image_sizes(rows, facts.box_size)
     pixel_size, pixel_warnings = _pixel_size(rows, pixel_size_in_angstroms, stacks, facts)
     optics, optics_group = _optics_groups(rows, pixel_size, facts.box_size)
     dose = rows.numbers("rlnMicrographPreExposure", 0)
     particle = _particle_numbers(rows, dose)
     return Particles(
-        source=path,
+        source=rows.path,
         optics=optics,
         stacks=stacks,
         ids=np.array(rows.texts("rlnImageName")),
@@ -73,41 +97,26 @@ def read_relion(
     )
 
 
-def _box_size_of_star(rows: Rows) -> int:
-    return int(rows.numbers("rlnImageSize", 0)[0])
-
-
 def _check_image_sizes(rows: Rows, box_size: int) -> None:
-    if "rlnImageSize" in rows:
-        sizes = rows.numbers("rlnImageSize")
-        rows.require(sizes == box_size, "rlnImageSize", sizes, f"must be the {box_size} pixels the stack has")
+    if "rlnImageSize" not in rows:
+        return
+    sizes = rows.numbers("rlnImageSize")
+    sensible = (sizes >= 1) & (sizes < 2**16) & (sizes == np.round(sizes))
+    rows.require(sensible, "rlnImageSize", sizes, "must be a number of pixels")
+    if np.ptp(sizes) > 0:
+        raise InputError(
+            f"{rows.path}: two box sizes, {sizes.min():g} and {sizes.max():g} (rlnImageSize); all images must share "
+            "one: extract again, or reconstruct the optics groups apart"
+        )
+    rows.require(sizes == box_size, "rlnImageSize", sizes, f"must be the {box_size} pixels the stack has")
 
 
 def _pixel_size(
     rows: Rows, override: float | None, stacks: Sequence[Path], facts: StackFacts
 ) -> tuple[float, list[str]]:
-    """The override, else the star's, else the headers', in Å; and what is doubtful about it."""
-    if override is not None:
-        if not (np.isfinite(override) and override > 0):
-            raise InputError(f"--pixel-size {override}: a pixel size is a positive number of Å; give that")
-        return float(override), []
-    star, source = _pixel_size_of_star(rows)
-    size, said_by = star, "the star"
-    for stack, header in zip(stacks, facts.pixel_sizes_in_angstroms, strict=True):
-        if header is None:
-            continue
-        if size is None:
-            size, said_by = header, str(stack)
-        elif abs(header / size - 1) > _LARGEST_DISAGREEMENT:
-            raise InputError(
-                f"{rows.path}: pixel size {size:.5g} Å ({said_by}) against {header:.5g} Å ({stack}); "
-                "they may differ by 1 %: say which is right with --pixel-size"
-            )
-    if size is None:
-        raise InputError(
-            f"{rows.path}: no pixel size, neither in the star (rlnImagePixelSize) nor in the stacks' headers "
-            "(0 and 1 mean unset); give it with --pixel-size"
-        )
+    """In Å, as by `agreed_pixel_size`; and what is doubtful about it."""
+    star, source = (None, "rlnImagePixelSize") if override is not None else _pixel_size_of_star(rows)
+    size = agreed_pixel_size(rows.path, override, star, source, stacks, facts)
     unconfirmed = source == "rlnDetectorPixelSize / rlnMagnification" and not any(facts.pixel_sizes_in_angstroms)
     return size, [f"pixel size {size:.5g} Å is from {source} alone; if wrong, give --pixel-size"] * unconfirmed
 
@@ -123,7 +132,7 @@ def _pixel_size_of_star(rows: Rows) -> tuple[float | None, str]:
         rows.require(magnification > 0, "rlnMagnification", magnification, "must be positive")
         sizes = rows.numbers("rlnDetectorPixelSize") * 1e4 / magnification  # µm → Å
     else:
-        return None, ""
+        return None, "rlnImagePixelSize"
     rows.require(sizes > 0, name, sizes, "must be positive")
     if np.ptp(sizes) > 1e-4 * sizes[0]:  # more than the rounding of a printed value
         raise InputError(
@@ -142,22 +151,35 @@ def _optics_groups(rows: Rows, pixel_size: float, box_size: int) -> tuple[tuple[
     aberration = rows.numbers("rlnSphericalAberration")
     premultiplied = rows.numbers("rlnCtfDataAreCtfPremultiplied", 0)
     label = rows.numbers("rlnOpticsGroup", 1)
-    keys = np.stack([label, voltage, aberration, contrast, premultiplied], axis=1)
+    keys = np.stack([label, voltage, aberration, contrast, premultiplied, _own_aberrations(rows)], axis=1)
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     names = rows.texts("rlnOpticsGroupName") if "rlnOpticsGroupName" in rows else None
     groups = tuple(
-        OpticsGroup(
-            name=names[row] if names else f"opticsGroup{number}",
-            pixel_size_in_angstroms=pixel_size,
-            box_size=box_size,
-            voltage_in_kilovolts=float(voltage[row]),
-            spherical_aberration_in_millimetres=float(aberration[row]),
-            amplitude_contrast=float(contrast[row]),
-            premultiplied=bool(premultiplied[row]),
+        with_aberrations(
+            OpticsGroup(
+                name=names[row] if names else f"opticsGroup{number}",
+                pixel_size_in_angstroms=pixel_size,
+                box_size=box_size,
+                voltage_in_kilovolts=float(voltage[row]),
+                spherical_aberration_in_millimetres=float(aberration[row]),
+                amplitude_contrast=float(contrast[row]),
+                premultiplied=bool(premultiplied[row]),
+            ),
+            {column: rows.text(column, row) for column in ABERRATION_COLUMNS if column in rows},
+            f"{rows.path}, row {row + 1}",
         )
         for number, row in enumerate(first, start=1)
     )
     return groups, group.reshape(-1).astype(np.int32)
+
+
+def _own_aberrations(rows: Rows) -> NDArray[np.int64]:
+    """(N,) equal where the aberrations agree that stand in the particle table itself, as in RELION 3.0."""
+    columns = [rows.particles.column(name) for name in ABERRATION_COLUMNS if name in rows.particles]
+    if not columns:
+        return np.zeros(len(rows), dtype=np.int64)
+    number_of: dict[tuple[str, ...], int] = {}
+    return np.array([number_of.setdefault(values, len(number_of)) for values in zip(*columns, strict=True)])
 
 
 def _origin(rows: Rows, axis: str, pixel_size: float) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
+from emsplat.io.relion_aberrations import ABERRATION_COLUMNS
 from emsplat.io.star import Table, read_star
 
 _MANDATORY = (
@@ -18,13 +19,12 @@ _MANDATORY = (
 )
 
 
-# All that is read of a file; a name asked for must be here. Zernikes and the like are lists, "[0,0]", so text.
-NOT_MODELLED = {
-    **dict.fromkeys(("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike"), 0.0),
-    **dict.fromkeys(("rlnMagMat00", "rlnMagMat11"), 1.0),
-    **dict.fromkeys(("rlnMagMat01", "rlnMagMat10"), 0.0),
-}  # optics the program does not model, with the value that means "none"
-_TEXTS = ("rlnImageName", "rlnOpticsGroupName", "rlnGroupName", "rlnTomoParticleName", *NOT_MODELLED)
+# All that is read of a file; a name asked for must be here. Zernikes are lists, "[0,0]", so text.
+NOT_MODELLED = {"rlnCtfDataArePhaseFlipped": 0.0}  # optics the program does not model, and the value that means "none"
+_TEXTS = (
+    *("rlnImageName", "rlnOpticsGroupName", "rlnGroupName", "rlnTomoParticleName"),
+    *(*ABERRATION_COLUMNS, *NOT_MODELLED),
+)
 _NUMBERS = (
     *_MANDATORY[1:],
     *("rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor", "rlnCtfDataAreCtfPremultiplied"),
@@ -32,7 +32,7 @@ _NUMBERS = (
     *("rlnImageSize", "rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize", "rlnMagnification"),
     *("rlnOpticsGroup", "rlnRandomSubset"),
 )
-_KEPT: dict[str, type[str] | type[float]] = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_NUMBERS, float)}
+KEPT: dict[str, type[str] | type[float]] = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_NUMBERS, float)}
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,13 @@ class Rows:
     particles: Table
     optics: Table | None
     optics_row: NDArray[np.int64]  # (N,) row of the optics table
+    kept: Mapping[str, type[str] | type[float]]  # the columns that were asked for
 
     def __len__(self) -> int:
         return len(self.particles)
 
     def __contains__(self, name: str) -> bool:
-        if name not in _KEPT:
+        if name not in self.kept:
             raise KeyError(f"{name} is not among the columns that are kept")
         return name in self.particles or (self.optics is not None and name in self.optics)
 
@@ -57,6 +58,11 @@ class Rows:
             return self.particles.column(name)
         values = self.optics.column(name)
         return [values[row] for row in self.optics_row]
+
+    def text(self, name: str, row: int) -> str:
+        if name in self.particles or self.optics is None:
+            return self.particles.column(name)[row]
+        return self.optics.column(name)[self.optics_row[row]]
 
     def numbers(self, name: str, default: float | None = None) -> NDArray[np.float64]:
         """(N,) finite numbers; the default everywhere where the column is absent."""
@@ -80,14 +86,16 @@ class Rows:
             )
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(
+    path: Path, kept: Mapping[str, type[str] | type[float]] = KEPT, mandatory: Sequence[str] = _MANDATORY
+) -> Rows:
     """The block with the images, each row with its row of the optics block; InputError where a column is missing."""
-    blocks = read_star(path, _KEPT)
+    blocks = read_star(path, kept)
     particles = next((t for name, t in blocks.items() if name != "optics" and "rlnImageName" in t), None)
     if particles is None:
         raise InputError(f"{path}: no particle table (no block has a column rlnImageName); check the path")
     optics = blocks.get("optics")
-    missing = [n for n in _MANDATORY if n not in particles and not (optics is not None and n in optics)]
+    missing = [n for n in mandatory if n not in particles and not (optics is not None and n in optics)]
     if missing:
         raise InputError(
             f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
@@ -95,7 +103,7 @@ def read_rows(path: Path) -> Rows:
         )
     if len(particles) == 0:
         raise InputError(f"{path}: no particles in it (0 rows); check the path or the selection that wrote it")
-    rows = Rows(path, particles, optics, np.zeros(len(particles), dtype=np.int64))
+    rows = Rows(path, particles, optics, np.zeros(len(particles), dtype=np.int64), kept)
     return rows if optics is None else replace(rows, optics_row=_optics_rows(rows, optics))
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.io.mrc import StackReader
 
+_LARGEST_DISAGREEMENT = 0.01  # of two pixel sizes for the same images
+
 
 @dataclass(frozen=True)
 class ImageNames:
@@ -30,6 +32,7 @@ class StackFacts:
 
     box_size: int
     pixel_sizes_in_angstroms: tuple[float | None, ...]  # one a stack; None = unset
+    n_images: tuple[int, ...] = ()  # one a stack; empty where no header was read
 
 
 def parse_image_names(names: Sequence[str], source: Path) -> ImageNames:
@@ -39,7 +42,8 @@ def parse_image_names(names: Sequence[str], source: Path) -> ImageNames:
     section = np.empty(len(names), dtype=np.int64)
     for row, name in enumerate(names):
         index, at, file = name.partition("@")
-        if not (at and file and index.isdecimal() and index.isascii() and 0 < int(index) < 2**31):
+        is_number = index.isdecimal() and index.isascii() and len(index) < 20
+        if not (at and file and is_number and 0 < int(index) < 2**31):
             raise InputError(
                 f"{source}, row {row + 1}: rlnImageName is {name!r}; it must read number@stack, numbers from 1: "
                 "mend or remove the row"
@@ -49,21 +53,24 @@ def parse_image_names(names: Sequence[str], source: Path) -> ImageNames:
     return ImageNames(source, tuple(number_of_stack), stack, section)
 
 
-def find_stacks(names: ImageNames, datadir: Path | None) -> tuple[Path, ...]:
-    """The path of each stack: below `datadir`, the star's folder, then the working directory.
+def find_stacks(names: ImageNames, datadir: Path | None, strip_prefix: str | None = None) -> tuple[Path, ...]:
+    """The path of each stack: below `datadir`, the metadata file's folder, then the working directory.
 
+    Args:
+        strip_prefix: leading text of the stacks' names that is not part of their path any more.
     Raises:
-        InputError: a stack that is nowhere, or two stacks of one name that only one file could stand for.
+        InputError: a stack that is nowhere, two stacks of one name that only one file could stand for, or a prefix
+            that no stack's name starts with.
     """
+    if strip_prefix and not any(name.startswith(strip_prefix) for name in names.stacks):
+        raise InputError(
+            f"{names.source}: no stack's name starts with --strip-prefix {strip_prefix} (the first is "
+            f"{names.stacks[0]}); give the leading text as it is written there, or leave it out"
+        )
     paths: list[Path] = []
     name_of: dict[Path, str] = {}
     for name in names.stacks:
-        path = next((p for p in _candidates(name, names.source, datadir) if p.is_file()), None)
-        if path is None:
-            raise InputError(
-                f"{names.source}: stack {name} not found (looked {_places(names.source, datadir)}); "
-                "say where the stacks are with --datadir"
-            )
+        path = find_file(name, names.source, datadir, strip_prefix, what="stack")
         other = name_of.setdefault(path, name)
         if os.path.normpath(other) != os.path.normpath(name):
             raise InputError(
@@ -74,11 +81,36 @@ def find_stacks(names: ImageNames, datadir: Path | None) -> tuple[Path, ...]:
     return tuple(paths)
 
 
+def find_file(name: str, source: Path, datadir: Path | None, strip_prefix: str | None, *, what: str) -> Path:
+    """The file that `source` calls `name`, looked for as by `find_stacks`; InputError where there is none.
+
+    Args:
+        what: what error messages call the file.
+    """
+    here = name.removesuffix(":mrcs")  # how RELION is told that a file of another name is a stack
+    if strip_prefix and here.startswith(strip_prefix):
+        here = here.removeprefix(strip_prefix).lstrip("/")  # relative, wherever the prefix ended
+    path = next((p for p in _candidates(here, source, datadir) if _is_file(p)), None)
+    if path is None:
+        raise InputError(
+            f"{source}: {what} {name} not found (looked {_places(source, datadir)}); "
+            f"say where it is with --datadir, and what to cut off its name with --strip-prefix"
+        )
+    return path
+
+
 def _candidates(name: str, source: Path, datadir: Path | None) -> Iterator[Path]:
     for folder in ([datadir] if datadir else []) + [source.parent]:
         yield folder / name
         yield folder / Path(name).name
     yield Path(name)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system, a folder that may not be looked into
+        return False
 
 
 def _places(source: Path, datadir: Path | None) -> str:
@@ -92,14 +124,16 @@ def check_stacks(names: ImageNames, paths: Sequence[Path]) -> StackFacts:
     np.maximum.at(highest, names.stack, names.section)
     shapes: list[tuple[int, int]] = []
     pixel_sizes: list[float | None] = []
+    counts: list[int] = []
     for path, last in zip(paths, highest, strict=True):
         with StackReader(path) as reader:
             count, *shape = reader.shape
             shapes.append((shape[0], shape[1]))
             pixel_sizes.append(reader.pixel_size_in_angstroms)
+            counts.append(count)
         if last >= count:
             raise InputError(
-                f"{names.source}: stack {path} holds {count} images, the star asks for number {last + 1}; "
+                f"{names.source}: stack {path} holds {count} images, the table asks for number {last + 1}; "
                 "is this the stack that belongs to it?"
             )
         if shape[0] != shape[1]:
@@ -109,4 +143,40 @@ def check_stacks(names: ImageNames, paths: Sequence[Path]) -> StackFacts:
                 f"{names.source}: two box sizes: {shapes[0][0]} in {paths[0]}, {shape[0]} in {path}; "
                 "all images must share one: extract again or reconstruct them apart"
             )
-    return StackFacts(shapes[0][0], tuple(pixel_sizes))
+    return StackFacts(shapes[0][0], tuple(pixel_sizes), tuple(counts))
+
+
+def agreed_pixel_size(
+    source: Path,
+    override: float | None,
+    said: float | None,
+    said_by: str,
+    stacks: Sequence[Path],
+    facts: StackFacts,
+) -> float:
+    """In Å: the override, else what the metadata file says in `said_by`, else the stacks' headers.
+
+    Raises:
+        InputError: nothing says one, two differ by more than 1 %, or the override is no pixel size.
+    """
+    if override is not None:
+        if not (np.isfinite(override) and override > 0):
+            raise InputError(f"--pixel-size {override}: a pixel size is a positive number of Å; give that")
+        return float(override)
+    size = said
+    for stack, header in zip(stacks, facts.pixel_sizes_in_angstroms, strict=True):
+        if header is None:
+            continue
+        if size is None:
+            size, said_by = header, str(stack)
+        elif abs(header / size - 1) > _LARGEST_DISAGREEMENT:
+            raise InputError(
+                f"{source}: pixel size {size:.5g} Å ({said_by}) against {header:.5g} Å ({stack}); "
+                "they may differ by 1 %: say which is right with --pixel-size"
+            )
+    if size is None:
+        raise InputError(
+            f"{source}: no pixel size, neither in the table ({said_by}) nor in the stacks' headers "
+            "(0 and 1 mean unset); give it with --pixel-size"
+        )
+    return size

@@ -10,15 +10,18 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.io.files import replacing
+from emsplat.io.files import open_regular, replacing
 
-_ROWS_IN_A_BATCH = 1000  # read before they are sorted into columns
+_PIECE = 1 << 20  # bytes read at once, and the longest line
+_WORDS_IN_A_BATCH = 1 << 16  # read before they are sorted into columns
+_ROWS_WORTH_COMPILING = 50_000  # loading the compiled reader takes as long as reading so many rows without it
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,7 @@ class Table:
     def floats(self, name: str) -> NDArray[np.float64]:
         """(N,) a numeric column; InputError names the first value that is not a number."""
         values = self._values(name)
-        try:
-            return np.array(values, dtype=np.float64)
-        except ValueError:
-            row, value = next((i, v) for i, v in enumerate(map(str, values)) if not _is_number(v))
-            raise _not_a_number(self.label, row, name, value) from None
+        return np.array(values if isinstance(values, array) else _numbers(self.label, 0, name, values))
 
     def integers(self, name: str) -> NDArray[np.int64]:
         """(N,) a column of whole numbers, "1.000000" allowed."""
@@ -59,7 +58,7 @@ class Table:
         if not whole.all():
             row = int(np.argmin(whole))
             raise InputError(
-                f"{self.label}, row {row + 1}: {name} is {self.columns[name][row]!r}, not a whole number; "
+                f"{self.label}, row {row + 1}: {name} is {_short(str(self.columns[name][row]))}, not a whole number; "
                 "mend the value or remove the row"
             )
         return values.astype(np.int64)
@@ -75,16 +74,26 @@ class Table:
         return self.columns[name]
 
 
-def _not_a_number(label: str, row: int, name: str, value: str) -> InputError:
-    return InputError(f"{label}, row {row + 1}: {name} is {value!r}, not a number; mend the value or remove the row")
-
-
-def _is_number(text: str) -> bool:
+def _numbers(label: str, first_row: int, name: str, words: Sequence[str]) -> array[float]:
+    """Words as numbers; InputError names the first that is none. Python's own additions (1_000, １) are none."""
     try:
-        np.float64(text)
+        plain = "".join(words)
+        if plain.isascii() and "_" not in plain:
+            return array("d", [float(word) for word in words])
+    except ValueError:
+        pass
+    row, word = next((i, w) for i, w in enumerate(words) if not _is_number(w))
+    raise InputError(
+        f"{label}, row {first_row + row + 1}: {name} is {_short(word)}, not a number; mend the value or remove the row"
+    )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
     except ValueError:
         return False
-    return True
+    return word.isascii() and "_" not in word
 
 
 @dataclass
@@ -93,46 +102,77 @@ class _Block:
 
     label: str
     keep: Mapping[str, type] | None
-    names: list[str] = field(default_factory=list)
+    names: dict[str, None] = field(default_factory=dict)  # in order
     columns: dict[str, list[str] | array[float]] = field(default_factory=dict)  # those of the names that are kept
     rows: list[list[str]] = field(default_factory=list)  # the last ones, not yet in the columns
-    has_rows: bool = False
+    n_rows: int = 0
     is_loop: bool = False
     ended: bool = False  # a blank line has ended the loop
 
     def add_name(self, name: str) -> None:
-        self.names.append(name)
+        self.names[name] = None
         if self.keep is None or name in self.keep:
             self.columns[name] = array("d") if self.keep and self.keep[name] is float else []
 
+    def add_key(self, name: str, value: str) -> None:
+        """A name with its value, outside a loop."""
+        self.add_name(name)
+        self.rows = self.rows or [[]]
+        self.rows[0].append(value)
+
     def add_row(self, row: list[str]) -> None:
         self.rows.append(row)
-        self.has_rows = True
-        if len(self.rows) == _ROWS_IN_A_BATCH:
+        self.n_rows += 1
+        if len(self.rows) * len(row) >= _WORDS_IN_A_BATCH:
             self.sort_rows()
 
     def sort_rows(self) -> None:
         """Moves the rows into the columns."""
         for name, values in zip(self.names, zip(*self.rows, strict=True), strict=bool(self.rows)):
-            if name in self.columns:
-                self._extend(name, values)
+            column = self.columns.get(name)
+            if isinstance(column, list):
+                column += _shared(values)
+            elif column is not None:
+                column += _numbers(self.label, len(column), name, values)
         self.rows.clear()
 
-    def _extend(self, name: str, values: Sequence[str]) -> None:
-        column = self.columns[name]
-        if isinstance(column, list):
-            known: dict[str, str] = {}  # equal values share one string
-            column.extend([known.setdefault(value, value) for value in values])
-            return
-        before = len(column)
-        try:
-            column.extend(map(float, values))
-        except ValueError:
-            raise _not_a_number(self.label, len(column), name, values[len(column) - before]) from None
+    def add_plain_rows(self, text: bytes) -> int:
+        """Adds rows from the start of the text on, by compiled code; returns the position it came to."""
+        from emsplat.io.star_scan import scan_rows
+
+        self.sort_rows()
+        kept = np.array([i for i, name in enumerate(self.names) if name in self.columns], dtype=np.int64)
+        are_numbers = np.array([isinstance(column, array) for column in self.columns.values()], dtype=np.bool_)
+        found = scan_rows(text, len(self.names), kept, are_numbers)
+        letters = text.decode("latin-1")  # one character a byte: plain rows are ASCII
+        for slot, (name, column) in enumerate(self.columns.items()):
+            if isinstance(column, list):
+                begins, ends = found.spans[slot].tolist()
+                column += _shared([letters[a:b] for a, b in zip(begins, ends, strict=True)])
+                continue
+            values = found.values[slot]
+            for row in np.flatnonzero(~found.exact[slot]):
+                begin, end = found.spans[slot, :, row]
+                (values[row],) = _numbers(self.label, len(column) + int(row), name, [letters[begin:end]])
+            column.frombytes(values.tobytes())
+        self.n_rows += found.n_rows
+        return found.end
+
+    @property
+    def is_worth_compiling(self) -> bool:
+        """Whether the rows to come are best read by compiled code; a line of one word may be no row."""
+        large = self.n_rows >= _ROWS_WORTH_COMPILING and not self.ended
+        return large and self.keep is not None and len(self.names) > 1
 
     def table(self) -> Table:
         self.sort_rows()
         return Table(self.columns, self.is_loop, self.label)
+
+
+def _shared(words: Sequence[str]) -> list[str]:
+    """The words, equal ones as one object: half the memory."""
+    known = dict(zip(words, words, strict=True))
+    return [known[word] for word in words]
 
 
 def read_star(path: str | Path, keep: Mapping[str, type[str] | type[float]] | None = None) -> dict[str, Table]:
@@ -146,41 +186,54 @@ def read_star(path: str | Path, keep: Mapping[str, type[str] | type[float]] | No
     path = Path(path)
     blocks: dict[str, _Block] = {}
     block: _Block | None = None
-    for number, line in _lines(path):
-        fields = _fields(line)
-        where = f"{path}, line {number}"
-        if not fields:
-            if block and block.has_rows and block.is_loop and not line.strip():
-                block.ended = True
-        elif len(fields) == 1 and fields[0].startswith("data_"):
-            name = fields[0].removeprefix("data_")
-            if name in blocks:
-                raise InputError(f"{where}: a second block data_{name}; names must differ: remove or rename one")
-            block = blocks[name] = _Block(f"{path}, data_{name}", keep)
-        elif block is None:
-            raise InputError(f"{where}: {_short(line)} stands before any data_ line; is this a STAR file?")
-        else:
-            _take(block, fields, where)
+    number = 0  # of the line
+    for piece in _pieces(path):
+        end = 0
+        if block and block.is_worth_compiling:
+            before = block.n_rows
+            end = block.add_plain_rows(piece)
+            number += block.n_rows - before
+        for line in _lines(path, piece[end:]):
+            number += 1
+            fields = words(line)
+            where = f"{path}, line {number}"
+            if not fields:
+                if block and block.n_rows and not line.strip():
+                    block.ended = True
+            elif len(fields) == 1 and line.lstrip().startswith("data_"):  # not in quotes
+                name = fields[0].removeprefix("data_")
+                if name in blocks:
+                    raise InputError(
+                        f"{where}: a second block {_cut(fields[0])}; names must differ: remove or rename one"
+                    )
+                block = blocks[name] = _Block(f"{path}, data_{name}", keep)
+            elif block is None:
+                raise InputError(f"{where}: {_short(line)} stands before any data_ line; is this a STAR file?")
+            else:
+                _take(block, line.lstrip(), fields, where)
     if not blocks:
         raise InputError(f"{path}: no data_ block in it; a STAR file has at least one: check the path")
     return {name: found.table() for name, found in blocks.items()}
 
 
-def _take(block: _Block, fields: list[str], where: str) -> None:
+def _take(block: _Block, line: str, fields: list[str], where: str) -> None:
     """Adds one line that is neither blank nor the start of a block."""
-    if fields == ["loop_"]:
+    if fields == ["loop_"] and line.startswith("loop_"):
         if block.names:
             raise InputError(f"{where}: a second loop in one block; RELION's files have one: split the block")
         block.is_loop = True
-    elif fields[0].startswith("_") and not (block.is_loop and block.has_rows):
+    elif line.startswith("_") and not block.n_rows:
         name = fields[0].removeprefix("_")
         if name in block.names:
-            raise InputError(f"{where}: a second column {name} in one block; names must differ: remove one")
-        if not block.is_loop:
-            if len(fields) != 2:
-                raise InputError(f"{where}: {name} has {len(fields) - 1} values; a key outside a loop has one: mend it")
-            block.rows = [[*(block.rows[0] if block.rows else []), fields[1]]]
-        block.add_name(name)
+            raise InputError(f"{where}: a second column {_cut(name)} in one block; names must differ: remove one")
+        if block.is_loop:
+            block.add_name(name)
+        elif len(fields) == 2:
+            block.add_key(name, fields[1])
+        else:
+            raise InputError(
+                f"{where}: {_cut(name)} has {len(fields) - 1} values; a key outside a loop has one: mend it"
+            )
     elif not block.is_loop or block.ended:
         raise InputError(
             f"{where}: values outside a loop ({_short(' '.join(fields))}); a blank line ends a loop: remove that line"
@@ -194,38 +247,64 @@ def _take(block: _Block, fields: list[str], where: str) -> None:
         block.add_row(fields)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their number from 1; CRLF and a byte-order mark are taken off."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if "\0" in line:
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The file in pieces of whole lines; a byte-order mark and carriage returns are taken off."""
+    with BufferedReader(open_regular(path)) as file:
+        try:
+            mark = file.peek(3).startswith(b"\xef\xbb\xbf")
+            file.read(3 if mark else 0)
+            while piece := file.read(_PIECE):
+                rest = b"" if piece.endswith(b"\n") else file.readline(_PIECE)
+                if len(rest) == _PIECE and not rest.endswith(b"\n"):
+                    raise InputError(f"{path}: a line of more than {_PIECE} characters; is this a STAR file?")
+                piece += rest
+                if b"\0" in piece:
                     raise InputError(f"{path}: a binary file, not a STAR file (text); check the path")
-                yield number, line
+                yield piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in piece else piece
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+
+
+def _lines(path: Path, piece: bytes) -> list[str]:
+    try:
+        lines = piece.decode("utf-8").split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text, so not a STAR file; check the path or convert it to UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+    return lines if lines[-1] else lines[:-1]  # nothing stands behind the last line's end
 
 
-_TOKEN = re.compile(r"""'(.*?)'(?=\s|$)|"(.*?)"(?=\s|$)|(\S+)""")
+_WORD = re.compile(r"\S+")
+_CLOSING = {"'": re.compile(r"'(?=\s|$)"), '"': re.compile(r'"(?=\s|$)')}
 
 
-def _fields(line: str) -> list[str]:
-    """The values of a line; a # at the start of a word begins a comment."""
+def words(line: str) -> list[str]:
+    """The values of a line; a # at the start of a word begins a comment. Takes a time linear in the line's length."""
     if not ("#" in line or "'" in line or '"' in line):
         return line.split()
-    fields = []
-    for single, double, bare in _TOKEN.findall(line):
-        if bare.startswith("#"):
+    found: list[str] = []
+    closing = dict(_CLOSING)
+    end = 0
+    while word := _WORD.search(line, end):
+        start, end = word.span()
+        if line[start] == "#":
             break
-        fields.append(single or double or bare)
-    return fields
+        if line[start] in closing:
+            quote = closing[line[start]].search(line, start + 1)
+            if quote:
+                found.append(line[start + 1 : quote.start()])
+                end = quote.end()
+                continue
+            del closing[line[start]]  # none further on either
+        found.append(word[0])
+    return found
 
 
-def _short(line: str) -> str:
-    text = line.strip()
-    return repr(text if len(text) <= 40 else text[:37] + "...")
+def _short(text: str) -> str:
+    return repr(_cut(text.strip()))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def write_star(path: str | Path, blocks: Mapping[str, Table]) -> None:
@@ -246,20 +325,24 @@ def _loop_lines(table: Table) -> Iterator[str]:
     for number, name in enumerate(table.columns, start=1):
         yield f"_{name} #{number}\n"
     for row in zip(*map(table.column, table.columns), strict=True):
-        yield " ".join(map(_quoted, row)) + "\n"
+        yield " ".join(map(quoted, row)) + "\n"
 
 
 def _key_lines(table: Table) -> Iterator[str]:
     width = max(map(len, table.columns), default=0) + 3
     for name in table.columns:
         (value,) = table.column(name)
-        yield f"_{name}".ljust(width) + _quoted(value) + "\n"
+        yield f"_{name}".ljust(width) + quoted(value) + "\n"
 
 
-def _quoted(value: str) -> str:
-    """A value as one word: quoted where it is empty, holds a space, or would read as a comment or a name."""
-    if "\n" in value or "\r" in value:
-        raise ValueError(f"a STAR value cannot hold a line break: {value!r}")
-    if value and not any(c.isspace() for c in value) and value[0] not in "#_'\"":
+def quoted(value: str) -> str:
+    """A value as one word: quoted where it is empty, holds a space, or would read as something else."""
+    if any(c in value for c in "\n\r\0"):
+        raise ValueError(f"a STAR value cannot hold a line break or a NUL: {value!r}")
+    is_special = value.startswith(("#", "_", "'", '"', "data_", "loop_"))
+    if value and not is_special and not any(c.isspace() for c in value):
         return value
-    return f"'{value}'" if '"' in value else f'"{value}"'
+    mark = "'" if '"' in value else '"'
+    if _CLOSING[mark].search(f"{value}."):
+        raise ValueError(f"a STAR value cannot hold quotes of both kinds before spaces: {value!r}")
+    return f"{mark}{value}{mark}"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from emsplat.conventions import rotation_matrices
 from emsplat.errors import InputError
+from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, aberration_columns, with_aberrations
 from emsplat.io.star import Table, read_star
 from emsplat.particles import OpticsGroup, Particles, split_by_particle
 from emsplat.settings import SimulationSettings
@@ -48,6 +49,7 @@ def star_tables(particles: Particles) -> dict[str, Table]:
         "rlnImagePixelSize": _text("%.6f", [group.pixel_size_in_angstroms for group in particles.optics]),
         "rlnImageSize": [str(group.box_size) for group in particles.optics],
         "rlnImageDimensionality": ["2"] * len(particles.optics),
+        **aberration_columns(particles.optics),
     }
     rot, tilt, psi = particles.euler_angles_in_degrees.T
     x, y = particles.origin_in_angstroms.T
@@ -170,27 +172,41 @@ def _particle_table(blocks: dict[str, Table], star: Path) -> Table:
 def _taken_optics(
     settings: SimulationSettings, blocks: dict[str, Table], table: Table, rows: NDArray[np.int64]
 ) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
-    """Optics groups and (n,) the group of each image: from the optics table, else one per distinct set of constants."""
-    names = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+    """Optics groups and (n,) the group of each image: from the optics table, else one per distinct set of values."""
+    constants = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
     if "optics" in blocks and "rlnOpticsGroup" in table:
-        constants = np.stack([_finite(blocks["optics"], name) for name in names], axis=-1)
-        numbers = blocks["optics"].integers("rlnOpticsGroup")
-        wanted = table.integers("rlnOpticsGroup")[rows]
-        same = wanted[:, None] == numbers
-        if not same.any(axis=1).all():
-            missing = wanted[~same.any(axis=1)][0]
-            raise InputError(f"{table.label}: optics group {missing} is not in the optics table; add it there")
-        group = np.argmax(same, axis=1)
+        source, group = blocks["optics"], _rows_of_optics(blocks["optics"], table, rows)
+        chosen = np.arange(len(source))
     else:
-        per_row = np.stack([_finite(table, name)[rows] for name in names], axis=-1)
-        constants, group = np.unique(per_row, axis=0, return_inverse=True)
-    voltage, _, contrast = constants.T
+        source = table
+        columns = [table.column(name) for name in (*constants, *ABERRATION_COLUMNS) if name in table]
+        first: dict[tuple[str, ...], int] = {}  # the row where a set of values occurs first
+        own = [first.setdefault(tuple(column[row] for column in columns), row) for row in rows.tolist()]
+        chosen, group = np.unique(own, return_inverse=True)
+    voltage, aberration, contrast = (_finite(source, name) for name in constants)
     if not (voltage > 0).all():
         raise InputError(f"{table.label}: rlnVoltage is {voltage.min():g}; it must be a positive number of kV: mend it")
     if not ((contrast >= 0) & (contrast <= 1)).all():
         raise InputError(f"{table.label}: rlnAmplitudeContrast must be within 0 and 1: mend it")
-    optics = tuple(_optics(settings, f"group{i + 1}", *row) for i, row in enumerate(constants.tolist()))
+    optics = tuple(
+        with_aberrations(
+            _optics(settings, f"group{number}", float(voltage[row]), float(aberration[row]), float(contrast[row])),
+            {name: source.column(name)[row] for name in ABERRATION_COLUMNS if name in source},
+            f"{source.label}, row {row + 1}",
+        )
+        for number, row in enumerate(chosen.tolist(), start=1)
+    )
     return optics, group.reshape(-1).astype(np.int32)
+
+
+def _rows_of_optics(optics: Table, table: Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) the row of the optics table of each image."""
+    wanted = table.integers("rlnOpticsGroup")[rows]
+    same = wanted[:, None] == optics.integers("rlnOpticsGroup")
+    if not same.any(axis=1).all():
+        missing = wanted[~same.any(axis=1)][0]
+        raise InputError(f"{table.label}: optics group {missing} is not in the optics table; add it there")
+    return np.argmax(same, axis=1)
 
 
 def _finite(table: Table, name: str) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ Independent atoms with electron scattering factors ``f(s) exp(−B s²/4)`` (Int
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import gemmi
@@ -15,6 +16,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
+from emsplat.io.files import open_regular
 
 VOLTS_PER_SCATTERING_DENSITY = 47.878  # h²/(2π m e) in V·Å², from Å of scattering length per Å³ to volts
 
@@ -31,12 +33,15 @@ _LOST_IN_CHAIN = {"amino": 2, "nucleic": 3}  # hydrogens a free residue gives up
 
 def read_atoms(path: Path, assembly: str | None = None) -> gemmi.Model:
     """First model of a PDB or mmCIF file (``.gz`` too), or a biological assembly of it by name."""
+    open_regular(path).close()  # gemmi would wait for a pipe without end
     try:
         structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
         raise InputError(f"{path}: not an atomic model that gemmi can read: {_one_line(error)}") from error
     if len(structure) == 0 or structure[0].count_atom_sites() == 0:
         raise InputError(f"{path}: holds no atoms; give a PDB or mmCIF file, or an MRC map")
+    if not all(map(math.isfinite, (x for site in structure[0].all() for x in site.atom.pos.tolist()))):
+        raise InputError(f"{path}: an atom's coordinates are no numbers; mend or remove it")
     structure.setup_entities()
     if assembly is None:
         return structure[0]

@@ -10,10 +10,11 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emsplat.io.files import check_folder, filling
+from emsplat.aberrations import antisymmetric_factors, slice_matrices
+from emsplat.io.folders import check_folder, filling
 from emsplat.io.mrc import StackWriter, write_map
 from emsplat.io.star import write_star
-from emsplat.optics import ctf, ctf_parameters
+from emsplat.optics import ctf
 from emsplat.particles import Particles
 from emsplat.settings import SimulationSettings
 from emsplat.simulation.acquisition import acquire, star_tables
@@ -59,13 +60,16 @@ def simulate(
 
 
 def signal_images(volume: FourierVolume, particles: Particles) -> NDArray[np.float32]:
-    """(n, D, D) noise-free images of these particles: projection, shift, CTF.
+    """(n, D, D) noise-free images of these particles: projection, shift, CTF, aberrations.
 
     Holds frequencies below Nyquist's radius only, as does the truth.
     """
     box_size, pixel_size = particles.box_size, particles.pixel_size_in_angstroms
-    spectra = central_slices(volume, particles.rotations(), particles.origin_in_angstroms / pixel_size)
-    spectra *= ctf(ctf_parameters(particles), box_size, pixel_size)
+    spectra = central_slices(volume, slice_matrices(particles), particles.origin_in_angstroms / pixel_size)
+    spectra *= ctf(particles)
+    factors, factor_of = antisymmetric_factors(particles, box_size)
+    for image in np.flatnonzero(factor_of >= 0):
+        spectra[image] *= factors[factor_of[image]]
     return scipy.fft.irfft2(spectra, s=(box_size, box_size), workers=numba.get_num_threads())
 
 

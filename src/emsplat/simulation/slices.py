@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from emsplat.window import Window
 
-_PADDING = 2
+PADDING = 2
 _WIDTH = 6
 _HALF = _WIDTH // 2
-_WINDOW = Window.for_oversampling(_WIDTH, _PADDING)
+MARGIN = _HALF + 1  # grid points beyond what is wanted, which a window can reach
+_WINDOW = Window.for_oversampling(_WIDTH, PADDING)
 _STEPS = 4096
 _TABLE = _WINDOW.taps(_STEPS)
 
@@ -37,12 +38,16 @@ class FourierVolume:
     box_size: int
 
 
-def fourier_volume(volume: NDArray[np.floating]) -> FourierVolume:
-    """The transform of a (D, D, D) volume; takes about 70 bytes a voxel while it is made."""
+def fourier_volume(volume: NDArray[np.floating], window: Window = _WINDOW) -> FourierVolume:
+    """The transform of a (D, D, D) volume; takes about 70 bytes a voxel while it is made.
+
+    Args:
+        window: what the grid is to be interpolated with, at most as wide as that of `central_slices`.
+    """
     box_size = volume.shape[0]
-    n, centre, margin = _PADDING * box_size, box_size // 2, _HALF + 1
+    n, centre, margin = PADDING * box_size, box_size // 2, MARGIN
     padded = np.zeros((n, n, n), dtype=np.float32)
-    correction = 1 / _WINDOW.transform((np.arange(box_size) - centre) / n)
+    correction = 1 / window.transform((np.arange(box_size) - centre) / n)
     place = (np.arange(box_size) - centre) % n
     padded[np.ix_(place, place, place)] = volume * (correction[:, None, None] * correction[None, :, None] * correction)
     half = scipy.fft.rfftn(padded, workers=numba.get_num_threads())
@@ -59,20 +64,20 @@ def fourier_volume(volume: NDArray[np.floating]) -> FourierVolume:
 
 
 def central_slices(
-    volume: FourierVolume, rotations: NDArray[np.float64], origins_in_pixels: NDArray[np.float64]
+    volume: FourierVolume, matrices: NDArray[np.float64], origins_in_pixels: NDArray[np.float64]
 ) -> NDArray[np.complex64]:
     """Half-plane transforms of projections.
 
     Args:
-        rotations: (n, 3, 3) RELION matrices, ``x_image = A x_volume``.
+        matrices: (n, 3, 3) B, the slice being at ``k_volume = Bᵀ (k_x, k_y, 0)``: RELION's A, or `slice_matrices`.
         origins_in_pixels: (n, 2) x, y, the shift that centres an image: the particle lies at ``D//2 − origin``.
     Returns:
-        (n, D, D//2+1) complex64 for ``irfft2``; zero at and beyond Nyquist's radius, k ≥ D/2, where the corners of
-        a rotated box have nothing to offer.
+        (n, D, D//2+1) complex64 for ``irfft2``; zero at and beyond Nyquist's radius, |k| ≥ D/2 in the image or in the
+        volume, where the corners of a rotated box have nothing to offer.
     """
-    n, box_size = len(rotations), volume.box_size
+    n, box_size = len(matrices), volume.box_size
     out = np.zeros((n, box_size, box_size // 2 + 1), dtype=np.complex64)
-    _slice(volume.grid, _TABLE, np.ascontiguousarray(rotations), np.ascontiguousarray(origins_in_pixels), box_size, out)
+    _slice(volume.grid, _TABLE, np.ascontiguousarray(matrices), np.ascontiguousarray(origins_in_pixels), box_size, out)
     return out
 
 
@@ -97,8 +102,8 @@ def _taps(table, x, weights):
 def _gather(grid, table, kx, ky, kz, box_size, weights):
     """F at (kx, ky, kz), units of 1/D; weights: (3, W) float32 scratch."""
     flip = kx < 0.0  # only kx ≥ 0 is stored
-    sign = -_PADDING if flip else _PADDING
-    margin = _HALF + 1
+    sign = -PADDING if flip else PADDING
+    margin = MARGIN
     x0 = _taps(table, sign * kx, weights[0]) + margin
     y0 = _taps(table, sign * ky, weights[1]) + margin + box_size
     z0 = _taps(table, sign * kz, weights[2]) + margin + box_size
@@ -118,28 +123,25 @@ def _gather(grid, table, kx, ky, kz, box_size, weights):
 
 
 @numba.njit(parallel=True, cache=True)
-def _slice(grid, table, rotations, origins, box_size, out):
+def _slice(grid, table, matrices, origins, box_size, out):
     centre = box_size // 2
     nyquist_squared = 0.25 * box_size * box_size
-    for image in numba.prange(rotations.shape[0]):
+    for image in numba.prange(matrices.shape[0]):
         weights = np.empty((3, _WIDTH), dtype=np.float32)
-        a = rotations[image]
+        b = matrices[image]
         shift_x = -2 * np.pi * (centre - origins[image, 0]) / box_size
         shift_y = -2 * np.pi * (centre - origins[image, 1]) / box_size
         for row in range(box_size):
             ky = row if 2 * row < box_size else row - box_size
             for kx in range(box_size // 2 + 1):
-                if kx * kx + ky * ky >= nyquist_squared:
-                    continue
-                value = _gather(
-                    grid,
-                    table,
-                    a[0, 0] * kx + a[1, 0] * ky,
-                    a[0, 1] * kx + a[1, 1] * ky,
-                    a[0, 2] * kx + a[1, 2] * ky,
-                    box_size,
-                    weights,
+                x, y, z = (
+                    b[0, 0] * kx + b[1, 0] * ky,
+                    b[0, 1] * kx + b[1, 1] * ky,
+                    b[0, 2] * kx + b[1, 2] * ky,
                 )
+                if kx * kx + ky * ky >= nyquist_squared or x * x + y * y + z * z >= nyquist_squared:
+                    continue
+                value = _gather(grid, table, x, y, z, box_size, weights)
                 phase = shift_x * kx + shift_y * ky
                 out[image, row, kx] = value * complex(np.cos(phase), np.sin(phase))
 

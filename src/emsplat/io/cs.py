@@ -1,0 +1,267 @@
+"""cryoSPARC particle tables (.cs), with their passthrough tables, as `Particles`.
+
+Sources: CryoSPARC Guide and forum, cryosparc-tools, and the converters pyem (csparc2star.py) and cryoDRGN; what is
+known of each column, and from where, stands in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.conventions import euler_angles
+from emsplat.errors import InputError
+from emsplat.io.cs_alignments import Alignment, read_alignment
+from emsplat.io.cs_columns import Columns, read_columns
+from emsplat.io.stacks import ImageNames, StackFacts, agreed_pixel_size, check_stacks, find_stacks
+from emsplat.particles import OpticsGroup, Particles
+
+_MANDATORY = ("blob/path", "blob/idx", "ctf/df1_A", "ctf/df2_A")
+_OTHER_NAMES = {  # of older versions, or of the slot a column came from
+    "ctf/accel_kv": "mscope_params/accel_kv",
+    "ctf/cs_mm": "mscope_params/cs_mm",
+    "ctf/amp_contrast": "ctf/ac",
+    "ctf/exp_group_id": "location/exp_group_id",
+}
+_NOT_MODELLED = {"ctf/shift_A": 2, "ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag": 4}
+_LARGEST_POSE = 100.0  # radians; cryoSPARC's stay below 2π
+
+
+def read_cs(
+    path: str | Path,
+    *,
+    datadir: str | Path | None = None,
+    strip_prefix: str | None = None,
+    pixel_size_in_angstroms: float | None = None,
+    passthrough: Sequence[str | Path] = (),
+    need_stacks: bool = True,
+) -> Particles:
+    """Reads a .cs file, its passthrough tables and the headers of its stacks.
+
+    Args:
+        datadir: the folder that stack names are relative to, cryoSPARC's project folder; else the folder above the
+            table's, which it is where the table lies in its job's folder, the table's folder, the working directory.
+        strip_prefix: leading text of the stacks' names that is not part of their path any more.
+        pixel_size_in_angstroms: overrides the table and the stacks' headers.
+        passthrough: tables of the same particles, searched in this order for what the main table does not have.
+        need_stacks: False reads the tables alone, for their poses and optics: stacks stay as written and the box size
+            is blob/shape, or 0.
+    Raises:
+        InputError: anything missing, out of range or contradictory; the message names it and the remedy.
+    """
+    path = Path(path)
+    columns = read_columns(path, [Path(other) for other in passthrough])
+    _check_columns(columns)
+    alignment = read_alignment(columns)
+    turned = np.abs(alignment.pose).max(axis=1)
+    columns.require(turned < _LARGEST_POSE, "pose of the alignment", alignment.pose, "must be in radians")
+    names = _image_names(columns)
+    if need_stacks:
+        folder = Path(datadir) if datadir is not None else path.absolute().parent.parent
+        stacks = find_stacks(names, folder, strip_prefix)
+        facts = check_stacks(names, stacks)
+    else:
+        stacks = tuple(Path(name) for name in names.stacks)
+        facts = StackFacts(_box_size_of_table(columns), (None,) * len(stacks))
+    _check_shapes(columns, facts.box_size)
+    said = _pixel_size_of_table(columns) if pixel_size_in_angstroms is None else None
+    pixel_size = agreed_pixel_size(path, pixel_size_in_angstroms, said, "blob/psize_A", stacks, facts)
+    optics, optics_group = _optics_groups(columns, pixel_size, facts.box_size)
+    particle = _particle_numbers(columns, names)
+    half_set, half_set_warnings = _half_sets(columns, alignment, particle)
+    dark = _dark(columns)
+    return Particles(
+        source=path,
+        optics=optics,
+        stacks=stacks,
+        ids=columns.integers("uid").astype(np.str_),
+        stack=names.stack,
+        section=names.section,
+        optics_group=optics_group,
+        euler_angles_in_degrees=euler_angles(_rotations(alignment.pose)),
+        origin_in_angstroms=_origin(columns, alignment, pixel_size),
+        defocus_u_in_angstroms=columns.numbers("ctf/df1_A"),
+        defocus_v_in_angstroms=columns.numbers("ctf/df2_A"),
+        defocus_angle_in_degrees=_defocus_angle(columns),
+        phase_shift_in_degrees=np.rad2deg(columns.numbers("ctf/phase_shift_rad", 0)),
+        b_factor_in_square_angstroms=columns.numbers("ctf/bfactor", 0),
+        ctf_scale=columns.numbers("ctf/scale", 1) * np.maximum(alignment.scale, 0),
+        pre_exposure=np.zeros(len(columns)),
+        particle=particle,
+        half_set=half_set,
+        warnings=(*alignment.warnings, *half_set_warnings, *_warnings(columns, alignment, dark, names)),
+        dark=dark if dark.any() else None,
+    )
+
+
+def image_names(path: Path) -> ImageNames:
+    """Where the images of a .cs file lie, in the order of its rows; for poses that come from elsewhere."""
+    return _image_names(read_columns(path, []))
+
+
+def _check_columns(columns: Columns) -> None:
+    missing = [name for name in _MANDATORY if name not in columns]
+    missing += [name for name in _OTHER_NAMES if _name(columns, name) not in columns and name != "ctf/exp_group_id"]
+    if missing:
+        raise columns.missing(missing)
+
+
+def _name(columns: Columns, name: str) -> str:
+    """The name under which the table has the column, if it has it at all."""
+    return name if name in columns else _OTHER_NAMES[name]
+
+
+def _image_names(columns: Columns) -> ImageNames:
+    paths, stack = columns.texts("blob/path")
+    section = columns.integers("blob/idx")
+    columns.require((section >= 0) & (section < 2**31), "blob/idx", section, "must be a number of an image, from 0")
+    # ">" marks a name that cryoSPARC made itself, of a link to an imported stack
+    stacks = [path.removeprefix(">") for path in paths]
+    different = tuple(dict.fromkeys(stacks))
+    number_of_stack = {name: number for number, name in enumerate(different)}
+    numbers = np.array([number_of_stack[name] for name in stacks], dtype=np.int32)
+    return ImageNames(columns.path, different, numbers[stack], section.astype(np.int64))
+
+
+def _box_size_of_table(columns: Columns) -> int:
+    return int(columns.numbers("blob/shape", 0, (2,))[0, 0])
+
+
+def _check_shapes(columns: Columns, box_size: int) -> None:
+    shapes = columns.numbers("blob/shape", box_size, (2,))
+    fits = (shapes == box_size).all(axis=1)
+    columns.require(fits, "blob/shape", shapes, f"must be the {box_size} × {box_size} pixels of the stacks")
+
+
+def _pixel_sizes(columns: Columns) -> NDArray[np.float64] | None:
+    """(N,) Å, of the images."""
+    if "blob/psize_A" not in columns:
+        return None
+    sizes = columns.numbers("blob/psize_A")
+    columns.require(sizes > 0, "blob/psize_A", sizes, "must be positive")
+    return sizes
+
+
+def _pixel_size_of_table(columns: Columns) -> float | None:
+    """In Å; InputError where rows differ."""
+    sizes = _pixel_sizes(columns)
+    if sizes is not None and np.ptp(sizes) > 1e-4 * sizes[0]:
+        raise InputError(
+            f"{columns.path}: two pixel sizes, {sizes.min():.5g} and {sizes.max():.5g} Å (blob/psize_A); all images "
+            "must share one: reconstruct them apart, or give --pixel-size"
+        )
+    return None if sizes is None else float(sizes[0])
+
+
+def _optics_groups(
+    columns: Columns, pixel_size: float, box_size: int
+) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
+    """One group for every combination of exposure group and optics that occurs; (N,) the group of each row."""
+    voltage = columns.numbers(_name(columns, "ctf/accel_kv"))
+    columns.require((voltage > 0) & (voltage < 5000), "ctf/accel_kv", voltage, "must be a positive number of kV")
+    contrast = columns.numbers(_name(columns, "ctf/amp_contrast"))
+    columns.require((contrast >= 0) & (contrast <= 1), "ctf/amp_contrast", contrast, "must be within 0 and 1")
+    aberration = columns.numbers(_name(columns, "ctf/cs_mm"))
+    exposure_group = columns.numbers(_name(columns, "ctf/exp_group_id"), 0)
+    keys = np.stack([exposure_group, voltage, aberration, contrast], axis=1)
+    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    groups = tuple(
+        OpticsGroup(
+            name=f"expGroup{exposure_group[row]:.0f}",
+            pixel_size_in_angstroms=pixel_size,
+            box_size=box_size,
+            voltage_in_kilovolts=float(voltage[row]),
+            spherical_aberration_in_millimetres=float(aberration[row]),
+            amplitude_contrast=float(contrast[row]),
+        )
+        for row in first
+    )
+    return groups, group.reshape(-1).astype(np.int32)
+
+
+def _rotations(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, 3, 3) RELION's matrices A of rotation vectors: ``A = exp([pose]ₓ)ᵀ``.
+
+    Source: pyem's ``expmap``, whose matrices csparc2star.py decomposes into RELION's angles.
+    """
+    x, y, z = -pose.T
+    o = np.zeros_like(x)
+    cross = np.stack([o, -z, y, z, o, -x, -y, x, o], axis=-1).reshape(-1, 3, 3)
+    angle = np.linalg.norm(pose, axis=1)[:, None, None]
+    first = np.sinc(angle / np.pi)  # sin θ / θ
+    second = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2  # (1 − cos θ) / θ²
+    return np.eye(3) + first * cross + second * (cross @ cross)
+
+
+def _origin(columns: Columns, alignment: Alignment, pixel_size: float) -> NDArray[np.float64]:
+    """(N, 2) Å: the shift, in pixels of the grid it was found on; that may be coarser than the images'."""
+    aligned, image = alignment.pixel_size, _pixel_sizes(columns)
+    if aligned is None:
+        return alignment.shift * pixel_size
+    columns.require(aligned > 0, "psize_A of the alignment", aligned, "must be positive")
+    # Where the user knows the pixel size better than the table, the ratio of its two is still right.
+    return alignment.shift * (aligned if image is None else aligned / image * pixel_size)[:, None]
+
+
+def _defocus_angle(columns: Columns) -> NDArray[np.float64]:
+    """(N,) degrees."""
+    name = "ctf/df_angle_rad"
+    if name not in columns and (columns.numbers("ctf/df1_A") != columns.numbers("ctf/df2_A")).any():
+        raise columns.missing([name])
+    return np.rad2deg(columns.numbers(name, 0))
+
+
+def _particle_numbers(columns: Columns, names: ImageNames) -> NDArray[np.int64]:
+    """(N,) equal for the copies of one particle that symmetry expansion made, and for rows of one image."""
+    name = "sym_expand/src_uid"
+    labels = columns.integers(name) if name in columns else _image_numbers(names)
+    return np.unique(labels, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _image_numbers(names: ImageNames) -> NDArray[np.int64]:
+    """(N,) a number of its own for every image."""
+    return names.stack * (names.section.max() + 1) + names.section
+
+
+def _half_sets(
+    columns: Columns, alignment: Alignment, particle: NDArray[np.int64]
+) -> tuple[NDArray[np.int8], list[str]]:
+    """(N,) 1 or 2, or all 0 where the table has no half sets; and why they are not used."""
+    split, none = alignment.split, np.zeros(len(columns), dtype=np.int8)
+    if split is None or np.ptp(split) == 0:  # cryoSPARC's "not split yet" is one value for all
+        return none, []
+    rule = "must be 0 or 1, or the same for all images, which means none"
+    columns.require((split == 0) | (split == 1), "split of the alignment", split, rule)
+    of_particle = np.zeros(particle.max() + 1)
+    of_particle[particle] = split
+    if (of_particle[particle] != split).any():
+        return none, ["the table's half sets are not used: they put copies of one particle into both"]
+    return (split + 1).astype(np.int8), []
+
+
+def _dark(columns: Columns) -> NDArray[np.bool_]:
+    """(N,) which images show dark particles.
+
+    blob/sign is −1 where particles are white, as RELION extracts them, and 1 where they are dark, as in a micrograph.
+    """
+    sign = columns.numbers("blob/sign", -1)
+    columns.require(np.abs(sign) == 1, "blob/sign", sign, "must be 1 or -1")
+    return sign > 0
+
+
+def _warnings(columns: Columns, alignment: Alignment, dark: NDArray[np.bool_], names: ImageNames) -> Iterator[str]:
+    """What is read but not honoured, or may surprise; one line each."""
+    ignored = [name for name, n in _NOT_MODELLED.items() if columns.numbers(name, 0, (n,)).any()]
+    if ignored:
+        yield f"optics not modelled, their effect stays in the images: {', '.join(ignored)}"
+    if dark.any():
+        yield f"blob/sign says that {dark.sum()} images show dark particles; they are negated when read"
+    negative = int((alignment.scale < 0).sum())
+    if negative:
+        yield f"the per-particle scale (alpha) is negative for {negative} images; they are given no weight"
+    repeated = len(columns) - len(np.unique(_image_numbers(names)))
+    if repeated:
+        yield f"{repeated} rows repeat an image that is in the table already; the rows of one count as one particle"

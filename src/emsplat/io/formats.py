@@ -1,0 +1,66 @@
+"""Which particle format a file is, told by its content; its name counts only where content says nothing."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+
+from emsplat.errors import InputError
+
+_START_IN_BYTES = 65536  # the columns' names of a star come well before
+
+
+class Format(Enum):
+    """What a file of particles can be; the value is how messages call it."""
+
+    RELION = "a star file"
+    OPTIMISATION_SET = "a RELION optimisation set"
+    TOMO_PARTICLES = "the particles of a RELION tomography, whose tilts another file describes"
+    CRYOSPARC = "a cryoSPARC table"
+    STACK = "a stack of images"
+    STACK_LIST = "a list of stacks"
+    PICKLE = "a pickle"
+    UNKNOWN = "of unknown format"
+
+
+_POSES_ARE_MISSING = "poses and CTFs are missing: give the table that has them, or cryoDRGN's --poses and --ctf"
+REMEDY = {
+    Format.TOMO_PARTICLES: "give the optimisation set that names both",
+    Format.STACK: _POSES_ARE_MISSING,
+    Format.STACK_LIST: _POSES_ARE_MISSING,
+    Format.PICKLE: "give the images, and cryoDRGN's pickles as --poses and --ctf",
+    Format.UNKNOWN: "RELION stars, cryoSPARC tables (.cs) and cryoDRGN's images with pickles are read: convert it",
+}
+
+
+def sniff(path: Path) -> Format:
+    """The format of a file; InputError where it cannot be read."""
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file; give the file with the particles")
+        with path.open("rb") as file:
+            start = file.read(_START_IN_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+    if start.startswith((b"\x93NUMPY", b"\x94CSDAT")):
+        return Format.CRYOSPARC
+    if start[208:211] == b"MAP" or (b"\0" in start and path.suffix in (".mrc", ".mrcs")):
+        return Format.STACK
+    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        return Format.PICKLE
+    if b"\0" in start:
+        return Format.UNKNOWN
+    if re.search(rb"^[ \t]*data_", start, re.MULTILINE) or path.suffix == ".star":
+        return _sniff_star(start)
+    first_line = start.strip().split(b"\n", 1)[0].strip()
+    return Format.STACK_LIST if first_line.endswith((b".mrcs", b".mrc")) else Format.UNKNOWN
+
+
+def _sniff_star(start: bytes) -> Format:
+    columns = set(re.findall(rb"^[ \t]*_(\w+)", start, re.MULTILINE))
+    if b"rlnTomoParticlesFile" in columns:
+        return Format.OPTIMISATION_SET
+    if columns & {b"rlnTomoVisibleFrames", b"rlnTomoSubTomosAre2DStacks"} and b"rlnDefocusU" not in columns:
+        return Format.TOMO_PARTICLES
+    return Format.RELION
