@@ -8,57 +8,8 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
+from clouds import CASES, NAMES, Gaussians, box_of, gaussians
 from emsplat.splat import covariances, mass_within, rotation_of_quaternions, voxelise
-
-NAMES = ("centres", "log_scales", "quaternions", "log_masses")
-Gaussians = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def gaussians(k: int, box_size: int, seed: int = 0, isotropic: bool = False) -> Gaussians:
-    """Scattered over the box and a little beyond, float32."""
-    rng = torch.Generator().manual_seed(seed)
-    return (
-        (torch.rand(k, 3, generator=rng) - 0.5) * 1.2 * box_size,
-        0.3 + 0.3 * torch.randn(k, 1 if isotropic else 3, generator=rng),
-        torch.randn(k, 4, generator=rng),
-        torch.randn(k, generator=rng),
-    )
-
-
-def with_scales(sigmas: list[float], box_size: int) -> Gaussians:
-    centres, _, quaternions, masses = gaussians(12, box_size, seed=3)
-    return 0.5 * centres, torch.log(torch.tensor(sigmas)).expand(12, 3).clone(), quaternions, masses
-
-
-def off_the_grid(box_size: int) -> Gaussians:
-    centres, scales, quaternions, masses = gaussians(12, box_size)
-    return centres + 3 * box_size, scales, quaternions, masses
-
-
-def on_the_faces(box_size: int) -> Gaussians:
-    centres, scales, quaternions, masses = gaussians(12, box_size)
-    return torch.sign(centres) * (0.5 * box_size + 0.3), scales, quaternions, masses
-
-
-def coincident(box_size: int) -> Gaussians:
-    one = gaussians(1, box_size // 2, seed=5)
-    return tuple(t.expand(7, *t.shape[1:]).clone() for t in one)  # type: ignore[return-value]
-
-
-CASES = {
-    **{f"box {d}": gaussians(60, d) for d in (1, 2, 5, 7, 8, 16, 17, 24)},
-    "isotropic": gaussians(60, 17, isotropic=True),
-    "none": gaussians(0, 16),
-    "single": gaussians(1, 4),
-    "needles": with_scales([0.3, 0.3, 6.0], 16),
-    "discs": with_scales([0.3, 6.0, 6.0], 17),
-    "0.3 px": with_scales([0.3, 0.3, 0.3], 16),
-    "wider than the box": with_scales([30.0, 40.0, 50.0], 9),
-    "off the grid": off_the_grid(16),
-    "on the faces": on_the_faces(17),
-    "coincident": coincident(16),
-}
-BOX = {"isotropic": 17, "discs": 17, "wider than the box": 9, "on the faces": 17}
 
 
 def evaluate(leaves: Gaussians, box_size: int, cotangent: Tensor, implementation: str, dtype: torch.dtype):
@@ -72,7 +23,7 @@ def evaluate(leaves: Gaussians, box_size: int, cotangent: Tensor, implementation
 
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_against_the_reference(case: str) -> None:
-    box_size = int(case.split()[1]) if case.startswith("box") else BOX.get(case, 16)
+    box_size = box_of(case)
     cotangent = torch.randn((box_size,) * 3, generator=torch.Generator().manual_seed(1))
     expected, expected_gradients = evaluate(CASES[case], box_size, cotangent, "reference", torch.float64)
     got, gradients = evaluate(CASES[case], box_size, cotangent, "cpu", torch.float32)

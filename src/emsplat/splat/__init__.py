@@ -1,6 +1,7 @@
-"""The 3D splat: Gaussians → density on a grid, one differentiable op, one dispatch.
+"""The two splats, Gaussians → density on a grid and Gaussians → images: differentiable, stateless, one dispatch.
 
-``V(r) = Σ a_k N(r; μ_k, Σ_k)``, ``Σ = R(q) diag(s²) R(q)ᵀ``, truncated per voxel at a Mahalanobis radius c, the same
+``V(r) = Σ a_k N(r; μ_k, Σ_k)``, ``Σ = R(q) diag(s²) R(q)ᵀ``; an image is the integral of V along the line of sight, a
+sum of 2D Gaussians of the same masses. Both are truncated per voxel or pixel at a Mahalanobis radius c, the same
 forward and backward, and rescaled by the mass kept.
 """
 
@@ -11,16 +12,22 @@ import math
 import torch
 from torch import Tensor
 
-from emsplat.splat import reference
-from emsplat.splat.reference import rotation_of_quaternions
+from emsplat.splat import bandlimit, reference
+from emsplat.splat.functions import CpuProjection, CpuSplat
+from emsplat.splat.rotations import rotation_of_quaternions, turned
 
-__all__ = ["CUTOFF", "covariances", "mass_within", "rotation_of_quaternions", "voxelise"]
+__all__ = ["CUTOFF", "covariances", "mass_within", "project", "rotation_of_quaternions", "turned", "voxelise"]
 
 CUTOFF = 3.5
 
 
-def mass_within(cutoff: float) -> float:
-    """Share of a 3D Gaussian's mass within the Mahalanobis radius c: ``erf(c/√2) − √(2/π) c exp(−c²/2)``."""
+def mass_within(cutoff: float, dimensions: int = 3) -> float:
+    """Share of a Gaussian's mass within the Mahalanobis radius c.
+
+    ``erf(c/√2) − √(2/π) c exp(−c²/2)`` in three dimensions, ``1 − exp(−c²/2)`` in two.
+    """
+    if dimensions == 2:
+        return -math.expm1(-(cutoff**2) / 2)
     return math.erf(cutoff / math.sqrt(2)) - math.sqrt(2 / math.pi) * cutoff * math.exp(-(cutoff**2) / 2)
 
 
@@ -52,52 +59,71 @@ def voxelise(
     Returns:
         (D, D, D) density ``[z, y, x]``, of the inputs' dtype.
     """
-    if not 0 < cutoff <= 12:
-        raise ValueError(f"cutoff {cutoff} is no Mahalanobis radius of use; give one above 0, at most 12")
+    by_kernels = _by_kernels(implementation, centres.dtype, cutoff)
     log_volume = 1.5 * math.log(2 * math.pi) + math.log(mass_within(cutoff)) + log_scales.expand(-1, 3).sum(dim=1)
     peaks = torch.exp(log_masses - log_volume)
-    if implementation == "auto":
-        implementation = "reference" if centres.dtype == torch.float64 else "cpu"
-    if implementation == "reference":
+    if not by_kernels:
         precisions = reference.ellipsoids(log_scales, quaternions, power=-2)
         return reference.splat(centres + box_size // 2, precisions, peaks, box_size, cutoff)
-    if implementation == "cpu":
-        # The shapes in float64: rounding the precisions of a thin Gaussian to float32 would bend it.
-        precisions = reference.ellipsoids(log_scales.double(), quaternions.double(), power=-2)
-        volume = _CpuSplat.apply(centres.double() + box_size // 2, precisions, peaks, box_size, cutoff)
-        return volume.to(centres.dtype)
-    raise ValueError(f"implementation {implementation!r} is unknown; use 'auto', 'reference' or 'cpu'")
+    # The shapes in float64: rounding the precisions of a thin Gaussian to float32 would bend it.
+    precisions = reference.ellipsoids(log_scales.double(), quaternions.double(), power=-2)
+    volume = CpuSplat.apply(centres.double() + box_size // 2, precisions, peaks, box_size, cutoff)
+    return volume.to(centres.dtype)
 
 
-class _CpuSplat(torch.autograd.Function):
-    """`reference.splat` by the numba kernels, in float32; the gradient follows from the ten moments."""
+def project(
+    centres: Tensor,
+    log_scales: Tensor,
+    quaternions: Tensor,
+    log_masses: Tensor,
+    rotations: Tensor,
+    shifts: Tensor,
+    box_size: int,
+    cutoff: float = CUTOFF,
+    implementation: str = "auto",
+    band_limited: bool = False,
+) -> Tensor:
+    """Images of K Gaussians in B poses, differentiable in all six tensors; memory is that of the images.
 
-    @staticmethod
-    def forward(ctx, centres, precisions, peaks, box_size, cutoff):
-        from emsplat.splat import cpu
+    Pose gradients by a tangent vector: ``project(..., turned(rotations, tangents), ...)``. The gradient by `rotations`
+    itself takes their first two rows as free numbers.
 
-        packed = torch.stack([precisions[:, i, j] for i, j in _PACKED], dim=1)
-        ctx.save_for_backward(centres, precisions, packed, peaks)
-        ctx.cutoff = cutoff
-        volume = cpu.splat(
-            centres.contiguous().numpy(), packed.numpy(), peaks.float().contiguous().numpy(), box_size, cutoff
-        )
-        return torch.from_numpy(volume)[:, :, :box_size]
+    Args:
+        centres, log_scales, quaternions, log_masses: as `voxelise` takes them; voxels are pixels.
+        rotations: (B, 3, 3) A, ``x_image = A x_volume``; or `aberrations.slice_matrices`, which magnify as well.
+        shifts: (B, 2) x, y in pixels: the particle's origin lies at pixel ``D // 2 + shift``. RELION's origin is the
+            shift that centres an image: ``shift = −origin / pixel size``.
+        box_size: D.
+        cutoff: Mahalanobis radius c of the truncation.
+        implementation: as for `voxelise`.
+        band_limited: what a grid of pixels can hold of the Gaussians: they are splatted with Σ + κI and the widening
+            is undone in Fourier space (`bandlimit`), at the price of two FFTs an image. It takes true rotations, and a
+            cut-off of 5: the inverse amplifies what truncation leaves out.
+    Returns:
+        (B, D, D) images ``[y, x]``, of the centres' dtype.
+    """
+    by_kernels = _by_kernels(implementation, centres.dtype, cutoff)
+    if rotations.shape != (len(rotations), 3, 3) or shifts.shape != (len(rotations), 2):
+        raise ValueError(f"rotations {(*rotations.shape,)} and shifts {(*shifts.shape,)} must be (B, 3, 3) and (B, 2)")
+    bad = ~torch.isfinite(torch.cat([rotations.flatten(1), shifts.to(rotations.dtype)], dim=1)).all(dim=1)
+    if bad.any():
+        raise ValueError(f"the rotation or shift of image {int(bad.nonzero()[0])} of the batch is not finite")
+    if band_limited:
+        log_scales = bandlimit.widened(log_scales)
+    # The kernels take float64: rounding the shapes of a thin Gaussian to float32 would bend it.
+    kind = torch.float64 if by_kernels else centres.dtype
+    shapes = reference.ellipsoids(log_scales.to(kind), quaternions.to(kind), power=2)
+    weights = torch.exp(log_masses.to(kind)) / (2 * math.pi * mass_within(cutoff, dimensions=2))
+    gaussians, poses = (centres.to(kind), shapes, weights), (rotations.to(kind), shifts.to(kind) + box_size // 2)
+    splat = CpuProjection.apply if by_kernels else reference.project
+    images = splat(*gaussians, *poses, box_size, cutoff).to(centres.dtype)
+    return bandlimit.boosted_images(images) if band_limited else images
 
-    @staticmethod
-    def backward(ctx, cotangent):
-        from emsplat.splat import cpu
 
-        centres, precisions, packed, peaks = ctx.saved_tensors
-        padded = torch.nn.functional.pad(cotangent, (0, cpu.PADDING)).contiguous()
-        moments = torch.from_numpy(
-            cpu.moments(centres.contiguous().numpy(), packed.numpy(), padded.numpy(), ctx.cutoff)
-        ).to(centres.dtype)
-        weighted = peaks[:, None] * moments
-        d_centres = torch.einsum("kij,kj->ki", precisions, weighted[:, 1:4])
-        second = torch.stack([weighted[:, _SECOND[i][j]] for i in range(3) for j in range(3)], dim=1)
-        return d_centres, -0.5 * second.view(-1, 3, 3), moments[:, 0].to(peaks.dtype), None, None
-
-
-_PACKED = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-_SECOND = ((4, 7, 8), (7, 5, 9), (8, 9, 6))  # columns of the moments that hold dx², dx dy, ...
+def _by_kernels(implementation: str, dtype: torch.dtype, cutoff: float) -> bool:
+    """Whether the numba kernels do it, or the reference."""
+    if not 0 < cutoff <= 12:
+        raise ValueError(f"cutoff {cutoff} is no Mahalanobis radius of use; give one above 0, at most 12")
+    if implementation not in ("auto", "reference", "cpu"):
+        raise ValueError(f"implementation {implementation!r} is unknown; use 'auto', 'reference' or 'cpu'")
+    return implementation == "cpu" or (implementation == "auto" and dtype != torch.float64)

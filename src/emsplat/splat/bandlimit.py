@@ -26,13 +26,27 @@ def narrowed(log_scales: Tensor) -> Tensor:
     return 0.5 * torch.log((torch.exp(2 * log_scales) - WIDENING).clamp_min(1e-4))
 
 
-def boost(period: int) -> NDArray[np.float32]:
-    """(n, n, n//2+1) factor exp(2π²κ f²) on a half spectrum; constant beyond f = ½, where no image says anything."""
+def boost(period: int, dimensions: int = 3) -> NDArray[np.float32]:
+    """(n, n, n//2+1) factor exp(2π²κ f²) on a half spectrum, or (n, n//2+1) on an image's.
+
+    It is constant beyond f = ½, where no image says anything.
+    """
     k = scipy.fft.fftfreq(period)
-    squared = k[:, None, None] ** 2 + k[None, :, None] ** 2 + scipy.fft.rfftfreq(period) ** 2
+    squared = k[:, None] ** 2 + scipy.fft.rfftfreq(period) ** 2
+    if dimensions == 3:
+        squared = k[:, None, None] ** 2 + squared
     return np.exp(2 * np.pi**2 * WIDENING * np.minimum(squared, 0.25)).astype(np.float32)
 
 
 def boosted(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     """The (D, D, D) volume with its transform multiplied by `boost`."""
     return scipy.fft.irfftn(scipy.fft.rfftn(volume) * boost(len(volume)), s=volume.shape)
+
+
+def boosted_images(images: Tensor) -> Tensor:
+    """(B, D, D) images with their transforms multiplied by `boost`; differentiable."""
+    if len(images) == 0:
+        return images  # the FFT refuses none
+    box_size = images.shape[-1]
+    factor = torch.from_numpy(boost(box_size, dimensions=2))
+    return torch.fft.irfft2(torch.fft.rfft2(images) * factor, s=(box_size, box_size))

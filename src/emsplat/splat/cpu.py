@@ -17,7 +17,7 @@ from emsplat.simd import LANES, add_gaussian, gaussian_sums
 
 PADDING = LANES
 # What is allowed to the compiler short of assuming that NaN and infinity never occur: the guards below count on them.
-_FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
+FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 _SLABS = 32
 
 
@@ -35,7 +35,7 @@ def _squares(precision):
 
 
 @numba.njit(error_model="numpy")
-def _span(middle, half_width, last):
+def span(middle, half_width, last):
     """First and last integer within half_width of the middle and within 0..last; (1, 0) for none and for NaN.
 
     Compared as floats: a float beyond the integers' range has no defined integer.
@@ -48,23 +48,23 @@ def _span(middle, half_width, last):
 
 @numba.njit(error_model="numpy")
 def _planes(squares, z, last, cutoff2):
-    return _span(z, np.sqrt(cutoff2 / squares[2]), last) if squares[2] > 0 else (1, 0)
+    return span(z, np.sqrt(cutoff2 / squares[2]), last) if squares[2] > 0 else (1, 0)
 
 
-@numba.njit(error_model="numpy", fastmath=_FAST)
+@numba.njit(error_model="numpy", fastmath=FAST)
 def _rows(squares, y, dz, last, cutoff2):
     """Rows of a plane that the Gaussian reaches."""
     left = max(cutoff2 - squares[2] * dz * dz, np.float32(0))
-    return _span(y - squares[5] * dz, np.sqrt(left / squares[1]), last)
+    return span(y - squares[5] * dz, np.sqrt(left / squares[1]), last)
 
 
-@numba.njit(error_model="numpy", fastmath=_FAST)
+@numba.njit(error_model="numpy", fastmath=FAST)
 def _columns(squares, x, dy, dz, last, cutoff2):
     """First and last column of a row; dx from the row's maximum = dx + shift; m at that maximum."""
     along_y = dy + squares[5] * dz
     constant = squares[1] * along_y * along_y + squares[2] * dz * dz
     shift = squares[3] * dy + squares[4] * dz
-    first, last = _span(x - shift, np.sqrt(max(cutoff2 - constant, np.float32(0)) / squares[0]), last)
+    first, last = span(x - shift, np.sqrt(max(cutoff2 - constant, np.float32(0)) / squares[0]), last)
     return first, last, shift, constant
 
 
@@ -101,7 +101,7 @@ def splat(centres, precisions, weights, box_size, cutoff):
     return volume
 
 
-@numba.njit(error_model="numpy", fastmath=_FAST)
+@numba.njit(error_model="numpy", fastmath=FAST)
 def _splat_one(volume, centre, squares, weight, z0, z1, cutoff2):
     box_size, stride = volume.shape[0], volume.shape[2]
     for z in range(z0, z1 + 1):
@@ -135,7 +135,7 @@ def moments(centres, precisions, cotangent, cutoff):
     return out
 
 
-@numba.njit(error_model="numpy", fastmath=_FAST)
+@numba.njit(error_model="numpy", fastmath=FAST)
 def _moments_one(out, centre, squares, cotangent, cutoff2):
     box_size, stride = cotangent.shape[0], cotangent.shape[2]
     zero = np.float32(0)

@@ -1,22 +1,13 @@
-"""The definition of the 3D splat in plain torch; the judge of every kernel (in float64)."""
+"""The definitions of both splats in plain torch; the judges of every kernel (in float64)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_VOXELS_AT_ONCE = 1 << 24
+from emsplat.splat.rotations import rotation_of_quaternions
 
-
-def rotation_of_quaternions(quaternions: Tensor) -> Tensor:
-    """(K, 3, 3) rotation matrices of quaternions (K, 4) w, x, y, z of any non-zero length."""
-    w, x, y, z = torch.nn.functional.normalize(quaternions, dim=1).unbind(dim=1)
-    entries = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(entries, dim=1).view(-1, 3, 3)
+_VALUES_AT_ONCE = 1 << 24
 
 
 def ellipsoids(log_scales: Tensor, quaternions: Tensor, power: int) -> Tensor:
@@ -39,11 +30,58 @@ def splat(centres: Tensor, precisions: Tensor, peaks: Tensor, box_size: int, cut
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     voxels = torch.stack([x, y, z], dim=-1).view(-1, 3)
     volume = torch.zeros(box_size**3, dtype=centres.dtype)
-    at_once = max(1, _VOXELS_AT_ONCE // box_size**3)
-    for first in range(0, max(1, len(centres)), at_once):  # once for none: their gradients are empty, not absent
-        chunk = slice(first, first + at_once)
+    for chunk in _chunks(len(centres), box_size**3):
         d = voxels[None] - centres[chunk, None]
         m = torch.einsum("kvi,kij,kvj->kv", d, precisions[chunk], d)
         values = peaks[chunk, None] * torch.exp(-0.5 * m)
         volume = volume + torch.where(m <= cutoff**2, values, 0.0).sum(dim=0)
     return volume.view(box_size, box_size, box_size)
+
+
+def project(
+    centres: Tensor,
+    covariances: Tensor,
+    weights: Tensor,
+    rotations: Tensor,
+    origins: Tensor,
+    box_size: int,
+    cutoff: float,
+) -> Tensor:
+    """Sums of truncated, projected Gaussians ``w / sqrt|S| exp(−½ dᵀ S⁻¹ d)``, S the upper-left 2×2 of ``A Σ Aᵀ``.
+
+    Args:
+        centres: (K, 3) x, y, z in pixels from the particle's origin.
+        covariances: (K, 3, 3) Σ in px².
+        weights: (K,) w, the peak value times sqrt|S|.
+        rotations: (B, 3, 3) A.
+        origins: (B, 2) x, y of the particle's origin in each image, in pixels from pixel 0.
+    Returns:
+        (B, D, D) ``[y, x]``; each Gaussian is 0 where its Mahalanobis distance exceeds the cut-off, and everywhere if
+        it is not finite or its S not positive definite in the range of float32.
+    """
+    finite = torch.isfinite(torch.cat([centres, covariances.flatten(1), weights[:, None]], dim=1)).all(dim=1)
+    centres = torch.where(finite[:, None], centres, 0.0)
+    covariances = torch.where(finite[:, None, None], covariances, 0.0)
+    weights = torch.where(finite, weights, 0.0)
+    axis = torch.arange(box_size, dtype=centres.dtype)
+    y, x = (a.reshape(-1) for a in torch.meshgrid(axis, axis, indexing="ij"))
+    frames = rotations[:, :2]
+    images = torch.zeros(len(rotations), box_size**2, dtype=centres.dtype)
+    for chunk in _chunks(len(centres), len(rotations) * box_size**2):
+        middle = torch.einsum("bij,kj->bki", frames, centres[chunk]) + origins[:, None]
+        s = torch.einsum("bim,kmn,bjn->bkij", frames, covariances[chunk], frames)
+        xx, xy, yy = s[..., 0, 0, None], s[..., 0, 1, None], s[..., 1, 1, None]
+        determinant = xx * yy - xy * xy
+        definite = (yy > 1e-30) & (yy < 1e30) & (determinant > 1e-30 * yy)
+        determinant = torch.where(definite, determinant, 1.0)
+        dx, dy = x - middle[..., 0, None], y - middle[..., 1, None]
+        m = (yy * dx * dx - 2 * xy * dx * dy + xx * dy * dy) / determinant
+        values = weights[chunk, None] / torch.sqrt(determinant) * torch.exp(-0.5 * m)
+        images = images + torch.where(definite & (m <= cutoff**2), values, 0.0).sum(dim=1)
+    return images.view(-1, box_size, box_size)
+
+
+def _chunks(n: int, values_of_one: int) -> list[slice]:
+    """Slices over n Gaussians; one for none: their gradients are empty, not absent."""
+    at_once = max(1, _VALUES_AT_ONCE // max(1, values_of_one))
+    return [slice(first, first + at_once) for first in range(0, max(1, n), at_once)]
