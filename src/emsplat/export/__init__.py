@@ -1,0 +1,1 @@
+"""A run's Gaussians and maps for other programs."""

@@ -1,0 +1,64 @@
+"""Gaussians as pseudo-atoms in mmCIF, which has no limit on their number: ellipsoids are displacement parameters.
+
+Source: the PDBx/mmCIF dictionary, categories atom_site and atom_site_anisotrop: U is the covariance in Å²,
+``B = 8π² tr(U)/3``. One residue an atom, of the unknown ligand UNL, so that nobody draws bonds;
+a chain ends where four digits do, beyond which some programs do not count residues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from emsplat.gaussians import Gaussians
+from emsplat.io.files import replacing
+
+_ATOM_SITE = (
+    *("group_PDB", "id", "type_symbol", "label_atom_id", "label_alt_id", "label_comp_id", "label_asym_id"),
+    *("label_entity_id", "label_seq_id", "pdbx_PDB_ins_code", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy"),
+    *("B_iso_or_equiv", "auth_seq_id", "auth_asym_id", "pdbx_PDB_model_num"),
+)
+_RESIDUES_IN_A_CHAIN = 9999
+_ANISOTROP = ("id", "type_symbol", *(f"U[{i}][{j}]" for i, j in ("11", "22", "33", "12", "13", "23")))
+
+
+def write_cif(path: Path, gaussians: Gaussians, centre_in_angstroms: float) -> None:
+    """Writes coordinates in Å from the map's first voxel, so that model and map overlay.
+
+    The occupancy is the mass, in units of the largest, whose value is _emsplat_gaussians.mass_of_occupancy_1.
+
+    Args:
+        centre_in_angstroms: where the box centre, from which the Gaussians are counted, lies on each axis.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="ascii") as file:
+        file.writelines(f"{line}\n" for line in _lines(gaussians, centre_in_angstroms))
+
+
+def _lines(gaussians: Gaussians, centre: float) -> Iterator[str]:
+    masses = gaussians.masses().double().numpy()
+    positions = (gaussians.centres.double().numpy() + centre).tolist()
+    covariances = gaussians.covariances().double().numpy()
+    b_factors = 8 * np.pi**2 / 3 * np.trace(covariances, axis1=1, axis2=2)
+    yield "data_emsplat"
+    yield f"_emsplat_gaussians.mass_of_occupancy_1 {masses.max():.9g}"
+    yield "loop_\n_entity.id\n_entity.type\n1 non-polymer"
+    yield "loop_\n" + "\n".join(f"_atom_site.{name}" for name in _ATOM_SITE)
+    atoms = zip(positions, (masses / masses.max()).tolist(), b_factors.tolist(), strict=True)
+    for number, ((x, y, z), mass, b) in enumerate(atoms, start=1):
+        chain, residue = divmod(number - 1, _RESIDUES_IN_A_CHAIN)
+        name = _chain_name(chain)
+        yield (
+            f"HETATM {number} C C . UNL {name} 1 . ? {x:.4f} {y:.4f} {z:.4f} {mass:.6g} {b:.4f} {residue + 1} {name} 1"
+        )
+    yield "loop_\n" + "\n".join(f"_atom_site_anisotrop.{name}" for name in _ANISOTROP)
+    upper = covariances[:, (0, 1, 2, 0, 0, 1), (0, 1, 2, 1, 2, 2)].tolist()
+    for number, u in enumerate(upper, start=1):
+        yield f"{number} C " + " ".join(f"{element:.6f}" for element in u)
+
+
+def _chain_name(number: int) -> str:
+    """A, B, ... Z, AA, AB, ... for numbers from 0."""
+    before, letter = divmod(number, 26)
+    return (_chain_name(before - 1) if before else "") + chr(ord("A") + letter)

@@ -1,0 +1,79 @@
+"""One door to the formats a run is exported in."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from emsplat.errors import InputError
+from emsplat.export.cif import write_cif
+from emsplat.export.mrc import write_density
+from emsplat.export.ply import write_ply
+from emsplat.export.relion import NAMES, write_relion_maps
+from emsplat.export.run_folder import RunFolder, open_run
+from emsplat.gaussians import Gaussians
+from emsplat.io.folders import check_folder
+from emsplat.settings import SMALLEST_BOX
+
+_MODELS = {
+    "average": "gaussians.safetensors",
+    "1": "gaussians_half1.safetensors",
+    "2": "gaussians_half2.safetensors",
+}
+
+
+def export(
+    folder: Path,
+    format: str,
+    output: Path | None = None,
+    half: str = "average",
+    pixel_size: float | None = None,
+    box_size: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a run as ``ply``, ``cif``, ``mrc`` or ``relion``; returns the file or folder.
+
+    Args:
+        output: default: the folder's name with what tells the format, in the working directory.
+        half: "1", "2" or "average".
+        pixel_size, box_size: of ``mrc``; Å and voxels. Default: those of the run's map, or what is as large.
+    """
+    run = open_run(folder)
+    if format != "mrc" and (pixel_size is not None or box_size is not None):
+        raise InputError(f"--pixel-size and --box-size: a {format} has no grid to choose; they act with --format mrc")
+    if format == "relion":
+        if half != "average":
+            raise InputError(f"--half {half}: --format relion writes the map and both halves; leave it out")
+        output = output or Path(f"{folder.resolve().name}_relion")
+        check_folder(output, NAMES, overwrite, "map of one of these names")
+        write_relion_maps(run, output)
+        return output
+    suffix = "" if half == "average" else f"_half{half}"
+    output = output or Path(f"{folder.resolve().name}{suffix}.{format}")
+    if output.exists() and not overwrite:
+        raise InputError(f"{output}: exists already; choose another name with -o, or replace it with --overwrite")
+    gaussians = Gaussians.load(run.file(_MODELS[half]))
+    centre = run.box_size // 2 * run.pixel_size_in_angstroms
+    if format == "ply":
+        write_ply(output, gaussians)
+    elif format == "cif":
+        write_cif(output, gaussians, centre)
+    else:
+        box_size, pixel_size = _grid(run, box_size, pixel_size)
+        shift = centre - box_size // 2 * pixel_size
+        write_density(output, gaussians, box_size, pixel_size, run.pixel_size_in_angstroms, shift)
+    return output
+
+
+def _grid(run: RunFolder, box_size: int | None, pixel_size: float | None) -> tuple[int, float]:
+    """Voxels and Å of the grid that is asked for."""
+    if pixel_size is not None and not 0.01 <= pixel_size <= 1000:
+        raise InputError(f"--pixel-size {pixel_size}: it must be between 0.01 and 1000 Å; leave it out for the run's")
+    pixel_size = pixel_size or run.pixel_size_in_angstroms
+    if box_size is None:
+        edge = run.box_size * run.pixel_size_in_angstroms
+        same = pixel_size == run.pixel_size_in_angstroms
+        box_size = run.box_size if same else max(SMALLEST_BOX, 2 * math.ceil(0.5 * edge / pixel_size))
+    if box_size < SMALLEST_BOX:
+        raise InputError(f"--box-size {box_size}: it must be at least {SMALLEST_BOX} voxels")
+    return box_size, pixel_size
