@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
@@ -50,11 +50,11 @@ STYLE: dict[str, Any] = {
 }
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(STYLE)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """Under a temporary name first; a Figure without pyplot draws with Agg and needs no display."""
     path = Path(path)
     with replacing(path) as temporary:
@@ -64,27 +64,31 @@ def _save(figure: Figure, path: str | Path) -> None:
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def _correlation_axes(figure: Figure, frequency: NDArray[np.float64], label: str) -> Axes:
-    """Axes of a correlation against frequency in 1/Å, with the resolution in Å along the top."""
+def correlation_axes(figure: FigureBase, frequency: NDArray[np.float64], label: str, least_gap: float = 0.065) -> Axes:
+    """Axes of a correlation against frequency in 1/Å, with the resolution in Å along the top.
+
+    Args:
+        least_gap: between two resolutions, as a share of the axis.
+    """
     axes = figure.add_subplot()
     last = float(frequency[-1])
     axes.set(xlim=(0, last), xlabel="spatial frequency (1/Å)", ylabel=label)
     axes.axhline(0, color=FAINT, lw=0.8, zorder=0)
     top = axes.secondary_xaxis("top")
-    ticks = _round_resolutions(last)
+    ticks = _round_resolutions(last, least_gap)
     top.set_xticks([1 / r for r in ticks], [f"{r:g}" for r in ticks])
     top.set_xlabel("resolution (Å)", labelpad=6)
     top.tick_params(length=3)
     return axes
 
 
-def _fit_height(axes: Axes) -> None:
+def fit_height(axes: Axes) -> None:
     """From just below 0, or the lowest curve if that is lower, to 1."""
     lowest = min(float(np.nanmin(line.get_ydata(), initial=0.0)) for line in axes.get_lines())
     axes.set_ylim(max(-0.5, min(-0.08, lowest - 0.03)), 1.04)
 
 
-def _round_resolutions(last_frequency: float, least_gap: float = 0.065) -> list[float]:
+def _round_resolutions(last_frequency: float, least_gap: float) -> list[float]:
     """Round numbers of Å from Nyquist down whose frequencies lie at least `least_gap` of the axis apart."""
     decades = [m * 10.0**e for e in range(-1, 4) for m in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
     kept: list[float] = []
@@ -115,9 +119,9 @@ def figure_fsc(
     """
     v = validation
     shown = np.arange(len(v.frequency)) < v.limit_shell
-    with _style():
+    with style():
         figure = Figure(figsize=(7.4, 4.8), layout="constrained")
-        axes = _correlation_axes(figure, v.frequency, "correlation")
+        axes = correlation_axes(figure, v.frequency, "correlation")
         behind = (
             (v.gaussian_half, ORANGE, "-", "FSC, Gaussian halves (overstates: shared prior)"),
             (v.raw_half_masked, SKY, "-", "FSC, raw halves, masked"),
@@ -135,7 +139,7 @@ def figure_fsc(
             axes.plot(
                 v.frequency, truth, color=INK, ls=(0, (1, 1.5)), lw=1.6, label="true correlation of the map", zorder=6
             )
-        _fit_height(axes)
+        fit_height(axes)
         _threshold(axes, C_AT_RESOLUTION, "0.5")
         _mark_limit(axes, v)
         if v.resolution is not None:
@@ -147,7 +151,7 @@ def figure_fsc(
             [handles[i] for i in order], [labels[i] for i in order], loc="outside lower left", ncols=2,
             handlelength=2.4, columnspacing=2.5,
         )  # fmt: skip
-        _save(figure, path)
+        save(figure, path)
 
 
 def _mark_limit(axes: Axes, v: Validation) -> None:
@@ -186,21 +190,21 @@ def figure_fsc_pair(
         frequency: (D//2,) 1/Å.
         resolutions: threshold → Å, or None where the curve never falls below it.
     """
-    with _style():
+    with style():
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = _correlation_axes(figure, frequency, "Fourier shell correlation")
+        axes = correlation_axes(figure, frequency, "Fourier shell correlation")
         plain = QUIET if masked is not None else BLUE
         axes.plot(frequency, curve, color=plain, lw=1.4 if masked is not None else 2.2, label="unmasked")
         if masked is not None:
             axes.plot(frequency, masked, color=BLUE, lw=2.2, label="masked")
             axes.legend(loc="upper right")
-        _fit_height(axes)
+        fit_height(axes)
         for threshold, resolution in (resolutions or {}).items():
             found = f"{threshold:g}: {resolution:.2f} Å" if resolution is not None else f"{threshold:g}: not reached"
             _threshold(axes, threshold, found)
             if resolution is not None:
                 axes.plot(1 / resolution, threshold, "o", ms=5, mfc="white", mec=BLUE, mew=1.6, zorder=5)
-        _save(figure, path)
+        save(figure, path)
 
 
 def figure_loss(
@@ -214,7 +218,7 @@ def figure_loss(
     Args:
         steps, losses, held_out: one entry a half, (n,) each; a held-out entry may be None.
     """
-    with _style():
+    with style():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for half, (colour, x, y, held) in enumerate(zip((BLUE, VERMILION), steps, losses, held_out, strict=False), 1):
@@ -225,7 +229,7 @@ def figure_loss(
         axes.set(xlabel="step", ylabel="loss", xlim=(0, None))
         axes.grid(axis="y", color=FAINT, lw=0.6)
         axes.legend(loc="upper right")
-        _save(figure, path)
+        save(figure, path)
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
@@ -262,12 +266,12 @@ def _image_rows(
 ) -> None:
     """Rows of three square pictures with a scale bar; one grey scale for each row."""
     rows = list(rows)
-    with _style():
+    with style():
         close = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.03, hspace=0.0, wspace=0.0)
         figure = Figure(figsize=(8.1, 2.64 * len(rows) + 0.3), layout=close)
         grid = figure.subplots(len(rows), 3, squeeze=False)
         for row, (label, images) in zip(grid, rows, strict=True):
-            low, high = _grey_range(images)
+            low, high = grey_range(images)
             for axes, image, along in zip(row, images, AXES, strict=True):
                 axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="bicubic")
                 axes.set(xticks=[], yticks=[])
@@ -280,18 +284,18 @@ def _image_rows(
                     color="white", fontsize=8, alpha=0.85,
                 )  # fmt: skip
             row[0].set_ylabel(label, fontsize=10.5)
-        _scale_bar(grid[0][0], images[0].shape[0], pixel_size)
-        _save(figure, path)
+        scale_bar(grid[0][0], images[0].shape[0], pixel_size)
+        save(figure, path)
 
 
-def _grey_range(images: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
+def grey_range(images: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
     """Limits that leave out the extreme 0.2 %: hot voxels must not darken the rest."""
     values = np.concatenate([image.ravel() for image in images])
     low, high = (float(x) for x in np.quantile(values, (0.002, 0.998)))
     return low, high if high > low else low + 1.0
 
 
-def _scale_bar(axes: Axes, box_size: int, pixel_size: float) -> None:
+def scale_bar(axes: Axes, box_size: int, pixel_size: float) -> None:
     """A bar of a round length, about a quarter of the picture."""
     target = 0.28 * box_size * pixel_size
     length = max(x for x in (m * 10.0**e for e in range(-1, 5) for m in (1, 2, 5)) if x <= target)
@@ -320,6 +324,14 @@ def figure_orientations(euler_angles_in_degrees: ArrayLike, path: str | Path) ->
     Args:
         euler_angles_in_degrees: (N, 3) rot, tilt, psi.
     """
+    with style():
+        figure = Figure(figsize=(6.8, 3.9), layout="constrained")
+        draw_orientations(figure, euler_angles_in_degrees)
+        save(figure, path)
+
+
+def draw_orientations(figure: FigureBase, euler_angles_in_degrees: ArrayLike, bar_length: float = 0.72) -> None:
+    """The map of `figure_orientations` on an empty figure, or a part of one; length of the bar as a share of that."""
     n = len(np.asarray(euler_angles_in_degrees))
     rows = int(np.clip(np.sqrt(n / 40), 6, 30))  # about 20 images in each bin
     counts = direction_counts(euler_angles_in_degrees, rows)
@@ -328,19 +340,16 @@ def figure_orientations(euler_angles_in_degrees: ArrayLike, path: str | Path) ->
     thin = 40
     latitudes = np.arcsin(np.linspace(-1, 1, rows * thin + 1))
     longitudes = np.linspace(-np.pi, np.pi, 2 * rows + 1)
-    with _style():
-        figure = Figure(figsize=(6.8, 3.9), layout="constrained")
-        axes = figure.add_subplot(projection="mollweide")
-        pieces = np.repeat(relative, thin, axis=0)
-        mesh = axes.pcolormesh(longitudes, latitudes, pieces, cmap="cividis", vmin=0, rasterized=True)
-        axes.set_axisbelow(False)
-        axes.grid(color="white", lw=0.4, alpha=0.35)
-        axes.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]), ["−120°", "−60°", "0°", "60°", "120°"])
-        axes.tick_params(axis="x", colors="white", labelcolor="white", labelsize=8)
-        axes.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]), ["150°", "120°", "90°", "60°", "30°"])
-        axes.tick_params(axis="y", labelsize=8)
-        axes.set_title(f"viewing directions of {n:,} images: rot across, tilt up", pad=10)
-        bar = figure.colorbar(mesh, ax=axes, shrink=0.72, pad=0.03)
-        bar.set_label("images per direction, mean = 1")
-        bar.outline.set_visible(False)
-        _save(figure, path)
+    axes = figure.add_subplot(projection="mollweide")
+    pieces = np.repeat(relative, thin, axis=0)
+    mesh = axes.pcolormesh(longitudes, latitudes, pieces, cmap="cividis", vmin=0, rasterized=True)
+    axes.set_axisbelow(False)
+    axes.grid(color="white", lw=0.4, alpha=0.35)
+    axes.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]), ["−120°", "−60°", "0°", "60°", "120°"])
+    axes.tick_params(axis="x", colors="white", labelcolor="white", labelsize=8)
+    axes.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]), ["150°", "120°", "90°", "60°", "30°"])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_title(f"viewing directions of {n:,} images: rot across, tilt up", pad=10)
+    bar = figure.colorbar(mesh, ax=axes, shrink=bar_length, pad=0.03)
+    bar.set_label("images per direction, mean = 1")
+    bar.outline.set_visible(False)

@@ -1,0 +1,80 @@
+"""Images that cannot be right, or are unlike the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.check.findings import Finding, fine, note, problem
+from emsplat.check.sample import ImageStatistics, Sample
+from emsplat.particles import Particles
+
+_FAR = 8.0  # robust standard deviations from the median of the optics group
+_FEWEST = 20  # images of a group, to say what is usual
+_SHARE = 0.01  # of the images from which odd ones are a problem
+_NAMED = 3  # ids that are named
+_BLANK = 0.97  # share of the variance that lies within the particle's circle, from which there is nothing outside
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Rows of the table whose mean or deviation is unlike that of the others in their optics group."""
+
+    by_mean: NDArray[np.int64]
+    by_deviation: NDArray[np.int64]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.union1d(self.by_mean, self.by_deviation)
+
+
+def find_odd_images(statistics: ImageStatistics, particles: Particles) -> Odd:
+    """Of the usable images."""
+    rows = statistics.rows[statistics.usable]
+    group = particles.optics_group[rows]
+    far = [_far_off(values[statistics.usable], group) for values in (statistics.mean, np.log(statistics.deviation))]
+    return Odd(rows[far[0]], rows[far[1]])
+
+
+def _far_off(values: NDArray[np.float64], group: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(n,) beyond eight standard deviations, as the median absolute deviation implies them, from the group's median."""
+    far = np.zeros(len(values), dtype=bool)
+    for number in np.unique(group):
+        rows = np.flatnonzero(group == number)
+        if len(rows) < _FEWEST:
+            continue
+        distance = np.abs(values[rows] - np.median(values[rows]))
+        # Where images were normalised, all but rounding is equal: that is no reason to call an image odd.
+        spread = max(1.4826 * float(np.median(distance)), 1e-4)
+        far[rows] = distance > _FAR * spread
+    return far
+
+
+def image_findings(statistics: ImageStatistics, odd: Odd, particles: Particles) -> list[Finding]:
+    """Unusable and odd images, the first of them by name."""
+    n = len(statistics.rows)
+    seen = f"all {n:,} images" if n == len(particles) else f"{n:,} of {len(particles):,} images"
+    found: list[Finding] = []
+    if statistics.unusable:
+        first = "; ".join(statistics.unusable[:_NAMED])
+        text = f"{len(statistics.unusable):,} cannot be used among {seen}: {first}"
+        found.append(problem("images", text, "remove them from the particle file or extract them again"))
+    if len(odd.rows):
+        names = ", ".join(str(name) for name in particles.ids[odd.rows[:_NAMED]])
+        text = (
+            f"{len(odd.rows):,} among {seen} are unlike the others ({len(odd.by_mean):,} in their mean, "
+            f"{len(odd.by_deviation):,} in their contrast): {names}{' …' * (len(odd.rows) > _NAMED)}"
+        )
+        many = len(odd.rows) > _SHARE * n
+        found.append(problem("images", text, "look at them, and leave them out") if many else note("images", text))
+    return found or [fine("images", f"{seen}: finite, none blank, none unlike the others")]
+
+
+def masked_findings(sample: Sample) -> list[Finding]:
+    """Whether there is noise beside the particle."""
+    if sample.signal_share < _BLANK:
+        return []
+    text = f"they are all but blank beside the particle: {100 * sample.signal_share:.0f} % of the variance is inside"
+    return [problem("images", text, "use images that were not masked: the noise is measured there")]

@@ -1,0 +1,196 @@
+"""The check, top to bottom: the table, a sample of its images, their power spectra, a small map, its agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.check.agreement import (
+    SHUFFLES,
+    Agreement,
+    agreement_finding,
+    measure_agreement,
+    shuffled_half_maps,
+)
+from emsplat.check.coverage import Coverage, coverage_findings, measure_coverage
+from emsplat.check.facts import Facts, fact_rows, gather_facts, table_findings
+from emsplat.check.findings import Finding, note
+from emsplat.check.gallery import Gallery, choose_gallery
+from emsplat.check.inversion import QuickMap, SmallData, gather_parts, map_findings, quarters, quick_map
+from emsplat.check.oddities import Odd, find_odd_images, image_findings, masked_findings
+from emsplat.check.picks import Picks, closeness_findings, read_picks
+from emsplat.check.readings import Reading, alternatives, compare, reading_finding
+from emsplat.check.sample import ImageStatistics, Sample, choose_rows, look_at_images, take_sample
+from emsplat.check.settings import CheckSettings
+from emsplat.check.thon import ThonFit, fit_thon_rings, images_are_multiplied, thon_findings
+from emsplat.correlation import Curve
+from emsplat.errors import InputError
+from emsplat.io import read_input
+from emsplat.io.images import ImageSource, reading_order
+from emsplat.noise import noise_spectra
+from emsplat.particles import Particles
+from emsplat.reporting import Reporter
+from emsplat.symmetry import symmetry_operators
+from emsplat.threads import threads
+
+_FEWEST = 16  # particles, for a map to be worth making
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """The small map and what it explains."""
+
+    data: SmallData
+    quick: QuickMap
+    agreement: Agreement
+    shuffled_fsc: tuple[Curve, ...]  # of half maps, with poses dealt out at random
+    readings: list[Reading]
+
+
+@dataclass(frozen=True)
+class Check:
+    """All that was found."""
+
+    particles: Particles
+    settings: CheckSettings
+    facts: Facts
+    coverage: Coverage
+    sample: Sample
+    statistics: ImageStatistics  # of the sample, or of all images
+    odd: Odd
+    thon: ThonFit | None
+    inversion: Inversion | None  # None where there is too little for a map
+    gallery: Gallery
+    findings: list[Finding]
+
+    @property
+    def problems(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.verdict == "problem"]
+
+
+def check(path: Path | str, settings: CheckSettings | None = None, reporter: Reporter | None = None) -> Check:
+    """Checks a particle file.
+
+    Args:
+        path: any particle file that `read_particles` reads.
+        reporter: told the facts as soon as the table is read, and of progress.
+    Raises:
+        InputError: the file or its stacks cannot be read, or none of the images can be used.
+    """
+    path, settings, reporter = Path(path), settings or CheckSettings(), reporter or Reporter()
+    symmetry = symmetry_operators(settings.symmetry)
+    with threads(settings.threads):
+        with reporter.stage("table"):
+            table = read_input(path, settings)
+            picks = read_picks(path, table)
+            facts = gather_facts(table, picks.n_micrographs if picks else None, settings.pixel_size is not None)
+            coverage = measure_coverage(table.rotations(), symmetry, settings.seed)
+        _tell(facts, reporter)
+        with ImageSource(table, settings.invert) as images:
+            sample, statistics = _look(table, images, settings, reporter)
+            with reporter.stage("power spectra"):
+                thon = fit_thon_rings(sample.powers, sample.full)
+            inversion, excuse = _invert(sample, thon, settings, symmetry, reporter)
+            gallery = choose_gallery(sample, images, *((inversion.data, inversion.quick.map) if inversion else ()))
+    odd = find_odd_images(statistics, table)
+    findings = [
+        *(note("file", warning) for warning in table.warnings),
+        *table_findings(facts),
+        *coverage_findings(coverage, len(table), settings.symmetry),
+        *image_findings(statistics, odd, table),
+        *masked_findings(sample),
+        *thon_findings(thon, sample.full, sample.signal_share),
+        *([excuse] if excuse else []),
+        *(_inversion_findings(inversion, facts, picks, table, settings) if inversion else []),
+    ]
+    return Check(table, settings, facts, coverage, sample, statistics, odd, thon, inversion, gallery, findings)
+
+
+def _tell(facts: Facts, reporter: Reporter) -> None:
+    for name, value in fact_rows(facts):
+        reporter.line(f"{name:>16}  {value}")
+
+
+def _look(
+    table: Particles, images: ImageSource, settings: CheckSettings, reporter: Reporter
+) -> tuple[Sample, ImageStatistics]:
+    rows = choose_rows(table, settings.n_images, settings.seed)
+    with reporter.stage("images"):
+        with reporter.bar("looking at a sample", "images") as advance:
+            sample = take_sample(table, images, rows, advance)
+        if not settings.every_image or len(rows) == len(table):
+            return sample, sample.statistics
+        with reporter.bar("looking at every image", "images") as advance:
+            return sample, look_at_images(table, images, reading_order(table), advance)
+
+
+def _invert(
+    sample: Sample, thon: ThonFit | None, settings: CheckSettings, symmetry: NDArray[np.float64], reporter: Reporter
+) -> tuple[Inversion | None, Finding | None]:
+    """The small map and its agreement with the images, or why there is none."""
+    n_particles = len(np.unique(sample.small.particle))
+    if n_particles < _FEWEST:
+        text = f"{n_particles} particles are too few for a map: contrast and poses cannot be judged"
+        return None, note("poses", text)
+    try:
+        data = SmallData(sample.small, sample.images, noise_spectra(sample.images, sample.small))
+    except InputError:  # blank beside the particle, which `masked_findings` says
+        return None, note("poses", "without noise beside the particle they cannot be judged")
+    multiplied = bool(images_are_multiplied(thon, sample.signal_share)) or any(
+        g.premultiplied for g in data.particles.optics
+    )
+    tried = alternatives(data, sample.full.pixel_size_in_angstroms, multiplied)
+    steps = 1 + 2 + SHUFFLES + len(tried)
+    with reporter.stage("map and poses"), _steps(reporter, "trying poses and shifts", steps) as step:
+        part = quarters(data.particles.particle, settings.seed)
+        parts = gather_parts(data, part, symmetry)
+        quick = quick_map(parts, data.particles.pixel_size_in_angstroms)
+        step()
+        agreement = measure_agreement(data, part, parts, settings.seed, step)
+        shuffled = shuffled_half_maps(data, part, symmetry, settings.seed, step)
+        readings = compare(data, part, agreement.own, tried, symmetry, step)
+    return Inversion(data, quick, agreement, shuffled, readings), None
+
+
+@contextmanager
+def _steps(reporter: Reporter, title: str, total: int) -> Iterator[Any]:
+    """A bar that moves by one at every call."""
+    done = 0
+    with reporter.bar(title, "maps") as advance:
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            advance(done, total)
+
+        yield step
+
+
+def _inversion_findings(
+    inversion: Inversion, facts: Facts, picks: Picks | None, table: Particles, settings: CheckSettings
+) -> list[Finding]:
+    wrong = reading_finding(inversion.readings, inversion.agreement)
+    found = [wrong or agreement_finding(inversion.agreement)]
+    if not inversion.agreement.is_sure:  # the map is of nothing
+        return found
+    return [
+        *found,
+        *map_findings(inversion.quick, settings.invert, facts.box_in_angstroms),
+        *closeness_findings(picks, table, inversion.quick.diameter),
+    ]
+
+
+# --- what is said and written -----------------------------------------------------------------------------------------
+
+
+def closing_line(result: Check) -> str:
+    """The check in one line."""
+    n, notes = len(result.problems), sum(finding.verdict == "note" for finding in result.findings)
+    text = f"{n} problem{'s' * (n > 1)} found" if n else "nothing wrong found"
+    return text + (f", {notes} note{'s' * (notes > 1)}" if notes else "")

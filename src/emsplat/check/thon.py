@@ -1,0 +1,258 @@
+"""The CTF in the images' power spectra: do its rings lie where the table says, and how deep are they?
+
+Seen along lines of equal phase χ, image i's power at frequency k is
+
+    P_i(k) = S(k) C_i(k)² + N(k)    and, of CTF-premultiplied images,    C_i(k)² (S(k) C_i(k)² + N(k)),
+
+with a signal S and a noise N that all images of an optics group share. Within one shell, then, the power of images of
+different defocus is a straight line in C². How well it is tells whether the CTF is right; its slope tells what share
+of the power vanishes at the CTF's zeros: little where noise is added after the CTF, all where images were multiplied
+with the CTF. No pose enters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.check.findings import Finding, fine, note, problem
+from emsplat.optics import ctf_parameters
+from emsplat.particles import Particles
+
+_FIRST_SHELL = 3  # the shells before hold the background's slope
+_LONGEST_STEP = 1.0  # radians of phase from shell to shell; beyond, a shell mixes peaks and zeros
+_LEAST_SPAN = 2 * np.pi  # radians of phase over the shells used: two rings, or a slope is taken for one
+_LEAST_VARIATION = 0.03  # standard deviation of C² over the images of a shell, below which it says nothing
+_SCALES = np.exp(np.arange(-70, 71) / 50)  # of the pixel size, 0.25 to 4 by 2 %
+_SURE = 6.0  # standard deviations; the best of 141 scales of noise has 6 once in ten million
+_WRONG = 0.05  # relative error of the pixel size that is called one: 10 % in defocus
+_MULTIPLIED, _NOT_MULTIPLIED = 0.75, 0.5  # share of the power that vanishes at the CTF's zeros
+_LARGEST_SIGNAL_SHARE = 0.6  # of the variance; in cleaner images the signal itself vanishes there
+_BINS_PER_PERIOD, _PERIODS = 16, 8  # of the curve that is drawn
+
+
+@dataclass(frozen=True)
+class ThonFit:
+    """Of the images of a sample."""
+
+    significance: float  # of the CTF as the table gives it, in standard deviations
+    best_significance: float  # at the best scale
+    best_scale: float  # of the pixel size
+    vanishing: float  # share of the power that vanishes at the CTF's zeros
+    phase: NDArray[np.float64]  # (b,) χ/π of the curve; the CTF is zero at whole numbers
+    observed: NDArray[np.float64]  # (b,) power over the shell's mean
+    expected: NDArray[np.float64]  # (b,) the fitted lines, averaged as the observed
+
+    @property
+    def is_visible(self) -> bool:
+        return self.best_significance > _SURE
+
+    @property
+    def pixel_size_is_wrong(self) -> bool:
+        surely = self.best_significance**2 - max(self.significance, 0) ** 2 > _SURE**2
+        return self.is_visible and surely and abs(self.best_scale - 1) > _WRONG
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _phase_powers(spectra, parameters, out):
+    n, rows, columns = spectra.shape
+    shells = out.shape[1]
+    for i in numba.prange(n):
+        p = parameters[i]
+        mean = 0.5 * (p[0] + p[2])
+        count = np.zeros(shells, dtype=np.int64)
+        total = np.zeros(shells)
+        for row in range(rows):
+            ky = row if 2 * row < rows else row - rows
+            for kx in range(columns):
+                square = kx * kx + ky * ky
+                astigmatic = p[0] * kx * kx + p[1] * kx * ky + p[2] * ky * ky
+                scaled = astigmatic / mean if mean != 0.0 else float(square)
+                if scaled < 0.0 or 4 * square >= rows * rows or (kx == 0 and ky < 0):
+                    continue
+                shell = int(np.sqrt(scaled) + 0.5)
+                if shell < shells:
+                    total[shell] += spectra[i, row, kx].real ** 2 + spectra[i, row, kx].imag ** 2
+                    count[shell] += 1
+        for shell in range(shells):
+            out[i, shell] = total[shell] / count[shell] if count[shell] else 0.0
+
+
+def phase_powers(spectra: NDArray[np.complex64], parameters: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Mean power along ellipses of equal defocus phase, numbered by the shell of the same phase at the mean defocus.
+
+    Args:
+        spectra: (n, D, D//2+1) transforms; parameters: (n, ≥3) rows of `optics.ctf_parameters`.
+    Returns:
+        (n, D//2).
+    """
+    out = np.empty((len(spectra), spectra.shape[1] // 2), dtype=np.float32)
+    _phase_powers(spectra, parameters, out)
+    return out
+
+
+def fit_thon_rings(powers: NDArray[np.float32], particles: Particles) -> ThonFit | None:
+    """Compares powers (n, D//2) from `phase_powers` with the CTFs of these n rows; None where nothing can be told.
+
+    Nothing can be told where all images have much the same defocus, where the box is too small for it, or where hardly
+    a ring lies within Nyquist.
+    """
+    relative = _relative(powers, particles.optics_group)
+    parameters = ctf_parameters(particles)
+    shell_step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
+    given = _lines(relative, parameters, shell_step)
+    scores = np.array([_lines(relative, parameters, shell_step / scale).significance for scale in _SCALES])
+    best = int(np.argmax(scores))
+    if scores[best] <= 0:
+        return None
+    return ThonFit(
+        significance=given.significance,
+        best_significance=float(max(scores[best], given.significance)),
+        best_scale=float(np.exp(_peak(np.log(_SCALES), scores, best))),
+        vanishing=_vanishing(given),
+        **_curve(relative, given),
+    )
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Straight lines of the relative power in C², one a shell."""
+
+    phase: NDArray[np.float64]  # (n, shells) χ
+    square: NDArray[np.float64]  # (n, shells) C²
+    slope: NDArray[np.float64]  # (shells,)
+    slope_error: NDArray[np.float64]  # (shells,)
+    used: NDArray[np.bool_]  # (shells,)
+    significance: float  # 0 where the shells used are too few to tell
+
+
+def _relative(powers: NDArray[np.float32], group: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Powers over their shell's mean in the optics group and over the image's own level."""
+    relative: NDArray[np.float64] = np.empty(powers.shape)
+    for number in np.unique(group):
+        rows = group == number
+        relative[rows] = powers[rows] / np.maximum(powers[rows].mean(axis=0, dtype=np.float64), 1e-30)
+    outer = relative[:, relative.shape[1] // 2 :]
+    return relative / np.maximum(np.median(outer, axis=1, keepdims=True), 1e-30)
+
+
+def _lines(relative: NDArray[np.float64], parameters: NDArray[np.float64], shell_step: float) -> _Lines:
+    s = np.arange(relative.shape[1]) * shell_step
+    defocus = 0.5 * (parameters[:, 0] + parameters[:, 2])[:, None]
+    phase = defocus * s**2 + parameters[:, 3][:, None] * s**4 + parameters[:, 4][:, None]
+    square = np.sin(phase) ** 2
+    step = np.abs(2 * defocus * s + 4 * parameters[:, 3][:, None] * s**3).mean(axis=0) * shell_step
+    deviation = square - square.mean(axis=0)
+    spread = np.square(deviation).sum(axis=0)
+    used = (step < _LONGEST_STEP) & (spread > _LEAST_VARIATION**2 * len(relative))
+    used[:_FIRST_SHELL] = False
+    residual = relative - relative.mean(axis=0)
+    slope = (residual * deviation).sum(axis=0) / np.maximum(spread, 1e-30)
+    error = np.sqrt(np.square(residual).mean(axis=0) / np.maximum(spread, 1e-30))
+    spans = used.any() and np.ptp(phase[:, used].mean(axis=0)) > _LEAST_SPAN
+    significance = _significance(residual[:, used], deviation[:, used]) if spans else 0.0
+    return _Lines(phase, square, slope, error, used, significance)
+
+
+def _significance(residual: NDArray[np.float64], deviation: NDArray[np.float64]) -> float:
+    """Σ over shells of the correlation over images, in standard deviations of no correlation; (n, shells) each.
+
+    Thicker ice at higher defocus, say, tilts an image's whole spectrum. That is no ring, so what is straight over the
+    shells is taken out of every image first.
+    """
+    n, shells = residual.shape
+    straight, _ = np.linalg.qr(np.vander(np.arange(shells), 2).astype(np.float64))
+    a, b = (values - values @ straight @ straight.T for values in (residual, deviation))
+    norm = np.sqrt(np.square(a).sum(axis=0) * np.square(b).sum(axis=0))
+    correlation = (a * b).sum(axis=0) / np.maximum(norm, 1e-30)
+    return float(correlation.sum() * np.sqrt(n / shells))
+
+
+def _peak(x: NDArray[np.float64], y: NDArray[np.float64], i: int) -> float:
+    """Where the parabola through the highest of equally spaced points and its neighbours has its top."""
+    if i in (0, len(y) - 1):
+        return float(x[i])
+    left, middle, right = y[i - 1 : i + 2]
+    bend = left - 2 * middle + right
+    return float(x[i] + (0.5 * (left - right) / bend if bend < 0 else 0.0) * (x[1] - x[0]))
+
+
+def _vanishing(lines: _Lines) -> float:
+    """Mean share over the outer half of the shells used, where there is least signal: slope × mean C² / mean power."""
+    shells = np.flatnonzero(lines.used)
+    if len(shells) == 0:
+        return np.nan
+    shells = shells[len(shells) // 2 :]
+    level = lines.square[:, shells].mean(axis=0)
+    weight = 1 / np.square(np.maximum(lines.slope_error[shells], 1e-30) * level)
+    return float(np.average(lines.slope[shells] * level, weights=weight))
+
+
+def _curve(relative: NDArray[np.float64], lines: _Lines) -> dict[str, NDArray[np.float64]]:
+    """Observed and expected power against χ/π, averaged over images and shells."""
+    used = lines.used
+    expected = 1 + lines.slope[used] * (lines.square[:, used] - lines.square[:, used].mean(axis=0))
+    observed = relative[:, used] / np.maximum(relative[:, used].mean(axis=0), 1e-30)
+    number = np.floor(lines.phase[:, used] / np.pi * _BINS_PER_PERIOD).astype(np.int64).ravel()
+    inside = (number >= 0) & (number < _BINS_PER_PERIOD * _PERIODS)
+    count = np.bincount(number[inside])
+    kept = count > 0.005 * inside.sum()
+    phase = (np.arange(len(count)) + 0.5) / _BINS_PER_PERIOD
+    curves = {
+        name: np.bincount(number[inside], values.ravel()[inside])[kept] / count[kept]
+        for name, values in (("observed", observed), ("expected", expected))
+    }
+    return {"phase": phase[kept], **curves}
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def thon_findings(fit: ThonFit | None, particles: Particles, signal_share: float) -> list[Finding]:
+    """Whether pixel size and defocus fit, and whether the images were multiplied with the CTF."""
+    if fit is None:
+        text = (
+            "not to be seen in power spectra: defocus differs too little, or too few rings lie within box and Nyquist"
+        )
+        return [note("CTF", text)]
+    if not fit.is_visible:
+        text = f"it does not show in the power spectra of {len(particles):,} images at any pixel size"
+        return [note("CTF", text, "no harm if these are few images or little defocus; else look at the defocus")]
+    return [_ring_finding(fit, particles), *_multiplied_findings(fit, particles, signal_share)]
+
+
+def _ring_finding(fit: ThonFit, particles: Particles) -> Finding:
+    if not fit.pixel_size_is_wrong:
+        return fine("CTF", f"its rings show in the power spectra where they should ({fit.significance:.0f} σ)")
+    size = particles.pixel_size_in_angstroms * fit.best_scale
+    text = (
+        f"its rings fit a pixel size of {size:.3g} Å ({fit.best_significance:.0f} σ), "
+        f"not {particles.pixel_size_in_angstroms:.4g} Å ({max(fit.significance, 0):.0f} σ)"
+    )
+    advice = f"give --pixel-size {size:.3g}, or multiply the defocus by {fit.best_scale**-2:.3g}, whichever is wrong"
+    return problem("CTF", text, advice)
+
+
+def images_are_multiplied(fit: ThonFit | None, signal_share: float) -> bool | None:
+    """Whether the images hold CTF × image, whatever the table says; None where it cannot be told."""
+    if fit is None or not fit.is_visible or fit.pixel_size_is_wrong or signal_share > _LARGEST_SIGNAL_SHARE:
+        return None
+    if _NOT_MULTIPLIED < fit.vanishing < _MULTIPLIED:
+        return None
+    return fit.vanishing >= _MULTIPLIED
+
+
+def _multiplied_findings(fit: ThonFit, particles: Particles, signal_share: float) -> list[Finding]:
+    flagged = {particles.optics[i].premultiplied for i in np.unique(particles.optics_group)}
+    are = images_are_multiplied(fit, signal_share)
+    if are is None or len(flagged) > 1 or are in flagged:
+        return []
+    share = f"{100 * np.clip(fit.vanishing, 0, 1):.0f} % of the power vanishes at the CTF's zeros"
+    if are:
+        text = f"images were multiplied with the CTF ({share}), and the file does not say so"
+        return [problem("CTF", text, "set rlnCtfDataAreCtfPremultiplied to 1 in the optics table")]
+    text = f"images were not multiplied with the CTF ({share}), though the file says so"
+    return [problem("CTF", text, "set rlnCtfDataAreCtfPremultiplied to 0 in the optics table")]
