@@ -117,11 +117,11 @@ def moments(spectra: dict[str, NDArray[np.complex64]], box_size: int) -> Moments
 
 
 def pooling_matrix(n_shells: int) -> Curve:
-    """(n, n) rows that replace a shell by the parabola fitted to its neighbours: ± 2 shells of 16, 3 of 24 to 64, 6 of 128.
+    """(n, n) rows that replace a shell by the parabola fitted to its neighbours.
 
-    A plain mean of five shells is off by .1 where the curves bend at the resolution, even in its shells' own powers;
-    a parabola over five or seven is not, at the variance of two or three shells. How fast curves bend is a matter of
-    the box, so the reach grows with it.
+    ± 2 shells of 16, 3 of 24 to 64, 6 of 128. A plain mean of five shells is off by .1 where the curves bend at the
+    resolution, even in its shells' own powers; a parabola over five or seven is not, at the variance of two or three
+    shells. How fast curves bend is a matter of the box, so the reach grows with it.
     """
     half_width = max(2, min(3, n_shells // 8), min(8, n_shells // 20))
     rows = np.zeros((n_shells, n_shells))
@@ -180,24 +180,38 @@ def correlation_with_truth(m: Moments, weights: Curve, variance: Curve) -> tuple
         weights: (D//2, D//2) pooling rows.
         variance: (D//2,) 1/n for each row, from `variance_of_mean`.
     """
-    noise_1, noise_2 = m.r1r1 - m.r1r2, m.r2r2 - m.r1r2
-    follow_1, follow_2 = m.v1r1 - m.v1r2, m.v2r2 - m.v2r1
     x, z = weights @ m.crossed, weights @ m.r1r2
     share = np.square(weights) / m.terms
     share /= share.sum(axis=1, keepdims=True)
-    one_term = variance * _unevenness(m)
-    var_x = np.maximum(share @ (m.v1v1 * noise_2 + m.v2v2 * noise_1 + 2 * follow_1 * follow_2) / 4, 0)
-    var_z = share @ (m.r1r2 * (noise_1 + noise_2) + noise_1 * noise_2)
-    cov = share @ (m.v1r1 * noise_2 + m.v2r2 * noise_1) / 2
+    one_term = variance * unevenness(m)
+    c, se = quotient(x, z, tuple(share @ term for term in error_terms(m)), one_term)
+    return c, se, z, np.sqrt(one_term)
+
+
+def error_terms(m: Moments) -> tuple[Curve, Curve, Curve]:
+    """n Var X, n Var Z and n Cov(X, Z) as `correlation_with_truth` has them, of normalised moments."""
+    noise_1, noise_2 = m.r1r1 - m.r1r2, m.r2r2 - m.r1r2
+    follow_1, follow_2 = m.v1r1 - m.v1r2, m.v2r2 - m.v2r1
+    return (
+        (m.v1v1 * noise_2 + m.v2v2 * noise_1 + 2 * follow_1 * follow_2) / 4,
+        m.r1r2 * (noise_1 + noise_2) + noise_1 * noise_2,
+        (m.v1r1 * noise_2 + m.v2r2 * noise_1) / 2,
+    )
+
+
+def quotient(x: Curve, z: Curve, errors: tuple[Curve, ...], one_term: Curve) -> tuple[Curve, Curve]:
+    """c = X / sqrt(Z), Y being 1, and its standard error from `error_terms` over 1 / one_term terms; NaN for Z ≤ 0."""
+    var_x, var_z, cov = errors
+    var_x = np.maximum(var_x, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         c = x / np.sqrt(z)
         relative = var_x - c / np.sqrt(z) * cov + c**2 / (4 * z) * var_z
         # Near F = 1 the three cancel to within their own errors: keep a tenth of the first.
         se = np.sqrt(one_term * np.maximum(relative, 0.1 * var_x) / z)
-    return c, se, z, np.sqrt(one_term)
+    return c, se
 
 
-def _unevenness(m: Moments) -> Curve:
+def unevenness(m: Moments) -> Curve:
     """How much larger variances are than the mean powers say, because few images leave the noise on few slices.
 
     Σ|r₁|²|r₂|² against its value for powers even over the shell (signal in both halves adds F²), over ± 3 shells.
