@@ -43,7 +43,7 @@ def control(
     """One round: prune, then grow towards the target number by splitting and by filling.
 
     Args:
-        gradient: (d, d, d) ``T∗V − b``, of the model before its latest step.
+        gradient: (d, d, d) ``T∗V − b``, of the model before its latest step, or anything in proportion to it.
     """
     parameters = optimiser.parameters
     masses = parameters.log_masses.detach().exp()
@@ -64,6 +64,7 @@ def control(
 def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
     """Two Gaussians for one, half the mass each, set apart along the longest axis so that mean and variance stay.
 
+    Two copies in one place would be the same map exactly, but get the same gradients and stay one Gaussian for ever.
     Isotropic ones are set apart along a random axis: they keep the mean, and the variance along that axis only.
     """
     rows = torch.arange(len(parents))

@@ -71,12 +71,13 @@ class FitHistory:
 class QuadraticLoss:
     """``½⟨V, T∗V⟩ − ⟨b, V⟩`` per image for ``V = boost ∗ S``, as a function of the splat S in a cube of edge d.
 
-    The convolution is exact (Toeplitz embedding, period ≥ 2d).
+    The convolution is exact (Toeplitz embedding, period 2d) where T reaches that far. A T that was gathered for the raw
+    inversion alone makes it circular, with a period of about D: good enough for a first mass.
     """
 
     def __init__(self, statistics: Statistics, extent: int) -> None:
         self.extent = extent
-        self.period = 2 * extent
+        self.period = min(2 * extent, statistics.kernel.shape[0])
         share = np.float32(1 / statistics.n_images)
         self.transfer = statistics.transfer(self.period) * boost(self.period) ** 2 * share
         self.adjoint = boosted(statistics.adjoint)[cube(statistics.box_size, extent)] * share
@@ -186,7 +187,7 @@ def fit_gaussians(
                 history.stopped_by = "loss on unseen images"
         volume.backward(torch.from_numpy(gradient))
         optimiser.step(rate)
-        _confine(optimiser.parameters, extent, settings.max_scale)
+        confine(optimiser.parameters, extent, settings.max_scale)
         if not annealing and is_due(step, anneal_from, settings.density):
             control(optimiser, gradient, settings.n_gaussians, settings.density, rng)
         step += 1
@@ -211,7 +212,7 @@ def _density(parameters: Parameters, extent: int, cutoff: float) -> Tensor:
 
 
 @torch.no_grad()
-def _confine(parameters: Parameters, extent: int, max_scale: float) -> None:
+def confine(parameters: Parameters, extent: int, max_scale: float) -> None:
     """Keep the centres within the ball inscribed in the cube, and σ where a grid can hold it."""
     parameters.log_scales.clamp_(*(0.5 * math.log(s**2 + WIDENING) for s in (_MIN_SCALE, max_scale)))
     limit = extent / 2 - 2.0

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from emsplat.errors import InputError
-from emsplat.io.files import replacing
+from emsplat.io.files import open_regular, replacing
 from emsplat.splat import covariances, voxelise
 from emsplat.splat.bandlimit import boosted, widened
 
@@ -79,11 +79,14 @@ class Gaussians:
     def load(path: Path) -> Gaussians:
         """Read what `save` wrote; InputError where the file is something else."""
         try:
+            open_regular(path).close()  # what follows would wait for a pipe without end
             with safe_open(path, framework="pt") as file:
                 tensors = [file.get_tensor(name) for name in _TENSORS]
             shapes = [tuple(t.shape) for t in tensors]
             if shapes != [(len(tensors[0]), *rest) for rest in ((3,), (3,), (4,), ())]:
                 raise ValueError(f"{', '.join(_TENSORS)} have the shapes {shapes}")
+            if not all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors):
+                raise ValueError("a value is no finite number, or not of single precision")
             return Gaussians(*tensors)
         except Exception as error:
             raise InputError(

@@ -71,3 +71,18 @@ class Adam:
         self._mean = concatenate(self._mean.rows(keep), nothing)
         self._square = concatenate(self._square.rows(keep), nothing)
         self._age = torch.cat([self._age[keep], torch.zeros(len(added))])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters and all the memory, by name, for a checkpoint."""
+        kinds = {"parameters": self.parameters, "mean": self._mean, "square": self._square}
+        named = {f"{kind}.{name}": getattr(p, name).detach() for kind, p in kinds.items() for name in NAMES}
+        return named | {"age": self._age}
+
+    @staticmethod
+    def restored(tensors: dict[str, Tensor], step_sizes: dict[str, float]) -> Adam:
+        """The optimiser that `tensors` were taken from."""
+        kinds = (Parameters(**{n: tensors[f"{kind}.{n}"] for n in NAMES}) for kind in ("parameters", "mean", "square"))
+        parameters, mean, square = kinds
+        optimiser = Adam(parameters, step_sizes)
+        optimiser._mean, optimiser._square, optimiser._age = mean, square, tensors["age"]
+        return optimiser

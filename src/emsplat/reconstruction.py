@@ -5,8 +5,9 @@ Read it top to bottom: look at a sample, stream over the images once, fit each h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,21 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat import maps
+from emsplat.checkpoint import Checkpoints, fingerprint, identity
 from emsplat.count import FEWEST, automatic_count
 from emsplat.errors import InputError
 from emsplat.fit import FitHistory, FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit_images import HalfSet, fit_images
 from emsplat.gaussians import Gaussians, merge
-from emsplat.io import read_particles
-from emsplat.io.images import ImageSource
+from emsplat.io import read_input
+from emsplat.io.images import ImageSource, reading_order
+from emsplat.local_resolution import LocalResolution, local_resolution
+from emsplat.parameters import Parameters
 from emsplat.particles import Particles
 from emsplat.preview import Preview, look_at_sample
+from emsplat.refinement import Refinement, check_refinable, refine_settings, refined
 from emsplat.reporting import Reporter
-from emsplat.settings import ReconstructSettings
+from emsplat.settings import InputSettings, ReconstructSettings
 from emsplat.statistics import PassSettings, Statistics, gather_statistics
 from emsplat.symmetry import symmetry_operators
 from emsplat.threads import threads
@@ -34,6 +40,9 @@ _FEWEST_TO_SPLIT = 40  # images of a half below which nothing is kept back
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 _BOX_WITHOUT_SPLIT = 96  # voxels: nothing can be measured of so few images' fine detail
 _MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
+
+
+_Solver = Callable[[int, Parameters, FitSettings, Callable[[int, int], None]], tuple[Parameters, FitHistory]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,15 @@ class Half:
 
 
 @dataclass(frozen=True)
+class Solution:
+    """Both half maps, and what can be believed of them."""
+
+    halves: tuple[Half, Half]
+    mask: NDArray[np.float32]  # (D, D, D)
+    validation: Validation
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What a run hands back; maps are (D, D, D) ``[z, y, x]``, the origin at voxel D//2."""
 
@@ -55,9 +73,11 @@ class Reconstruction:
     halves: tuple[Half, Half]
     mask: NDArray[np.float32]
     validation: Validation
+    local_resolution: LocalResolution
     pixel_size_in_angstroms: float
-    particles: Particles  # with the half sets used
+    particles: Particles  # with the half sets used, refined if that was asked for
     poses_shared: bool  # half sets were not given: the resolution is an upper bound
+    refinement: Refinement | None  # of the particles, if asked for
     b_factor: float | None
     preview: Preview
     settings: ReconstructSettings
@@ -78,13 +98,15 @@ def reconstruct(
     particles: Path | str | Particles,
     settings: ReconstructSettings | None = None,
     reporter: Reporter | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
 
     Args:
-        particles: a star file, or the table read from one.
+        particles: a particle file, or the table read from one.
         settings: defaults are found from the data.
         reporter: told of progress; silent by default.
+        checkpoints: where the images solver writes its state down, and may go on from.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
@@ -94,7 +116,10 @@ def reconstruct(
         with reporter.stage("read"):
             table, poses_shared = _table_with_halves(particles, settings, reporter)
         images = stack.enter_context(ImageSource(table, settings.invert))
+        if checkpoints:
+            checkpoints = checkpoints.belonging_to(identity(table, settings))
         symmetry = symmetry_operators(settings.symmetry)
+        check_refinable(table, settings)
         with reporter.stage("preview"):
             preview = look_at_sample(table, images, symmetry, settings.seed)
             diameter = _diameter(preview, table, settings, reporter)
@@ -103,25 +128,33 @@ def reconstruct(
             f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
             f"Gaussians within {grid.extent * grid.pixel_size:.0f} Å"
         )
-        statistics = _gather(table, images, preview, grid, settings, reporter)
-        # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
-        first, second = (_fit_half(number, statistics.pop(number), grid, settings, reporter) for number in (1, 2))
+        def solve(current: Particles) -> Solution:
+            return _solve(current, images, preview, grid, settings, reporter, checkpoints)
+
+        solution, refinement = solve(table), None
+        if settings.refined:
+            table, solution, refinement = refined(
+                table, solution, solve, images, preview.noise, refine_settings(settings, diameter), diameter, reporter
+            )
+        (first, second), mask, validation = solution.halves, solution.mask, solution.validation
         with reporter.stage("validation"):
             mean = 0.5 * (first.map + second.map)
-            mask = maps.soft_mask(mean, table.pixel_size_in_angstroms, diameter)
-            validation = validate(
-                first.raw, second.raw, first.map, second.map, mask, table.pixel_size_in_angstroms, settings.seed
-            )
             result, b_factor = _finished(mean, validation, table.pixel_size_in_angstroms, settings, reporter)
+        with reporter.stage("local resolution"):
+            four = (first.raw, second.raw, first.map, second.map)
+            local = local_resolution(*four, mask, table.pixel_size_in_angstroms, validation.limit_shell)
+            reporter.line(local.text())
     return Reconstruction(
         map=result,
         gaussians=merge(first.gaussians, second.gaussians),
         halves=(first, second),
         mask=mask,
         validation=validation,
+        local_resolution=local,
         pixel_size_in_angstroms=table.pixel_size_in_angstroms,
         particles=table,
         poses_shared=poses_shared,
+        refinement=refinement,
         b_factor=b_factor,
         preview=preview,
         settings=settings,
@@ -134,11 +167,12 @@ def _table_with_halves(
 ) -> tuple[Particles, bool]:
     """The particle table, its half sets, and whether they had to be drawn."""
     if isinstance(source, Particles):
-        if settings.pixel_size is not None or settings.datadir is not None:
-            raise InputError("pixel_size and datadir act when a star is read; give them to read_particles")
+        idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
+        if idle:
+            raise InputError(f"{', '.join(idle)}: of use only when a file is read; give them to read_particles")
         table = source
     else:
-        table = read_particles(Path(source), datadir=settings.datadir, pixel_size_in_angstroms=settings.pixel_size)
+        table = read_input(Path(source), settings)
     for warning in table.warnings:
         reporter.warn(warning)
     particles = len(np.unique(table.particle))
@@ -216,22 +250,60 @@ def _working_grid(
     return _Grid(full, box_size, pixel_size, extent, diameter_in_angstroms, symmetry)
 
 
-def _gather(
+def _solve(
     table: Particles,
     images: ImageSource,
     preview: Preview,
     grid: _Grid,
     settings: ReconstructSettings,
     reporter: Reporter,
-) -> dict[int, tuple[Statistics, Statistics | None]]:
-    """By half, 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
+    checkpoints: Checkpoints | None,
+) -> Solution:
+    """One pass over the images, a fit to each half, and how far to believe them."""
+    subset = _subsets(table, settings)
+    # A fit to the images needs no more of T than the raw inversion does.
+    reach = grid.extent if settings.solver == "statistics" else grid.box_size // 2
+    pass_settings = PassSettings(grid.box_size, reach, preview.noise, grid.symmetry)
+    statistics = _gather(table, subset, images, pass_settings, reporter)
+
+    def by_images(
+        number: int, start: Parameters, fit_settings: FitSettings, advance: Callable[[int, int], None]
+    ) -> tuple[Parameters, FitHistory]:
+        seen, unseen = (order[subset[order] == 2 * (number - 1) + part] for part in (0, 1))
+        half = HalfSet(table, images, seen, unseen, preview.noise, grid.box_size, grid.extent, grid.symmetry)
+        kept = checkpoints.named(f"half{number}-{fingerprint(table)}", reporter.warn) if checkpoints else None
+        return fit_images(half, start, fit_settings, checkpoint=kept, progress=advance)
+
+    order = reading_order(table)
+    solver = by_images if settings.solver == "images" else None
+    # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
+    first, second = (_fit_half(number, statistics.pop(number), grid, settings, reporter, solver) for number in (1, 2))
+    with reporter.stage("validation"):
+        pixel_size = table.pixel_size_in_angstroms
+        mask = maps.soft_mask(0.5 * (first.map + second.map), pixel_size, grid.diameter_in_angstroms)
+        validation = validate(first.raw, second.raw, first.map, second.map, mask, pixel_size, settings.seed)
+    return Solution((first, second), mask, validation)
+
+
+def _subsets(table: Particles, settings: ReconstructSettings) -> NDArray[np.int8]:
+    """(N,) 0 and 1: the seen and the unseen part of half 1; 2 and 3: of half 2."""
     subset = np.zeros(len(table), dtype=np.int8)
     for half in (1, 2):
         rows = table.half_set == half
         subset[rows] = 2 * (half - 1)
         if _can_split(table, half):
             subset[rows] += _unseen(table.particle[rows], settings.seed + half)
-    pass_settings = PassSettings(grid.box_size, grid.extent, preview.noise, grid.symmetry)
+    return subset
+
+
+def _gather(
+    table: Particles,
+    subset: NDArray[np.int8],
+    images: ImageSource,
+    pass_settings: PassSettings,
+    reporter: Reporter,
+) -> dict[int, tuple[Statistics, Statistics | None]]:
+    """By half, 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
     present, dense = np.unique(subset, return_inverse=True)
     with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
         found = gather_statistics(
@@ -261,8 +333,13 @@ def _fit_half(
     grid: _Grid,
     settings: ReconstructSettings,
     reporter: Reporter,
+    by_images: _Solver | None,
 ) -> Half:
-    """Fit one half's Gaussians and put them, and the raw inversion, on the particles' grid."""
+    """Fit one half's Gaussians and put them, and the raw inversion, on the particles' grid.
+
+    Args:
+        by_images: fits to the images instead of the statistics.
+    """
     seen, unseen = statistics
     whole = seen + unseen if unseen else seen
     with reporter.stage("inversion"):
@@ -278,7 +355,11 @@ def _fit_half(
         fit_settings = replace(fit_settings, max_steps=_STEPS_WITHOUT_SPLIT)
     with reporter.stage("fit"), reporter.bar(f"fitting half {number}", "steps") as advance:
         start = initial_gaussians(seen, mask, grid.extent, fit_settings, grid.symmetry)
-        parameters, history = fit_gaussians(seen, unseen, start, grid.extent, fit_settings, advance)
+        if by_images:
+            del seen, unseen, statistics
+            parameters, history = by_images(number, start, fit_settings, advance)
+        else:
+            parameters, history = fit_gaussians(seen, unseen, start, grid.extent, fit_settings, advance)
         gaussians = gaussians_of(parameters, grid.pixel_size)
         density = gaussians.voxelise(grid.box_size, grid.pixel_size)
     reporter.line(

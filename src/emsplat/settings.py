@@ -11,6 +11,8 @@ from emsplat.errors import InputError
 from emsplat.symmetry import symmetry_operators
 
 SMALLEST_BOX = 16
+REFINABLE = ("poses", "shifts", "contrast", "defocus")
+LARGEST_RANGE_IN_DEGREES = 30  # a local search finds nothing beyond
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,20 @@ class ReconstructSettings(InputSettings):
     mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
     max_resolution: float | None = None  # Å; finer detail is not looked at, which saves time and memory
     sharpen: float | Literal["auto"] | None = None  # B-factor in Å², negative sharpens; auto: estimated; default: none
+    refine: str | None = None  # of each image, with commas between: poses,shifts,contrast,defocus
+    refine_range: tuple[float, float] | None = None  # degrees, Å: farthest from the file's; default: 10° and at its rim
+    solver: Literal["statistics", "images"] = "statistics"  # images: one by one, as in splatting; much slower
     seed: int = 0  # of everything that is drawn
     threads: int | None = None  # default: as many as the machine has
 
+    @property
+    def refined(self) -> tuple[str, ...]:
+        """Which quantities of each image are refined."""
+        return () if self.refine is None else tuple(name.strip() for name in self.refine.split(","))
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_refinement(self.refine, self.refined, self.refine_range)
         rules = (
             ("--n-gaussians", self.n_gaussians, 1, "a positive number"),
             ("--mask-diameter", self.mask_diameter, 1e-3, "a positive number of Å"),
@@ -58,6 +69,21 @@ class ReconstructSettings(InputSettings):
         if isinstance(self.sharpen, float | int) and not math.isfinite(self.sharpen):
             raise InputError(f"--sharpen {self.sharpen}: it must be a B-factor in Å², or auto; or leave it out")
         symmetry_operators(self.symmetry)
+
+
+def _check_refinement(asked: str | None, quantities: tuple[str, ...], limits: tuple[float, float] | None) -> None:
+    if len(set(quantities)) < len(quantities) or not set(quantities) <= set(REFINABLE):
+        raise InputError(f"--refine {asked}: it must be some of {','.join(REFINABLE)}, each once, with commas between")
+    if limits is None:
+        return
+    if asked is None:
+        raise InputError("--refine-range says how far --refine may go; give that too, or leave both out")
+    degrees, angstroms = limits
+    if not (0 < degrees <= LARGEST_RANGE_IN_DEGREES and 0 < angstroms < math.inf):
+        raise InputError(
+            f"--refine-range {degrees:g} {angstroms:g}: it must be above 0°, at most {LARGEST_RANGE_IN_DEGREES}°, and "
+            "a positive number of Å: the refinement is local; search poses elsewhere, or leave it out for 10°"
+        )
 
 
 def _require_option(option: str, value: float | None, least: float, rule: str) -> None:

@@ -13,28 +13,44 @@ from emsplat.settings import ReconstructSettings
 
 
 def reconstruct(
-    particles: Annotated[Positional[Path], arg(metavar="PARTICLES.star")],
+    particles: Annotated[Positional[Path], arg(metavar="PARTICLES")],
     output: Output,
     settings: OmitArgPrefixes[ReconstructSettings] = ReconstructSettings(),  # noqa: B008 (frozen)
     overwrite: bool = False,
+    resume: bool = False,
+    quiet: bool = False,
+    json: bool = False,
 ) -> None:
     """Particle images with poses and CTFs → map, half maps, Gaussians, figures, and a resolution.
 
     Args:
-        particles: a RELION star file, 3.0 or 3.1.
+        particles: a RELION star (3.0 to 5; of tomography, the optimisation set), a cryoSPARC table (.cs), or, with
+            --poses and --ctf, cryoDRGN's images (.mrcs, .txt, .star, .cs).
         output: the folder to write to.
         settings: what is left out is found from the data and said in the log.
         overwrite: replace a run the folder holds; it stays until the new one is complete.
+        resume: go on with the run by --solver images that was ended in the folder.
+        quiet: print nothing but errors; the folder's run.log has it all.
+        json: print the summary as one JSON object, and all else to the standard error.
     """
+    from json import dumps
+
     from emsplat.console import ConsoleReporter
 
-    reporter = ConsoleReporter()
+    reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
     reporter.line(f"emsplat {emsplat.__version__}: {particles} → {output}")
     with reporter.stage("loading"):
         from emsplat import outputs
+        from emsplat.checkpoint import checkpoints_of
+        from emsplat.closing import closing_curve, closing_rows
         from emsplat.reconstruction import reconstruct
 
-    outputs.check_output(output, overwrite)
-    result = reconstruct(particles, settings, reporter)
-    summary = outputs.write_run(output, result, reporter, overwrite=overwrite)
-    reporter.table(outputs.closing_rows(summary, output))
+    with outputs.claimed(output, overwrite, reporter):
+        checkpoints = checkpoints_of(output, settings, resume, overwrite)
+        result = reconstruct(particles, settings, reporter, checkpoints)
+        summary = outputs.write_run(output, result, reporter, overwrite=overwrite)
+        if checkpoints:
+            checkpoints.discard()
+    reporter.closing(closing_rows(summary, output), closing_curve(result.validation))
+    if json:
+        print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))

@@ -1,0 +1,122 @@
+"""Mini-batches of images in a random order, read in the order of the disk.
+
+Images that lie together are read together, in runs. Every epoch deals the runs anew into buffers, each of which is read
+in one sweep while the one before is worked on, and shuffles the images within a buffer: whatever the number of
+particles, two buffers are in memory. The order follows from the seed and the epoch alone, so that a fit can go on
+anywhere in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BUFFER_BYTES = 96 << 20
+_RUN_BYTES = 1 << 20  # long enough for a disk's full speed
+_FEWEST_BATCHES = 4  # in a buffer, where there are as many
+
+Rows = NDArray[np.int64]
+Block = tuple[Rows, NDArray[np.float32]]  # (n,) rows and their images (n, D, D)
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Images(Protocol):
+    """What `io.images.ImageSource` is here."""
+
+    def read(self, rows: Rows) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How rows become batches; a batch holds positions in `rows`."""
+
+    rows: Rows  # (N,) in reading order
+    size: int  # images of a batch, or one less
+    run: int  # images that stay together on the way into a buffer
+    buffer: int  # images of a buffer, or a few less
+    seed: int
+
+    @staticmethod
+    def of(rows: Rows, size: int, box_size: int, seed: int) -> Batches:
+        """Batches of these rows, which are in reading order, with buffers of a bounded number of bytes."""
+        image_bytes = 4 * box_size**2
+        buffer = max(_FEWEST_BATCHES * size, _BUFFER_BYTES // image_bytes)
+        return Batches(rows, size, max(1, _RUN_BYTES // image_bytes), buffer, seed)
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of batches in which every row comes once."""
+        return sum(self._batches_in(len(part)) for part in self._parts(self.rows))
+
+    def epoch(self, number: int) -> list[list[Rows]]:
+        """The batches of every buffer."""
+        rng = np.random.default_rng((self.seed, number))
+        positions = np.arange(len(self.rows))
+        runs = np.array_split(positions, -(-len(positions) // self.run))
+        dealt = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+        return [np.array_split(rng.permutation(part), self._batches_in(len(part))) for part in self._parts(dealt)]
+
+    def buffers_from(self, first: int) -> Iterator[list[Rows]]:
+        """The batches of buffer after buffer, epoch after epoch without end, without the `first` batches."""
+        epoch, skipped = divmod(first, self.per_epoch)
+        for number in count(epoch):
+            for buffer in self.epoch(number):
+                if skipped < len(buffer):
+                    yield buffer[skipped:]
+                skipped = max(0, skipped - len(buffer))
+
+    def _parts(self, positions: Rows) -> list[Rows]:
+        return np.array_split(positions, -(-len(positions) // self.buffer))
+
+    def _batches_in(self, n: int) -> int:
+        return -(-n // self.size)
+
+
+class Loader:
+    """Reads images ahead of their use, in a thread of its own: an ImageSource is for one thread at a time."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self._thread = ThreadPoolExecutor(1)
+
+    def stream(self, batches: Batches, first: int = 0) -> Iterator[Block]:
+        """Batch after batch without end, from number `first` on."""
+
+        def read(buffer: list[Rows]) -> tuple[list[Rows], Rows, NDArray[np.float32]]:
+            positions = np.sort(np.concatenate(buffer))
+            return buffer, positions, self._images.read(batches.rows[positions])
+
+        for buffer, positions, block in self._ahead(read, batches.buffers_from(first)):
+            for batch in buffer:
+                yield batches.rows[batch], block[np.searchsorted(positions, batch)]
+
+    def sweep(self, rows: Rows, at_once: int) -> Iterator[Block]:
+        """These rows once, in this order, a few at a time."""
+        blocks = (rows[i : i + at_once] for i in range(0, len(rows), at_once))
+        yield from self._ahead(lambda block: (block, self._images.read(block)), blocks)
+
+    def _ahead(self, read: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+        """What `read` makes of the items, the next being read while one is worked on."""
+        following = None
+        for item in items:
+            ready, following = following, self._thread.submit(read, item)
+            if ready:
+                yield ready.result()
+        if following:
+            yield following.result()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,96 @@
+"""Refined particles in the format they came in: new values in the columns of what was refined, the rest untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+from emsplat.io.cs_columns import read_columns
+from emsplat.io.formats import Format, sniff
+from emsplat.io.star import read_star
+from emsplat.io.write_back import write_back
+from emsplat.io.write_relion import write_relion
+from emsplat.particles import Particles
+
+NAMES = ("particles.star", "particles.cs")
+
+
+def write_refined(
+    refined: Particles, contrast: NDArray[np.float64], quantities: Collection[str], folder: Path, by_column: bool = True
+) -> Path:
+    """Writes particles.star or particles.cs into a folder and returns its path.
+
+    A source that has no columns for an image's pose, a tomography's or cryoDRGN's, gives a RELION star of all that is
+    known of the particles.
+
+    Args:
+        refined: as they are now.
+        contrast: (N,) factor by which it changed.
+        quantities: which were refined, of `settings.REFINABLE`.
+        by_column: False: the values are not those of the source's columns.
+    """
+    kind = sniff(refined.source) if by_column and refined.source.exists() else Format.UNKNOWN
+    if kind is Format.RELION:
+        out, updates = folder / "particles.star", _of_star(refined, quantities)
+    elif kind is Format.CRYOSPARC and "alignments3D/pose" in read_columns(refined.source, []).tables[0]:
+        out, updates = folder / "particles.cs", _of_cs(refined, contrast, quantities)
+    else:
+        write_relion(refined, folder / "particles.star")
+        return folder / "particles.star"
+    write_back(refined.source, out, refined.ids.tolist(), updates)
+    return out
+
+
+def _of_star(p: Particles, quantities: Collection[str]) -> dict[str, ArrayLike]:
+    columns: dict[str, ArrayLike] = {}
+    if "poses" in quantities:
+        columns |= {f"rlnAngle{name}": p.euler_angles_in_degrees[:, i] for i, name in enumerate(("Rot", "Tilt", "Psi"))}
+    if "shifts" in quantities:
+        columns |= _origins(p)
+    if "contrast" in quantities:
+        columns["rlnCtfScalefactor"] = p.ctf_scale
+    if "defocus" in quantities:
+        columns |= {"rlnDefocusU": p.defocus_u_in_angstroms, "rlnDefocusV": p.defocus_v_in_angstroms}
+    return columns
+
+
+def _origins(p: Particles) -> dict[str, ArrayLike]:
+    """In the columns the star has: RELION 3.0's are in pixels."""
+    names = {name: f"rlnOrigin{name}" for name in "XY"}
+    kept = {"rlnImageName": str} | {column: str for name in names.values() for column in (name, f"{name}Angst")}
+    present = {column for table in read_star(p.source, kept).values() for column in table.columns}
+    columns: dict[str, ArrayLike] = {}
+    for i, name in enumerate(names.values()):
+        origin = p.origin_in_angstroms[:, i]
+        if name in present:
+            columns[name] = origin / p.pixel_size_in_angstroms
+        if f"{name}Angst" in present or name not in present:
+            columns[f"{name}Angst"] = origin
+    return columns
+
+
+def _of_cs(p: Particles, contrast: NDArray[np.float64], quantities: Collection[str]) -> dict[str, ArrayLike]:
+    """With the conventions that `read_cs` reads, in single precision as cryoSPARC's."""
+    table = read_columns(p.source, []).tables[0]
+    row_of = {str(uid): row for row, uid in enumerate(table["uid"].tolist())}
+    rows = np.array([row_of[name] for name in p.ids.tolist()])
+    columns: dict[str, NDArray] = {}
+    if "poses" in quantities:
+        columns["alignments3D/pose"] = Rotation.from_matrix(p.rotations().transpose(0, 2, 1)).as_rotvec()
+    if "shifts" in quantities:
+        pixel_size = np.full(len(p), p.pixel_size_in_angstroms)
+        if "alignments3D/psize_A" in table:
+            aligned = table["alignments3D/psize_A"][rows].astype(np.float64)
+            # As in reading: where the user knows the pixel size better than the table, its ratio of two still holds.
+            pixel_size = aligned * (pixel_size / table["blob/psize_A"][rows] if "blob/psize_A" in table else 1)
+        columns["alignments3D/shift"] = p.origin_in_angstroms / pixel_size[:, None]
+    if "contrast" in quantities:
+        name = "alignments3D/alpha" if "alignments3D/alpha" in table else "ctf/scale"
+        columns[name] = contrast * (table[name][rows] if name in table else 1)
+    if "defocus" in quantities:
+        columns |= {"ctf/df1_A": p.defocus_u_in_angstroms, "ctf/df2_A": p.defocus_v_in_angstroms}
+    return {name: values.astype(np.float32) for name, values in columns.items()}

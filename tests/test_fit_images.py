@@ -1,0 +1,206 @@
+"""The fit to images, one batch after another: against the statistics of the same images, and interrupted at will."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from emsplat import maps
+from emsplat.checkpoint import Checkpoint, Checkpoints
+from emsplat.correlation import fsc
+from emsplat.errors import InputError
+from emsplat.fit import FitSettings, QuadraticLoss, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit_images import HalfSet, Misfit, Schedule, fit_images
+from emsplat.insertion import SliceGrid
+from emsplat.parameters import NAMES, Parameters
+from emsplat.simulation.run import signal_images
+from emsplat.simulation.slices import fourier_volume
+from emsplat.splat import voxelise
+from emsplat.statistics import PassSettings, Statistics, gather_statistics
+from emsplat.symmetry import symmetry_operators
+from phantom import ImagesInMemory, imagined_particles, lopsided_map
+
+BOX = 24
+SHORT = Schedule(round=4, max_rounds=4, anneal_rounds=3, anneal_epochs=1)
+SETTINGS = FitSettings(60, max_scale=2.0, seed=1)
+WHOLE = np.eye(3)[None]
+
+
+def half_set(n: int, sigma: float = 3.0, symmetry: NDArray[np.float64] = WHOLE) -> HalfSet:
+    """Images of a particle without symmetry, in white noise; a fifth of them unseen."""
+    particles = imagined_particles(n, BOX, pixel_size=4.0)
+    images = signal_images(fourier_volume(lopsided_map(BOX)), particles)
+    images += sigma * np.random.default_rng(2).standard_normal(images.shape, np.float32)
+    noise = np.full((1, BOX // 2 + 1), BOX**2 * sigma**2)
+    rows = np.arange(n)
+    unseen = rows % 5 == 0
+    return HalfSet(particles, ImagesInMemory(images), rows[~unseen], rows[unseen], noise, BOX, BOX, symmetry)
+
+
+def statistics_of(half: HalfSet) -> tuple[Statistics, Statistics]:
+    """Of the seen and the unseen images."""
+    subset = np.zeros(len(half.particles), dtype=np.int8)
+    subset[half.unseen] = 1
+    settings = PassSettings(BOX, BOX, half.noise, half.symmetry)
+    seen, unseen = gather_statistics(half.particles, half.images, subset, settings)  # type: ignore[arg-type]
+    return seen, unseen
+
+
+def start_of(seen: Statistics) -> Parameters:
+    return initial_gaussians(seen, maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX), BOX, SETTINGS)
+
+
+def equal(one: Parameters, other: Parameters) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in NAMES)
+
+
+@pytest.fixture(scope="module")
+def half() -> HalfSet:
+    return half_set(400)
+
+
+@pytest.fixture(scope="module")
+def seen(half: HalfSet) -> Statistics:
+    return statistics_of(half)[0]
+
+
+def test_what_images_ask_for_is_the_gradient_of_the_statistics(half: HalfSet, seen: Statistics) -> None:
+    """Residuals put back into the volume, against ``T∗V − b`` of the same images.
+
+    Beyond the particle the edges of the images matter, which the statistics do not have.
+    """
+    model = start_of(seen)
+    misfit, grid = Misfit(half, cutoff=6.0), SliceGrid.empty(BOX, BOX, np.complex64)
+    operators = np.zeros(len(half.seen), dtype=np.int64)
+    leaves = model.map(lambda _, tensor: tensor.requires_grad_())
+    losses, projections = misfit.of(leaves, half.seen, half.images.read(half.seen), operators)
+    [residuals] = torch.autograd.grad(losses.sum(), projections)
+    misfit.back_project(grid, residuals, half.seen, operators)
+    inside = maps.distance_from_origin(BOX) < 9
+    asked = grid.adjoint()[inside]
+    volume = voxelise(*(getattr(model, name) for name in NAMES), BOX, cutoff=6.0)
+    value, expected = QuadraticLoss(seen, BOX).value_and_gradient(volume.numpy())
+    assert losses.mean().item() == pytest.approx(value, rel=5e-3)
+    expected = expected[inside]
+    assert np.vdot(asked, expected) > 0.999 * np.linalg.norm(asked) * np.linalg.norm(expected)
+
+
+def test_it_reaches_the_map_of_the_statistics(half: HalfSet) -> None:
+    seen, unseen = statistics_of(half)
+    start = start_of(seen)
+    truth, mask = lopsided_map(BOX), np.ones((BOX,) * 3, dtype=np.float32)
+    by_statistics, _ = fit_gaussians(seen, unseen, start, BOX, SETTINGS)
+    by_images, history = fit_images(half, start, SETTINGS)
+    correlations = [
+        fsc(gaussians_of(p, 1.0).voxelise(BOX, 1.0), truth, mask).mean() for p in (start, by_statistics, by_images)
+    ]
+    assert correlations[1] > correlations[0] + 0.05
+    assert correlations[2] > correlations[1] - 0.01
+    assert len(by_images) <= SETTINGS.n_gaussians
+    assert history.counts[-1] > history.counts[0]
+    assert history.anneal_from < len(history.losses)
+
+
+def test_premultiplied_images_give_the_same(half: HalfSet, seen: Statistics) -> None:
+    """C y and the noise before multiplication say what y says."""
+    from emsplat.optics import ctf
+
+    images = half.images.read(np.arange(len(half.particles)))
+    times_ctf = np.fft.irfft2(np.fft.rfft2(images) * ctf(half.particles), s=images.shape[1:]).astype(np.float32)
+    optics = tuple(replace(group, premultiplied=True) for group in half.particles.optics)
+    other = replace(half, particles=replace(half.particles, optics=optics), images=ImagesInMemory(times_ctf))
+    start = start_of(seen)
+    one, two = (fit_images(h, start, SETTINGS, replace(SHORT, max_rounds=1, anneal_rounds=1))[0] for h in (half, other))
+    for name in ("centres", "log_masses"):
+        torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=0, atol=2e-2)
+
+
+class Ended(Exception):
+    """Stands in for a kill."""
+
+
+@pytest.mark.parametrize("batch", [3, 9, 17, 26])
+def test_an_ended_fit_goes_on_to_the_same_result(batch: int, half: HalfSet, seen: Statistics, tmp_path: Path) -> None:
+    """Ended in the first round, before and in the annealing, and in its last round."""
+    start = start_of(seen)
+    whole, history = fit_images(half, start, SETTINGS, SHORT)
+    assert len(history.losses) == 28
+
+    def kept(resume: bool) -> Checkpoint:
+        return Checkpoints(tmp_path, resume).named("half1", lambda text: pytest.fail(text))
+
+    def end(done: int, total: int) -> None:
+        assert done <= total
+        if done == batch:
+            raise Ended
+
+    with pytest.raises(Ended):
+        fit_images(half, start, SETTINGS, SHORT, kept(False), end)
+    rest: list[int] = []
+    again, history_again = fit_images(half, start, SETTINGS, SHORT, kept(True), lambda done, total: rest.append(done))
+    assert len(rest) == 28 - batch // 4 * 4
+    assert equal(again, whole)
+    assert history_again == history
+    done, _ = fit_images(half, start, SETTINGS, SHORT, kept(True), lambda *_: pytest.fail("nothing was left to do"))
+    assert equal(done, whole)
+
+
+def test_an_image_that_is_not_finite_is_named(half: HalfSet, seen: Statistics, tmp_path: Path) -> None:
+    """And the state before it can be loaded."""
+    images = half.images.read(np.arange(len(half.particles)))
+    images[half.seen[7], 3, 4] = 1e38
+    spoilt = replace(half, images=ImagesInMemory(images))
+    kept = Checkpoints(tmp_path, resume=True).named("half1", lambda text: pytest.fail(text))
+    with np.errstate(all="ignore"), pytest.raises(InputError) as caught:
+        fit_images(spoilt, start_of(seen), SETTINGS, replace(SHORT, round=1, batch=(8, 8)), kept)
+    assert half.particles.ids[half.seen[7]] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    state = kept.load()
+    assert state is None or all(torch.isfinite(tensor).all() for tensor in state.tensors.values())
+
+
+def test_an_image_is_seen_as_any_of_its_mates(seen: Statistics) -> None:
+    """Its misfit is that of the model turned the other way."""
+    operators = symmetry_operators("C3")
+    half = half_set(10, symmetry=operators)
+    model, rows = start_of(seen), np.arange(10)
+    images = half.images.read(rows)
+    for number, operator in enumerate(operators):
+        turned = model.map(lambda name, t: t @ torch.from_numpy(operator).T.float() if name == "centres" else t)  # noqa: B023
+        one, _ = Misfit(half, 6.0).of(model, rows, images, np.full(10, number))
+        other, _ = Misfit(half, 6.0).of(turned, rows, images, np.zeros(10, dtype=np.int64))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)
+
+
+def test_few_images_need_no_unseen_ones(half: HalfSet, seen: Statistics) -> None:
+    few = replace(half, seen=half.seen[:12], unseen=half.unseen[:0])
+    _, history = fit_images(few, start_of(seen), SETTINGS, SHORT)
+    assert history.stopped_by == "maximum number of rounds"
+    assert history.checks == []
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_the_ramp_takes_no_side(exponent: float, half: HalfSet) -> None:
+    """It is symmetric and, but for the mean, positive: a gradient that passed it still leads downhill."""
+    misfit = Misfit(half, 3.0)
+    a, b = torch.randn(2, 1, BOX, BOX, generator=torch.Generator().manual_seed(0))
+    forth, back = (misfit.ramped(a, exponent) * b).sum(), (a * misfit.ramped(b, exponent)).sum()
+    assert forth.item() == pytest.approx(back.item(), rel=1e-4, abs=1e-4)
+    assert (misfit.ramped(a, exponent) * a).sum() > 0
+
+
+def test_refused_where_refused(refuses: Callable, half: HalfSet, seen: Statistics, tmp_path: Path) -> None:
+    """A state of another job."""
+    start = start_of(seen)
+    jobs = [
+        Checkpoints(tmp_path, True, {"seed": seed}).named("half1", lambda text: pytest.fail(text)) for seed in (1, 2)
+    ]
+    fit_images(half, start, SETTINGS, replace(SHORT, max_rounds=1, anneal_rounds=1), jobs[0])
+    with refuses("seed 1 there, 2 here"):
+        fit_images(half, start, SETTINGS, SHORT, jobs[1])
