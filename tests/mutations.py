@@ -197,7 +197,7 @@ STAR: dict[str, Mutation] = {
         b"loop_\n", b"loop_\n" + b"".join(b"_c%d\n" % i for i in range(100_000))
     ),
     "many keys": lambda data, rng: b"data_k\n" + b"".join(b"_c%d 1\n" % i for i in range(100_000)) + data,
-    "many blocks": lambda data, rng: b"".join(b"data_%d\n" % i for i in range(100_000)) + data,
+    "many blocks": lambda data, rng: b"".join(b"data_%d\n" % i for i in range(10_000)) + data,
 }
 
 

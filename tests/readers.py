@@ -25,6 +25,7 @@ from emsplat.gaussians import Gaussians
 from emsplat.io import ImageSource, StackReader, Table, read_map, read_particles, read_star, write_map, write_star
 from emsplat.io.subset import read_ids
 from emsplat.io.unpickle import read_arrays
+from emsplat.io.write_back import open_source, write_back
 from emsplat.particles import Particles
 from emsplat.simulation.atoms import read_atoms
 from mutations import ANY, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
@@ -50,11 +51,13 @@ class Hangs(BaseException):
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Limits time and memory; Hangs or MemoryError beyond."""
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    """Limits time, and on Linux memory; Hangs or MemoryError beyond."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, _hangs)
-    resource.setrlimit(resource.RLIMIT_AS, (taken + BYTES, hard))
+    sizes = Path("/proc/self/statm")
+    if sizes.exists():
+        taken = int(sizes.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (taken + BYTES, hard))
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
@@ -375,10 +378,7 @@ def _read_map(path: Path) -> None:
 def _read_cs(path: Path) -> None:
     particles = read_particles(path)
     _check_particles(particles)
-    try:
-        table = np.load(path, allow_pickle=False)
-    except ValueError:  # stricter, in what the header says of the order of a table's axes
-        return
+    table = np.load(path, allow_pickle=False)
     np.testing.assert_array_equal(particles.ids, table["uid"].astype(str))
     np.testing.assert_array_equal(particles.defocus_u_in_angstroms, table["ctf/df1_A"].astype(np.float64))
     np.testing.assert_array_equal(particles.section, table["blob/idx"])
@@ -423,6 +423,21 @@ def _read_ids(path: Path) -> None:
     assert all(word in words or '"' in word for name in found for word in name.split())
 
 
+def _read_subset(path: Path) -> None:
+    """Every other row, written back: what is not a row of particles stays as it was."""
+    out = path.with_name(f"out{path.suffix}")
+    ids = list(open_source(path).ids)
+    write_back(path, out, ids[::2])
+    assert list(open_source(out).ids) == ids[::2]
+    if path.suffix == ".star":
+        before, after = read_star(path), read_star(out)
+        of_particles = next(name for name, table in before.items() if name != "optics" and "rlnImageName" in table)
+        assert list(before) == list(after)
+        for name, table in before.items():
+            step = 2 if name == of_particles else 1
+            assert {n: list(values[::step]) for n, values in table.columns.items()} == dict(after[name].columns)
+
+
 def _read_atoms(path: Path) -> None:
     model = read_atoms(path)
     positions = np.array([site.atom.pos.tolist() for site in model.all()])
@@ -438,10 +453,12 @@ READERS = (
     Reader("RELION tomograms", _tomograms, _read_tomo, {**ANY, **TEXT, **STAR}),
     Reader("RELION tomography particles", _tomo_particles, _read_tomo, {**ANY, **TEXT, **STAR}),
     Reader("RELION optimisation set", _optimisation_set, _read_tomo, {**ANY, **TEXT}),
+    Reader("star, part of it written back", _star, _read_subset, {**ANY, **TEXT, **STAR}),
     Reader("MRC stack", _stack, _read_stack, {**ANY, **MRC}),
     Reader("MRC stack of a star", _spoilt_stack, _read_spoilt_stack, {**ANY, **MRC}),
     Reader("MRC map", _map, _read_map, {**ANY, **MRC}),
     Reader("cryoSPARC table", _cs, _read_cs, {**ANY, **NPY}),
+    Reader("cryoSPARC table, part of it written back", _cs, _read_subset, {**ANY, **NPY}),
     Reader("cryoDRGN poses", _poses, _read_pickle, {**ANY, **PICKLE}),
     Reader("cryoDRGN CTFs", _ctf, _read_pickle, {**ANY, **PICKLE}),
     Reader("list of stacks", _stack_list, _read_stack_list, {**ANY, **TEXT}),

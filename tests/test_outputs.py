@@ -27,6 +27,10 @@ from relion import run_relion
 
 Run = tuple[Reconstruction, Reporter]
 
+TEXTS = {"fsc.csv", "summary.json", "config.json", "run.log", "report.html", "report_data.npz"}
+MODELS = {f"gaussians{part}.safetensors" for part in ("", "_half1", "_half2")}
+FILES = {*MAPS, *TEXTS, *MODELS}
+
 
 @pytest.fixture(scope="module")
 def run_folder(reconstructed: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,10 +49,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_everything_is_there(run_folder: Path) -> None:
-    figures = {f"figures/{n}.png" for n in ("fsc", "slices", "projections", "orientations", "loss")}
-    texts = {"fsc.csv", "summary.json", "config.json", "run.log"}
-    models = {f"gaussians{part}.safetensors" for part in ("", "_half1", "_half2")}
-    assert set(contents(run_folder)) == {*MAPS, *figures, *texts, *models}
+    figures = {f"figures/{n}.png" for n in ("fsc", "slices", "projections", "orientations", "loss", "local_resolution")}
+    assert set(contents(run_folder)) == FILES | figures
     assert os.listdir(run_folder.parent) == ["run"]  # no staging left
 
 
@@ -135,6 +137,24 @@ def test_relion_reads_the_half_maps(kind: str, run_folder: Path, tmp_path: Path)
         assert float(file.voxel_size.x) == pytest.approx(3.4, rel=1e-4)
 
 
+@pytest.mark.parametrize("part", ["gather_evidence", "write_report"])
+def test_a_report_that_fails_costs_no_run(
+    part: str, reconstructed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_figures: None
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("a bug\nof two lines")
+
+    monkeypatch.setattr(outputs, part, fail)
+    reporter = Reporter()
+    write_run(tmp_path / "run", reconstructed[0], reporter)
+    assert set(contents(tmp_path / "run")) == FILES
+    assert len(reporter.warnings) == 1
+    assert "(ValueError: a bug of two lines)" in reporter.warnings[0]
+    assert f"emsplat report {tmp_path / 'run'}" in reporter.warnings[0]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page == "" if part == "write_report" else "This run left nothing to show here" in page
+
+
 # What is there stays, what fails leaves nothing
 
 
@@ -214,7 +234,7 @@ def test_an_interrupt_while_files_are_moved_waits(
     finally:
         signal.signal(sent, before)
     assert (folder / "summary.json").exists()
-    assert len(contents(folder)) == 13
+    assert set(contents(folder)) == FILES
     assert os.listdir(tmp_path) == ["run"]
 
 

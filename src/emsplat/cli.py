@@ -18,6 +18,8 @@ from emsplat.errors import InputError
 from emsplat.threads import relax_openmp
 
 _BAD_INPUT, _FAILED, _INTERRUPTED, _BROKEN_PIPE = 2, 1, 130, 141
+# How torch, the threads and the loader of libraries say it.
+_OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread", "failed to map segment", "Cannot allocate memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     relax_openmp()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a queue's cancel cleans up as Ctrl-C does
+        for number in (signal.SIGTERM, signal.SIGHUP):  # a queue's cancel and a lost terminal clean up as Ctrl-C does
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, signal.default_int_handler)
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -38,22 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=arguments,
             config=(FlagCreatePairsOff, DisallowNone),
         )
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed, as by >&-
+            sys.stdout.flush()
     except InputError as error:
         return _complain(str(error), _BAD_INPUT)
     except KeyboardInterrupt:
         return _complain("interrupted; no half-written file is left", _INTERRUPTED)
-    except MemoryError as error:
-        return _complain(f"out of memory: {error}; look at coarser detail with --max-resolution", _FAILED)
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`: not worth a word
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
         return _BROKEN_PIPE
     except OSError as error:
         return _complain(*_of_the_system(error))
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # how torch runs out of it
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
             raise
-        return _complain("out of memory; look at coarser detail with --max-resolution", _FAILED)
+        why = f" ({str(error).rsplit('/', 1)[-1]})" if str(error) else ""
+        return _complain(f"out of memory{why}; look at coarser detail with --max-resolution", _FAILED)
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emsplat import outputs
+from emsplat.closing import closing_curve, closing_rows
 from emsplat.console import ConsoleReporter
 from emsplat.correlation import fsc, resolution_at
 from emsplat.io.mrc import read_map
@@ -23,8 +24,14 @@ _IMAGES = SimulationSettings(
 def run_demo(folder: Path, seed: int, overwrite: bool) -> outputs.Summary:
     """Writes the images to ``folder/simulation`` and the run to `folder`; returns the run's summary."""
     settings, images = ReconstructSettings(seed=seed), replace(_IMAGES, seed=seed)
-    outputs.check_output(folder, overwrite)
     reporter = ConsoleReporter()
+    with outputs.claimed(folder, overwrite, reporter):
+        return _simulate_and_reconstruct(folder, settings, images, overwrite, reporter)
+
+
+def _simulate_and_reconstruct(
+    folder: Path, settings: ReconstructSettings, images: SimulationSettings, overwrite: bool, reporter: ConsoleReporter
+) -> outputs.Summary:
     reporter.line(
         f"simulating {images.n_images:,} images of 7PBL, a 227 kDa AAA+ assembly, {images.box_size} × "
         f"{images.box_size} pixels of {images.pixel_size_in_angstroms} Å, SNR {images.snr}"
@@ -39,5 +46,5 @@ def run_demo(folder: Path, seed: int, overwrite: bool) -> outputs.Summary:
     summary = outputs.write_run(
         folder, result, reporter, overwrite=overwrite, truth=curve, true_resolution=true_resolution
     )
-    reporter.table(outputs.closing_rows(summary, folder))
+    reporter.closing(closing_rows(summary, folder), closing_curve(result.validation))
     return summary

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-import resource
+import shlex
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,25 +20,52 @@ from numpy.typing import NDArray
 
 import emsplat
 from emsplat import figures
+from emsplat.closing import Summary, closing_rows, resolution_text
+from emsplat.figures_local import figure_local_resolution
+from emsplat.figures_refinement import figure_refinement
 from emsplat.fit import FitHistory
-from emsplat.io.folders import check_folder, filling
+from emsplat.io.folders import check_folder, claiming, filling
 from emsplat.io.mrc import write_map
+from emsplat.io.write_refined import NAMES, write_refined
 from emsplat.reconstruction import Reconstruction
-from emsplat.reporting import Reporter
-from emsplat.validation import FIRST_SHELL, write_fsc_csv
+from emsplat.report.evidence import Evidence, gather_evidence, write_evidence
+from emsplat.report.page import REPORT, write_report
+from emsplat.reporting import Reporter, peak_memory_in_bytes
+from emsplat.validation import write_fsc_csv
 
 SUMMARY, LOG = "summary.json", "run.log"
-MAPS = ("map.mrc", "map_half1.mrc", "map_half2.mrc", "raw_half1.mrc", "raw_half2.mrc", "mask.mrc")
+MAPS = (
+    "map.mrc",
+    "map_half1.mrc",
+    "map_half2.mrc",
+    "raw_half1.mrc",
+    "raw_half2.mrc",
+    "mask.mrc",
+    "local_resolution.mrc",
+)
 GAUSSIANS = ("gaussians.safetensors", "gaussians_half1.safetensors", "gaussians_half2.safetensors")
-_FILES = (*MAPS, *GAUSSIANS, "fsc.csv", SUMMARY, "config.json", LOG)
+_FILES = (*MAPS, *GAUSSIANS, "fsc.csv", SUMMARY, "config.json", LOG, *NAMES)
 _LIBRARIES = ("numpy", "scipy", "torch", "numba")
-
-Summary = dict[str, Any]
 
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
     """InputError where a run could not be written to `folder`: better said before the work than after it."""
     check_folder(folder, _FILES, overwrite, "run")
+
+
+@contextmanager
+def claimed(folder: Path, overwrite: bool, reporter: Reporter) -> Iterator[None]:
+    """Keeps `folder` for the run that the block makes, and warns of what killed runs have left in it.
+
+    Raises:
+        InputError: a run could not be written to it, or another one is at work on it.
+    """
+    check_output(folder, overwrite)
+    with claiming(folder) as found:
+        for line in found:
+            reporter.warn(line)
+        check_output(folder, overwrite)  # once more: a killed run may just have been brought to its end
+        yield
 
 
 def write_run(
@@ -63,18 +94,39 @@ def write_run(
             _write_gaussians(staging, reconstruction)
             write_fsc_csv(staging / "fsc.csv", reconstruction.validation)
             _write_json(staging / "config.json", configuration(reconstruction))
+            _write_particles(staging, reconstruction, reporter)
         with reporter.stage("figures"):
             draw_figures(staging / "figures", reconstruction, truth)
+        evidence: Evidence = {}
+        with reporter.stage("report"), _costing_no_run(folder, reporter):
+            evidence = gather_evidence(reconstruction, truth)
+        write_evidence(staging, evidence)
         summary = summarise(reconstruction, reporter) | facts
         _write_json(staging / SUMMARY, summary)
         log = [*reporter.log, "", *(f"{name}: {text}" for name, text in closing_rows(summary, folder))]
         (staging / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
+        (staging / REPORT).touch()
+        with _costing_no_run(folder, reporter):
+            write_report(staging, name=folder.resolve().name)
     return summary
+
+
+@contextmanager
+def _costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
+    """What fails in the block is said and no more: the result of hours is worth more than its report.
+
+    Its files are written empty then, lest those of an older run stay.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reporter.warn(f"the report is not complete ({reason}), all else is; emsplat report {folder} makes it again")
 
 
 def _write_maps(folder: Path, r: Reconstruction) -> None:
     first, second = r.halves
-    volumes = (r.map, first.map, second.map, first.raw, second.raw, r.mask)
+    volumes = (r.map, first.map, second.map, first.raw, second.raw, r.mask, r.local_resolution.filled())
     for name, volume in zip(MAPS, volumes, strict=True):
         write_map(folder / name, volume, r.pixel_size_in_angstroms)
 
@@ -90,8 +142,19 @@ def _write_gaussians(folder: Path, r: Reconstruction) -> None:
         model.save(folder / name, **box)
 
 
+def _write_particles(folder: Path, r: Reconstruction, reporter: Reporter) -> None:
+    """Those that were refined."""
+    if r.refinement is None:
+        return
+    contrast = 1 + r.refinement.changes[:, 5]
+    path = write_refined(r.particles, contrast, r.settings.refined, folder, by_column=r.settings.poses is None)
+    reporter.line(f"{path.name}: the refined particles, their images named as in {r.particles.source} (--datadir)")
+    if r.particles.dark is not None and r.particles.dark.any() and path.suffix == ".star":
+        reporter.warn(f"{path.name} cannot say that images are dark; read it with --invert")
+
+
 def draw_figures(folder: Path, r: Reconstruction, truth: NDArray[np.float64] | None = None) -> None:
-    """The five pictures of a run, into a new folder."""
+    """The six pictures of a run, into a new folder."""
     folder.mkdir()
     raw = 0.5 * (r.halves[0].raw + r.halves[1].raw)
     histories = [half.history for half in r.halves]
@@ -101,6 +164,11 @@ def draw_figures(folder: Path, r: Reconstruction, truth: NDArray[np.float64] | N
     figures.figure_projections(r.map, folder / "projections.png", r.pixel_size_in_angstroms, raw)
     figures.figure_orientations(r.particles.euler_angles_in_degrees, folder / "orientations.png")
     figures.figure_loss(steps, [h.losses for h in histories], [_held_out(h) for h in histories], folder / "loss.png")
+    if r.refinement is not None:
+        figure_refinement(r.refinement.moved(), r.particles.half_set, folder / "refinement.png")
+    figure_local_resolution(
+        r.local_resolution, r.map, folder / "local_resolution.png", r.pixel_size_in_angstroms, r.validation.resolution
+    )
 
 
 def _held_out(history: FitHistory) -> NDArray[np.float64] | None:
@@ -114,6 +182,8 @@ def _held_out(history: FitHistory) -> NDArray[np.float64] | None:
 def configuration(r: Reconstruction) -> dict[str, Any]:
     """Every setting, and what was found from the data where a setting was left out."""
     return {
+        "command": command_line(),
+        "directory": os.getcwd(),
         "particles": str(Path(r.particles.source).absolute()),
         "settings": asdict(r.settings),
         "found": {
@@ -124,6 +194,13 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
             "fit_steps_of_halves": [len(half.history.losses) for half in r.halves],
         },
     }
+
+
+def command_line() -> str:
+    """What was typed, or the program that made the run."""
+    if Path(sys.argv[0]).name in ("emsplat", "__main__.py"):
+        return shlex.join(["emsplat", *sys.argv[1:]])
+    return shlex.join(sys.orig_argv)
 
 
 def verdict(r: Reconstruction) -> Summary:
@@ -143,6 +220,8 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
     seconds = r.seconds | reporter.seconds
     return {
         **verdict(r),
+        "local_resolution": r.local_resolution.summary(),
+        "refinement": r.refinement.summary(r.particles.half_set) if r.refinement else None,
         "n_images": r.n_images,
         "n_particles": len(np.unique(r.particles.particle)),
         "n_gaussians": len(r.gaussians),
@@ -154,16 +233,12 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "seconds": {stage: round(time, 3) for stage, time in seconds.items()},
         "images_per_second": round(r.n_images / seconds["pass"], 1) if seconds.get("pass") else None,
         "peak_memory_in_bytes": peak_memory_in_bytes(),
+        "peak_memory_after_in_bytes": reporter.peak_memory_in_bytes,
         "seed": r.settings.seed,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "warnings": reporter.warnings,
         "versions": versions(),
     }
-
-
-def peak_memory_in_bytes() -> int:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
 
 
 def versions() -> dict[str, str]:
@@ -179,47 +254,3 @@ def versions() -> dict[str, str]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-
-
-def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:
-    """What the user wants to know at the end: name and value of each line of the closing table."""
-    stages = sorted(summary["seconds"].items(), key=lambda item: -item[1])
-    limit = summary["measurable_limit"]
-    first, second = summary["n_gaussians_of_halves"]
-    rows = [("resolution", resolution_text(summary))]
-    if "true_resolution" in summary:
-        rows.append(("true resolution", _true_resolution_text(summary["true_resolution"])))
-    return [
-        *rows,
-        ("measurable to", f"{limit:.2f} Å (Nyquist {summary['nyquist']:.2f} Å)" if limit else "no shell"),
-        ("images", f"{summary['n_images']:,} of {summary['n_particles']:,} particles"),
-        ("Gaussians", f"{first:,} + {second:,}, one set a half"),
-        (
-            "time",
-            f"{sum(summary['seconds'].values()):.1f} s: " + ", ".join(f"{n} {t:.1f}" for n, t in stages if t >= 0.05),
-        ),
-        ("pass", f"{summary['images_per_second']:,.0f} images/s"),
-        ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
-        ("map", str(folder / "map.mrc")),
-        ("figures", str(folder / "figures")),
-    ]
-
-
-def resolution_text(summary: Summary) -> str:
-    """The verdict in one line, its curve and its kind named."""
-    kind, resolution = summary["resolution_kind"], summary["resolution"]
-    if kind == "not_measurable" and summary["measurable_limit"]:
-        return f"not measurable: c_map is below 0.5 from shell {FIRST_SHELL} on"
-    if kind == "not_measurable":
-        return "not measurable: the raw half maps share no significant signal"
-    if kind == "better_than":
-        text = f"better than {resolution:.2f} Å, the limit of measurability (c_map is above 0.5 up to there)"
-    else:
-        text = f"{resolution:.2f} Å (c_map = 0.5, measured)"
-    return text + (", upper bound: poses shared" if summary["poses_shared"] else "")
-
-
-def _true_resolution_text(resolution: float | None) -> str:
-    if resolution is None:
-        return "better than Nyquist (FSC of the map with the truth is above 0.5)"
-    return f"{resolution:.2f} Å (FSC of the map with the truth = 0.5, same mask)"

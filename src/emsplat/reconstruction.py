@@ -128,6 +128,7 @@ def reconstruct(
             f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
             f"Gaussians within {grid.extent * grid.pixel_size:.0f} Å"
         )
+
         def solve(current: Particles) -> Solution:
             return _solve(current, images, preview, grid, settings, reporter, checkpoints)
 
@@ -184,7 +185,7 @@ def _table_with_halves(
     )
     given = bool(np.any(table.half_set > 0))
     if given and len(np.unique(table.half_set[table.half_set > 0])) == 1:
-        reporter.warn("rlnRandomSubset puts all images into one half, so it is not used")
+        reporter.warn("the half sets put all images into one half, so they are not used")
         table, given = replace(table, half_set=np.zeros_like(table.half_set)), False
     if not given:
         reporter.warn(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ class Reporter:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.peak_memory_in_bytes: dict[str, int] = {}  # by the end of a stage, since the process began
         self.log: list[str] = []  # with time stamps
         self.warnings: list[str] = []
 
@@ -38,3 +41,10 @@ class Reporter:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.peak_memory_in_bytes[name] = peak_memory_in_bytes()
+
+
+def peak_memory_in_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes

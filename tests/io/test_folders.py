@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,11 +105,25 @@ def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch
     def flock(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    (tmp_path / ".unfinished.1").mkdir()  # nobody can know whether its process is alive
+    path = tmp_path / f".unfinished@{socket.gethostname()}@1"  # nobody can know whether its process is alive
+    path.mkdir()
     monkeypatch.setattr(folders.fcntl, "flock", flock)
     fill(tmp_path)
     assert contents(tmp_path) == NEW
-    assert (tmp_path / ".unfinished.1").exists()
+    assert path.exists()
+
+
+def test_what_another_machine_left_is_named_and_stays(tmp_path: Path) -> None:
+    """Where locks are kept to one machine its process may be alive."""
+    names = [".finished@far@2@end", ".unfinished@far@1"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("theirs")
+    with claiming(tmp_path) as found:
+        assert [line.split(" is of a run on far")[0] for line in found] == [f"{tmp_path}: {name}" for name in names]
+    fill(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "sub", "d", "end", *names}
+    assert (tmp_path / "a").read_text() == "new"
 
 
 # Kills a child at the n-th call that changes the disk, for every n, and looks at what the next process finds.
@@ -141,7 +156,7 @@ for n in range(1, 200):
     _, status = os.waitpid(child, 0)
     before = t.contents(folder)
     whole = before in (old, {**old, **t.NEW})
-    hidden = sorted(p.name.split(".")[1] for p in folder.glob(".*"))
+    hidden = sorted(p.name.split("@")[0][1:] for p in folder.glob(".*"))
     assert whole or "finished" in hidden, (n, before, hidden)
     with claiming(folder) as found:
         after = t.contents(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -59,8 +60,11 @@ def test_long_runs_are_read_in_pieces(tmp_path, monkeypatch):
         np.testing.assert_array_equal(stack.read(np.arange(9)[::-1]), values[::-1])
 
 
-@pytest.mark.parametrize(("cell", "expected"), [(0, None), (8, None), (12, 1.5), (8.8, 1.1)])
-def test_pixel_size_of_zero_or_one_is_unset(tmp_path, cell, expected):
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [(0, None), (8, None), (12, 1.5), (8.8, 1.1), (np.nan, None), (np.inf, None), (1e20, None), (-12, None)],
+)
+def test_pixel_size_of_zero_or_one_or_nonsense_is_unset(tmp_path, cell, expected):
     write_raw(tmp_path / "a.mrcs", np.zeros((2, 8, 8)), 2, mx=8, my=8, mz=1, cella=(cell, cell, 1))
     with StackReader(tmp_path / "a.mrcs") as stack:
         assert stack.pixel_size_in_angstroms == (None if expected is None else pytest.approx(expected))
@@ -97,6 +101,26 @@ def test_a_huge_claim_is_refused_before_memory_is_taken(tmp_path, refuses):
     write_raw(path, np.zeros((1, 4, 4)), 2, nx=60000, ny=60000, nz=60000)
     with refuses("truncated"):
         read_map(path)
+
+
+def test_a_file_with_a_hole_is_not_believed(tmp_path, refuses):
+    path = tmp_path / "a.mrc"
+    write_raw(path, np.zeros((1, 4, 4)), 2, nx=10_000, ny=10_000, nz=10_000)
+    os.truncate(path, 1024 + 4 * 10_000**3)
+    with refuses("a.mrc", "4,000 GB", "memory"):
+        read_map(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, refuses):
+    os.mkfifo(tmp_path / "a.mrc")
+    with refuses("a.mrc", "a pipe"):
+        StackReader(tmp_path / "a.mrc")
+
+
+def test_an_origin_that_is_nowhere_is_refused(tmp_path, refuses):
+    write_raw(tmp_path / "a.mrc", np.zeros((4, 4, 4)), 2, origin=(0, np.nan, 0))
+    with refuses("a.mrc", "origin", "finite"):
+        read_map(tmp_path / "a.mrc")
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path, refuses):

@@ -15,7 +15,13 @@ from emsplat.io import Table, read_star, star, write_star
 from emsplat.io.star_scan import scan_rows
 from mutations import STAR, TEXT
 
-QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 VALUES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
     ["data_", "data_x", "loop_", "_x", "#", "", "'", '"', "it's", "a 'b' c", "'a", 'b"', "1e5", "nan", "stop_"]
 )

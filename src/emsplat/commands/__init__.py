@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from emsplat.commands.check import check
 from emsplat.commands.demo import demo
+from emsplat.commands.export import export
 from emsplat.commands.fsc import fsc
 from emsplat.commands.reconstruct import reconstruct
+from emsplat.commands.report import report
 from emsplat.commands.simulate import simulate
+from emsplat.commands.subset import subset
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "check": check,
     "reconstruct": reconstruct,
     "simulate": simulate,
+    "subset": subset,
+    "export": export,
+    "report": report,
     "fsc": fsc,
     "demo": demo,
 }

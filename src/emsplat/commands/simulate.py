@@ -56,6 +56,7 @@ def simulate(
         overwrite: replace a simulation the folder holds.
     """
     from emsplat.console import ConsoleReporter
+    from emsplat.io.folders import claiming
     from emsplat.simulation import simulate
 
     settings = SimulationSettings(
@@ -76,6 +77,9 @@ def simulate(
         like=like,
     )
     reporter = ConsoleReporter()
-    with reporter.stage("simulation"), reporter.bar("simulating", "images") as advance:
-        star = simulate(model, output, settings, overwrite, advance)
+    with claiming(output) as found:
+        for line in found:
+            reporter.warn(line)
+        with reporter.stage("simulation"), reporter.bar("simulating", "images") as advance:
+            star = simulate(model, output, settings, overwrite, advance)
     reporter.line(f"{n_images:,} images of {box_size} × {box_size} pixels: {star}")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as array_format
@@ -73,7 +74,8 @@ class Columns:
         if of_class is not None and values.ndim == 2 + len(shape) and of_class.max() < values.shape[1]:
             values = values[np.arange(len(self)), of_class]
         self._check(name, values, "iufb", "numbers", shape)
-        values = values.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # some of the numbers that are none
+            values = values.astype(np.float64)
         self.require(np.isfinite(values).reshape(len(self), -1).all(axis=1), name, values, "must be finite")
         return values
 
@@ -195,7 +197,7 @@ def _read_table(path: Path) -> dict[str, NDArray]:
         raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
 
 
-def _header(path: Path, file: BufferedReader) -> tuple[np.dtype, int]:
+def _header(path: Path, file: BinaryIO) -> tuple[np.dtype, int]:
     """The row type and the number of rows; the file stands at the first row."""
     start = file.read(_LARGEST_HEADER_IN_BYTES)
     if start.startswith(b"\x94CSDAT"):
@@ -230,12 +232,14 @@ def _parsed(start: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     first_row = first + int.from_bytes(start[8:first], "little")
     header = ast.literal_eval(start[first:first_row].decode("utf-8" if start[6] == 3 else "latin1").strip())
     shape = tuple(int(length) for length in header["shape"])
+    if set(header) != {"descr", "fortran_order", "shape"} or not isinstance(header["fortran_order"], bool):
+        raise ValueError("a header that NumPy would not write or read")
     if first_row > len(start) or not all(0 <= length < 2**63 for length in shape):
         raise ValueError("a header longer than the file or than any table's, or an impossible shape")
     return array_format.descr_to_dtype(header["descr"]), shape, first_row
 
 
-def _read_rows(path: Path, file: BufferedReader, types: np.dtype, count: int) -> dict[str, NDArray]:
+def _read_rows(path: Path, file: BinaryIO, types: np.dtype, count: int) -> dict[str, NDArray]:
     kept = [name for name in types.names or () if _KEPT.fullmatch(name)]
     check_memory(path, count * sum(types[name].itemsize for name in kept))
     columns = {name: np.empty((count, *types[name].shape), types[name].base) for name in kept}

@@ -4,9 +4,11 @@ While a process works for a folder, this lies in it:
 
 - ``.claim``, a locked file that names the process. The system drops the lock with the process, so a claim that is there
   and not locked is of one that was killed.
-- ``.unfinished.PID``, the files that are being written.
-- ``.finished.PID.LAST``, the same when all are complete, while they are moved into place, LAST as the last; in it
+- ``.unfinished@HOST@PID``, the files that are being written.
+- ``.finished@HOST@PID@LAST``, the same when all are complete, while they are moved into place, LAST as the last; in it
   ``.replaced``, the old files they take the place of.
+
+Some file systems keep locks to one machine, so what another machine left is named and not touched.
 """
 
 from __future__ import annotations
@@ -80,8 +82,8 @@ def filling(folder: Path, last: str) -> Iterator[Path]:
         InputError: `folder` is claimed, cannot be made or written, or the disk is full.
     """
     with claiming(folder):
-        staging = folder / f"{_UNFINISHED}.{os.getpid()}"
-        finished = folder / f"{_FINISHED}.{os.getpid()}.{last}"
+        owner = f"{socket.gethostname()}@{os.getpid()}"
+        staging, finished = folder / f"{_UNFINISHED}@{owner}", folder / f"{_FINISHED}@{owner}@{last}"
         try:
             staging.mkdir(parents=True)  # the folder again, if someone has removed it meanwhile
             yield staging
@@ -155,13 +157,19 @@ def _open_claim(folder: Path, path: Path) -> tuple[int, bool]:
 def _settled(folder: Path, previous: str) -> list[str]:
     """Brings to its end, or takes away, what killed processes left in a folder that is locked; a line on each."""
     lines = [f"an earlier run was killed here ({previous})"] if previous else []
-    for path in sorted(folder.glob(f"{_UNFINISHED}.*")):
-        lines.append("the half-written files of a killed run are removed")
-        shutil.rmtree(path, ignore_errors=True)
-    for path in sorted(folder.glob(f"{_FINISHED}.*")):
-        lines.append("a run was killed while its files, all complete, were moved into place; now they are there")
-        with _uninterrupted():
-            _move_all(path, folder, last=path.name.split(".", 3)[3])
+    for path in sorted([*folder.glob(f"{_UNFINISHED}@*"), *folder.glob(f"{_FINISHED}@*")]):
+        kind, host, _, *last = path.name.split("@")
+        if host != socket.gethostname():
+            lines.append(
+                f"{path.name} is of a run on {host} that was killed or is still at work: remove it if that has ended"
+            )
+            continue
+        if kind == _FINISHED:
+            lines.append("a run was killed while its files, all complete, were moved into place; now they are there")
+            with _uninterrupted():
+                _move_all(path, folder, last=last[0])
+        else:
+            lines.append("the half-written files of a killed run are removed")
         shutil.rmtree(path, ignore_errors=True)
     return [f"{folder}: {line}" for line in lines]
 

@@ -187,60 +187,66 @@ def read_star(path: str | Path, keep: Mapping[str, type[str] | type[float]] | No
     blocks: dict[str, _Block] = {}
     block: _Block | None = None
     number = 0  # of the line
-    for piece in _pieces(path):
-        end = 0
-        if block and block.is_worth_compiling:
-            before = block.n_rows
-            end = block.add_plain_rows(piece)
-            number += block.n_rows - before
-        for line in _lines(path, piece[end:]):
-            number += 1
-            fields = words(line)
-            where = f"{path}, line {number}"
-            if not fields:
-                if block and block.n_rows and not line.strip():
-                    block.ended = True
-            elif len(fields) == 1 and line.lstrip().startswith("data_"):  # not in quotes
-                name = fields[0].removeprefix("data_")
-                if name in blocks:
-                    raise InputError(
-                        f"{where}: a second block {_cut(fields[0])}; names must differ: remove or rename one"
-                    )
-                block = blocks[name] = _Block(f"{path}, data_{name}", keep)
-            elif block is None:
-                raise InputError(f"{where}: {_short(line)} stands before any data_ line; is this a STAR file?")
-            else:
-                _take(block, line.lstrip(), fields, where)
+    try:
+        for piece in _pieces(path):
+            end = 0
+            if block and block.is_worth_compiling:
+                before = block.n_rows
+                end = block.add_plain_rows(piece)
+                number += block.n_rows - before
+            for line in _lines(path, piece[end:]):
+                number += 1
+                line = line.strip()
+                if not line:
+                    if block and block.n_rows:
+                        block.ended = True
+                elif fields := _fields(line):
+                    if len(fields) == 1 and line.startswith("data_"):  # not in quotes
+                        block = _begun(blocks, fields[0].removeprefix("data_"), path, keep)
+                    else:
+                        _take(block, line, fields)
+    except _Refused as what:
+        raise InputError(f"{path}, line {number}: {what}") from None
     if not blocks:
         raise InputError(f"{path}: no data_ block in it; a STAR file has at least one: check the path")
     return {name: found.table() for name, found in blocks.items()}
 
 
-def _take(block: _Block, line: str, fields: list[str], where: str) -> None:
+class _Refused(Exception):
+    """What is wrong with a line, and what to do."""
+
+
+def _begun(blocks: dict[str, _Block], name: str, path: Path, keep: Mapping[str, type] | None) -> _Block:
+    """A new block, put beside the others."""
+    if name in blocks:
+        raise _Refused(f"a second block data_{_cut(name)}; names must differ: remove or rename one")
+    blocks[name] = _Block(f"{path}, data_{name}", keep)
+    return blocks[name]
+
+
+def _take(block: _Block | None, line: str, fields: list[str]) -> None:
     """Adds one line that is neither blank nor the start of a block."""
+    if block is None:
+        raise _Refused(f"{_short(line)} stands before any data_ line; is this a STAR file?")
     if fields == ["loop_"] and line.startswith("loop_"):
         if block.names:
-            raise InputError(f"{where}: a second loop in one block; RELION's files have one: split the block")
+            raise _Refused("a second loop in one block; RELION's files have one: split the block")
         block.is_loop = True
     elif line.startswith("_") and not block.n_rows:
         name = fields[0].removeprefix("_")
         if name in block.names:
-            raise InputError(f"{where}: a second column {_cut(name)} in one block; names must differ: remove one")
+            raise _Refused(f"a second column {_cut(name)} in one block; names must differ: remove one")
         if block.is_loop:
             block.add_name(name)
         elif len(fields) == 2:
             block.add_key(name, fields[1])
         else:
-            raise InputError(
-                f"{where}: {_cut(name)} has {len(fields) - 1} values; a key outside a loop has one: mend it"
-            )
+            raise _Refused(f"{_cut(name)} has {len(fields) - 1} values; a key outside a loop has one: mend it")
     elif not block.is_loop or block.ended:
-        raise InputError(
-            f"{where}: values outside a loop ({_short(' '.join(fields))}); a blank line ends a loop: remove that line"
-        )
+        raise _Refused(f"values outside a loop ({_short(line)}); a blank line ends a loop: remove that line")
     elif len(fields) != len(block.names):
-        raise InputError(
-            f"{where}: {len(fields)} values for {len(block.names)} columns; a row has one value a column: "
+        raise _Refused(
+            f"{len(fields)} values for {len(block.names)} columns; a row has one value a column: "
             "mend or remove the line"
         )
     else:
@@ -277,7 +283,7 @@ _WORD = re.compile(r"\S+")
 _CLOSING = {"'": re.compile(r"'(?=\s|$)"), '"': re.compile(r'"(?=\s|$)')}
 
 
-def words(line: str) -> list[str]:
+def _fields(line: str) -> list[str]:
     """The values of a line; a # at the start of a word begins a comment. Takes a time linear in the line's length."""
     if not ("#" in line or "'" in line or '"' in line):
         return line.split()

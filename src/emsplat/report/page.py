@@ -1,0 +1,87 @@
+"""The file: sections, style and script put into one page."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from emsplat.io.files import replacing
+from emsplat.report import plots, sections
+from emsplat.report.run import Run
+
+REPORT = "report.html"
+_SCRIPTS = ("unpack.js", "curves.js", "slices.js", "isosurface.js", "surface.js")
+_ASSETS = files("emsplat.report")
+
+
+def write_report(folder: Path, output: Path | None = None, name: str | None = None) -> Path:
+    """Writes the report of the run in a folder, from what the run wrote alone; returns the file.
+
+    Args:
+        output: default: report.html in the folder.
+        name: what the run is called on the page; default: the folder's name.
+    Raises:
+        InputError: no finished run in the folder, or a file of it that cannot be read.
+    """
+    output = output or folder / REPORT
+    page = report_html(Run(folder, name or folder.resolve().name))
+    with replacing(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return output
+
+
+def report_html(run: Run) -> str:
+    """The page, whole."""
+    summary = run.summary
+    slices, surface = sections.of_the_map(run)
+    resolution = plots.resolution(run)
+    context: dict[str, Any] = {
+        "name": run.name,
+        "summary": summary,
+        "headline": sections.headline(summary),
+        "facts": sections.facts(summary),
+        "resolution": resolution,
+        "slices": slices,
+        "surface": surface,
+        "local": summary.get("local_resolution"),
+        "refinement": sections.refinement(run),
+        "views": sections.views(run),
+        "particles": sections.particles(run),
+        "noise": plots.noise(run),
+        "transfer": plots.transfer(run),
+        "gaussians": plots.gaussians(run),
+        "fit": plots.fit(run),
+        "cost": sections.cost(run),
+        "record": sections.record(run),
+        "next_steps": sections.next_steps(run),
+    }
+    for_scripts = {
+        "curves": resolution and resolution["values"],
+        "slices": slices,
+        "surface": surface and {key: value for key, value in surface.items() if key != "picture"},
+    }
+    environment = Environment(
+        loader=PackageLoader("emsplat.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("report.html").render(
+        **context,
+        style=Markup(_asset("assets/report.css")),
+        library=Markup(_asset("vendor/three.min.js")) if surface else "",
+        script=Markup("\n".join(_asset(f"assets/{file}") for file in _SCRIPTS)),
+        data=_as_json(for_scripts),
+    )
+
+
+def _asset(name: str) -> str:
+    return _ASSETS.joinpath(name).read_text(encoding="utf-8")
+
+
+def _as_json(values: dict[str, Any]) -> Markup:
+    """JSON that can stand in a script element: nothing in it can end the element."""
+    return Markup(json.dumps(values, separators=(",", ":")).replace("<", "\\u003c"))

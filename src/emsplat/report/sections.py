@@ -1,0 +1,275 @@
+"""The sections of the page as values for its templates; None where the run left too little for one."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.closing import true_resolution_text
+from emsplat.report import volumes
+from emsplat.report.charts import sphere_map
+from emsplat.report.picture import as_data_uri, grey, png_as_data_uri, surface_picture
+from emsplat.report.run import Run
+from emsplat.report.volumes import Window
+
+Section = dict[str, Any] | None
+
+_SURFACE_COLOUR = (86, 140, 196)
+_RECORDED_SPREADS = 3.0  # standard deviations of a recorded image from black to grey, and on to white
+
+
+# --- at a glance ------------------------------------------------------------------------------------------------------
+
+
+def headline(summary: dict[str, Any]) -> tuple[str, str]:
+    """The verdict as a few large words, and what they rest on."""
+    if summary["resolution_kind"] == "not_measurable":
+        return "not measurable", "the halves do not show enough shared signal"
+    found = f"{summary['resolution']:.2f} Å"
+    if summary["resolution_kind"] == "better_than":
+        return f"better than {found}", "the limit of measurability: c_map is above 0.5 up to there"
+    return found, "where c_map falls to 0.5, measured"
+
+
+def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what is said first of a run."""
+    s = summary
+    rows = [
+        ("images", f"{s['n_images']:,} of {s['n_particles']:,} particles"),
+        ("box", f"{s['box_size']}³ voxels of {s['pixel_size']:.4g} Å"),
+        ("measurable to", f"{s['measurable_limit']:.2f} Å" if s["measurable_limit"] else "no shell"),
+        ("Nyquist", f"{s['nyquist']:.2f} Å"),
+        ("Gaussians", " + ".join(f"{n:,}" for n in s["n_gaussians_of_halves"])),
+        ("symmetry", s["symmetry"]),
+        ("sharpening", "none" if s["b_factor"] is None else f"B-factor {s['b_factor']:.0f} Å²"),
+        ("time", _duration(sum(s["seconds"].values()))),
+        ("peak memory", f"{s['peak_memory_in_bytes'] / 1e9:.2f} GB"),
+    ]
+    if "true_resolution" in s:
+        rows.insert(0, ("true resolution", true_resolution_text(s["true_resolution"])))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 3:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 180 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# --- the map ----------------------------------------------------------------------------------------------------------
+
+
+def of_the_map(run: Run) -> tuple[Section, Section]:
+    """Slices and surface: what the page shows of map.mrc and the raw inversion, and what its script needs for it."""
+    final = run.map("map.mrc")
+    if final is None:
+        return None, None
+    pixel_size = float(run.summary["pixel_size"])
+    found = run.map("mask.mrc")
+    mask = found.values if found else np.ones_like(final.values)
+    window = volumes.window_about(mask, pixel_size)
+    level = volumes.surface_level(final.values, mask)
+    fine = volumes.resampled(final.values[window.cut], (volumes.SURFACE_EDGE,) * 3)
+    picture = surface_picture(fine, level, _SURFACE_COLOUR)
+    surface = {
+        "map": volumes.packed(fine, *volumes.span(fine)),
+        "level": level,
+        "sigma": float(final.values.std()) or 1.0,
+        "colour": _colours(run, window, mask, final.values > level),
+        "picture": None if picture is None else as_data_uri(picture),
+    }
+    return _slices(run, window, final.values), surface
+
+
+def _slices(run: Run, window: Window, final: NDArray[np.float32]) -> Section:
+    """Two volumes of one grey scale. A sharpened map has none in common with the inversion: then its Gaussians do."""
+    raw = _mean_of_halves(run, window, "raw")
+    if raw is None:
+        return None
+    sharpened = run.summary["b_factor"] is not None
+    mean = _mean_of_halves(run, window, "map") if sharpened else None
+    shown = window.sample(final) if mean is None else mean
+    low, high = volumes.span(shown)
+    black, white = (float(q) for q in np.quantile(shown, (0.01, 0.998)))
+    return {
+        "raw": volumes.packed(raw, low, high),
+        "map": volumes.packed(shown, low, high),
+        "black": black,
+        "white": white if white > black else black + 1,
+        "voxel": window.voxel_in_angstroms,
+        "first": (window.first - len(final) // 2) * window.pixel_size_in_angstroms,  # Å from the box centre
+        "sharpened": mean is not None,
+    }
+
+
+def _mean_of_halves(run: Run, window: Window, kind: str) -> NDArray[np.float32] | None:
+    """Sampled one after the other: whole maps are large."""
+    halves = [window.sample(half.values) for i in (1, 2) if (half := run.map(f"{kind}_half{i}.mrc"))]
+    return 0.5 * (halves[0] + halves[1]) if len(halves) == 2 else None
+
+
+def _colours(run: Run, window: Window, mask: NDArray[np.float32], particle: NDArray[np.bool_]) -> Section:
+    """The property that colours the surface: local resolution or, where the run has none, the halves' agreement.
+
+    Args:
+        mask: (D, D, D); particle: the same, where the density is above the surface's first level.
+    """
+    local = run.map("local_resolution.mrc")
+    if local is not None and len(np.unique(local.values[mask > 0.5])) > 1:
+        values = volumes.colours_on(window, local.values, mask)
+        kind, unit = "local resolution", "Å"
+    else:
+        halves = [window.coarse(half.values) for i in (1, 2) if (half := run.map(f"raw_half{i}.mrc"))]
+        if len(halves) < 2:
+            return None
+        values = volumes.agreement_on(window, halves[0], halves[1], run.summary["resolution"])
+        kind, unit = "agreement of the raw halves", ""
+    seen = values[window.nearest(particle)]
+    low, high = (float(q) for q in np.quantile(seen if seen.size else values, (0.02, 0.98)))
+    high = high if high > low else low + 1.0
+    return volumes.packed(values, low, high) | {"kind": kind, "unit": unit, "reversed": unit == "Å"}
+
+
+# --- the images -------------------------------------------------------------------------------------------------------
+
+
+def views(run: Run) -> Section:
+    """The directions of view on the sphere."""
+    counts = run.evidence.get("directions")
+    if counts is None:
+        return None
+    relative = counts / max(counts.mean(), 1e-12)
+    efficiency = run.evidence.get("efficiency")
+    description = (
+        f"Map of the sphere of viewing directions: the fullest of {counts.size} bins holds {relative.max():.1f} times "
+        f"the mean, {100 * np.mean(counts == 0):.0f} % of the bins are empty."
+    )
+    return {
+        "map": sphere_map("views-map", description, counts),
+        "most": float(relative.max()),
+        "empty": float(np.mean(counts == 0)),
+        "efficiency": None if efficiency is None else float(efficiency),
+    }
+
+
+def particles(run: Run) -> Section:
+    """Recorded images beside predicted ones."""
+    e = run.evidence
+    if "recorded" not in e:
+        return None
+    pairs = []
+    for i, identity in enumerate(e["pair_ids"]):
+        recorded, filtered, predicted = (
+            e[kind][i, ::-1].astype("f4") for kind in ("recorded", "filtered", "predicted")
+        )
+        black, white = np.quantile(filtered, (0.005, 0.995))
+        pairs.append(
+            {
+                "id": str(identity),
+                "defocus": float(e["pair_defocus"][i]),
+                "correlation": float(e["pair_correlation"][i]),
+                "recorded": as_data_uri(grey(recorded, -_RECORDED_SPREADS, _RECORDED_SPREADS)),
+                "filtered": as_data_uri(grey(filtered, black, white)),
+                "predicted": as_data_uri(grey(predicted, black, white)),
+            }
+        )
+    return {"pairs": pairs}
+
+
+def refinement(run: Run) -> Section:
+    """The histograms of how far refined images have moved."""
+    figure = run.folder / "figures" / "refinement.png"
+    found = run.summary.get("refinement")
+    if not found or not figure.is_file():
+        return None
+    return {"picture": png_as_data_uri(figure.read_bytes()), "quantities": ", ".join(found["quantities"])}
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def cost(run: Run) -> Section:
+    """Seconds and memory, in the order the stages ran."""
+    seconds = run.summary.get("seconds") or {}
+    if not seconds:
+        return None
+    longest, total = max(seconds.values()) or 1.0, sum(seconds.values())
+    peaks = run.summary.get("peak_memory_after_in_bytes") or {}
+    rows = [
+        {
+            "stage": stage,
+            "seconds": time,
+            "of_longest": time / longest,
+            "share": time / total if total else 0.0,
+            "peak": peaks[stage] / 1e9 if stage in peaks else None,
+        }
+        for stage, time in seconds.items()
+    ]
+    return {"rows": rows, "total": total, "has_peaks": bool(peaks)}
+
+
+def record(run: Run) -> dict[str, Any]:
+    """How the run was made."""
+    configuration = run.configuration or {}
+    settings, found = (configuration.get(part) or {} for part in ("settings", "found"))
+    return {
+        "command": configuration.get("command"),
+        "directory": configuration.get("directory"),
+        "particles": configuration.get("particles"),
+        "settings": [("--" + name.replace("_", "-"), _text(value)) for name, value in settings.items()],
+        "found": [
+            (name.replace("_in_angstroms", " (Å)").replace("_", " "), _text(value)) for name, value in found.items()
+        ],
+        "versions": list((run.summary.get("versions") or {}).items()),
+        "log": run.log,
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
+
+
+def next_steps(run: Run) -> list[tuple[str, str]]:
+    """What people do with a map, and the command for it."""
+    name = shlex.quote(run.name)
+    finer = 0.5 * float(run.summary["pixel_size"])
+    relion = f"{name}_relion"
+    return [
+        ("Look at the map and its halves in ChimeraX", f"chimerax {name}/map.mrc {name}/map_half[12].mrc"),
+        (
+            "The Gaussians as pseudo-atoms with anisotropic displacements, for ChimeraX",
+            f"emsplat export {name} --format cif",
+        ),
+        (
+            "The map on a finer grid: Gaussians have no pixels",
+            f"emsplat export {name} --format mrc --pixel-size {finer:.3g}",
+        ),
+        (
+            "The raw half maps and the mask under RELION's names, and RELION's own post-processing",
+            f"emsplat export {name} --format relion && relion_postprocess --mask {relion}/mask.mrc "
+            f"--i {relion}/run_half1_class001_unfil.mrc --o {relion}/postprocess",
+        ),
+        (
+            "Compare the map with another one of the same box and pixel size",
+            f"emsplat fsc {name}/map.mrc OTHER.mrc --mask {name}/mask.mrc",
+        ),
+        *_sharpened(run),
+        ("Make this page again", f"emsplat report {name}"),
+    ]
+
+
+def _sharpened(run: Run) -> list[tuple[str, str]]:
+    command = (run.configuration or {}).get("command") or ""
+    if run.summary.get("b_factor") is not None or not command.startswith("emsplat reconstruct "):
+        return []
+    return [("The same with a sharpened map", command.replace(" --overwrite", "") + " --sharpen auto --overwrite")]
