@@ -1,6 +1,5 @@
 """The one exception a user's mistake raises."""
 
-
 _LONGEST = 900  # characters
 
 
