@@ -200,7 +200,8 @@ def read_star(path: str | Path, keep: Mapping[str, type[str] | type[float]] | No
                 if not line:
                     if block and block.n_rows:
                         block.ended = True
-                elif fields := _fields(line):
+                elif not line.startswith("#"):
+                    fields = _fields(line)
                     if len(fields) == 1 and line.startswith("data_"):  # not in quotes
                         block = _begun(blocks, fields[0].removeprefix("data_"), path, keep)
                     else:
