@@ -110,7 +110,8 @@ def validate(
     c_map, se = np.where(uncertain, c_pool, c_map), SE_MARGIN * np.where(uncertain, se_pool, se)
 
     edge = _edge(has_signal)
-    limit = min(_limit(f_pool, se_null), edge - _smear(mask))
+    reach = edge - _smear(mask)
+    limit = min(_limit(f_pool, se_null), reach)
     if limit < FIRST_SHELL or _agreement(raw, box_size, limit) < np.sqrt(SECTORS_AGREEING):
         limit = 0
     frequency = np.arange(1, box_size // 2 + 1) / (box_size * pixel_size)
@@ -124,7 +125,7 @@ def validate(
         c_half=_c_half(scaled, pooling, uncertain),
         c_map=c_map,
         c_map_se=se,
-        gain=_gain(sums, pooling, uncertain, limit, edge - _smear(mask), edge),
+        gain=_gain(sums, pooling, uncertain, limit, reach, edge),
         resolution=resolution,
         resolution_kind=kind,
         limit_shell=limit,
@@ -154,7 +155,8 @@ def _c_half(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_]) -> Curve:
 def _gain(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_], limit: int, reach: int, edge: int) -> Curve:
     """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) / ⟨V̄,V̄⟩, pooled where c_map is, not below 0, 0 beyond the limit; 1 if there is no limit.
 
-    A signal that has not faded within reach does not end there: the shells up to the edge keep the last gain.
+    A signal that has not faded within reach, the last shell that can be judged, does not end there: the shells up to
+    the edge of the data keep the last gain.
     """
     if limit == 0:
         return np.ones_like(m.terms)
