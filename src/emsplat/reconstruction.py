@@ -350,7 +350,7 @@ def _fit_half(
     count = settings.n_gaussians
     if count is None:
         count, reason = _count(seen, unseen, mask, grid)
-        reporter.line(f"half {number}: {count:,} Gaussians, {reason}")
+        reporter.line(f"half {number}: up to {count:,} Gaussians, {reason}")
     fit_settings = FitSettings.for_particle(count, float(mask.sum()), settings.isotropic, settings.seed + number)
     if unseen is None:
         fit_settings = replace(fit_settings, max_steps=_STEPS_WITHOUT_SPLIT)
