@@ -1,4 +1,10 @@
-"""The one exception a user's mistake raises."""
+"""The one exception a user's mistake raises, and what is said of the others that a user can cause."""
+
+from __future__ import annotations
+
+import errno
+
+BAD_INPUT, FAILED = 2, 1  # exit codes
 
 _LONGEST = 900  # characters
 
@@ -13,3 +19,29 @@ class InputError(Exception):
     def __init__(self, message: str) -> None:
         line = " ".join(message.split())
         super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 3 :]}")
+
+
+# How torch, the threads and the loader of libraries say it.
+_OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread", "failed to map segment", "Cannot allocate memory")
+
+
+def in_one_line(error: BaseException) -> tuple[str, int] | None:
+    """What a user is told of an error, and the exit code; None for an error of the program's own."""
+    if isinstance(error, InputError):
+        return str(error), BAD_INPUT
+    if isinstance(error, OSError):
+        return _of_the_system(error), BAD_INPUT
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    ):
+        why = f" ({str(error).rsplit('/', 1)[-1]})" if str(error) else ""
+        return f"out of memory{why}; look at coarser detail with --max-resolution", FAILED
+    return None
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space or choose another output folder"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; check the path and its permissions"

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import emsplat
 from emsplat import figures
 from emsplat.closing import Summary, closing_rows, resolution_text
 from emsplat.figures_local import figure_local_resolution
@@ -32,6 +29,7 @@ from emsplat.report.evidence import Evidence, gather_evidence, write_evidence
 from emsplat.report.page import REPORT, write_report
 from emsplat.reporting import Reporter, peak_memory_in_bytes
 from emsplat.validation import write_fsc_csv
+from emsplat.versions import versions
 
 SUMMARY, LOG = "summary.json", "run.log"
 MAPS = (
@@ -45,7 +43,6 @@ MAPS = (
 )
 GAUSSIANS = ("gaussians.safetensors", "gaussians_half1.safetensors", "gaussians_half2.safetensors")
 _FILES = (*MAPS, *GAUSSIANS, "fsc.csv", SUMMARY, "config.json", LOG, *NAMES)
-_LIBRARIES = ("numpy", "scipy", "torch", "numba")
 
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
@@ -239,17 +236,6 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "warnings": reporter.warnings,
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of everything that could change a number."""
-    found = {"emsplat": emsplat.__version__, "python": platform.python_version(), "platform": platform.platform()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -27,10 +27,13 @@ from emsplat.local_resolution import LocalResolution, local_resolution
 from emsplat.parameters import Parameters
 from emsplat.particles import Particles
 from emsplat.preview import Preview, look_at_sample
+from emsplat.ranks import World
+from emsplat.ranks.agreement import check_agreement, forward_warnings
 from emsplat.refinement import Refinement, check_refinable, refine_settings, refined
 from emsplat.reporting import Reporter
 from emsplat.settings import InputSettings, ReconstructSettings
-from emsplat.statistics import PassSettings, Statistics, gather_statistics
+from emsplat.shared_pass import gather_shared
+from emsplat.statistics import PassSettings, Statistics
 from emsplat.symmetry import symmetry_operators
 from emsplat.threads import threads
 from emsplat.validation import Validation, final_map, validate
@@ -99,6 +102,7 @@ def reconstruct(
     settings: ReconstructSettings | None = None,
     reporter: Reporter | None = None,
     checkpoints: Checkpoints | None = None,
+    world: World | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
 
@@ -107,21 +111,28 @@ def reconstruct(
         settings: defaults are found from the data.
         reporter: told of progress; silent by default.
         checkpoints: where the images solver writes its state down, and may go on from.
+        world: the ranks that share the work, each of which calls this and is given the same; by default, one.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
     settings = settings or ReconstructSettings()
     reporter = reporter or Reporter()
-    with threads(settings.threads), ExitStack() as stack:
+    world = world or World()
+    with threads(settings.threads or world.cores), ExitStack() as stack:
         with reporter.stage("read"):
             table, poses_shared = _table_with_halves(particles, settings, reporter)
+            check_agreement(table, settings, world)
         images = stack.enter_context(ImageSource(table, settings.invert))
+        if world.watch:
+            images.watch = world.watch.reading
         if checkpoints:
             checkpoints = checkpoints.belonging_to(identity(table, settings))
         symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
         with reporter.stage("preview"):
-            preview = look_at_sample(table, images, symmetry, settings.seed)
+            preview = world.broadcast(
+                look_at_sample(table, images, symmetry, settings.seed) if world.is_first else None
+            )
             diameter = _diameter(preview, table, settings, reporter)
         grid = _working_grid(table, diameter, symmetry, settings)
         reporter.line(
@@ -130,27 +141,24 @@ def reconstruct(
         )
 
         def solve(current: Particles) -> Solution:
-            return _solve(current, images, preview, grid, settings, reporter, checkpoints)
+            return _solve(current, images, preview, grid, settings, reporter, checkpoints, world)
 
         solution, refinement = solve(table), None
         if settings.refined:
             table, solution, refinement = refined(
                 table, solution, solve, images, preview.noise, refine_settings(settings, diameter), diameter, reporter
             )
-        (first, second), mask, validation = solution.halves, solution.mask, solution.validation
-        with reporter.stage("validation"):
-            mean = 0.5 * (first.map + second.map)
-            result, b_factor = _finished(mean, validation, table.pixel_size_in_angstroms, settings, reporter)
-        with reporter.stage("local resolution"):
-            four = (first.raw, second.raw, first.map, second.map)
-            local = local_resolution(*four, mask, table.pixel_size_in_angstroms, validation.limit_shell)
-            reporter.line(local.text())
+        first, second = solution.halves
+        result, b_factor, local = world.broadcast(
+            _judged(solution, table.pixel_size_in_angstroms, settings, reporter) if world.is_first else None
+        )
+        forward_warnings(reporter, world)
     return Reconstruction(
         map=result,
         gaussians=merge(first.gaussians, second.gaussians),
         halves=(first, second),
-        mask=mask,
-        validation=validation,
+        mask=solution.mask,
+        validation=solution.validation,
         local_resolution=local,
         pixel_size_in_angstroms=table.pixel_size_in_angstroms,
         particles=table,
@@ -259,13 +267,16 @@ def _solve(
     settings: ReconstructSettings,
     reporter: Reporter,
     checkpoints: Checkpoints | None,
+    world: World,
 ) -> Solution:
-    """One pass over the images, a fit to each half, and how far to believe them."""
+    """One pass over the images, a fit to each half, and how far to believe them; the same on every rank."""
     subset = _subsets(table, settings)
+    owner = {half: world.owner(half) if settings.solver == "statistics" else 0 for half in (1, 2)}
     # A fit to the images needs no more of T than the raw inversion does.
     reach = grid.extent if settings.solver == "statistics" else grid.box_size // 2
     pass_settings = PassSettings(grid.box_size, reach, preview.noise, grid.symmetry)
-    statistics = _gather(table, subset, images, pass_settings, reporter)
+    statistics = _gather(table, subset, images, pass_settings, reporter, owner, world)
+    order = reading_order(table)
 
     def by_images(
         number: int, start: Parameters, fit_settings: FitSettings, advance: Callable[[int, int], None]
@@ -275,15 +286,21 @@ def _solve(
         kept = checkpoints.named(f"half{number}-{fingerprint(table)}", reporter.warn) if checkpoints else None
         return fit_images(half, start, fit_settings, checkpoint=kept, progress=advance)
 
-    order = reading_order(table)
     solver = by_images if settings.solver == "images" else None
     # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
-    first, second = (_fit_half(number, statistics.pop(number), grid, settings, reporter, solver) for number in (1, 2))
+    mine = {
+        number: _fit_half(number, statistics.pop(number), grid, settings, reporter, solver)
+        for number in (1, 2)
+        if owner[number] == world.rank
+    }
+    first, second = (world.broadcast(mine.get(number), owner[number]) for number in (1, 2))
+    if not world.is_first:
+        return world.broadcast(None)
     with reporter.stage("validation"):
         pixel_size = table.pixel_size_in_angstroms
         mask = maps.soft_mask(0.5 * (first.map + second.map), pixel_size, grid.diameter_in_angstroms)
         validation = validate(first.raw, second.raw, first.map, second.map, mask, pixel_size, settings.seed)
-    return Solution((first, second), mask, validation)
+    return world.broadcast(Solution((first, second), mask, validation))
 
 
 def _subsets(table: Particles, settings: ReconstructSettings) -> NDArray[np.int8]:
@@ -303,15 +320,14 @@ def _gather(
     images: ImageSource,
     pass_settings: PassSettings,
     reporter: Reporter,
+    owner: dict[int, int],
+    world: World,
 ) -> dict[int, tuple[Statistics, Statistics | None]]:
-    """By half, 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
-    present, dense = np.unique(subset, return_inverse=True)
+    """By half this rank owns, of 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
+    owners = {number: owner[1 + number // 2] for number in np.unique(subset).tolist()}
     with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
-        found = gather_statistics(
-            table, images, dense.astype(np.int8), pass_settings, lambda done: advance(done, len(table))
-        )
-    by_number = dict(zip(present.tolist(), found, strict=True))
-    return {half: (by_number[2 * half - 2], by_number.get(2 * half - 1)) for half in (1, 2)}
+        found = gather_shared(table, images, subset, pass_settings, owners, world, advance)
+    return {half: (found[2 * half - 2], found.get(2 * half - 1)) for half in (1, 2) if owner[half] == world.rank}
 
 
 def _can_split(table: Particles, half: int) -> bool:
@@ -380,6 +396,21 @@ def _count(seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32
     volume = float(mask.sum()) * grid.pixel_size**3
     finest = grid.box_size * grid.pixel_size / shell
     return count, f"for {volume / 1e3:,.0f} nm³ that its images show down to {finest:.3g} Å"
+
+
+def _judged(
+    solution: Solution, pixel_size: float, settings: ReconstructSettings, reporter: Reporter
+) -> tuple[NDArray[np.float32], float | None, LocalResolution]:
+    """The map handed out, the B-factor applied to it, and the local resolution."""
+    first, second = solution.halves
+    with reporter.stage("validation"):
+        mean = 0.5 * (first.map + second.map)
+        result, b_factor = _finished(mean, solution.validation, pixel_size, settings, reporter)
+    with reporter.stage("local resolution"):
+        four = (first.raw, second.raw, first.map, second.map)
+        local = local_resolution(*four, solution.mask, pixel_size, solution.validation.limit_shell)
+        reporter.line(local.text())
+    return result, b_factor, local
 
 
 def _finished(

@@ -17,6 +17,7 @@ class Reporter:
         self.peak_memory_in_bytes: dict[str, int] = {}  # by the end of a stage, since the process began
         self.log: list[str] = []  # with time stamps
         self.warnings: list[str] = []
+        self.current = "start"  # the stage it is at
 
     def line(self, text: str) -> None:
         """A statement for the log."""
@@ -37,9 +38,11 @@ class Reporter:
     def stage(self, name: str) -> Iterator[None]:
         """Times a stage; times of stages with one name add up."""
         start = time.perf_counter()
+        before, self.current = self.current, name
         try:
             yield
         finally:
+            self.current = before
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self.peak_memory_in_bytes[name] = peak_memory_in_bytes()
 

@@ -7,7 +7,7 @@ The loss ``½ Σ_i ‖W_i (C_i P_i V − y_i)‖²`` is quadratic in V while pos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -75,6 +75,9 @@ class PassSettings:
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
 
 
+Grids = tuple[SliceGrid, SliceGrid]  # what the slices of b and of T are inserted into
+
+
 def gather_statistics(
     particles: Particles,
     images: ImageSource,
@@ -90,19 +93,45 @@ def gather_statistics(
     Returns:
         one Statistics a subset. Memory does not depend on N.
     """
-    n_subsets = int(subset.max()) + 1
+    order = reading_order(particles)
+    grids = empty_grids(int(subset.max()) + 1, settings)
+    fill_grids(grids, particles, images, order[subset[order] >= 0], subset, settings, progress)
+    result: list[Statistics] = []
+    while grids:  # freed one by one: their transforms need room of their own
+        result.append(statistics_of(grids.pop(0), settings, int(np.sum(subset == len(result)))))
+    return result
+
+
+def empty_grids(n_subsets: int, settings: PassSettings) -> list[Grids]:
+    """Those of every subset, for `fill_grids`."""
     kernel_extent = max(2 * settings.extent, settings.box_size + settings.box_size % 2)
-    grids = [
+    return [
         (
             SliceGrid.empty(settings.box_size, settings.box_size, np.complex64),
             SliceGrid.empty(kernel_extent, settings.box_size, np.float32),
         )
         for _ in range(n_subsets)
     ]
+
+
+def fill_grids(
+    grids: Sequence[Grids],
+    particles: Particles,
+    images: ImageSource,
+    order: NDArray[np.int64],
+    subset: NDArray[np.int8],
+    settings: PassSettings,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Add images to the grids of their subsets; what several calls, or several processes, have filled adds up.
+
+    Args:
+        order: (M,) rows, as they are to be read.
+        subset: (N,) whose grids each row's image goes into.
+    """
     matrices = slice_matrices(particles)
-    order = reading_order(particles)
     done = 0
-    for rows, spectra, weights in _prepared_blocks(particles, images, order[subset[order] >= 0], settings):
+    for rows, spectra, weights in _prepared_blocks(particles, images, order, settings):
         for number, (b, t) in enumerate(grids):
             chosen = subset[rows] == number
             if not chosen.any():
@@ -112,13 +141,13 @@ def gather_statistics(
                 t.insert(weights[chosen], matrices[rows[chosen]] @ operator)
         done += len(rows)
         progress(done)
+
+
+def statistics_of(grids: Grids, settings: PassSettings, n_images: int) -> Statistics:
+    """What full grids say."""
+    b, t = grids
     share = np.float32(1 / len(settings.symmetry))
-    result: list[Statistics] = []
-    while grids:
-        b, t = grids.pop(0)  # freed one by one: their transforms need room of their own
-        number = len(result)
-        result.append(Statistics(b.adjoint() * share, t.adjoint() * share, int(np.sum(subset == number))))
-    return result
+    return Statistics(b.adjoint() * share, t.adjoint() * share, n_images)
 
 
 def _prepared_blocks(

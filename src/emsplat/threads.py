@@ -18,7 +18,7 @@ def relax_openmp() -> None:
 
 @contextmanager
 def threads(wanted: int | None) -> Iterator[None]:
-    """All libraries on as many threads as asked for, at most the machine's; None: the machine's."""
+    """All libraries on as many threads as asked for, at most the cores there are; None: one for each of these."""
     import numba
     import scipy.fft
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -36,21 +37,29 @@ def reconstruct(
     from json import dumps
 
     from emsplat.console import ConsoleReporter
+    from emsplat.ranks import joined
 
     reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
-    reporter.line(f"emsplat {emsplat.__version__}: {particles} → {output}")
-    with reporter.stage("loading"):
-        from emsplat import outputs
-        from emsplat.checkpoint import checkpoints_of
-        from emsplat.closing import closing_curve, closing_rows
-        from emsplat.reconstruction import reconstruct
+    with joined(lambda: reporter.current) as world:
+        if not world.is_first:
+            reporter = ConsoleReporter(quiet=True)
+        reporter.line(f"emsplat {emsplat.__version__}: {particles} → {output}")
+        if world.size > 1:
+            reporter.line(f"{world.size} ranks on {', '.join(dict.fromkeys(world.hosts))}")
+        with reporter.stage("loading"):
+            from emsplat import outputs
+            from emsplat.checkpoint import checkpoints_of
+            from emsplat.closing import closing_curve, closing_rows
+            from emsplat.reconstruction import reconstruct
 
-    with outputs.claimed(output, overwrite, reporter):
-        checkpoints = checkpoints_of(output, settings, resume, overwrite)
-        result = reconstruct(particles, settings, reporter, checkpoints)
-        summary = outputs.write_run(output, result, reporter, overwrite=overwrite)
-        if checkpoints:
-            checkpoints.discard()
-    reporter.closing(closing_rows(summary, output), closing_curve(result.validation))
-    if json:
-        print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))
+        with outputs.claimed(output, overwrite, reporter) if world.is_first else nullcontext():
+            checkpoints = checkpoints_of(output, settings, resume, overwrite) if world.is_first else None
+            result = reconstruct(particles, settings, reporter, checkpoints, world)
+            if not world.is_first:
+                return
+            summary = outputs.write_run(output, result, reporter, overwrite=overwrite, ranks=world.size)
+            if checkpoints:
+                checkpoints.discard()
+        reporter.closing(closing_rows(summary, output), closing_curve(result.validation))
+        if json:
+            print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))

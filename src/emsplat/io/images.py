@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ class ImageSource:
         """Args: invert: flip the sign, for images with dark particles, beyond what `particles.dark` says."""
         self.particles = particles
         self.invert = invert
+        self.watch: Callable[[Path | None], None] = lambda path: None  # told what is being read, and of its end
         self._readers: OrderedDict[int, StackReader] = OrderedDict()  # the least recently used first
 
     def read(self, rows: ArrayLike) -> NDArray[np.float32]:
@@ -42,7 +44,9 @@ class ImageSource:
         stacks = self.particles.stack[rows]
         for stack in np.unique(stacks):
             here = np.flatnonzero(stacks == stack)
+            self.watch(self.particles.stacks[stack])
             block = self._reader(int(stack)).read(self.particles.section[rows[here]])
+            self.watch(None)
             if len(here) == len(rows):
                 images = block  # the usual case, without a copy
             else:

@@ -1,0 +1,244 @@
+"""Who is still there: every rank tells it once a second, and the first that is missed ends the job on all of them.
+
+A rank puts its pulse, with what it is at, into PyTorch's key-value store. The first rank listens to all others, these
+to the first. A rank that has not been heard of for `PATIENCE` seconds (killed, stopped, its machine cut off), one that
+cannot reach the store itself, and one whose images cannot be read end the job: the ending is written into the store
+once, by whom it was found first, and read by all. One rank says it; each ends with the same exit code.
+
+Two threads: one exchanges pulses and may be held up by the network; the other sees that, interrupts the main thread
+where it does not look here by itself, and ends the process where even that does not help.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+PATIENCE = 25.0  # seconds
+_PERIOD = 1.0  # between pulses, in a small world
+_RANKS_IN_A_PERIOD = 64  # larger worlds beat more slowly
+_PATIENCE_INTERRUPTED = 5.0  # whoever was killed before this rank was told to end has been silent for that long
+_LONGEST_READ = 25.0  # seconds of one block of images
+_ASLEEP = 5.0  # seconds without a look at the clock: this process was stopped itself
+_TO_NOTICE, _TO_UNWIND = 1.0, 12.0  # seconds the main thread has, to look here, and to end in good order
+_TO_AGREE = 2.0  # seconds in which ranks that find the same at fault find it
+_TO_LEAVE = 8.0  # seconds in which all others have seen an ending
+
+LOST, INTERRUPTED = 3, 130  # exit codes
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why the job ends on every rank."""
+
+    text: str  # one line
+    code: int
+    told_by: int  # the rank that says it
+
+
+class Lost(Exception):
+    """The job was ended elsewhere, or by another rank's loss; what is to be said is in `Watch.ending`."""
+
+
+class Watch:
+    """One rank's pulse and its eye on the others."""
+
+    def __init__(self, connect: Callable[[], Any], rank: int, hosts: tuple[str, ...], stage: Callable[[], str]) -> None:
+        """Args: connect: a connection of its own to the store of all ranks; stage: what this rank is at."""
+        self.rank, self.hosts, self.stage = rank, hosts, stage
+        self.ending: Ending | None = None
+        self._store = connect()
+        self._watched = [r for r in range(len(hosts)) if r != rank] if rank == 0 else [0]
+        self._period = _PERIOD * max(1.0, len(hosts) / _RANKS_IN_A_PERIOD)
+        self._beats = 0
+        self._heard = {r: ("", time.monotonic()) for r in self._watched}  # last pulse, and since when it is the last
+        self._answered = time.monotonic()  # when the store last did
+        self._reading: tuple[Path, float] | None = None
+        self._interrupted = False
+        self._looked, self._unwound, self._leaving = threading.Event(), threading.Event(), threading.Event()
+        self._lock = threading.Lock()  # of the store, and of deciding
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._exchange, self._guard)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    # --- what the main thread calls -----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises Lost where the job is at its end."""
+        if self.ending:
+            self._looked.set()
+            raise Lost
+
+    def explain(self, error: Exception) -> NoReturn:
+        """An exchange has failed: waits until it is known why; raises Lost, or the error if nobody is missing."""
+        until = time.monotonic() + PATIENCE + 2 * self._period
+        while time.monotonic() < until:
+            self.check()
+            time.sleep(0.05)
+        raise error
+
+    def reading(self, path: Path | None) -> None:
+        """This file is being read from now on; None: no more."""
+        self._reading = (path, time.monotonic()) if path else None
+
+    def interrupted(self) -> Ending:
+        """This rank was told to end, by its user, or because another was killed: waits until it is known which."""
+        self._looked.set()
+        self._interrupted = True
+        until = time.monotonic() + _PATIENCE_INTERRUPTED + (2 if self.rank == 0 else 5) * self._period
+        while not self.ending and time.monotonic() < until:
+            if self.rank == 0 and all(json.loads(last or "{}").get("interrupted") for last, _ in self._heard.values()):
+                break
+            time.sleep(0.05)
+        return self.ending or self._end(Ending("interrupted; no half-written file is left", INTERRUPTED, self.rank))
+
+    def failed(self, text: str, code: int) -> Ending:
+        """Something is wrong on this rank: waits a moment to see whether it is so on all, then ends the job."""
+        self._looked.set()
+        with contextlib.suppress(Exception), self._lock:
+            self._store.set(f"failed/{self.rank}", text)
+        everywhere = False
+        until = time.monotonic() + _TO_AGREE
+        while not everywhere and not self.ending and time.monotonic() < until:
+            time.sleep(0.02)
+            everywhere = self._is_everywhere(text)
+        where = "" if everywhere else f"rank {self.rank} on {self.hosts[self.rank]}: "
+        return self.ending or self._end(Ending(where + text, code, self.rank))
+
+    def farewell(self) -> None:
+        """Nothing is exchanged any more. The process that keeps the store waits until the others have seen the end."""
+        self._unwound.set()
+        self._leaving.set()
+        names = [f"left/{rank}" for rank in range(len(self.hosts))]
+        until = time.monotonic() + _TO_LEAVE
+        with contextlib.suppress(Exception):  # where the store is gone there is nobody to wait for
+            with self._lock:
+                self._store.set(names[self.rank], "1")
+            while self.rank == 0 and not self._store.check(names) and time.monotonic() < until:
+                time.sleep(0.05)
+
+    # --- what the threads do ------------------------------------------------------------------------------------------
+
+    def _exchange(self) -> None:
+        """Pulse after pulse, until the job ends."""
+        while not self._leaving.wait(self._period):
+            try:
+                with self._lock:
+                    self._beat()
+            except Exception as error:  # the connection broke
+                if not self._leaving.is_set():
+                    self._conclude_unreachable(" ".join(str(error).split())[:80])
+                return
+
+    def _beat(self) -> None:
+        self._beats += 1
+        mine = {"beat": self._beats, "stage": self.stage(), "interrupted": self._interrupted}
+        self._store.set(f"pulse/{self.rank}", json.dumps(mine))
+        if self._store.check(["ending"]):
+            self._adopt(self._store.get("ending"))
+            return
+        now = time.monotonic()
+        asleep = now - self._answered > _ASLEEP + self._period
+        for rank, pulse in zip(self._watched, self._pulses(), strict=True):
+            last, since = self._heard[rank]
+            if pulse != last or asleep:
+                self._heard[rank] = pulse, now
+            elif now - since > (_PATIENCE_INTERRUPTED if self._interrupted else PATIENCE):
+                self._decide(self._loss_of(rank, json.loads(pulse or "{}").get("stage", "start"), now - since))
+                return
+        self._answered = time.monotonic()
+
+    def _pulses(self) -> list[str]:
+        names = [f"pulse/{rank}" for rank in self._watched]
+        if not self._beats > 1 or not self._store.check(names):
+            return ["" for _ in names]  # not all have begun
+        return [pulse.decode() for pulse in self._store.multi_get(names)]
+
+    def _loss_of(self, rank: int, stage: str, seconds: float) -> Ending:
+        return Ending(
+            f"rank {rank} on {self.hosts[rank]} has not been heard of for {seconds:.0f} s, in stage {stage}: it was "
+            "killed or hangs, or its machine is cut off; look there, and run the job again",
+            LOST,
+            self.rank,
+        )
+
+    def _guard(self) -> None:
+        """Sees to it that this process ends when the job does."""
+        before = time.monotonic()
+        while not self.ending and not self._leaving.wait(0.25):
+            now = time.monotonic()
+            if now - before > _ASLEEP:
+                self._answered = now
+                self._reading = self._reading and (self._reading[0], now)
+            before = now
+            if now - self._answered > PATIENCE:
+                self._conclude_unreachable(f"no answer for {now - self._answered:.0f} s")
+            elif (reading := self._reading) and now - reading[1] > _LONGEST_READ:
+                self._report_stuck(reading[0], now - reading[1])
+        if not self.ending or self._unwound.is_set():
+            return
+        if not self._looked.wait(_TO_NOTICE):
+            # The handler raises KeyboardInterrupt in the main thread, wherever that is, as Ctrl-C does.
+            _thread.interrupt_main(signal.SIGTERM)
+        if not self._unwound.wait(_TO_UNWIND):
+            if self.ending.told_by == self.rank:
+                print(f"emsplat: {self.ending.text}", file=sys.stderr, flush=True)
+            os._exit(self.ending.code)
+
+    def _report_stuck(self, path: Path, seconds: float) -> None:
+        text = (
+            f"rank {self.rank} on {self.hosts[self.rank]}, in stage {self.stage()}: reading {path} has taken "
+            f"{seconds:.0f} s; look at that machine's file system"
+        )
+        self._end(Ending(text, LOST, self.rank))
+
+    def _conclude_unreachable(self, why: str) -> None:
+        """No word from the store: this machine is cut off, or that of the first rank is."""
+        here, first = self.hosts[self.rank], self.hosts[0]
+        text = (
+            f"rank {self.rank} on {here}, in stage {self.stage()}: rank 0 on {first}, where the ranks meet, cannot be "
+            f"reached ({why}): one of the two machines is cut off or down, or rank 0 was killed; run the job again"
+        )
+        # Nobody can agree on who says it: the first rank of each machine does.
+        self._adopt(json.dumps(asdict(Ending(text, LOST, self.hosts.index(here)))).encode())
+
+    def _end(self, ending: Ending) -> Ending:
+        """End the job this way, unless it has been ended meanwhile; returns how it does end."""
+        if not self._lock.acquire(timeout=_TO_AGREE):  # the network holds the other thread up
+            self._adopt(json.dumps(asdict(ending)).encode())
+            return self.ending or ending
+        try:
+            self._decide(ending)
+        except Exception:
+            self._adopt(json.dumps(asdict(ending)).encode())
+        finally:
+            self._lock.release()
+        return self.ending or ending
+
+    def _decide(self, ending: Ending) -> None:
+        """The first to come decides; compare_set is atomic."""
+        mine = json.dumps(asdict(ending))
+        self._adopt(self._store.compare_set("ending", "", mine) or mine.encode())
+
+    def _adopt(self, ending: bytes) -> None:
+        self.ending = self.ending or Ending(**json.loads(ending))
+
+    def _is_everywhere(self, text: str) -> bool:
+        names = [f"failed/{rank}" for rank in range(len(self.hosts))]
+        try:
+            with self._lock:
+                return self._store.check(names) and all(v.decode() == text for v in self._store.multi_get(names))
+        except Exception:
+            return False

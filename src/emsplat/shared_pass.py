@@ -1,0 +1,57 @@
+"""The pass over the images with the images dealt out to the ranks of a job.
+
+The statistics are sums over images, so each rank fills grids of its own with a stretch of the disk, and the grids are
+summed, in place, on the rank that will fit them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.io.images import ImageSource, reading_order
+from emsplat.particles import Particles
+from emsplat.ranks import World
+from emsplat.statistics import Grids, PassSettings, Statistics, empty_grids, fill_grids, statistics_of
+
+
+def gather_shared(
+    particles: Particles,
+    images: ImageSource,
+    subset: NDArray[np.int8],
+    settings: PassSettings,
+    owners: Mapping[int, int],
+    world: World,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, Statistics]:
+    """Stream over the images once, together with the other ranks.
+
+    Args:
+        subset: (N,) number of the subset each image belongs to, from 0.
+        owners: the rank that is given the statistics of each subset; of those in it.
+        progress: called with the images done and to do, by this rank's share of them.
+    Returns:
+        The statistics of the subsets that this rank owns, by number. Memory does not depend on N.
+    """
+    order = reading_order(particles)
+    mine = order[world.share(len(order))]
+    numbers = sorted(owners)
+    grids: list[Grids | None] = list(empty_grids(len(numbers), settings))
+    dense = np.searchsorted(numbers, subset).astype(np.int8)
+
+    def advance(done: int) -> None:
+        progress(round(done / len(mine) * len(order)), len(order))
+
+    fill_grids([g for g in grids if g], particles, images, mine, dense, settings, advance)
+    for place, number in enumerate(numbers):
+        for grid in grids[place] or ():
+            world.sum_to(grid.values, owners[number])
+        if owners[number] != world.rank:
+            grids[place] = None
+    result: dict[int, Statistics] = {}
+    for number in numbers:  # freed one by one: their transforms need room of their own
+        if (one := grids.pop(0)) is not None:
+            result[number] = statistics_of(one, settings, int(np.sum(subset == number)))
+    return result

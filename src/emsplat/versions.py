@@ -1,0 +1,21 @@
+"""What could change a number: the program, the libraries under it, and the machine's system."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import emsplat
+
+_LIBRARIES = ("numpy", "scipy", "torch", "numba")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that could change a number."""
+    found = {"emsplat": emsplat.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
