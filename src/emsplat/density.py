@@ -97,13 +97,19 @@ def _fill(
 
 def sample_centres(weight: NDArray, number: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """(number, 3) x, y, z in voxels from the centre (voxel d//2), drawn in proportion to the weight, jittered."""
-    total = np.cumsum(weight.ravel(), dtype=np.float64)
+    values = weight.ravel().astype(np.float64)
+    total = np.cumsum(values)
     if number == 0 or total[-1] <= 0:
         return np.empty((0, 3), dtype=np.float32)
     # One draw per equal share of the weight spreads the centres more evenly than independent draws.
-    picks = np.searchsorted(total, (np.arange(number) + rng.random(number)) / number * total[-1], side="right")
-    zyx = np.stack(np.unravel_index(np.minimum(picks, total.size - 1), weight.shape), axis=1)
-    return (zyx[:, ::-1] - weight.shape[0] // 2 + rng.uniform(-0.5, 0.5, (number, 3))).astype(np.float32)
+    drawn = (np.arange(number) + rng.random(number)) / number * total[-1]
+    picks = np.minimum(np.searchsorted(total, drawn, side="right"), total.size - 1)
+    zyx = np.stack(np.unravel_index(picks, weight.shape), axis=1) - weight.shape[0] // 2
+    jitter = rng.uniform(-0.5, 0.5, (number, 3))
+    # Along x the draw itself says where in the voxel: weights that differ by their rounding move a centre a little,
+    # not to another voxel, and a fit that starts elsewhere ends elsewhere.
+    jitter[:, 2] = np.clip((drawn - total[picks]) / np.maximum(values[picks], 1e-300) + 0.5, -0.5, 0.5)
+    return (zyx + jitter)[:, ::-1].astype(np.float32)
 
 
 def round_gaussians(

@@ -10,6 +10,10 @@ from torch import Tensor
 
 NAMES = ("centres", "log_scales", "quaternions", "log_masses")
 _BETAS, _EPSILON = (0.8, 0.99), 1e-12
+# Of the size of the gradient by the scales: what the gradient by a quaternion is divided by at least. A round Gaussian
+# has no direction, so that gradient is rounding there, which Adam would blow up to whole steps: no two runs whose sums
+# differ by their rounding would come to the same map.
+_ROUND = 1e-2
 
 
 @dataclass
@@ -62,7 +66,10 @@ class Adam:
             mean.lerp_(gradient, 1 - _BETAS[0])
             square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
             scale = correction if leaf.ndim == 1 else correction[:, None]
-            leaf.addcdiv_(mean * scale, square.sqrt().add_(_EPSILON), value=-rate * size)
+            size_of_gradient = square.sqrt()
+            if name == "quaternions":
+                size_of_gradient += _ROUND * self._square.log_scales.sum(dim=1, keepdim=True).sqrt()
+            leaf.addcdiv_(mean * scale, size_of_gradient.add_(_EPSILON), value=-rate * size)
 
     def replace(self, keep: Tensor, added: Parameters) -> None:
         """Keep these rows with their moments and append new Gaussians with none."""
