@@ -28,9 +28,11 @@ U = TypeVar("U")
 
 
 class Images(Protocol):
-    """What `io.images.ImageSource` is here."""
+    """`io.images.ImageSource`, or what stands in for it."""
 
-    def read(self, rows: Rows) -> NDArray[np.float32]: ...
+    def read(self, rows: Rows) -> NDArray[np.float32]:
+        """(n, B, B) the images of these rows; B is the table's box, or less where they are cropped in Fourier space."""
+        ...
 
 
 @dataclass(frozen=True)

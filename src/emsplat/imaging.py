@@ -27,10 +27,10 @@ from torch.autograd.function import once_differentiable
 
 from emsplat.aberrations import antisymmetric_factors
 from emsplat.conventions import electron_wavelength_in_angstroms
+from emsplat.cropping import fourier_crop
 from emsplat.optics import ctf
 from emsplat.particles import OpticsGroup, Particles
 from emsplat.splat.bandlimit import WIDENING
-from emsplat.statistics import fourier_crop
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def observe(images: NDArray[np.float32], particles: Particles, noise: NDArray[np
     """Recorded images, ready for `misfits`.
 
     Args:
-        images: (n, D, D) as `ImageSource` reads them; their mean does not matter.
+        images: (n, B, B) as they are read, cropped to B ≥ D′ or not; their mean does not matter.
         particles: the same n rows.
         noise: (groups, D//2+1) from `noise_spectra`, of the uncropped images.
         box_size: D′ of the working box that the images are cropped to in Fourier space.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat import maps
-from emsplat.io.images import ImageSource
+from emsplat.batches import Images
 from emsplat.noise import noise_spectra, outside_circle, subtract_background
 from emsplat.particles import Particles
 from emsplat.statistics import PassSettings, gather_statistics
@@ -44,7 +44,7 @@ class Preview:
         return self.contrast_is_sure and self.skewness < 0
 
 
-def look_at_sample(particles: Particles, images: ImageSource, symmetry: NDArray[np.float64], seed: int) -> Preview:
+def look_at_sample(particles: Particles, images: Images, symmetry: NDArray[np.float64], seed: int) -> Preview:
     """Noise spectra and a low-resolution inversion of both halves of a random sample."""
     rng = np.random.default_rng(seed)
     affordable = max(_FEWEST, _SAMPLE_BYTES // (4 * particles.box_size**2))

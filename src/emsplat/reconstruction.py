@@ -15,6 +15,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat import maps
+from emsplat.batches import Images
 from emsplat.checkpoint import Checkpoints, fingerprint, identity
 from emsplat.count import FEWEST, automatic_count
 from emsplat.errors import InputError
@@ -22,6 +23,7 @@ from emsplat.fit import FitHistory, FitSettings, fit_gaussians, gaussians_of, in
 from emsplat.fit_images import HalfSet, fit_images
 from emsplat.gaussians import Gaussians, merge
 from emsplat.io import read_input
+from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.local_resolution import LocalResolution, local_resolution
 from emsplat.parameters import Parameters
@@ -122,19 +124,23 @@ def reconstruct(
         with reporter.stage("read"):
             table, poses_shared = _table_with_halves(particles, settings, reporter)
             check_agreement(table, settings, world)
-        images = stack.enter_context(ImageSource(table, settings.invert))
+        source = stack.enter_context(ImageSource(table, settings.invert))
         if world.watch:
-            images.watch = world.watch.reading
+            source.watch = world.watch.reading
+        box_size = _working_box(table, settings)
+        images: Images = source
+        if settings.cache is not None:
+            images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
         if checkpoints:
             checkpoints = checkpoints.belonging_to(identity(table, settings))
         symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
         with reporter.stage("preview"):
-            preview = world.broadcast(
-                look_at_sample(table, images, symmetry, settings.seed) if world.is_first else None
-            )
+            # The noise is measured outside the particle: in images that were not cropped.
+            whole = images if box_size == table.box_size else source
+            preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
             diameter = _diameter(preview, table, settings, reporter)
-        grid = _working_grid(table, diameter, symmetry, settings)
+        grid = _working_grid(table, diameter, symmetry, box_size)
         reporter.line(
             f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
             f"Gaussians within {grid.extent * grid.pixel_size:.0f} Å"
@@ -240,19 +246,23 @@ class _Grid:
     symmetry: NDArray[np.float64]  # (m, 3, 3)
 
 
-def _working_grid(
-    table: Particles, diameter_in_angstroms: float, symmetry: NDArray[np.float64], settings: ReconstructSettings
-) -> _Grid:
-    """The box that just holds the finest resolution asked for, and the cube that just holds the particle.
+def _working_box(table: Particles, settings: ReconstructSettings) -> int:
+    """The box that just holds the finest resolution asked for.
 
     Where none is asked for, it is Nyquist's, unless there are only some tens of images.
     """
     full = table.box_size
     if settings.max_resolution is None:
-        box_size = full if _can_split(table, 1) or _can_split(table, 2) else min(full, _BOX_WITHOUT_SPLIT)
-    else:
-        needed = 2 * full * table.pixel_size_in_angstroms / settings.max_resolution
-        box_size = min(full, max(16, scipy.fft.next_fast_len(int(np.ceil(needed)), real=True)))
+        return full if _can_split(table, 1) or _can_split(table, 2) else min(full, _BOX_WITHOUT_SPLIT)
+    needed = 2 * full * table.pixel_size_in_angstroms / settings.max_resolution
+    return min(full, max(16, scipy.fft.next_fast_len(int(np.ceil(needed)), real=True)))
+
+
+def _working_grid(
+    table: Particles, diameter_in_angstroms: float, symmetry: NDArray[np.float64], box_size: int
+) -> _Grid:
+    """The working box, and the cube that just holds the particle."""
+    full = table.box_size
     pixel_size = table.pixel_size_in_angstroms * full / box_size
     needed = int(np.ceil(diameter_in_angstroms / pixel_size)) + 2 * _MARGIN
     extent = min(scipy.fft.next_fast_len(needed, real=True), box_size)
@@ -261,7 +271,7 @@ def _working_grid(
 
 def _solve(
     table: Particles,
-    images: ImageSource,
+    images: Images,
     preview: Preview,
     grid: _Grid,
     settings: ReconstructSettings,
@@ -317,7 +327,7 @@ def _subsets(table: Particles, settings: ReconstructSettings) -> NDArray[np.int8
 def _gather(
     table: Particles,
     subset: NDArray[np.int8],
-    images: ImageSource,
+    images: Images,
     pass_settings: PassSettings,
     reporter: Reporter,
     owner: dict[int, int],

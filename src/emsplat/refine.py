@@ -25,9 +25,10 @@ from scipy.spatial.transform import Rotation
 
 from emsplat import maps
 from emsplat.aberrations import antisymmetric_factors, symmetric_phases
+from emsplat.batches import Images
 from emsplat.conventions import electron_wavelength_in_angstroms, euler_angles
 from emsplat.imaging import observe
-from emsplat.io.images import ImageSource, reading_order
+from emsplat.io.images import reading_order
 from emsplat.optics import ctf_parameters
 from emsplat.particles import Particles
 from emsplat.refine_kernels import N_PARAMETERS, WINDOW, normal_equations, tap_table
@@ -97,7 +98,7 @@ def reference(
 def refine_half(
     particles: Particles,
     changes: NDArray[np.float64],
-    images: ImageSource,
+    images: Images,
     rows: NDArray[np.int64],
     noise: NDArray[np.float64],
     against: Reference,
@@ -158,7 +159,7 @@ class _Problem:
     def __init__(
         self,
         particles: Particles,
-        images: ImageSource,
+        images: Images,
         rows: NDArray[np.int64],
         noise: NDArray[np.float64],
         against: Reference,

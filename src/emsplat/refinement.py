@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.batches import Images
 from emsplat.errors import InputError
-from emsplat.io.images import ImageSource
 from emsplat.particles import Particles
 from emsplat.refine import RefineSettings, changed, reference, refine_half
 from emsplat.reporting import Reporter
@@ -103,7 +103,7 @@ def refined(
     particles: Particles,
     solution: Solution,
     solve: Callable[[Particles], Solution],
-    images: ImageSource,
+    images: Images,
     noise: NDArray[np.float64],
     settings: RefineSettings,
     diameter_in_angstroms: float,
@@ -157,7 +157,7 @@ def _round(
     particles: Particles,
     changes: NDArray[np.float64],
     solution: _Solution,
-    images: ImageSource,
+    images: Images,
     noise: NDArray[np.float64],
     settings: RefineSettings,
     diameter_in_angstroms: float,

@@ -45,6 +45,8 @@ class ReconstructSettings(InputSettings):
     sharpen: float | Literal["auto"] | None = None  # B-factor in Å², negative sharpens; auto: estimated; default: none
     refine: str | None = None  # of each image, with commas between: poses,shifts,contrast,defocus
     refine_range: tuple[float, float] | None = None  # degrees, Å: farthest from the file's; default: 10° and at its rim
+    cache: Path | None = None  # a folder on a local disk for small copies of the images; for slow file systems
+    cache_size: float | None = None  # GB, of all the cache; default: what its disk has
     solver: Literal["statistics", "images"] = "statistics"  # images: one by one, as in splatting; much slower
     seed: int = 0  # of everything that is drawn
     threads: int | None = None  # default: as many as the machine has
@@ -61,11 +63,14 @@ class ReconstructSettings(InputSettings):
             ("--n-gaussians", self.n_gaussians, 1, "a positive number"),
             ("--mask-diameter", self.mask_diameter, 1e-3, "a positive number of Å"),
             ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
+            ("--cache-size", self.cache_size, 1e-6, "a positive number of GB"),
             ("--threads", self.threads, 1, "a positive number"),
             ("--seed", self.seed, 0, "0 or more"),
         )
         for option, value, least, rule in rules:
             _require_option(option, value, least, rule)
+        if self.cache_size is not None and self.cache is None:
+            raise InputError("--cache-size says how large --cache may grow; give that too, or leave both out")
         if isinstance(self.sharpen, float | int) and not math.isfinite(self.sharpen):
             raise InputError(f"--sharpen {self.sharpen}: it must be a B-factor in Å², or auto; or leave it out")
         symmetry_operators(self.symmetry)

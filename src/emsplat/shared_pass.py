@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.io.images import ImageSource, reading_order
+from emsplat.batches import Images
+from emsplat.io.images import reading_order
 from emsplat.particles import Particles
 from emsplat.ranks import World
 from emsplat.statistics import Grids, PassSettings, Statistics, empty_grids, fill_grids, statistics_of
@@ -19,7 +20,7 @@ from emsplat.statistics import Grids, PassSettings, Statistics, empty_grids, fil
 
 def gather_shared(
     particles: Particles,
-    images: ImageSource,
+    images: Images,
     subset: NDArray[np.int8],
     settings: PassSettings,
     owners: Mapping[int, int],

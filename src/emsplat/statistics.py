@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from emsplat import maps
 from emsplat.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
+from emsplat.batches import Images
+from emsplat.cropping import fourier_crop
 from emsplat.insertion import SliceGrid
-from emsplat.io.images import ImageSource, reading_order
+from emsplat.io.images import reading_order
 from emsplat.noise import outside_circle, subtract_background
 from emsplat.optics import as_tuple, ctf_at, ctf_parameters
 from emsplat.particles import Particles
@@ -80,7 +82,7 @@ Grids = tuple[SliceGrid, SliceGrid]  # what the slices of b and of T are inserte
 
 def gather_statistics(
     particles: Particles,
-    images: ImageSource,
+    images: Images,
     subset: NDArray[np.int8],
     settings: PassSettings,
     progress: Callable[[int], None] = lambda done: None,
@@ -151,7 +153,7 @@ def statistics_of(grids: Grids, settings: PassSettings, n_images: int) -> Statis
 
 
 def _prepared_blocks(
-    particles: Particles, images: ImageSource, order: NDArray, settings: PassSettings
+    particles: Particles, images: Images, order: NDArray, settings: PassSettings
 ) -> Iterator[tuple[NDArray, NDArray[np.complex64], NDArray[np.float32]]]:
     """(rows, C W² y centred, C² W²) of block after block; the next block is read while one is worked on."""
     box_size, working = particles.box_size, settings.box_size
@@ -165,7 +167,6 @@ def _prepared_blocks(
     antisymmetric, antisymmetric_of = antisymmetric_factors(particles, working)
     inverse_noise = 1 / settings.noise
     inverse_noise[:, 0] = 0.0  # the mean of an image says nothing about the particle
-    window = outside_circle(box_size)
     scale = np.float32((working / box_size) ** 3)  # a slice of the working grid's map, in its own units
     if not blocks:
         return
@@ -175,7 +176,7 @@ def _prepared_blocks(
             block = ahead.result()
             if number + 1 < len(blocks):
                 ahead = reader.submit(images.read, blocks[number + 1])
-            subtract_background(block, window)
+            subtract_background(block, outside_circle(block.shape[-1]))  # smaller than the box where they are cached
             spectra = fourier_crop(_transforms(block), working)
             weights = np.empty(spectra.shape, dtype=np.float32)
             group = particles.optics_group[rows]
@@ -194,15 +195,6 @@ def _transforms(images: NDArray[np.float32]) -> NDArray[np.complex64]:
         return torch.fft.rfft2(torch.from_numpy(images)).numpy()
     finally:
         torch.set_num_threads(before)
-
-
-def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.complex64]:
-    """(n, D, D//2+1) half planes cropped to (n, D', D'//2+1), ky in fft order; the Nyquist row is not kept whole."""
-    full = spectra.shape[1]
-    if box_size == full:
-        return spectra
-    ky = np.fft.fftfreq(box_size, 1 / box_size).astype(int) % full
-    return np.ascontiguousarray(spectra[:, ky, : box_size // 2 + 1])
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")

@@ -31,6 +31,11 @@ class ImageSource:
         self.watch: Callable[[Path | None], None] = lambda path: None  # told what is being read, and of its end
         self._readers: OrderedDict[int, StackReader] = OrderedDict()  # the least recently used first
 
+    @property
+    def box_size(self) -> int:
+        """D of the images that are read."""
+        return self.particles.box_size
+
     def read(self, rows: ArrayLike) -> NDArray[np.float32]:
         """(n, D, D) the images of these rows (numbers or a mask), in that order.
 
@@ -52,9 +57,13 @@ class ImageSource:
             else:
                 images[here] = block
         self._check(images, rows)
-        dark = self.particles.dark
-        negated = np.full(len(rows), self.invert) if dark is None else dark[rows] != self.invert
+        negated = self.negated(rows)
         return np.negative(images, out=images, where=negated[:, None, None]) if negated.any() else images
+
+    def negated(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether the sign of these images is flipped."""
+        dark = self.particles.dark
+        return np.full(len(rows), self.invert) if dark is None else dark[rows] != self.invert
 
     def _reader(self, stack: int) -> StackReader:
         if stack not in self._readers:

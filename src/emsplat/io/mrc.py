@@ -138,7 +138,7 @@ class StackReader:
         out = np.empty((len(wanted), *self.shape[1:]), dtype=np.float32)
         order = np.argsort(wanted, kind="stable")
         longest = max(1, _LARGEST_READ_IN_BYTES // self._header.section_in_bytes)
-        for rows in _runs(order, wanted[order], longest):
+        for rows in consecutive_runs(order, wanted[order], longest):
             out[rows] = self._read_run(int(wanted[rows[0]]), len(rows))
         return out
 
@@ -168,7 +168,7 @@ class StackReader:
         self.close()
 
 
-def _runs(order: NDArray[np.int64], ascending: NDArray[np.int64], longest: int) -> list[NDArray[np.int64]]:
+def consecutive_runs(order: NDArray[np.int64], ascending: NDArray[np.int64], longest: int) -> list[NDArray[np.int64]]:
     """`order` cut where consecutive sections end, and into pieces of at most `longest`."""
     if len(order) == 0:
         return []

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from emsplat.aberrations import slice_matrices
 from emsplat.check.coverage import measure_coverage
 from emsplat.conventions import spatial_frequency_radii
+from emsplat.cropping import fourier_crop
 from emsplat.figures import direction_counts
 from emsplat.gaussians import Gaussians
 from emsplat.imaging import contrast_transfer, image_spectra, predicted_images, projection_factors, shifts_in_pixels
@@ -25,7 +26,6 @@ from emsplat.reconstruction import Reconstruction
 from emsplat.report.run import EVIDENCE
 from emsplat.splat import project
 from emsplat.splat.bandlimit import widened
-from emsplat.statistics import fourier_crop
 from emsplat.symmetry import symmetry_operators
 
 _PAIRS = 6

@@ -1,0 +1,35 @@
+"""Other box sizes for images, in Fourier space: the same frequencies, fewer or more of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.complex64]:
+    """(n, D, D//2+1) half planes as (n, D', D'//2+1), ky in fft order: cropped, or padded with zeros.
+
+    The Nyquist row of the smaller box is not kept whole.
+    """
+    full = spectra.shape[1]
+    if box_size == full:
+        return spectra
+    small = min(box_size, full)
+    ky = np.fft.fftfreq(small, 1 / small).astype(int)
+    if box_size < full:
+        return np.ascontiguousarray(spectra[:, ky % full, : small // 2 + 1])
+    padded = np.zeros((len(spectra), box_size, box_size // 2 + 1), dtype=spectra.dtype)
+    padded[:, ky % box_size, : small // 2 + 1] = spectra
+    return padded
+
+
+def fourier_cropped(images: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
+    """(n, B, B) images whose transforms are the middle of those of the (n, D, D) ones; B ≤ D.
+
+    So sums over their pixels are kept, not grey values, and origins stay at the same share of the edge.
+    """
+    if box_size == images.shape[-1]:
+        return images
+    spectra = torch.from_numpy(fourier_crop(torch.fft.rfft2(torch.from_numpy(images)).numpy(), box_size))
+    return torch.fft.irfft2(spectra, s=(box_size, box_size)).numpy()
