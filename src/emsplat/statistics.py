@@ -119,7 +119,7 @@ def empty_grids(n_subsets: int, settings: PassSettings) -> list[Grids]:
 def fill_grids(
     grids: Sequence[Grids],
     particles: Particles,
-    images: ImageSource,
+    images: Images,
     order: NDArray[np.int64],
     subset: NDArray[np.int8],
     settings: PassSettings,
