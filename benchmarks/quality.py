@@ -25,7 +25,7 @@ at least as good as RELION from all.** RELION 3.1.3 is wrong on odd boxes: no co
 def raw_of_all(result: Any) -> np.ndarray:
     """The direct inversion of both halves' images together."""
     table, box_size = result.particles, len(result.map)
-    settings = PassSettings(box_size, box_size // 2, result.preview.noise, np.eye(3)[None])
+    settings = PassSettings(box_size, box_size, result.preview.noise, np.eye(3)[None])
     whole = np.zeros(len(table), dtype=np.int8)
     return gather_statistics(table, ImageSource(table), whole, settings)[0].raw_map()
 

@@ -47,7 +47,7 @@ def statistics_of(half: HalfSet) -> tuple[Statistics, Statistics]:
     """Of the seen and the unseen images."""
     subset = np.zeros(len(half.particles), dtype=np.int8)
     subset[half.unseen] = 1
-    settings = PassSettings(BOX, BOX, half.noise, half.symmetry)
+    settings = PassSettings(BOX, 2 * BOX, half.noise, half.symmetry)
     seen, unseen = gather_statistics(half.particles, half.images, subset, settings)  # type: ignore[arg-type]
     return seen, unseen
 

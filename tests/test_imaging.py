@@ -100,7 +100,7 @@ def test_the_gradient_is_that_of_the_statistics(
     signal = predicted_images(spectra_of(truth, particles, working), transfer, premultiplied)
     images = upsampled(signal.numpy(), box_size) + 10 + rng.standard_normal((n, box_size, box_size), np.float32)
 
-    settings = PassSettings(working, working, noise, np.eye(3)[None])
+    settings = PassSettings(working, 2 * working, noise, np.eye(3)[None])
     [statistics] = gather_statistics(particles, ImagesInMemory(images), np.zeros(n, dtype=np.int8), settings)
     volume = voxelise(*model, working, cutoff=6.0)
     expected, by_volume = QuadraticLoss(statistics, working).value_and_gradient(volume.detach().numpy())

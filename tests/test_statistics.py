@@ -22,10 +22,10 @@ from phantom import ImagesInMemory, imagined_particles, lopsided_map
 IDENTITY = np.eye(3)[None]
 
 
-def flat(particles: Particles, box_size: int, extent: int | None = None, symmetry: NDArray = IDENTITY) -> PassSettings:
+def flat(particles: Particles, box_size: int, reach: int | None = None, symmetry: NDArray = IDENTITY) -> PassSettings:
     """Noise of power 1 everywhere."""
     noise = np.ones((len(particles.optics), particles.box_size // 2 + 1))
-    return PassSettings(box_size, extent or box_size, noise, symmetry)
+    return PassSettings(box_size, reach or 2 * box_size, noise, symmetry)
 
 
 def one_set(particles: Particles) -> NDArray[np.int8]:
@@ -95,7 +95,7 @@ def test_the_gradient_is_that_of_the_images_one_by_one(box_size: int, premultipl
     particles = two_kinds(imagined_particles(8, box_size), premultiplied)
     images = (rng.standard_normal((8, box_size, box_size)) + 3).astype(np.float32)
     noise = rng.uniform(0.5, 2, (2, box_size // 2 + 1)) * [[1], [3]]
-    settings = PassSettings(box_size, box_size, noise, IDENTITY)
+    settings = PassSettings(box_size, 2 * box_size, noise, IDENTITY)
     [s] = gather_statistics(particles, ImagesInMemory(images), one_set(particles), settings)
     assert s.n_images == 8
     volume = 0.1 * rng.standard_normal((box_size,) * 3)

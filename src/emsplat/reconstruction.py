@@ -19,7 +19,7 @@ from emsplat.batches import Images
 from emsplat.checkpoint import Checkpoints, fingerprint, identity
 from emsplat.count import FEWEST, automatic_count
 from emsplat.errors import InputError
-from emsplat.fit import FitHistory, FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit import FitHistory, FitSettings, fit_gaussians, fitting_period, gaussians_of, initial_gaussians
 from emsplat.fit_images import HalfSet, fit_images
 from emsplat.gaussians import Gaussians, merge
 from emsplat.io import read_input
@@ -282,9 +282,7 @@ def _solve(
     """One pass over the images, a fit to each half, and how far to believe them; the same on every rank."""
     subset = _subsets(table, settings)
     owner = {half: world.owner(half) if settings.solver == "statistics" else 0 for half in (1, 2)}
-    # A fit to the images needs no more of T than the raw inversion does.
-    reach = grid.extent if settings.solver == "statistics" else grid.box_size // 2
-    pass_settings = PassSettings(grid.box_size, reach, preview.noise, grid.symmetry)
+    pass_settings = PassSettings(grid.box_size, fitting_period(grid.extent), preview.noise, grid.symmetry)
     statistics = _gather(table, subset, images, pass_settings, reporter, owner, world)
     order = reading_order(table)
 

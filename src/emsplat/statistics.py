@@ -36,7 +36,7 @@ class Statistics:
     """Sufficient statistics of a set of images about a map on a D³ grid."""
 
     adjoint: NDArray[np.float32]  # (D, D, D) b, r from −(D//2)
-    kernel: NDArray[np.float32]  # (2e, 2e, 2e) T, r from −e: exact for models within a cube of edge e
+    kernel: NDArray[np.float32]  # (n, n, n) T, r from −(n//2)
     n_images: int
 
     @property
@@ -72,7 +72,7 @@ class PassSettings:
     """What the pass needs to know beside the particles."""
 
     box_size: int  # working box D' ≤ D: images are cropped to it in Fourier space
-    extent: int  # e: edge of the cube (voxels of the working box) within which models will live
+    reach: int  # n: voxels (of the working box) of T's edge, at least those of the box, which the raw inversion needs
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`, of the uncropped images
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
 
@@ -106,11 +106,11 @@ def gather_statistics(
 
 def empty_grids(n_subsets: int, settings: PassSettings) -> list[Grids]:
     """Those of every subset, for `fill_grids`."""
-    kernel_extent = max(2 * settings.extent, settings.box_size + settings.box_size % 2)
+    reach = max(settings.reach, settings.box_size)
     return [
         (
             SliceGrid.empty(settings.box_size, settings.box_size, np.complex64),
-            SliceGrid.empty(kernel_extent, settings.box_size, np.float32),
+            SliceGrid.empty(reach, settings.box_size, np.float32),
         )
         for _ in range(n_subsets)
     ]
