@@ -97,7 +97,7 @@ class Gaussians:
 _TENSORS = ("centres", "log_scales", "quaternions", "log_masses")
 
 
-def merge(first: Gaussians, second: Gaussians) -> Gaussians:
-    """The average of two models, itself a model: the union of both with half the masses."""
-    joined = Gaussians(*(torch.cat([getattr(first, n), getattr(second, n)]) for n in _TENSORS))
-    return replace(joined, log_masses=joined.log_masses - math.log(2))
+def merge(*models: Gaussians) -> Gaussians:
+    """The average of n models, itself a model: the union of all with an n-th of the masses."""
+    joined = Gaussians(*(torch.cat([getattr(model, n) for model in models]) for n in _TENSORS))
+    return replace(joined, log_masses=joined.log_masses - math.log(len(models)))

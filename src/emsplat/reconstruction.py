@@ -44,20 +44,26 @@ _UNSEEN_SHARE = 5  # one particle in five of a half is kept from its fit until t
 _FEWEST_TO_SPLIT = 40  # images of a half below which nothing is kept back
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 _BOX_WITHOUT_SPLIT = 96  # voxels: nothing can be measured of so few images' fine detail
+_FITS = 2  # of a half, averaged: as much better than one as they cost
 _MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
 
 
-_Solver = Callable[[int, Parameters, FitSettings, Callable[[int, int], None]], tuple[Parameters, FitHistory]]
+_Solver = Callable[[int, int, Parameters, FitSettings, Callable[[int, int], None]], tuple[Parameters, FitHistory]]
 
 
 @dataclass(frozen=True)
 class Half:
     """One half set's result on the particles' own grid."""
 
-    gaussians: Gaussians
-    history: FitHistory
+    gaussians: Gaussians  # the average of its fits
+    histories: tuple[FitHistory, ...]  # of its fits
     raw: NDArray[np.float32]  # (D, D, D) direct inversion
     map: NDArray[np.float32]  # (D, D, D) the Gaussians on the grid
+
+    @property
+    def history(self) -> FitHistory:
+        """Of the first fit; the others look alike."""
+        return self.histories[0]
 
 
 @dataclass(frozen=True)
@@ -287,11 +293,12 @@ def _solve(
     order = reading_order(table)
 
     def by_images(
-        number: int, start: Parameters, fit_settings: FitSettings, advance: Callable[[int, int], None]
+        number: int, fit: int, start: Parameters, fit_settings: FitSettings, advance: Callable[[int, int], None]
     ) -> tuple[Parameters, FitHistory]:
         seen, unseen = (order[subset[order] == 2 * (number - 1) + part] for part in (0, 1))
         half = HalfSet(table, images, seen, unseen, preview.noise, grid.box_size, grid.extent, grid.symmetry)
-        kept = checkpoints.named(f"half{number}-{fingerprint(table)}", reporter.warn) if checkpoints else None
+        name = f"half{number}-fit{fit}-{fingerprint(table)}"
+        kept = checkpoints.named(name, reporter.warn) if checkpoints else None
         return fit_images(half, start, fit_settings, checkpoint=kept, progress=advance)
 
     solver = by_images if settings.solver == "images" else None
@@ -360,7 +367,7 @@ def _fit_half(
     reporter: Reporter,
     by_images: _Solver | None,
 ) -> Half:
-    """Fit one half's Gaussians and put them, and the raw inversion, on the particles' grid.
+    """Fit one half's Gaussians, some times over, and put their average, and the raw inversion, on the particles' grid.
 
     Args:
         by_images: fits to the images instead of the statistics.
@@ -371,36 +378,49 @@ def _fit_half(
         raw = whole.raw_map()
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
     del whole
+    n_fits = settings.n_fits or (1 if by_images else _FITS)
     count = settings.n_gaussians
     if count is None:
-        count, reason = _count(seen, unseen, mask, grid)
-        reporter.line(f"half {number}: up to {count:,} Gaussians, {reason}")
+        count, reason = _count(seen, unseen, mask, grid, n_fits)
+        of = f", {n_fits} fits each" if n_fits > 1 else ""
+        reporter.line(f"half {number}: up to {count:,} Gaussians{of}, {reason}")
     fit_settings = FitSettings.for_particle(count, float(mask.sum()), settings.isotropic, settings.seed + number)
     if unseen is None:
         fit_settings = replace(fit_settings, max_steps=_STEPS_WITHOUT_SPLIT)
-    with reporter.stage("fit"), reporter.bar(f"fitting half {number}", "steps") as advance:
-        start = initial_gaussians(seen, mask, grid.extent, fit_settings, grid.symmetry)
-        if by_images:
-            del seen, unseen, statistics
-            parameters, history = by_images(number, start, fit_settings, advance)
-        else:
-            parameters, history = fit_gaussians(seen, unseen, start, grid.extent, fit_settings, advance)
-        gaussians = gaussians_of(parameters, grid.pixel_size)
+    each = [replace(fit_settings, seed=fit_settings.seed + 2 * fit) for fit in range(n_fits)]
+    with reporter.stage("fit"):
+        starts = [initial_gaussians(seen, mask, grid.extent, one, grid.symmetry) for one in each]
+    if by_images:
+        del seen, unseen, statistics
+    models, histories = [], []
+    for fit, (start, one) in enumerate(zip(starts, each, strict=True), start=1):
+        title = f"half {number}" + (f", fit {fit}" if n_fits > 1 else "")
+        with reporter.stage("fit"), reporter.bar(f"fitting {title}", "steps") as advance:
+            if by_images:
+                parameters, history = by_images(number, fit, start, one, advance)
+            else:
+                parameters, history = fit_gaussians(seen, unseen, start, grid.extent, one, advance)
+        models.append(gaussians_of(parameters, grid.pixel_size))
+        histories.append(history)
+        reporter.line(
+            f"{title}: {len(parameters):,} Gaussians after {len(history.losses)} steps, "
+            f"annealed from step {history.anneal_from} ({history.stopped_by})"
+        )
+    with reporter.stage("fit"):
+        gaussians = merge(*models)
         density = gaussians.voxelise(grid.box_size, grid.pixel_size)
-    reporter.line(
-        f"half {number}: {len(gaussians):,} Gaussians after {len(history.losses)} steps, "
-        f"annealed from step {history.anneal_from} ({history.stopped_by})"
-    )
     if grid.box_size != grid.full_box_size:
         raw, density = (maps.fourier_resize(v, grid.full_box_size) for v in (raw, density))
-    return Half(gaussians, history, raw, density)
+    return Half(gaussians, tuple(histories), raw, density)
 
 
-def _count(seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32], grid: _Grid) -> tuple[int, str]:
-    """The automatic number of Gaussians, and why."""
+def _count(
+    seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32], grid: _Grid, n_fits: int
+) -> tuple[int, str]:
+    """The automatic number of Gaussians of a fit, and why."""
     if unseen is None:
         return FEWEST, "too few images to measure what they hold"
-    count, shell = automatic_count(seen, unseen, mask)
+    count, shell = automatic_count(seen, unseen, mask, n_fits)
     volume = float(mask.sum()) * grid.pixel_size**3
     finest = grid.box_size * grid.pixel_size / shell
     return count, f"for {volume / 1e3:,.0f} nm³ that its images show down to {finest:.3g} Å"

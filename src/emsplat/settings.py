@@ -37,7 +37,8 @@ class ReconstructSettings(InputSettings):
     """What can be asked of a reconstruction; None: found from the data, and said in the log."""
 
     invert: bool = False  # the particles are dark
-    n_gaussians: int | None = None  # of each half; default: from the particle's size, the SNR and the number of images
+    n_gaussians: int | None = None  # of each fit; default: from the particle's size, the SNR and the number of images
+    n_fits: int | None = None  # of each half, from different starts, averaged; default: 2, with --solver images 1
     isotropic: bool = False  # round Gaussians only
     symmetry: str = "C1"  # point group: RELION's names and axes
     mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
@@ -61,6 +62,7 @@ class ReconstructSettings(InputSettings):
         _check_refinement(self.refine, self.refined, self.refine_range)
         rules = (
             ("--n-gaussians", self.n_gaussians, 1, "a positive number"),
+            ("--n-fits", self.n_fits, 1, "a positive number"),
             ("--mask-diameter", self.mask_diameter, 1e-3, "a positive number of Å"),
             ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
             ("--cache-size", self.cache_size, 1e-6, "a positive number of GB"),
