@@ -74,11 +74,13 @@ def test_same_seed_same_map(reconstructed: Run, simulated: Path) -> None:
 
 def test_settings_are_honoured(simulated: Path) -> None:
     settings = ReconstructSettings(
-        n_gaussians=300, isotropic=True, symmetry="C2", max_resolution=14.0, mask_diameter=150.0, sharpen=-100.0
-    )
+        n_gaussians=300, n_fits=3, isotropic=True, symmetry="C2",
+        max_resolution=14.0, mask_diameter=150.0, sharpen=-100.0,
+    )  # fmt: skip
     result = reconstruct(read_particles(simulated / "particles.star"), settings)
     for half in result.halves:
-        assert 0 < len(half.gaussians) <= 310
+        assert len(half.histories) == 3
+        assert 600 < len(half.gaussians) <= 930
         scales = half.gaussians.log_scales.numpy()
         assert np.ptp(scales, axis=1).max() < 1e-5
     assert len(result.map) == 48  # the box of the images, whatever the working box
