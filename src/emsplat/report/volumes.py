@@ -73,10 +73,11 @@ def window_about(mask: NDArray[np.float32], pixel_size: float) -> Window:
 def resampled(volume: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.float32]:
     """The same on a finer or coarser grid, in Fourier space, axis by axis; grey values and voxel 0 stay."""
     along_z, along_y, along_x = (_resampling(*pair) for pair in zip(volume.shape, shape, strict=True))
+    # One product an axis, not one a plane, whose threads would wait for each other at every plane.
     if along_x is not None:
-        volume = volume @ along_x.T
+        volume = np.tensordot(volume, along_x, axes=(2, 1))
     if along_y is not None:
-        volume = np.tensordot(volume, along_y, axes=(1, 1)).swapaxes(1, 2)  # one product, not one a plane
+        volume = np.tensordot(volume, along_y, axes=(1, 1)).swapaxes(1, 2)
     if along_z is not None:
         volume = (along_z @ volume.reshape(len(volume), -1)).reshape(-1, *volume.shape[1:])
     return np.ascontiguousarray(volume)
