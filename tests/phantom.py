@@ -53,3 +53,6 @@ class ImagesInMemory:
 
     def read(self, rows: NDArray) -> NDArray[np.float32]:
         return self.images[rows].copy()
+
+    def read_into(self, rows: NDArray, images: NDArray[np.float32]) -> None:
+        images[:] = self.images[rows]

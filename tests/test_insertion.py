@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from emsplat.conventions import rotation_matrices
-from emsplat.insertion import _HALO, _TILE, WIDTH, SliceGrid
+from emsplat.insertion import _TILE, HALO, WIDTH, SliceGrid
 from emsplat.simulation.slices import central_slices, fourier_volume
 
 EXTREME = np.array(
@@ -157,7 +157,7 @@ def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, dtype: typ
     rotations = rotation_matrices(angles)
     rotations = np.concatenate([rotations, magnified(rotations), magnified(rotations, 3.0), 1.5 * rotations])
     grid = SliceGrid.empty(extent, box_size, dtype)
-    across = grid.period + 2 * _HALO
+    across = grid.period + 2 * HALO
     points, _ = points_and_values(np.zeros((len(rotations), box_size, box_size // 2 + 1)), rotations)
     positions = (points * grid.period / box_size).astype(np.float32)
     for rounding in (-1e-3, 1e-3):

@@ -26,8 +26,8 @@ from emsplat.simd import add_scaled
 from emsplat.window import Window
 
 WIDTH = 4  # taps of the kernel along each axis
-_HALO = 3  # grid points kept beyond ±n/2, where a kernel can reach
-_STEPS = 512  # of the tabulated kernel
+HALO = 3  # grid points kept beyond ±n/2, where a kernel can reach
+STEPS = 512  # of the tabulated kernel
 _TILE = 16
 
 
@@ -46,13 +46,8 @@ class SliceGrid:
     @staticmethod
     def empty(extent: int, box_size: int, dtype: type[np.generic], oversampling: float = 1.5) -> SliceGrid:
         """A grid of zeros, complex64 or float32, for slices of that type."""
-        # The grid never is coarser than the slices' own sampling, and even.
-        period = max(scipy.fft.next_fast_len(int(np.ceil(oversampling * extent)), real=True), box_size)
-        while period % 2 or scipy.fft.next_fast_len(period, real=True) != period:
-            period += 1
-        across = period + 2 * _HALO
-        shape = (period // 2 + 1 + _HALO, across, across)
-        return SliceGrid(extent, box_size, period, np.zeros(shape, dtype=dtype))
+        period = grid_period(extent, box_size, oversampling)
+        return SliceGrid(extent, box_size, period, np.zeros(grid_shape(period), dtype=dtype))
 
     @property
     def _window(self) -> Window:
@@ -68,14 +63,11 @@ class SliceGrid:
         Samples at or beyond Nyquist's radius, |k| ≥ D/2 in the slice or in the volume, are left out.
         """
         scale = self.period / self.box_size
-        # k_volume = Bᵀ (kx, ky, 0): columns 0 and 1 of Bᵀ are rows 0 and 1 of B.
-        frames = np.ascontiguousarray(matrices[:, :2, :].transpose(0, 2, 1), dtype=np.float32)
-        ends = _row_ends(frames.astype(np.float64), self.box_size)
+        frames = frames_of(matrices)
+        ends = row_ends(frames.astype(np.float64), self.box_size)
         slices = np.ascontiguousarray(slices, dtype=self.values.dtype)
         tiles = _tiles(self.values.shape[0], self.values.shape[1], numba.get_num_threads())
-        taps = self._window.taps(_STEPS)
-        taps_and_slopes = np.concatenate([taps[:-1], np.diff(taps, axis=0)], axis=1)
-        _insert(self.values, slices, frames * np.float32(scale), ends, taps_and_slopes, tiles)
+        _insert(self.values, slices, frames * np.float32(scale), ends, taps_and_slopes(self._window), tiles)
 
     def adjoint(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
@@ -107,14 +99,14 @@ class SliceGrid:
         """(n, n) plane z of the periodic grid in fft order, what was spread beyond the borders folded back."""
         n = self.period
         plane = self._wrapped(z)
-        if z >= n // 2 - _HALO:
+        if z >= n // 2 - HALO:
             # Plane n − z is the conjugate mirror image of plane z; as far as it is stored, it holds spread samples.
             plane += np.roll(self._wrapped(n - z)[::-1, ::-1], 1, axis=(0, 1)).conj()
         return plane
 
     def _wrapped(self, z: int) -> NDArray[np.complex64]:
         """(n, n) stored plane z with its halo wrapped around, rolled to fft order."""
-        n, h = self.period, _HALO
+        n, h = self.period, HALO
         plane = self.values[z].astype(np.complex64, copy=False)
         rows = plane[h : h + n].copy()
         rows[:h] += plane[h + n :]
@@ -123,6 +115,31 @@ class SliceGrid:
         wrapped[:, :h] += rows[:, h + n :]
         wrapped[:, n - h :] += rows[:, :h]
         return np.roll(wrapped, -(n // 2), axis=(0, 1))
+
+
+def grid_period(extent: int, box_size: int, oversampling: float = 1.5) -> int:
+    """n for a cube of this edge: even, fast to transform, and never coarser than the slices' own sampling."""
+    period = max(scipy.fft.next_fast_len(int(np.ceil(oversampling * extent)), real=True), box_size)
+    while period % 2 or scipy.fft.next_fast_len(period, real=True) != period:
+        period += 1
+    return period
+
+
+def grid_shape(period: int) -> tuple[int, int, int]:
+    """Planes, rows and columns that are stored of a grid of this period."""
+    across = period + 2 * HALO
+    return period // 2 + 1 + HALO, across, across
+
+
+def frames_of(matrices: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(n, 3, 2) x, y, z of the slices' axes: ``k_volume = Bᵀ (kx, ky, 0)``, so the rows 0 and 1 of (n, 3, 3) B."""
+    return np.ascontiguousarray(matrices[:, :2, :].transpose(0, 2, 1), dtype=np.float32)
+
+
+def taps_and_slopes(window: Window) -> NDArray[np.float32]:
+    """(STEPS + 1, 8) the window's four taps, and what each gains up to the next row of the table."""
+    taps = window.taps(STEPS)
+    return np.concatenate([taps[:-1], np.diff(taps, axis=0)], axis=1)
 
 
 def _tiles(planes: int, rows: int, threads: int) -> NDArray[np.int64]:
@@ -135,7 +152,7 @@ def _tiles(planes: int, rows: int, threads: int) -> NDArray[np.int64]:
     return np.concatenate([tiles[t::threads] for t in range(threads)])
 
 
-def _row_ends(frames: NDArray[np.float64], box_size: int) -> NDArray[np.float32]:
+def row_ends(frames: NDArray[np.float64], box_size: int) -> NDArray[np.float32]:
     """(n, 2r+1, 2) first and last kx of the rows ky = −r … r whose samples lie below Nyquist's radius, r = (D−1)//2.
 
     Below it in the slice, a disc, and in the volume, an ellipse in the slice: no kernel then leaves the grid.
@@ -184,7 +201,7 @@ def _rows_of(frame, z_low, z_high, y_low, y_high, radius):
 def _position(x, taps):
     """First grid point of the kernel about x, and the four weights."""
     first = np.ceil(x - np.float32(WIDTH / 2))
-    p = (first - x + np.float32(WIDTH / 2)) * np.float32(_STEPS)
+    p = (first - x + np.float32(WIDTH / 2)) * np.float32(STEPS)
     j = int(p)
     f = p - np.float32(j)
     weights = (
@@ -234,7 +251,7 @@ def _spread_sample(grid, value, x, y, z, taps, z0, z1, y0, y1):
 def _insert(grid, slices, frames, ends, taps, tiles):
     """Spread all samples of all slices, tile by tile.
 
-    frames: (n, 3, 2), the in-plane axes in grid points; ends: `_row_ends`.
+    frames: (n, 3, 2), the in-plane axes in grid points; ends: `row_ends`.
     """
     n, box_size = slices.shape[0], slices.shape[1]
     planes, rows = grid.shape[0], grid.shape[1]

@@ -60,6 +60,14 @@ def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
     return p
 
 
+def critical_dose(s2):
+    """In e/Å² at 300 kV, at s² > 0 in 1/Å²; of anything that can be calculated with."""
+    return _DOSE_A * s2 ** (0.5 * _DOSE_B) + _DOSE_C
+
+
+_critical_dose = numba.njit(inline="always")(critical_dose)
+
+
 @numba.njit(inline="always")
 def as_tuple(p):
     """A row of `ctf_parameters` as a tuple: no store into an array changes it, so loops need not read it again."""
@@ -76,8 +84,7 @@ def ctf_at(p, fx, fy, symmetric_phase):
     if p[6] != 0.0:
         value *= np.exp(p[6] * s2)
     if p[7] > 0.0 and s2 > 0.0:
-        critical = p[8] * (_DOSE_A * s2 ** (0.5 * _DOSE_B) + _DOSE_C)
-        value *= np.exp(-p[7] / critical)
+        value *= np.exp(-p[7] / (p[8] * _critical_dose(s2)))
     return value
 
 

@@ -26,6 +26,7 @@ from emsplat.io.images import reading_order
 from emsplat.noise import outside_circle, subtract_background
 from emsplat.optics import as_tuple, ctf_at, ctf_parameters
 from emsplat.particles import Particles
+from emsplat.stopwatch import Stopwatch
 
 _BLOCK_BYTES = 48 << 20
 _RAW_REGULARISATION = 0.1  # share of the shell's mean weight added to every weight of the raw inversion
@@ -86,31 +87,33 @@ def gather_statistics(
     subset: NDArray[np.int8],
     settings: PassSettings,
     progress: Callable[[int], None] = lambda done: None,
+    stopwatch: Stopwatch | None = None,
 ) -> list[Statistics]:
     """Stream over the images once and fill the statistics of every subset.
 
     Args:
         subset: (N,) number of the subset each image belongs to, from 0; negative: left out.
         progress: called after each block with the number of images done.
+        stopwatch: told where the time goes.
     Returns:
         one Statistics a subset. Memory does not depend on N.
     """
-    order = reading_order(particles)
+    order, stopwatch = reading_order(particles), stopwatch or Stopwatch()
     grids = empty_grids(int(subset.max()) + 1, settings)
-    fill_grids(grids, particles, images, order[subset[order] >= 0], subset, settings, progress)
+    fill_grids(grids, particles, images, order[subset[order] >= 0], subset, settings, progress, stopwatch)
     result: list[Statistics] = []
-    while grids:  # freed one by one: their transforms need room of their own
-        result.append(statistics_of(grids.pop(0), settings, int(np.sum(subset == len(result)))))
+    with stopwatch.working("finish"):
+        while grids:  # freed one by one: their transforms need room of their own
+            result.append(statistics_of(grids.pop(0), settings, int(np.sum(subset == len(result)))))
     return result
 
 
 def empty_grids(n_subsets: int, settings: PassSettings) -> list[Grids]:
     """Those of every subset, for `fill_grids`."""
-    reach = max(settings.reach, settings.box_size)
     return [
         (
             SliceGrid.empty(settings.box_size, settings.box_size, np.complex64),
-            SliceGrid.empty(reach, settings.box_size, np.float32),
+            SliceGrid.empty(kernel_extent(settings), settings.box_size, np.float32),
         )
         for _ in range(n_subsets)
     ]
@@ -124,6 +127,7 @@ def fill_grids(
     subset: NDArray[np.int8],
     settings: PassSettings,
     progress: Callable[[int], None] = lambda done: None,
+    stopwatch: Stopwatch | None = None,
 ) -> None:
     """Add images to the grids of their subsets; what several calls, or several processes, have filled adds up.
 
@@ -131,16 +135,18 @@ def fill_grids(
         order: (M,) rows, as they are to be read.
         subset: (N,) whose grids each row's image goes into.
     """
+    stopwatch = stopwatch or Stopwatch()
     matrices = slice_matrices(particles)
     done = 0
-    for rows, spectra, weights in _prepared_blocks(particles, images, order, settings):
-        for number, (b, t) in enumerate(grids):
-            chosen = subset[rows] == number
-            if not chosen.any():
-                continue
-            for operator in settings.symmetry:
-                b.insert(spectra[chosen], matrices[rows[chosen]] @ operator)
-                t.insert(weights[chosen], matrices[rows[chosen]] @ operator)
+    for rows, spectra, weights in _prepared_blocks(particles, images, order, settings, stopwatch):
+        with stopwatch.working("insertion"):
+            for number, (b, t) in enumerate(grids):
+                chosen = subset[rows] == number
+                if not chosen.any():
+                    continue
+                for operator in settings.symmetry:
+                    b.insert(spectra[chosen], matrices[rows[chosen]] @ operator)
+                    t.insert(weights[chosen], matrices[rows[chosen]] @ operator)
         done += len(rows)
         progress(done)
 
@@ -152,8 +158,13 @@ def statistics_of(grids: Grids, settings: PassSettings, n_images: int) -> Statis
     return Statistics(b.adjoint() * share, t.adjoint() * share, n_images)
 
 
+def kernel_extent(settings: PassSettings) -> int:
+    """Edge of T: what models need, and at least what the raw inversion does."""
+    return max(settings.reach, settings.box_size)
+
+
 def _prepared_blocks(
-    particles: Particles, images: Images, order: NDArray, settings: PassSettings
+    particles: Particles, images: Images, order: NDArray, settings: PassSettings, stopwatch: Stopwatch
 ) -> Iterator[tuple[NDArray, NDArray[np.complex64], NDArray[np.float32]]]:
     """(rows, C W² y centred, C² W²) of block after block; the next block is read while one is worked on."""
     box_size, working = particles.box_size, settings.box_size
@@ -173,17 +184,19 @@ def _prepared_blocks(
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(images.read, blocks[0])
         for number, rows in enumerate(blocks):
-            block = ahead.result()
+            with stopwatch.waiting("waiting for images"):
+                block = ahead.result()
             if number + 1 < len(blocks):
                 ahead = reader.submit(images.read, blocks[number + 1])
-            subtract_background(block, outside_circle(block.shape[-1]))  # smaller than the box where they are cached
-            spectra = fourier_crop(_transforms(block), working)
-            weights = np.empty(spectra.shape, dtype=np.float32)
-            group = particles.optics_group[rows]
-            _weigh(
-                spectra, weights, parameters[rows], centres[rows], inverse_noise[group], premultiplied[group],
-                symmetric, symmetric_of[rows], antisymmetric, antisymmetric_of[rows], scale, box_size, step,
-            )  # fmt: skip
+            with stopwatch.working("transforms and weights"):
+                subtract_background(block, outside_circle(block.shape[-1]))  # smaller than the box where they are cached
+                spectra = fourier_crop(_transforms(block), working)
+                weights = np.empty(spectra.shape, dtype=np.float32)
+                group = particles.optics_group[rows]
+                _weigh(
+                    spectra, weights, parameters[rows], centres[rows], inverse_noise[group], premultiplied[group],
+                    symmetric, symmetric_of[rows], antisymmetric, antisymmetric_of[rows], scale, box_size, step,
+                )  # fmt: skip
             yield rows, spectra, weights
 
 

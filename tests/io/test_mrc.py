@@ -60,6 +60,21 @@ def test_long_runs_are_read_in_pieces(tmp_path, monkeypatch):
         np.testing.assert_array_equal(stack.read(np.arange(9)[::-1]), values[::-1])
 
 
+@pytest.mark.parametrize("wanted", [[0, 1, 2, 3], [0, 2, 1, 3], [3, 2, 1, 0], [1, 2, 2, 5, 6, 0]])
+@pytest.mark.parametrize("order", "<>")
+def test_images_are_read_into_given_memory(tmp_path, wanted, order):
+    """Also into every other image of it, and where only the ends of a run lie as in the file."""
+    values = some_values(2, (7, 4, 4))
+    write_raw(tmp_path / "a.mrcs", values, 2, order)
+    memory = np.full((2 * len(wanted), 4, 4), -7, dtype=np.float32)
+    with StackReader(tmp_path / "a.mrcs") as stack:
+        stack.read(wanted, memory[: len(wanted)])
+        np.testing.assert_array_equal(memory[: len(wanted)], values[wanted])
+        assert (memory[len(wanted) :] == -7).all()
+        stack.read(wanted, memory[::2])
+        np.testing.assert_array_equal(memory[::2], values[wanted])
+
+
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [(0, None), (8, None), (12, 1.5), (8.8, 1.1), (np.nan, None), (np.inf, None), (1e20, None), (-12, None)],

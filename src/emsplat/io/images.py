@@ -46,19 +46,26 @@ class ImageSource:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         box_size = self.particles.box_size
         images = np.empty((len(rows), box_size, box_size), dtype=np.float32)
+        self.read_into(rows, images)
+        if len(rows):
+            check_images(self.particles, rows, images.min(axis=(1, 2)), images.max(axis=(1, 2)))
+        return images
+
+    def read_into(self, rows: NDArray[np.int64], images: NDArray[np.float32]) -> None:
+        """Put the images of these rows into (n, D, D) memory, unchecked: whoever uses them calls `check_images`."""
         stacks = self.particles.stack[rows]
         for stack in np.unique(stacks):
             here = np.flatnonzero(stacks == stack)
             self.watch(self.particles.stacks[stack])
-            block = self._reader(int(stack)).read(self.particles.section[rows[here]])
-            self.watch(None)
-            if len(here) == len(rows):
-                images = block  # the usual case, without a copy
+            sections = self.particles.section[rows[here]]
+            if here[-1] - here[0] == len(here) - 1:  # in reading order: without a copy
+                self._reader(int(stack)).read(sections, images[here[0] : here[-1] + 1])
             else:
-                images[here] = block
-        self._check(images, rows)
+                images[here] = self._reader(int(stack)).read(sections)
+            self.watch(None)
         negated = self.negated(rows)
-        return np.negative(images, out=images, where=negated[:, None, None]) if negated.any() else images
+        if negated.any():
+            np.negative(images, out=images, where=negated[:, None, None])
 
     def negated(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) whether the sign of these images is flipped."""
@@ -85,24 +92,6 @@ class ImageSource:
             )
         return reader
 
-    def _check(self, images: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        """Lowest and highest pixel say all: NaN goes through both, infinity is one, a constant makes them equal."""
-        if len(rows) == 0:
-            return
-        lowest, highest = images.min(axis=(1, 2)), images.max(axis=(1, 2))
-        finite = np.isfinite(lowest) & np.isfinite(highest)
-        if not finite.all():
-            self._refuse(rows[~finite], "NaN or infinite pixels")
-        if (lowest == highest).any():
-            self._refuse(rows[lowest == highest], "a constant image (all pixels equal)")
-
-    def _refuse(self, rows: NDArray[np.int64], what: str) -> None:
-        more = f" (and {len(rows) - 1} more in this block)" if len(rows) > 1 else ""
-        raise InputError(
-            f"{self.particles.ids[rows[0]]}{more}: {what}; every image must be finite and vary: "
-            "remove it from the particle file or extract it again"
-        )
-
     def close(self) -> None:
         while self._readers:
             self._readers.popitem()[1].close()
@@ -112,3 +101,26 @@ class ImageSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_images(
+    particles: Particles, rows: NDArray[np.int64], lowest: NDArray[np.float32], highest: NDArray[np.float32]
+) -> None:
+    """InputError naming an image whose lowest and highest pixel, (n,), show it to be no image.
+
+    They say all: NaN goes through both, infinity is one, a constant makes them equal.
+    """
+    finite = np.isfinite(lowest) & np.isfinite(highest)
+    if not finite.all():
+        refuse_images(particles, rows[~finite], "NaN or infinite pixels")
+    if (lowest == highest).any():
+        refuse_images(particles, rows[lowest == highest], "a constant image (all pixels equal)")
+
+
+def refuse_images(particles: Particles, rows: NDArray[np.int64], what: str) -> None:
+    """Raise InputError naming the first of these rows."""
+    more = f" (and {len(rows) - 1} more in this block)" if len(rows) > 1 else ""
+    raise InputError(
+        f"{particles.ids[rows[0]]}{more}: {what}; every image must be finite and vary: "
+        "remove it from the particle file or extract it again"
+    )

@@ -128,23 +128,33 @@ class StackReader:
     def pixel_size_in_angstroms(self) -> float | None:
         return self._header.pixel_size_in_angstroms
 
-    def read(self, sections: ArrayLike) -> NDArray[np.float32]:
-        """(n, rows, columns) the images of these section numbers (from 0), in the order asked for."""
+    def read(self, sections: ArrayLike, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """(n, rows, columns) the images of these section numbers (from 0), in the order asked for.
+
+        Args:
+            out: where to put them, of that shape.
+        """
         wanted = np.asarray(sections, dtype=np.int64).ravel()
         outside = (wanted < 0) | (wanted >= self.shape[0])
         if outside.any():
             number = int(wanted[np.argmax(outside)]) + 1
             raise InputError(f"{self.path}: holds {self.shape[0]} images, asked for number {number}; check the star")
-        out = np.empty((len(wanted), *self.shape[1:]), dtype=np.float32)
+        out = np.empty((len(wanted), *self.shape[1:]), dtype=np.float32) if out is None else out
         order = np.argsort(wanted, kind="stable")
         longest = max(1, _LARGEST_READ_IN_BYTES // self._header.section_in_bytes)
         for rows in consecutive_runs(order, wanted[order], longest):
-            out[rows] = self._read_run(int(wanted[rows[0]]), len(rows))
+            first, together = int(wanted[rows[0]]), out[rows[0] : rows[0] + len(rows)]
+            # Asked for in the file's order and of its type, sections need no memory in between.
+            if self._header.values == out.dtype and together.flags.c_contiguous and (np.diff(rows) == 1).all():
+                self._read_run(first, together)
+                continue
+            block = np.empty((len(rows), *self.shape[1:]), dtype=self._header.values)
+            self._read_run(first, block)
+            out[rows] = block
         return out
 
-    def _read_run(self, first: int, count: int) -> NDArray:
-        """`count` sections in a row, in the file's own type."""
-        block = np.empty((count, *self.shape[1:]), dtype=self._header.values)
+    def _read_run(self, first: int, block: NDArray) -> None:
+        """Sections in a row, in the file's own type, as many as the block holds."""
         target = block.view(np.uint8).reshape(-1).data
         self._file.seek(self._header.offset_in_bytes + first * self._header.section_in_bytes)
         filled = 0
@@ -156,7 +166,6 @@ class StackReader:
             if not got:
                 raise InputError(f"{self.path}: ends within image {first + 1}; was it changed while being read?")
             filled += got
-        return block
 
     def close(self) -> None:
         self._file.close()
