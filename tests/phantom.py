@@ -49,7 +49,7 @@ class ImagesInMemory:
     """Stands in for an ImageSource."""
 
     def __init__(self, images: NDArray[np.float32]) -> None:
-        self.images = images
+        self.images, self.box_size = images, images.shape[-1]
 
     def read(self, rows: NDArray) -> NDArray[np.float32]:
         return self.images[rows].copy()

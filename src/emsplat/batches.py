@@ -30,8 +30,17 @@ U = TypeVar("U")
 class Images(Protocol):
     """`io.images.ImageSource`, or what stands in for it."""
 
+    @property
+    def box_size(self) -> int:
+        """B of the images: the table's box, or less where they are cropped in Fourier space."""
+        ...
+
     def read(self, rows: Rows) -> NDArray[np.float32]:
-        """(n, B, B) the images of these rows; B is the table's box, or less where they are cropped in Fourier space."""
+        """(n, B, B) the images of these rows."""
+        ...
+
+    def read_into(self, rows: Rows, images: NDArray[np.float32]) -> None:
+        """The same into (n, B, B) memory; whether they are images at all may be left to who uses them."""
         ...
 
 

@@ -29,7 +29,7 @@ from emsplat.settings import InputSettings, ReconstructSettings
 
 _FORMAT = "emsplat checkpoint 1"
 _SHOWN = 3  # differences told
-_NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "sharpen", "cache", "cache_size"}
+_NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "device", "sharpen", "cache", "cache_size"}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ runs on torch's "cpu" device as well, where the tests run it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,16 +102,22 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + in_reserve
 
 
-def with_room(device: torch.device, needed: int, asked: Choice, remedy: str, reporter: Reporter) -> torch.device:
+def with_room(
+    device: torch.device, needed: int, asked: Choice, resolution_in_angstroms: float, reporter: Reporter
+) -> torch.device:
     """The device if it has as many bytes free; else, where it was found and not asked for, the CPU.
 
+    Args:
+        resolution_in_angstroms: the finest of the grids that need them; what is needed falls with its third power.
     Raises:
         InputError: what it needs, what it has, what to set.
     """
     free = free_bytes(device)
     if free is None or needed <= free:
         return device
-    lacks = f"{name_of(device)} has {free / 1e9:.1f} GB of memory free, this reconstruction needs {needed / 1e9:.1f} GB"
+    lacks = f"{name_of(device)} has {free / 1e9:.2f} GB of memory free, this reconstruction needs {needed / 1e9:.2f} GB"
+    coarser = resolution_in_angstroms * (needed / max(free, 1)) ** (1 / 3)
+    remedy = f"look at coarser detail with --max-resolution {math.ceil(10 * coarser) / 10:g}"
     if asked == "cuda":
         raise InputError(f"--device cuda: {lacks}; {remedy}, or work on the CPU with --device cpu")
     reporter.warn(f"working on the CPU: {lacks}; to use the card, {remedy}")

@@ -22,7 +22,13 @@ class InputError(Exception):
 
 
 # How torch, the threads and the loader of libraries say it.
-_OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread", "failed to map segment", "Cannot allocate memory")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "can't start new thread",
+    "failed to map segment",
+    "Cannot allocate memory",
+    "CUDA out of memory",
+)
 
 
 def in_one_line(error: BaseException) -> tuple[str, int] | None:

@@ -98,8 +98,21 @@ class DeviceGrids:
                 COMPONENTS=components, BLOCK=block,
             )  # fmt: skip
 
-    def adjoint(self, number: int) -> Tensor:
-        """(extent,)*3 float32 sum ``Σ value · exp(+2πi k·r / D)`` over the samples of a set, r from −(extent//2).
+    def of(self, number: int) -> DeviceGrid:
+        """One of the sets, without a copy."""
+        return DeviceGrid(self.extent, self.period, self.values[number])
+
+
+@dataclass(frozen=True)
+class DeviceGrid:
+    """`insertion.SliceGrid` on a device, filled."""
+
+    extent: int
+    period: int
+    values: Tensor  # (n/2+1+halo, n+2 halo, n+2 halo) complex64 or float32
+
+    def adjoint(self) -> NDArray[np.float32]:
+        """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
 
         Some planes at a time: the whole complex grid never exists.
         """
@@ -109,7 +122,7 @@ class DeviceGrids:
         half = torch.empty((n // 2 + 1, e, e), dtype=torch.complex64, device=device)
         at_once = max(1, _AT_ONCE_BYTES // (8 * n**2))
         for first in range(0, len(half), at_once):
-            planes = self._planes(number, first, min(first + at_once, len(half)))
+            planes = self._planes(first, min(first + at_once, len(half)))
             across = torch.fft.ifft(planes, dim=1)[:, places]
             half[first : first + at_once] = torch.fft.ifft(across, dim=2)[:, :, places]
         volume = torch.empty((e, e, e), dtype=torch.float32, device=device)
@@ -120,22 +133,22 @@ class DeviceGrids:
         del half
         window = Window.for_oversampling(WIDTH, n / e).transform((np.arange(e) - e // 2) / n) / n
         scale = torch.from_numpy(1 / window).to(device, torch.float32)
-        return volume.mul_(scale[:, None, None]).mul_(scale[:, None]).mul_(scale)
+        return volume.mul_(scale[:, None, None]).mul_(scale[:, None]).mul_(scale).cpu().numpy()
 
-    def _planes(self, number: int, first: int, last: int) -> Tensor:
+    def _planes(self, first: int, last: int) -> Tensor:
         """(last − first, n, n) planes of a periodic grid in fft order, what was spread beyond the edge folded back."""
         n = self.period
-        planes = self._wrapped(number, first, last)
+        planes = self._wrapped(first, last)
         for z in range(max(first, n // 2 - HALO), last):
             # Plane n − z is the conjugate mirror image of plane z; as far as it is stored, it holds spread samples.
-            mirrored = self._wrapped(number, n - z, n - z + 1)[0].flip(0, 1)
+            mirrored = self._wrapped(n - z, n - z + 1)[0].flip(0, 1)
             planes[z - first] += torch.roll(mirrored, (1, 1), (0, 1)).conj()
         return planes
 
-    def _wrapped(self, number: int, first: int, last: int) -> Tensor:
+    def _wrapped(self, first: int, last: int) -> Tensor:
         """(last − first, n, n) stored planes with their halo wrapped around, rolled to fft order, complex."""
         n, h = self.period, HALO
-        planes = self.values[number, first:last]
+        planes = self.values[first:last]
         rows = planes[:, h : h + n].clone()
         rows[:, :h] += planes[:, h + n :]
         rows[:, n - h :] += planes[:, :h]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import scipy.fft
+import torch
 from numpy.typing import NDArray
 
-from emsplat import maps
+from emsplat import devices, maps
 from emsplat.batches import Images
 from emsplat.checkpoint import Checkpoints, fingerprint, identity
 from emsplat.count import FEWEST, automatic_count
@@ -36,6 +37,7 @@ from emsplat.reporting import Reporter
 from emsplat.settings import InputSettings, ReconstructSettings
 from emsplat.shared_pass import gather_shared
 from emsplat.statistics import PassSettings, Statistics
+from emsplat.stopwatch import Stopwatch
 from emsplat.symmetry import symmetry_operators
 from emsplat.threads import threads
 from emsplat.validation import Validation, final_map, validate
@@ -45,6 +47,7 @@ _FEWEST_TO_SPLIT = 40  # images of a half below which nothing is kept back
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 _BOX_WITHOUT_SPLIT = 96  # voxels: nothing can be measured of so few images' fine detail
 _FITS = 2  # of a half, averaged: as much better than one as they cost
+_SUBSETS = 4  # at most: a part of each half is kept aside
 _MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
 
 
@@ -127,6 +130,7 @@ def reconstruct(
     reporter = reporter or Reporter()
     world = world or World()
     with threads(settings.threads or world.cores), ExitStack() as stack:
+        device = devices.chosen(settings.device, reporter)
         with reporter.stage("read"):
             table, poses_shared = _table_with_halves(particles, settings, reporter)
             check_agreement(table, settings, world)
@@ -151,9 +155,10 @@ def reconstruct(
             f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
             f"Gaussians within {grid.extent * grid.pixel_size:.0f} Å"
         )
+        device = _with_room(device, grid, preview, settings, reporter, world)
 
         def solve(current: Particles) -> Solution:
-            return _solve(current, images, preview, grid, settings, reporter, checkpoints, world)
+            return _solve(current, images, preview, grid, device, settings, reporter, checkpoints, world)
 
         solution, refinement = solve(table), None
         if settings.refined:
@@ -275,11 +280,31 @@ def _working_grid(
     return _Grid(full, box_size, pixel_size, extent, diameter_in_angstroms, symmetry)
 
 
+def _pass_settings(grid: _Grid, preview: Preview) -> PassSettings:
+    return PassSettings(grid.box_size, fitting_period(grid.extent), preview.noise, grid.symmetry)
+
+
+def _with_room(
+    device: torch.device, grid: _Grid, preview: Preview, settings: ReconstructSettings, reporter: Reporter, world: World
+) -> torch.device:
+    """The device, if its memory is enough for the pass, which takes most of it, and every rank has one of its kind."""
+    if device.type == "cuda":
+        from emsplat.statistics_gpu import bytes_needed  # only where there is a card is Triton, too
+
+        needed = bytes_needed(_SUBSETS, grid.full_box_size, _pass_settings(grid, preview))
+        device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
+    if {device.type} != set(world.gather(device.type)):
+        reporter.warn("working on the CPU: not every rank has a graphics card it can use")
+        return devices.CPU
+    return device
+
+
 def _solve(
     table: Particles,
     images: Images,
     preview: Preview,
     grid: _Grid,
+    device: torch.device,
     settings: ReconstructSettings,
     reporter: Reporter,
     checkpoints: Checkpoints | None,
@@ -288,8 +313,8 @@ def _solve(
     """One pass over the images, a fit to each half, and how far to believe them; the same on every rank."""
     subset = _subsets(table, settings)
     owner = {half: world.owner(half) if settings.solver == "statistics" else 0 for half in (1, 2)}
-    pass_settings = PassSettings(grid.box_size, fitting_period(grid.extent), preview.noise, grid.symmetry)
-    statistics = _gather(table, subset, images, pass_settings, reporter, owner, world)
+    pass_settings = _pass_settings(grid, preview)
+    statistics = _gather(table, subset, images, pass_settings, device, reporter, owner, world)
     order = reading_order(table)
 
     def by_images(
@@ -334,14 +359,19 @@ def _gather(
     subset: NDArray[np.int8],
     images: Images,
     pass_settings: PassSettings,
+    device: torch.device,
     reporter: Reporter,
     owner: dict[int, int],
     world: World,
 ) -> dict[int, tuple[Statistics, Statistics | None]]:
     """By half this rank owns, of 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
     owners = {number: owner[1 + number // 2] for number in np.unique(subset).tolist()}
+    stopwatch = Stopwatch(device)
     with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
-        found = gather_shared(table, images, subset, pass_settings, owners, world, advance)
+        found = gather_shared(
+            table, images, subset, pass_settings, owners, world, device, advance, reporter.line, stopwatch
+        )
+    reporter.line(f"the pass: {stopwatch.text()}")
     return {half: (found[2 * half - 2], found.get(2 * half - 1)) for half in (1, 2) if owner[half] == world.rank}
 
 

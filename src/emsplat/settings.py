@@ -51,6 +51,7 @@ class ReconstructSettings(InputSettings):
     solver: Literal["statistics", "images"] = "statistics"  # images: one by one, as in splatting; much slower
     seed: int = 0  # of everything that is drawn
     threads: int | None = None  # default: as many as the machine has
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # cuda: a graphics card; auto: that, where one can be used
 
     @property
     def refined(self) -> tuple[str, ...]:

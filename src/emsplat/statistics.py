@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numba
 import numpy as np
@@ -78,7 +79,18 @@ class PassSettings:
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
 
 
-Grids = tuple[SliceGrid, SliceGrid]  # what the slices of b and of T are inserted into
+class FilledGrid(Protocol):
+    """What slices were inserted into, wherever that was."""
+
+    @property
+    def values(self) -> Any:
+        """An array or a tensor; those of several processes add up."""
+
+    def adjoint(self) -> NDArray[np.float32]: ...
+
+
+FilledGrids = tuple[FilledGrid, FilledGrid]  # those of b and of T
+Grids = tuple[SliceGrid, SliceGrid]
 
 
 def gather_statistics(
@@ -151,7 +163,7 @@ def fill_grids(
         progress(done)
 
 
-def statistics_of(grids: Grids, settings: PassSettings, n_images: int) -> Statistics:
+def statistics_of(grids: FilledGrids, settings: PassSettings, n_images: int) -> Statistics:
     """What full grids say."""
     b, t = grids
     share = np.float32(1 / len(settings.symmetry))
@@ -189,7 +201,9 @@ def _prepared_blocks(
             if number + 1 < len(blocks):
                 ahead = reader.submit(images.read, blocks[number + 1])
             with stopwatch.working("transforms and weights"):
-                subtract_background(block, outside_circle(block.shape[-1]))  # smaller than the box where they are cached
+                subtract_background(
+                    block, outside_circle(block.shape[-1])
+                )  # smaller than the box where they are cached
                 spectra = fourier_crop(_transforms(block), working)
                 weights = np.empty(spectra.shape, dtype=np.float32)
                 group = particles.optics_group[rows]

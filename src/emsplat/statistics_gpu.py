@@ -1,4 +1,4 @@
-"""The pass over the particles on a graphics card: `statistics.gather_statistics`, where the images are on their way.
+"""The pass over the particles on a graphics card: `statistics.fill_grids` while the images are on their way.
 
 While the card works on a block of images, the next is read into pinned memory and the one after that is on the bus. On
 the card a block is transformed and weighted by torch and inserted by `insertion_gpu`. All that takes memory comes
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,13 +20,14 @@ from torch import Tensor
 
 from emsplat import devices
 from emsplat.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
+from emsplat.batches import Images
 from emsplat.errors import InputError
-from emsplat.insertion_gpu import DeviceGrids, Views
-from emsplat.io.images import check_images, reading_order, refuse_images
+from emsplat.insertion_gpu import DeviceGrid, DeviceGrids, Views
+from emsplat.io.images import check_images, refuse_images
 from emsplat.noise import outside_circle
 from emsplat.optics import critical_dose, ctf_parameters
 from emsplat.particles import Particles
-from emsplat.statistics import PassSettings, Statistics, kernel_extent
+from emsplat.statistics import PassSettings, kernel_extent
 from emsplat.stopwatch import Stopwatch
 
 _BLOCK_BYTES = 64 << 20  # of a block's images at most: the bus and the card are busy long enough with that
@@ -35,12 +35,6 @@ _FIRST_BYTES = 4 << 20  # of the first block's, which tells what an image takes
 _FREE_SHARE = 0.6  # of the free memory for a block: the one before it may not have let go of its own
 _UNDER_WAY = 2  # blocks that the card has been asked to do and has not done
 _BYTES_A_PIXEL = 80  # that an image takes on the card, about; only for a first guess at what a reconstruction needs
-
-
-class Images(Protocol):
-    """What `io.images.ImageSource` is here."""
-
-    def read_into(self, rows: NDArray[np.int64], images: NDArray[np.float32]) -> None: ...
 
 
 def bytes_needed(n_subsets: int, box_size: int, settings: PassSettings) -> int:
@@ -51,33 +45,33 @@ def bytes_needed(n_subsets: int, box_size: int, settings: PassSettings) -> int:
     return grids + _BYTES_A_PIXEL * max(box_size**2, _FIRST_BYTES // 4)
 
 
-def gather_on_device(
+def filled_on_device(
+    n_subsets: int,
     particles: Particles,
     images: Images,
+    order: NDArray[np.int64],
     subset: NDArray[np.int8],
     settings: PassSettings,
     device: torch.device,
     progress: Callable[[int], None] = lambda done: None,
     say: Callable[[str], None] = lambda text: None,
     stopwatch: Stopwatch | None = None,
-) -> list[Statistics]:
-    """The statistics of every subset, as by `statistics.gather_statistics`.
+) -> list[tuple[DeviceGrid, DeviceGrid]]:
+    """The grids of every subset, full: `statistics.empty_grids` and `statistics.fill_grids` on a device.
 
     Args:
+        order: (M,) rows, as they are to be read.
+        subset: (N,) whose grids each row's image goes into.
         device: a graphics card; torch's "cpu", with Triton's interpreter, in the tests.
         say: told of the size of the blocks, and of memory that did not suffice.
         stopwatch: of this device; told where the time goes.
     """
-    n_subsets = int(subset.max()) + 1
-    if n_subsets == 0:
-        return []
     stopwatch = stopwatch or Stopwatch(device)
     working = settings.box_size
     b = DeviceGrids.empty(n_subsets, working, working, torch.complex64, device)
     t = DeviceGrids.empty(n_subsets, kernel_extent(settings), working, torch.float32, device)
-    weighting = Weighting.of(particles, settings, device)
-    order = reading_order(particles)
-    blocks = _Blocks(particles, images, order[subset[order] >= 0], subset, settings, device)
+    weighting = Weighting.of(particles, images.box_size, settings, device)
+    blocks = _Blocks(particles, images, order, subset, settings, device)
     done = 0
     under_way: deque[Callable[[], None]] = deque()
     for block in blocks.stream(stopwatch):
@@ -94,15 +88,9 @@ def gather_on_device(
             progress(done)
     while under_way:
         under_way.popleft()()
-    share = 1 / len(settings.symmetry)
-    with stopwatch.waiting("finish"):
-        del weighting, blocks
-        devices.release_reserve(device)
-        adjoints = [b.adjoint(number).mul_(share).cpu().numpy() for number in range(n_subsets)]
-        del b
-        kernels = [t.adjoint(number).mul_(share).cpu().numpy() for number in range(n_subsets)]
-    sizes = np.bincount(subset[subset >= 0], minlength=n_subsets).tolist()
-    return [Statistics(*parts) for parts in zip(adjoints, kernels, sizes, strict=True)]
+    del weighting, blocks
+    devices.release_reserve(device)
+    return [(b.of(number), t.of(number)) for number in range(n_subsets)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +98,7 @@ class Block:
     """Images and what is known of each, on the device."""
 
     rows: NDArray[np.int64]  # (n,) on the host
-    images: Tensor  # (n, D, D) float32, as read
+    images: Tensor  # (n, B, B) float32, as read
     coefficients: Tensor  # (n, 12) float64 from `_coefficients`
     centres: Tensor  # (n, 2) float64 x, y in pixels
     kinds: Tensor  # (n, 3) int64: optics group, symmetric phase, antisymmetric factor; −1 for none
@@ -152,11 +140,11 @@ class _Blocks:
         device: torch.device,
     ) -> None:
         self.device, self.courier = device, devices.Courier(device)
-        self.image_bytes = 4 * particles.box_size**2
+        self.image_bytes = 4 * images.box_size**2
         self.at_once = max(1, _FIRST_BYTES // self.image_bytes)
         self.is_measured = False
         self._images, self._order, self._subset = images, order, subset
-        self._box_size, self._working = particles.box_size, settings.box_size
+        self._box_size, self._working = images.box_size, settings.box_size
         self._coefficients = _coefficients(particles)
         self._centres = particles.box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
         self._matrices, self._symmetry = slice_matrices(particles), settings.symmetry
@@ -270,9 +258,9 @@ def _checked_later(
 class Weighting:
     """From images to what is inserted; tables on the device. P = D′ (D′//2+1) samples of a half plane."""
 
-    box_size: int  # D of the images
+    box_size: int  # D
     working: int  # D′
-    window: Tensor  # (D²,) mean of the background, as weights
+    window: Tensor  # (B²,) mean of the background, as weights
     monomials: Tensor  # (3, P) float64 kx², kx ky, ky²
     inverse_noise: Tensor  # (groups, P) W², 0 beyond Nyquist and at DC
     times_ctf: Tensor  # (groups,) whether images are premultiplied
@@ -282,11 +270,11 @@ class Weighting:
     to_map: float  # units of a slice of the full grid, of the working grid's
 
     @staticmethod
-    def of(particles: Particles, settings: PassSettings, device: torch.device) -> Weighting:
-        """The tables for these particles."""
+    def of(particles: Particles, image_size: int, settings: PassSettings, device: torch.device) -> Weighting:
+        """The tables for these particles, with images of B × B pixels, D′ ≤ B ≤ D."""
         box_size, working = particles.box_size, settings.box_size
         ky, kx = np.meshgrid(np.fft.fftfreq(working, 1 / working), np.arange(working // 2 + 1), indexing="ij")
-        window = outside_circle(box_size).astype(np.float64).ravel()
+        window = outside_circle(image_size).astype(np.float64).ravel()
         symmetric, antisymmetric = (f(particles, working)[0] for f in (symmetric_phases, antisymmetric_factors))
 
         def table(array: NDArray, dtype: torch.dtype) -> Tensor:
@@ -337,8 +325,8 @@ class Weighting:
         return Prepared(block.rows, spectra, weights.view(n, self.working, half), facts, block.sets, views)
 
     def _cropped(self, spectra: Tensor) -> Tensor:
-        """(n, D, D//2+1) half planes cropped to (n, D′, D′//2+1), as by `statistics.fourier_crop`."""
-        full, working = self.box_size, self.working
+        """(n, B, B//2+1) half planes cropped to (n, D′, D′//2+1), as by `cropping.fourier_crop`."""
+        full, working = spectra.shape[1], self.working
         if working == full:
             return spectra
         upper, lower = (working + 1) // 2, working // 2

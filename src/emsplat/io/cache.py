@@ -77,6 +77,11 @@ class CachedImages:
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         images = np.empty((len(rows), self.box_size, self.box_size), dtype=np.float32)
+        self.read_into(rows, images)
+        return images
+
+    def read_into(self, rows: NDArray[np.int64], images: NDArray[np.float32]) -> None:
+        """Put the images of these rows into (n, B, B) memory, checked when they were taken from their stacks."""
         missing = self._read_kept(self._slot[rows], images)
         if len(missing):
             recorded = fourier_cropped(self._source.read(rows[missing]), self.box_size)
@@ -85,7 +90,6 @@ class CachedImages:
             self._keep(self._slot[rows[missing]], records)
         self._from_cache += len(rows) - len(missing)
         self._from_source += len(missing)
-        return images
 
     def _read_kept(self, slots: NDArray[np.int64], images: NDArray[np.float32]) -> NDArray[np.int64]:
         """Fills in what the cache has of these slots; returns the places of the rest."""

@@ -1,0 +1,105 @@
+"""The insertion kernel by Triton's interpreter; test_gpu.py runs this file in a process of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from emsplat import insertion_gpu
+from emsplat.conventions import rotation_matrices
+from emsplat.insertion_gpu import DeviceGrids, Views
+from test_insertion import EXTREME, direct_sum, filled, magnified, points_and_values, random_slices, within_sphere
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time goes by programs, not by what each does."""
+    monkeypatch.setattr(insertion_gpu, "_VALUES", 1 << 12)
+
+
+def views(matrices: NDArray, box_size: int) -> Views:
+    return Views(*map(torch.from_numpy, Views.arrays(matrices, box_size)))
+
+
+def device_grids(n_sets: int, extent: int, slices: NDArray, matrices: NDArray, sets: NDArray) -> DeviceGrids:
+    box_size, dtype = slices.shape[1], torch.from_numpy(slices[:0]).dtype
+    grids = DeviceGrids.empty(n_sets, extent, box_size, dtype, CPU)
+    grids.insert(torch.from_numpy(slices), views(matrices, box_size), torch.from_numpy(sets.astype(np.int32)))
+    return grids
+
+
+def relative(got: NDArray, expected: NDArray) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize(
+    ("box_size", "extent", "dtype"),
+    [(7, 7, np.complex64), (20, 20, np.complex64), (21, 42, np.float32), (20, 32, np.float32), (24, 8, np.complex64)],
+)
+@pytest.mark.parametrize("stretch", [1.0, 1.2])
+def test_the_grid_is_that_of_the_processor_and_the_sum_the_direct_one(
+    box_size: int, extent: int, dtype: type, stretch: float
+) -> None:
+    """Of every set; the middle one gets no slice."""
+    matrices = magnified(rotation_matrices(np.random.default_rng(1).uniform(-180, 180, (5, 3))), stretch)
+    slices, sets = random_slices(5, box_size, dtype), np.array([2, 0, 0, 2, 2])
+    grids = device_grids(3, extent, slices, matrices, sets)
+    assert not grids.values[1].any()
+    for number in (0, 2):
+        mine = sets == number
+        expected = filled(extent, slices[mine], matrices[mine])
+        assert relative(grids.values[number].numpy(), expected.values) < 1e-5
+        volume = grids.of(number).adjoint()
+        assert relative(volume, expected.adjoint()) < 1e-5
+        direct = direct_sum(*points_and_values(slices[mine], matrices[mine]), extent, box_size)
+        assert relative(volume, direct) < 5e-3
+
+
+@pytest.mark.parametrize("box_size", [16, 17])
+def test_views_along_the_axes(box_size: int) -> None:
+    """Slices within the plane z = 0, where both k and −k are stored, and samples on grid points."""
+    rotations = rotation_matrices(EXTREME[::2])
+    slices = random_slices(len(rotations), box_size, np.complex64, 2)
+    expected = direct_sum(*points_and_values(slices, rotations), box_size, box_size)
+    error = device_grids(1, box_size, slices, rotations, np.zeros(len(rotations))).of(0).adjoint() - expected
+    sphere = within_sphere(box_size)
+    assert np.abs(error[sphere]).max() <= 5e-3 * np.abs(expected[sphere]).max()
+    assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("box_size", "extent", "dtype"), [(9, 18, torch.float32), (8, 3, torch.complex64)])
+def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, dtype: torch.dtype) -> None:
+    """By guard zones around the memory."""
+    rotations = rotation_matrices(np.concatenate([EXTREME, np.random.default_rng(5).uniform(-180, 180, (20, 3))]))
+    matrices = np.concatenate([rotations, magnified(rotations, 3.0), 1.5 * rotations])
+    grids = DeviceGrids.empty(1, extent, box_size, dtype, CPU)
+    guard = 8 * grids.values.shape[2] ** 2
+    memory = torch.zeros(grids.values.numel() + 2 * guard, dtype=dtype)
+    grids.values = memory[guard:-guard].view(grids.values.shape)
+    ones = torch.ones(len(matrices), box_size, box_size // 2 + 1, dtype=dtype)
+    grids.insert(ones, views(matrices, box_size), torch.zeros(len(matrices), dtype=torch.int32))
+    assert grids.values.any()
+    assert not memory[:guard].any()
+    assert not memory[-guard:].any()
+
+
+def test_no_slice_adds_nothing_and_slices_beyond_a_launch_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotations = rotation_matrices(np.random.default_rng(6).uniform(-180, 180, (5, 3)))
+    slices = random_slices(5, 12, np.float32)
+    assert not device_grids(1, 12, slices[:0], rotations[:0], np.zeros(0)).values.any()
+    whole = device_grids(1, 12, slices, rotations, np.zeros(5)).values
+    monkeypatch.setattr(insertion_gpu, "_MOST_SLICES", 2)
+    assert relative(device_grids(1, 12, slices, rotations, np.zeros(5)).values.numpy(), whole.numpy()) < 1e-6
+
+
+@pytest.mark.parametrize("at_once", [1, 3000])
+def test_the_planes_are_finished_in_any_number_of_parts(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rotations = rotation_matrices(np.random.default_rng(7).uniform(-180, 180, (4, 3)))
+    grids = device_grids(1, 13, random_slices(4, 12, np.complex64), rotations, np.zeros(4))
+    whole = grids.of(0).adjoint()
+    monkeypatch.setattr(insertion_gpu, "_AT_ONCE_BYTES", at_once)
+    assert relative(grids.of(0).adjoint(), whole) < 1e-6

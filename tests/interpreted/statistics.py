@@ -1,0 +1,187 @@
+"""The pass and the whole job with it, by Triton's interpreter; test_gpu.py runs this file in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from emsplat import devices, insertion_gpu, reconstruction, statistics_gpu
+from emsplat.correlation import fsc
+from emsplat.fit import FitSettings
+from emsplat.particles import Particles
+from emsplat.settings import ReconstructSettings
+from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from emsplat.statistics import PassSettings, Statistics, gather_statistics, statistics_of
+from emsplat.statistics_gpu import Block, Prepared, Weighting, filled_on_device
+from emsplat.symmetry import symmetry_operators
+from phantom import ImagesInMemory, imagined_particles
+from test_statistics import direct_gradient, gradient_of, one_set, two_kinds
+
+CARD = torch.device("cpu", 0)  # stands for one: what is told apart from the processor, and is there
+Refuses = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time goes by programs, not by what each does."""
+    monkeypatch.setattr(insertion_gpu, "_VALUES", 1 << 13)
+
+
+def relative(got: NDArray, expected: NDArray) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def on_device(
+    particles: Particles,
+    images: ImagesInMemory,
+    subset: NDArray[np.int8],
+    settings: PassSettings,
+    progress: Callable[[int], None] = lambda done: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Statistics]:
+    """`statistics.gather_statistics`, there."""
+    order, n_subsets = np.flatnonzero(subset >= 0)[::-1], int(subset.max()) + 1
+    grids = filled_on_device(n_subsets, particles, images, order, subset, settings, CARD, progress, say)
+    return [statistics_of(one, settings, int(np.sum(subset == number))) for number, one in enumerate(grids)]
+
+
+def case(
+    box_size: int, working: int, symmetry: str = "C1", premultiplied: bool = False
+) -> tuple[Particles, ImagesInMemory, PassSettings]:
+    """Six images of two optics groups, one of them with all aberrations, B-factors and doses, and coloured noise."""
+    rng = np.random.default_rng(box_size)
+    particles = two_kinds(imagined_particles(6, box_size), premultiplied)
+    particles = replace(
+        particles, pre_exposure=np.linspace(0, 30, 6), b_factor_in_square_angstroms=np.linspace(0, 80, 6)
+    )
+    images = ImagesInMemory((rng.standard_normal((6, box_size, box_size)) + 3).astype(np.float32))
+    noise = rng.uniform(0.5, 2, (2, box_size // 2 + 1)) * [[1], [3]]
+    return particles, images, PassSettings(working, working + working // 3, noise, symmetry_operators(symmetry))
+
+
+@pytest.mark.parametrize(
+    ("box_size", "working", "symmetry", "premultiplied"),
+    [(16, 16, "C1", False), (17, 17, "C1", True), (17, 13, "C2", False), (20, 15, "C1", True), (21, 16, "C1", False)],
+)
+def test_the_statistics_are_those_of_the_processor(
+    box_size: int, working: int, symmetry: str, premultiplied: bool
+) -> None:
+    particles, images, settings = case(box_size, working, symmetry, premultiplied)
+    subset = np.array([0, 0, 1, -1, 3, 1], dtype=np.int8)
+    done: list[int] = []
+    found = on_device(particles, images, subset, settings, done.append)
+    expected = gather_statistics(particles, images, subset, settings)
+    assert [s.n_images for s in found] == [2, 2, 0, 1]
+    assert done[-1] == 5
+    assert not found[2].adjoint.any()
+    for number in (0, 1, 3):
+        assert relative(found[number].adjoint, expected[number].adjoint) < 1e-5
+        assert relative(found[number].kernel, expected[number].kernel) < 1e-5
+
+
+def test_the_gradient_is_that_of_the_images_one_by_one() -> None:
+    """In float64, sample by sample."""
+    particles = two_kinds(imagined_particles(6, 12), premultiplied=False)
+    images = (np.random.default_rng(0).standard_normal((6, 12, 12)) + 3).astype(np.float32)
+    noise = np.random.default_rng(1).uniform(0.5, 2, (2, 7))
+    settings = PassSettings(12, 24, noise, np.eye(3)[None])
+    [s] = on_device(particles, ImagesInMemory(images), one_set(particles), settings)
+    volume = 0.1 * np.random.default_rng(2).standard_normal((12,) * 3)
+    assert relative(gradient_of(s, volume), direct_gradient(volume, images, particles, noise)) < 5e-3
+
+
+def test_no_image_at_all_is_no_error() -> None:
+    particles, images, settings = case(16, 16)
+    none = np.empty(0, dtype=np.int64)
+    [(b, t)] = filled_on_device(1, particles, images, none, one_set(particles), settings, CARD)
+    assert not b.values.any()
+    assert not t.values.any()
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_a_block_that_does_not_fit_is_halved(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said aloud, and every image counts once."""
+    particles, images, settings = case(16, 16)
+    expected = gather_statistics(particles, images, one_set(particles), settings)[0]
+    prepare, sizes, said = Weighting.prepare, [], []
+
+    def scarce(self: Weighting, block: Block) -> Prepared:
+        sizes.append(len(block.rows))
+        if len(block.rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return prepare(self, block)
+
+    monkeypatch.setattr(Weighting, "prepare", scarce)
+    monkeypatch.setattr(statistics_gpu, "_FIRST_BYTES", 4 * 16**2 * 5)  # a block of five, and what is left
+    [found] = on_device(particles, images, one_set(particles), settings, say=said.append)
+    assert sizes[0] == 5
+    assert sum(size for size in sizes if size <= most) == 6
+    assert said[0] == "out of memory on the card with 5 images at once: going on with 3"
+    assert len(said) == {1: 3, 2: 2, 4: 1}[most]
+    assert relative(found.adjoint, expected.adjoint) < 1e-5
+    assert relative(found.kernel, expected.kernel) < 1e-5
+
+
+def test_a_single_image_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
+    def nothing_fits(self: Weighting, block: Block) -> Prepared:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Weighting, "prepare", nothing_fits)
+    particles, images, settings = case(16, 16)
+    with refuses("out of memory", "single image of 16 pixels", "--max-resolution", "--device cpu"):
+        on_device(particles, images, one_set(particles), settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (3e38, "not finite on CPU")]
+)
+@pytest.mark.parametrize("at_once", [1, 6])
+def test_an_image_that_is_not_finite_on_the_card_is_named(
+    value: float, complaint: str, at_once: int, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
+    """3e38 is a number, but a sum over the image is none."""
+    monkeypatch.setattr(statistics_gpu, "_FIRST_BYTES", 4 * 16**2 * at_once)
+    monkeypatch.setattr(statistics_gpu, "_BLOCK_BYTES", 4 * 16**2 * at_once)
+    particles, images, settings = case(16, 16)
+    images.images[2, 3:5, 4] = value
+    with refuses(str(particles.ids[2]), complaint):
+        on_device(particles, images, one_set(particles), settings)
+
+
+def test_a_constant_image_is_named(refuses: Refuses) -> None:
+    particles, images, settings = case(16, 16)
+    images.images[5] = 7
+    with refuses(str(particles.ids[5]), "constant"):
+        on_device(particles, images, one_set(particles), settings)
+
+
+def test_both_devices_lead_to_one_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every shell, of the job from the star to the maps. Where the time went is in the log.
+
+    Adam at its full step sizes magnifies a rounding error until another of many equal maps is found, on one and on two
+    threads as well; smaller steps do not.
+    """
+    settings = SimulationSettings(n_images=32, box_size=32, pixel_size_in_angstroms=5.0, snr=0.3, seed=1)
+    star = simulate(bundled_model(), tmp_path, settings, overwrite=True)
+    steps = {name: 0.25 * size for name, size in FitSettings(1).step_sizes.items()}
+    for_particle = FitSettings.for_particle
+    monkeypatch.setattr(FitSettings, "for_particle", lambda *what: replace(for_particle(*what), step_sizes=steps))
+    wanted = ReconstructSettings(seed=3, threads=2, n_gaussians=150)
+    expected = reconstruction.reconstruct(star, replace(wanted, device="cpu"))
+    monkeypatch.setattr(devices, "chosen", lambda asked, reporter: CARD)
+    found = reconstruction.reconstruct(star, wanted)
+    for a, b in zip(found.halves, expected.halves, strict=True):
+        assert fsc(a.raw, b.raw).min() > 0.9999
+        assert fsc(a.map, b.map).min() > 0.999
+    assert not np.array_equal(found.halves[0].raw, expected.halves[0].raw)  # they were made differently
+    for job in (expected, found):
+        [line] = [line for line in job.reporter.log if "the pass:" in line]
+        for part in ("waiting for images", "transforms and weights", "insertion", "finish"):
+            assert part in line

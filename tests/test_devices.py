@@ -1,0 +1,143 @@
+"""Which device is chosen, what is said of it, and what a card that is not used lacks: on any machine."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from emsplat import devices
+from emsplat.devices import CPU, attempt, chosen, with_room
+from emsplat.reporting import Reporter
+from emsplat.stopwatch import Stopwatch
+
+CARD = torch.device("cuda", 0)
+OLD_DRIVER = (
+    "The NVIDIA driver on your system is too old (found version 10020). Please update your GPU driver by downloading "
+    "and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx Alternatively, go to: "
+    "https://pytorch.org to install a PyTorch version that has been compiled with your version of the CUDA driver."
+)
+NO_DRIVER = (
+    "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
+    "http://www.nvidia.com/Download/index.aspx"
+)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch):
+    """A torch with CUDA, a driver that says what it is given to say, and a card of some capability."""
+
+    def pretend(failure: str | None = None, capability: tuple[int, int] = (9, 0), triton: bool = True) -> None:
+        def init() -> None:
+            if failure:
+                raise RuntimeError(failure)
+
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(torch.cuda, "init", init)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Some Card")
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (7 * 10**9, 8 * 10**9))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 3 * 10**8)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 10**8)
+        monkeypatch.setattr(devices, "find_spec", lambda name: object() if triton else None)
+
+    return pretend
+
+
+def test_the_card_is_found_and_named(cuda) -> None:
+    cuda()
+    for asked in ("auto", "cuda"):
+        reporter = Reporter()
+        assert chosen(asked, reporter) == CARD
+        assert "Some Card, 7.0 of 8.0 GB free" in reporter.log[-1]
+    assert chosen("cpu", Reporter()) == CPU
+
+
+@pytest.mark.parametrize(
+    ("pretence", "culprits"),
+    [
+        ({"failure": OLD_DRIVER}, ("driver is too old", "12.8", "10020", "update the driver")),
+        ({"failure": NO_DRIVER}, ("no NVIDIA driver", "install the driver")),
+        ({"failure": "No CUDA GPUs are available"}, ("shows no card", "CUDA_VISIBLE_DEVICES")),
+        ({"failure": "CUDA unknown error\nmore"}, ("CUDA does not start", "unknown error", "nvidia-smi")),
+        ({"capability": (6, 1)}, ("Some Card", "6.1", "7.0")),
+        ({"triton": False}, ("Triton", "pip install triton")),
+    ],
+)
+def test_what_keeps_a_card_from_being_used_is_told(cuda, refuses, monkeypatch, tmp_path, pretence, culprits) -> None:
+    """An error where it was asked for; else the work falls to the CPU, aloud where there seems to be a card."""
+    cuda(**pretence)
+    with refuses("--device cuda", *culprits, "leave out --device"):
+        chosen("cuda", Reporter())
+    for signs in ((), (tmp_path,)):
+        monkeypatch.setattr(devices, "_SIGNS_OF_A_CARD", signs)
+        reporter = Reporter()
+        assert chosen("auto", reporter) == CPU
+        assert culprits[0] in reporter.log[-1]
+        assert len(reporter.warnings) == len(signs)
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has CUDA")
+def test_a_torch_without_cuda_is_told(refuses) -> None:
+    with refuses("--device cuda", torch.__version__, "without CUDA", "pytorch.org"):
+        chosen("cuda", Reporter())
+    reporter = Reporter()
+    assert chosen("auto", reporter) == CPU
+    assert "without CUDA" in reporter.log[-1]
+
+
+def test_too_little_memory_is_told_with_what_would_be_enough(cuda, refuses) -> None:
+    """7.2 GB can be had, torch's reserve included; half as much is needed at a resolution 2^(1/3) coarser."""
+    cuda()
+    assert with_room(CARD, 7_200_000_000, "cuda", 3.0, Reporter()) == CARD
+    needed = 14_400_000_000
+    with refuses("Some Card", "7.20 GB", "14.40 GB", "--max-resolution 3.8", "--device cpu"):
+        with_room(CARD, needed, "cuda", 3.0, Reporter())
+    reporter = Reporter()
+    assert with_room(CARD, needed, "auto", 3.0, reporter) == CPU
+    [warning] = reporter.warnings
+    assert "working on the CPU" in warning
+    assert "--max-resolution 3.8" in warning
+    assert with_room(CPU, 10**15, "auto", 3.0, Reporter()) == CPU
+
+
+def test_only_a_lack_of_memory_is_answered_with_another_attempt() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert attempt(lambda: fail(torch.OutOfMemoryError("CUDA out of memory.")), CPU) is None
+    assert attempt(lambda: 3, CPU) == (3, None)
+    with pytest.raises(RuntimeError, match="illegal"):
+        attempt(lambda: fail(RuntimeError("an illegal memory access was encountered")), CPU)
+
+
+def test_a_job_asked_of_a_card_that_is_not_there_ends_in_one_line(simulated: Path, capsys, tmp_path) -> None:
+    from emsplat.cli import main
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    assert (
+        main(["reconstruct", str(simulated / "particles.star"), "-o", str(tmp_path / "run"), "--device", "cuda"]) == 2
+    )
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("emsplat: --device cuda: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopwatch_adds_up_by_name() -> None:
+    watch = Stopwatch()
+    for name in ("reading", "inserting", "reading"):
+        with watch.working(name):
+            time.sleep(0.02)
+    with pytest.raises(ZeroDivisionError), watch.waiting("reading"):
+        1 / 0  # noqa: B018
+    seconds = watch.seconds()
+    assert list(seconds) == ["reading", "inserting"]
+    assert seconds["reading"] >= 0.04
+    assert seconds["inserting"] >= 0.02
+    assert re.fullmatch(r"reading \d+\.\d s, inserting \d+\.\d s", watch.text())
