@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from emsplat import devices, insertion_gpu, reconstruction, statistics_gpu
 from emsplat.correlation import fsc
+from emsplat.cropping import fourier_cropped
 from emsplat.fit import FitSettings
 from emsplat.particles import Particles
 from emsplat.settings import ReconstructSettings
@@ -84,6 +85,15 @@ def test_the_statistics_are_those_of_the_processor(
     for number in (0, 1, 3):
         assert relative(found[number].adjoint, expected[number].adjoint) < 1e-5
         assert relative(found[number].kernel, expected[number].kernel) < 1e-5
+
+
+def test_images_from_a_cache_are_smaller_than_the_box_of_their_table() -> None:
+    particles, images, settings = case(20, 15)
+    small = ImagesInMemory(fourier_cropped(images.images, 17))
+    found = on_device(particles, small, one_set(particles), settings)[0]
+    expected = gather_statistics(particles, small, one_set(particles), settings)[0]
+    assert relative(found.adjoint, expected.adjoint) < 1e-5
+    assert relative(found.kernel, expected.kernel) < 1e-5
 
 
 def test_the_gradient_is_that_of_the_images_one_by_one() -> None:
@@ -168,7 +178,7 @@ def test_both_devices_lead_to_one_map(tmp_path: Path, monkeypatch: pytest.Monkey
     Adam at its full step sizes magnifies a rounding error until another of many equal maps is found, on one and on two
     threads as well; smaller steps do not.
     """
-    settings = SimulationSettings(n_images=32, box_size=32, pixel_size_in_angstroms=5.0, snr=0.3, seed=1)
+    settings = SimulationSettings(n_images=24, box_size=32, pixel_size_in_angstroms=5.0, snr=0.3, seed=1)
     star = simulate(bundled_model(), tmp_path, settings, overwrite=True)
     steps = {name: 0.25 * size for name, size in FitSettings(1).step_sizes.items()}
     for_particle = FitSettings.for_particle
