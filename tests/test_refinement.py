@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emsplat import refinement
+from emsplat import fit_images, refinement
+from emsplat.checkpoint import Checkpoints
 from emsplat.conventions import rotation_matrices
 from emsplat.correlation import fsc
+from emsplat.fit_images import Schedule
 from emsplat.io import read_map, read_particles, read_star
 from emsplat.outputs import write_run
 from emsplat.particles import Particles
@@ -235,3 +237,62 @@ def test_the_run_folder_has_the_particles(put_right: Reconstruction, simulated: 
     assert any("particles.star" in line for line in reporter.log)
     again = read_particles(tmp_path / "run" / "particles.star", datadir=simulated)  # as the log says
     np.testing.assert_allclose(again.origin_in_angstroms, put_right.particles.origin_in_angstroms, atol=1e-5)
+
+
+# With the other solver
+
+
+@pytest.fixture(scope="module")
+def short() -> Iterator[ReconstructSettings]:
+    """Settings of a job by images that takes seconds."""
+    schedule = Schedule(round=8, max_rounds=3, anneal_rounds=2, anneal_epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refinement, "_MOST_ROUNDS", 1)
+        patch.setattr(fit_images, "Schedule", lambda: schedule)
+        yield ReconstructSettings(
+            solver="images", refine=",".join(REFINABLE), n_gaussians=300, max_resolution=14.0, mask_diameter=140.0
+        )
+
+
+@pytest.fixture(scope="module")
+def by_images(perturbed: tuple[Particles, Particles], short: ReconstructSettings) -> Reconstruction:
+    return reconstruct(perturbed[1], short)
+
+
+def test_gaussians_fitted_to_images_refine_them(
+    perturbed: tuple[Particles, Particles], short: ReconstructSettings, by_images: Reconstruction, simulated: Path
+) -> None:
+    true, wrong = perturbed
+    before, after = errors(wrong, true), errors(by_images.particles, true)
+    assert np.median(after["shifts"]) < 0.6 * np.median(before["shifts"])
+    assert np.median(after["poses"]) < np.median(before["poses"])
+    blurred = reconstruct(wrong, replace(short, refine=None))
+    assert agreement(by_images, simulated) > agreement(blurred, simulated) + 0.01  # within 14 Å
+
+
+def test_an_ended_refinement_goes_on(
+    perturbed: tuple[Particles, Particles],
+    short: ReconstructSettings,
+    by_images: Reconstruction,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ended in the fit to refined images, it comes to the same map and the same images."""
+    saves, save = [0], Checkpoints.save
+    enough = 2 * 5 + 3  # of both halves' rounds, and some of the refined images
+
+    def until_ended(self: Checkpoints, *arguments: object) -> None:
+        save(self, *arguments)  # type: ignore[arg-type]
+        saves[0] += 1
+        if saves[0] == enough:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", until_ended)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(perturbed[1], short, checkpoints=Checkpoints(tmp_path))
+    again = reconstruct(perturbed[1], short, checkpoints=Checkpoints(tmp_path, resume=True))
+    assert again.refinement is not None
+    assert by_images.refinement is not None
+    np.testing.assert_array_equal(again.refinement.changes, by_images.refinement.changes)
+    assert np.linalg.norm(again.map - by_images.map) < 1e-4 * np.linalg.norm(by_images.map)
