@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emsplat.splat import bandlimit, reference
 from emsplat.splat.functions import CpuProjection, CpuSplat
+from emsplat.splat.functions_gpu import GpuProjection, GpuSplat
 from emsplat.splat.rotations import rotation_of_quaternions, turned
 
 __all__ = ["CUTOFF", "covariances", "mass_within", "project", "rotation_of_quaternions", "turned", "voxelise"]
@@ -54,20 +55,24 @@ def voxelise(
         log_masses: (K,) log of the integral.
         box_size: D.
         cutoff: Mahalanobis radius c of the truncation.
-        implementation: "reference" (plain torch, any dtype), "cpu" (numba, float32), or "auto": "reference" in
-            float64, else "cpu".
+        implementation: "reference" (plain torch, any dtype), "cpu" (numba, float32), "gpu" (Triton, float32), or
+            "auto": "reference" in float64, else the kernels of the tensors' device.
     Returns:
         (D, D, D) density ``[z, y, x]``, of the inputs' dtype.
     """
-    by_kernels = _by_kernels(implementation, centres.dtype, cutoff)
+    how = _implementation(implementation, centres, cutoff)
     log_volume = 1.5 * math.log(2 * math.pi) + math.log(mass_within(cutoff)) + log_scales.expand(-1, 3).sum(dim=1)
     peaks = torch.exp(log_masses - log_volume)
-    if not by_kernels:
+    if how == "reference":
         precisions = reference.ellipsoids(log_scales, quaternions, power=-2)
         return reference.splat(centres + box_size // 2, precisions, peaks, box_size, cutoff)
     # The shapes in float64: rounding the precisions of a thin Gaussian to float32 would bend it.
     precisions = reference.ellipsoids(log_scales.double(), quaternions.double(), power=-2)
-    volume = CpuSplat.apply(centres.double() + box_size // 2, precisions, peaks, box_size, cutoff)
+    places = centres.double() + box_size // 2
+    if how == "gpu":
+        volume = GpuSplat.apply(places, precisions, peaks, _by_size(log_scales), box_size, cutoff)
+    else:
+        volume = CpuSplat.apply(places, precisions, peaks, box_size, cutoff)
     return volume.to(centres.dtype)
 
 
@@ -102,28 +107,50 @@ def project(
     Returns:
         (B, D, D) images ``[y, x]``, of the centres' dtype.
     """
-    by_kernels = _by_kernels(implementation, centres.dtype, cutoff)
+    how = _implementation(implementation, centres, cutoff)
     if rotations.shape != (len(rotations), 3, 3) or shifts.shape != (len(rotations), 2):
         raise ValueError(f"rotations {(*rotations.shape,)} and shifts {(*shifts.shape,)} must be (B, 3, 3) and (B, 2)")
-    bad = ~torch.isfinite(torch.cat([rotations.flatten(1), shifts.to(rotations.dtype)], dim=1)).all(dim=1)
-    if bad.any():
-        raise ValueError(f"the rotation or shift of image {int(bad.nonzero()[0])} of the batch is not finite")
+    rotations, shifts = rotations.to(centres.device), shifts.to(centres.device)
+    if not _in_a_cuda_graph(centres):  # where the host knows no value: a graph is made of poses that were looked at
+        bad = ~torch.isfinite(torch.cat([rotations.flatten(1), shifts.to(rotations.dtype)], dim=1)).all(dim=1)
+        if bad.any():
+            raise ValueError(f"the rotation or shift of image {int(bad.nonzero()[0])} of the batch is not finite")
     if band_limited:
         log_scales = bandlimit.widened(log_scales)
     # The kernels take float64: rounding the shapes of a thin Gaussian to float32 would bend it.
-    kind = torch.float64 if by_kernels else centres.dtype
+    kind = centres.dtype if how == "reference" else torch.float64
     shapes = reference.ellipsoids(log_scales.to(kind), quaternions.to(kind), power=2)
     weights = torch.exp(log_masses.to(kind)) / (2 * math.pi * mass_within(cutoff, dimensions=2))
     gaussians, poses = (centres.to(kind), shapes, weights), (rotations.to(kind), shifts.to(kind) + box_size // 2)
-    splat = CpuProjection.apply if by_kernels else reference.project
-    images = splat(*gaussians, *poses, box_size, cutoff).to(centres.dtype)
+    if how == "reference":
+        images = reference.project(*gaussians, *poses, box_size, cutoff)
+    elif how == "gpu":
+        images = GpuProjection.apply(*gaussians, *poses, _by_size(log_scales), box_size, cutoff)
+    else:
+        images = CpuProjection.apply(*gaussians, *poses, box_size, cutoff)
+    images = images.to(centres.dtype)
     return bandlimit.boosted_images(images) if band_limited else images
 
 
-def _by_kernels(implementation: str, dtype: torch.dtype, cutoff: float) -> bool:
-    """Whether the numba kernels do it, or the reference."""
+def _implementation(asked: str, centres: Tensor, cutoff: float) -> str:
+    """Who does it: "reference", "cpu" or "gpu"."""
     if not 0 < cutoff <= 12:
         raise ValueError(f"cutoff {cutoff} is no Mahalanobis radius of use; give one above 0, at most 12")
-    if implementation not in ("auto", "reference", "cpu"):
-        raise ValueError(f"implementation {implementation!r} is unknown; use 'auto', 'reference' or 'cpu'")
-    return implementation == "cpu" or (implementation == "auto" and dtype != torch.float64)
+    if asked not in ("auto", "reference", "cpu", "gpu"):
+        raise ValueError(f"implementation {asked!r} is unknown; use 'auto', 'reference', 'cpu' or 'gpu'")
+    if asked == "cpu" and centres.device.type != "cpu":
+        raise ValueError(f"implementation 'cpu' takes tensors on the CPU, these are on {centres.device}; use 'auto'")
+    if asked != "auto":
+        return asked
+    if centres.dtype == torch.float64:
+        return "reference"
+    return "gpu" if centres.device.type == "cuda" else "cpu"
+
+
+def _by_size(log_scales: Tensor) -> Tensor:
+    """(K,) the Gaussians from small to large: a program of the graphics card takes as long as its largest."""
+    return torch.argsort(log_scales.detach().amax(dim=1))
+
+
+def _in_a_cuda_graph(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

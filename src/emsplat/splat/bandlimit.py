@@ -7,6 +7,8 @@ loss the factor moves into the statistics once, so that the fit pays nothing for
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import scipy.fft
 import torch
@@ -48,5 +50,11 @@ def boosted_images(images: Tensor) -> Tensor:
     if len(images) == 0:
         return images  # the FFT refuses none
     box_size = images.shape[-1]
-    factor = torch.from_numpy(boost(box_size, dimensions=2))
+    factor = _boost_on(box_size, images.device)
     return torch.fft.irfft2(torch.fft.rfft2(images) * factor, s=(box_size, box_size))
+
+
+@lru_cache(maxsize=4)
+def _boost_on(box_size: int, device: torch.device) -> Tensor:
+    """The factor for images, sent to a device once."""
+    return torch.from_numpy(boost(box_size, dimensions=2)).to(device)

@@ -10,12 +10,12 @@ _PACKED = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 _UNPACKED = ((0, 3, 4), (3, 1, 5), (4, 5, 2))  # the place of each entry of a symmetric matrix among the packed ones
 
 
-def _packed(matrices: Tensor) -> Tensor:
+def packed(matrices: Tensor) -> Tensor:
     """(K, 6) xx, yy, zz, xy, xz, yz of symmetric (K, 3, 3)."""
     return torch.stack([matrices[:, i, j] for i, j in _PACKED], dim=1)
 
 
-def _unpacked(entries: Tensor) -> Tensor:
+def unpacked(entries: Tensor) -> Tensor:
     """(K, 3, 3) of (K, 6)."""
     return torch.stack([entries[:, place] for row in _UNPACKED for place in row], dim=1).view(-1, 3, 3)
 
@@ -27,7 +27,7 @@ class CpuSplat(torch.autograd.Function):
     def forward(ctx, centres, precisions, peaks, box_size, cutoff):
         from emsplat.splat import cpu
 
-        packed = _packed(precisions)
+        packed = packed(precisions)
         ctx.save_for_backward(centres, precisions, packed, peaks)
         ctx.cutoff = cutoff
         volume = cpu.splat(
@@ -47,7 +47,7 @@ class CpuSplat(torch.autograd.Function):
         ).to(centres.dtype)
         weighted = peaks[:, None] * moments
         d_centres = torch.einsum("kij,kj->ki", precisions, weighted[:, 1:4])
-        return d_centres, -0.5 * _unpacked(weighted[:, 4:]), moments[:, 0].to(peaks.dtype), None, None
+        return d_centres, -0.5 * unpacked(weighted[:, 4:]), moments[:, 0].to(peaks.dtype), None, None
 
 
 class CpuProjection(torch.autograd.Function):
@@ -57,7 +57,7 @@ class CpuProjection(torch.autograd.Function):
     def forward(ctx, centres, covariances, weights, rotations, origins, box_size, cutoff):
         from emsplat.splat import cpu_projection
 
-        inputs = [t.contiguous() for t in (centres, _packed(covariances), weights, rotations, origins)]
+        inputs = [t.contiguous() for t in (centres, packed(covariances), weights, rotations, origins)]
         ctx.save_for_backward(*inputs)
         ctx.cutoff = cutoff
         images = cpu_projection.project(*(t.numpy() for t in inputs), box_size, cutoff)
@@ -74,6 +74,6 @@ class CpuProjection(torch.autograd.Function):
         d_frames = of_images[:, :6].view(-1, 2, 3)
         d_rotations = torch.nn.functional.pad(d_frames, (0, 0, 0, 1))  # the third row is the line of sight
         return (
-            of_gaussians[:, :3], _unpacked(of_gaussians[:, 3:9]), of_gaussians[:, 9], d_rotations, of_images[:, 6:],
+            of_gaussians[:, :3], unpacked(of_gaussians[:, 3:9]), of_gaussians[:, 9], d_rotations, of_images[:, 6:],
             None, None,
         )  # fmt: skip

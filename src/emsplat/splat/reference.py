@@ -26,10 +26,10 @@ def splat(centres: Tensor, precisions: Tensor, peaks: Tensor, box_size: int, cut
     Returns:
         (D, D, D) ``[z, y, x]``; each Gaussian is 0 where its Mahalanobis distance exceeds the cut-off.
     """
-    axis = torch.arange(box_size, dtype=centres.dtype)
+    axis = torch.arange(box_size, dtype=centres.dtype, device=centres.device)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     voxels = torch.stack([x, y, z], dim=-1).view(-1, 3)
-    volume = torch.zeros(box_size**3, dtype=centres.dtype)
+    volume = torch.zeros(box_size**3, dtype=centres.dtype, device=centres.device)
     for chunk in _chunks(len(centres), box_size**3):
         d = voxels[None] - centres[chunk, None]
         m = torch.einsum("kvi,kij,kvj->kv", d, precisions[chunk], d)
@@ -63,10 +63,10 @@ def project(
     centres = torch.where(finite[:, None], centres, 0.0)
     covariances = torch.where(finite[:, None, None], covariances, 0.0)
     weights = torch.where(finite, weights, 0.0)
-    axis = torch.arange(box_size, dtype=centres.dtype)
+    axis = torch.arange(box_size, dtype=centres.dtype, device=centres.device)
     y, x = (a.reshape(-1) for a in torch.meshgrid(axis, axis, indexing="ij"))
     frames = rotations[:, :2]
-    images = torch.zeros(len(rotations), box_size**2, dtype=centres.dtype)
+    images = torch.zeros(len(rotations), box_size**2, dtype=centres.dtype, device=centres.device)
     for chunk in _chunks(len(centres), len(rotations) * box_size**2):
         middle = torch.einsum("bij,kj->bki", frames, centres[chunk]) + origins[:, None]
         s = torch.einsum("bim,kmn,bjn->bkij", frames, covariances[chunk], frames)

@@ -1,0 +1,253 @@
+"""The 3D splat on a graphics card: Triton kernels, forward and backward; geometry in float64, voxels in float32.
+
+As on the CPU the Mahalanobis distance is completed to squares, ``m = A t² + B u² + C w²`` with ``t = dx + a dy + b dz``,
+``u = dy + c dz``, ``w = dz``. Eight lanes for each Gaussian walk its planes, the rows it reaches in each, and each row
+from where the cut-off begins. A program holds 16 Gaussians, and they come ordered by size, since it walks as many rows
+as the largest of them has.
+Forward: by atomics. The rows of one Gaussian are one or two sectors of the cache each, different programs rarely meet
+in one voxel, and nothing has to be known on the host, so that a CUDA graph can hold it. The order of the sums is not
+fixed: the last bit of a voxel may differ from run to run.
+Backward: ten moments of (cotangent × Gaussian) in registers, and the gradient from them; no atomics.
+Nothing is kept beside the volume and the gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_GAUSSIANS = 16  # of a program
+
+# A number that happens to be 1 is compiled as any other.
+_kernel = triton.jit(do_not_specialize=["n", "box_size"])
+_COMPILED = {"num_warps": 1, "enable_fp_fusion": True}
+_LANES = tl.constexpr(8)
+_EXPONENT = tl.constexpr(-0.7213475204444817)  # exp(−m/2) = 2^(this × m)
+_MARGIN = tl.constexpr(1e-3)  # voxels by which a row starts early: rounding may not cost a voxel
+
+
+def splat(
+    centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, box_size: int, cutoff: float
+) -> Tensor:
+    """Sum of truncated Gaussians on a grid.
+
+    Args:
+        centres: (K, 3) float64 x, y, z in voxels from voxel 0.
+        precisions: (K, 6) float64, Σ⁻¹ as xx, yy, zz, xy, xz, yz in 1/voxel².
+        peaks: (K,) float32.
+        order: (K,) int64, the Gaussians by size. All are contiguous.
+        cutoff: Mahalanobis radius c.
+    Returns:
+        (D, D, D) float32.
+    """
+    volume = torch.zeros(box_size, box_size, box_size, device=centres.device)
+    if len(centres):
+        launch = (triton.cdiv(len(centres), _GAUSSIANS),)
+        _splat[launch](
+            volume, centres, precisions, peaks, order, len(centres), box_size, cutoff, _GAUSSIANS, **_COMPILED
+        )
+    return volume
+
+
+def gradients(
+    centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, cotangent: Tensor, cutoff: float
+) -> Tensor:
+    """What `splat` hands back, from a contiguous cotangent (D, D, D) float32.
+
+    Returns:
+        (K, 10) float64: d centre x y z, d Σ⁻¹ as xx, yy, zz, xy, xz, yz (one of the two equal entries), d peak.
+    """
+    found = torch.zeros(len(centres), 10, dtype=torch.float64, device=centres.device)
+    if len(centres):
+        launch = (triton.cdiv(len(centres), _GAUSSIANS),)
+        _gradients[launch](
+            found, cotangent, centres, precisions, peaks, order, len(centres), cotangent.shape[-1], cutoff, _GAUSSIANS,
+            **_COMPILED,
+        )  # fmt: skip
+    return found
+
+
+# --- shared by the kernels --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _squares(precisions, peaks, at, here):
+    """A, B, C, a, b, c and the peak; those of a unit ball without a peak where Σ⁻¹ is none; and whether it is one."""
+    xx = tl.load(precisions + 6 * at, mask=here, other=1.0)
+    yy = tl.load(precisions + 6 * at + 1, mask=here, other=1.0)
+    zz = tl.load(precisions + 6 * at + 2, mask=here, other=1.0)
+    xy = tl.load(precisions + 6 * at + 3, mask=here, other=0.0)
+    xz = tl.load(precisions + 6 * at + 4, mask=here, other=0.0)
+    yz = tl.load(precisions + 6 * at + 5, mask=here, other=0.0)
+    peak = tl.load(peaks + at, mask=here, other=0.0)
+    a, b = xy / xx, xz / xx
+    second = yy - a * xy
+    c = (yz - a * xz) / second
+    third = zz - b * xz - c * c * second
+    is_one = (xx > 0) & (xx < 1e30) & (second > 0) & (second < 1e30) & (third > 0) & (third < 1e30)  # NaN fails
+    is_one = here & is_one & (tl.abs(peak) < float("inf"))
+    xx, second, third = tl.where(is_one, xx, 1.0), tl.where(is_one, second, 1.0), tl.where(is_one, third, 1.0)
+    a, b, c = tl.where(is_one, a, 0.0), tl.where(is_one, b, 0.0), tl.where(is_one, c, 0.0)
+    return xx, second, third, a, b, c, tl.where(is_one, peak, 0.0), is_one
+
+
+@triton.jit
+def _anchor(place, box_size):
+    """The voxel of the box that is nearest a centre, and the way to it from there."""
+    nearest = tl.minimum(tl.maximum(tl.floor(place + 0.5), 0.0), box_size - 1)  # as floats: a place may be anywhere
+    return nearest.to(tl.int32), (nearest - place).to(tl.float32)
+
+
+@triton.jit
+def _placed(centres, at, use, third, box_size, cutoff):
+    """First plane and how many, the voxel of the box nearest the centre as y, x, and the way dz, dy, dx to them."""
+    x = tl.load(centres + 3 * at, mask=use, other=0.0)
+    y = tl.load(centres + 3 * at + 1, mask=use, other=0.0)
+    z = tl.load(centres + 3 * at + 2, mask=use, other=0.0)
+    half = cutoff / tl.sqrt(third)
+    low, high = tl.ceil(z - half), tl.floor(z + half)
+    # Compared as floats: a float beyond the integers' range has no defined integer. NaN reaches nothing.
+    some = use & (low <= high) & (low < box_size) & (high >= 0) & (x * 0 == 0) & (y * 0 == 0)
+    x, y, z = tl.where(some, x, 0.0), tl.where(some, y, 0.0), tl.where(some, z, 0.0)
+    low, high = tl.where(some, tl.maximum(low, 0.0), 0.0), tl.where(some, tl.minimum(high, box_size - 1), -1.0)
+    row, dy = _anchor(y, box_size)
+    column, dx = _anchor(x, box_size)
+    plane = low.to(tl.int32)
+    return plane, high.to(tl.int32) - plane + 1, row, column, (low - z).to(tl.float32), dy, dx
+
+
+@triton.jit
+def _chunks(a, box_size, limit):
+    """How many steps of `_LANES` columns the widest row of these Gaussians takes."""
+    columns = tl.minimum(2 * tl.sqrt(limit / a) + 1 + 3 * _MARGIN, box_size.to(tl.float32))
+    return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), _LANES)
+
+
+@triton.jit
+def _stretch(middle, half, anchor, box_size):
+    """First and last integer about `half` around the middle and within the box, all counted from the anchor."""
+    low, high = -anchor.to(tl.float32), (box_size - anchor).to(tl.float32)
+    first = tl.minimum(tl.maximum(tl.ceil(middle - half - _MARGIN), low), high)
+    return first.to(tl.int32), tl.minimum(tl.maximum(tl.floor(middle + half + _MARGIN), low - 1), high - 1).to(tl.int32)
+
+
+# --- the kernels ------------------------------------------------------------------------------------------------------
+
+
+@_kernel
+def _splat(
+    volume, centres, precisions, peaks, order, n, box_size, cutoff,
+    GAUSSIANS: tl.constexpr,
+):  # fmt: skip
+    k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
+    here = k < n
+    at = tl.load(order + k, mask=here, other=0)
+    xx, yy, zz, a, b, c, peak, use = _squares(precisions, peaks, at, here)
+    plane, planes, row, column, dz0, dy0, dx0 = _placed(centres, at, use, zz, box_size, cutoff)
+    limit = cutoff * cutoff * _EXPONENT
+    aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
+    a, b, c = a.to(tl.float32), b.to(tl.float32), c.to(tl.float32)
+    lanes = tl.arange(0, _LANES)[None, :]
+    chunks = _chunks(aa, box_size, limit)
+    for p in range(0, tl.max(planes, axis=0)):
+        w = dz0 + p
+        beyond = cc * w * w
+        middle = -dy0 - c * w
+        first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) / bb, 0.0)), row, box_size)
+        rows = tl.where(p < planes, last - first + 1, 0)
+        line = volume + ((plane + p).to(tl.int64) * box_size + (row + first)) * box_size + column
+        for r in range(0, tl.max(rows, axis=0)):
+            dy = dy0 + (first + r)
+            u = dy + c * w
+            across = bb * u * u + beyond
+            middle = -dx0 - a * dy - b * w
+            start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) / aa, 0.0)), column, box_size)
+            end = tl.where(r < rows, end, start - 1)
+            t0 = start - middle
+            for chunk in range(0, chunks):
+                step = lanes + chunk * _LANES
+                t = t0[:, None] + step
+                exponent = aa[:, None] * t * t + across[:, None]
+                within = (exponent >= limit) & (start[:, None] + step <= end[:, None])
+                value = peak[:, None] * tl.exp2(exponent)
+                tl.atomic_add((line + start)[:, None] + step, value, mask=within, sem="relaxed")
+            line += box_size
+
+
+@_kernel
+def _gradients(
+    found, cotangent, centres, precisions, peaks, order, n, box_size, cutoff,
+    GAUSSIANS: tl.constexpr,
+):  # fmt: skip
+    k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
+    here = k < n
+    at = tl.load(order + k, mask=here, other=0)
+    xx, yy, zz, a64, b64, c64, peak, use = _squares(precisions, peaks, at, here)
+    plane, planes, row, column, dz0, dy0, dx0 = _placed(centres, at, use, zz, box_size, cutoff)
+    limit = cutoff * cutoff * _EXPONENT
+    aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
+    a, b, c = a64.to(tl.float32), b64.to(tl.float32), c64.to(tl.float32)
+    lanes = tl.arange(0, _LANES)[None, :]
+    chunks = _chunks(aa, box_size, limit)
+    m = tl.zeros([GAUSSIANS, _LANES], dtype=tl.float32)
+    mt, mu, mw, mtt, muu, mww, mtu, mtw, muw = m, m, m, m, m, m, m, m, m
+    for p in range(0, tl.max(planes, axis=0)):
+        w = dz0 + p
+        beyond = cc * w * w
+        middle = -dy0 - c * w
+        first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) / bb, 0.0)), row, box_size)
+        rows = tl.where(p < planes, last - first + 1, 0)
+        line = cotangent + ((plane + p).to(tl.int64) * box_size + (row + first)) * box_size + column
+        for r in range(0, tl.max(rows, axis=0)):
+            dy = dy0 + (first + r)
+            u = dy + c * w
+            across = bb * u * u + beyond
+            middle = -dx0 - a * dy - b * w
+            start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) / aa, 0.0)), column, box_size)
+            end = tl.where(r < rows, end, start - 1)
+            t0 = start - middle
+            for chunk in range(0, chunks):
+                step = lanes + chunk * _LANES
+                t = t0[:, None] + step
+                exponent = aa[:, None] * t * t + across[:, None]
+                within = (exponent >= limit) & (start[:, None] + step <= end[:, None])
+                value = tl.load((line + start)[:, None] + step, mask=within, other=0.0)
+                g = value * tl.exp2(exponent)
+                gt, gu, gw = g * t, g * u[:, None], g * w[:, None]
+                m += g
+                mt += gt
+                mu += gu
+                mw += gw
+                mtt += gt * t
+                muu += gu * u[:, None]
+                mww += gw * w[:, None]
+                mtu += gt * u[:, None]
+                mtw += gt * w[:, None]
+                muw += gu * w[:, None]
+            line += box_size
+    to = found + 10 * at
+    peak = peak.to(tl.float64)
+    # d centre is Σ⁻¹ d: by the squares, so that no term cancels another.
+    x = peak * xx * tl.sum(mt, axis=1)
+    y = peak * yy * tl.sum(mu, axis=1)
+    z = peak * zz * tl.sum(mw, axis=1)
+    tl.store(to, x, mask=here)
+    tl.store(to + 1, a64 * x + y, mask=here)
+    tl.store(to + 2, b64 * x + c64 * y + z, mask=here)
+    # d Σ⁻¹ is −½ d dᵀ, with dz = w, dy = u − c w, dx = t + e w − a u.
+    e = a64 * c64 - b64
+    half = -0.5 * peak
+    tt, uu, ww = tl.sum(mtt, axis=1), tl.sum(muu, axis=1), tl.sum(mww, axis=1)
+    tu, tw, uw = tl.sum(mtu, axis=1), tl.sum(mtw, axis=1), tl.sum(muw, axis=1)
+    xw = tw + e * ww - a64 * uw
+    xu = tu + e * uw - a64 * uu
+    xt = tt + e * tw - a64 * tu
+    tl.store(to + 3, half * (xt + e * xw - a64 * xu), mask=here)
+    tl.store(to + 4, half * (uu - 2 * c64 * uw + c64 * c64 * ww), mask=here)
+    tl.store(to + 5, half * ww, mask=here)
+    tl.store(to + 6, half * (xu - c64 * xw), mask=here)
+    tl.store(to + 7, half * xw, mask=here)
+    tl.store(to + 8, half * (uw - c64 * ww), mask=here)
+    tl.store(to + 9, tl.sum(m, axis=1).to(tl.float64), mask=here)
