@@ -119,9 +119,9 @@ def _placed(centres, at, use, third, box_size, cutoff):
 
 
 @triton.jit
-def _chunks(a, box_size, limit):
+def _chunks(per_aa, box_size, limit):
     """How many steps of `_LANES` columns the widest row of these Gaussians takes."""
-    columns = tl.minimum(2 * tl.sqrt(limit / a) + 1 + 3 * _MARGIN, box_size.to(tl.float32))
+    columns = tl.minimum(2 * tl.sqrt(limit * per_aa) + 1 + 3 * _MARGIN, box_size.to(tl.float32))
     return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), _LANES)
 
 
@@ -150,12 +150,13 @@ def _splat(
     aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
     a, b, c = a.to(tl.float32), b.to(tl.float32), c.to(tl.float32)
     lanes = tl.arange(0, _LANES)[None, :]
-    chunks = _chunks(aa, box_size, limit)
+    per_aa, per_bb = 1 / aa, 1 / bb
+    chunks = _chunks(per_aa, box_size, limit)
     for p in range(0, tl.max(planes, axis=0)):
         w = dz0 + p
         beyond = cc * w * w
         middle = -dy0 - c * w
-        first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) / bb, 0.0)), row, box_size)
+        first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) * per_bb, 0.0)), row, box_size)
         rows = tl.where(p < planes, last - first + 1, 0)
         line = volume + ((plane + p).to(tl.int64) * box_size + (row + first)) * box_size + column
         for r in range(0, tl.max(rows, axis=0)):
@@ -163,7 +164,7 @@ def _splat(
             u = dy + c * w
             across = bb * u * u + beyond
             middle = -dx0 - a * dy - b * w
-            start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) / aa, 0.0)), column, box_size)
+            start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) * per_aa, 0.0)), column, box_size)
             end = tl.where(r < rows, end, start - 1)
             t0 = start - middle
             for chunk in range(0, chunks):
@@ -190,14 +191,15 @@ def _gradients(
     aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
     a, b, c = a64.to(tl.float32), b64.to(tl.float32), c64.to(tl.float32)
     lanes = tl.arange(0, _LANES)[None, :]
-    chunks = _chunks(aa, box_size, limit)
+    per_aa, per_bb = 1 / aa, 1 / bb
+    chunks = _chunks(per_aa, box_size, limit)
     m = tl.zeros([GAUSSIANS, _LANES], dtype=tl.float32)
     mt, mu, mw, mtt, muu, mww, mtu, mtw, muw = m, m, m, m, m, m, m, m, m
     for p in range(0, tl.max(planes, axis=0)):
         w = dz0 + p
         beyond = cc * w * w
         middle = -dy0 - c * w
-        first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) / bb, 0.0)), row, box_size)
+        first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) * per_bb, 0.0)), row, box_size)
         rows = tl.where(p < planes, last - first + 1, 0)
         line = cotangent + ((plane + p).to(tl.int64) * box_size + (row + first)) * box_size + column
         for r in range(0, tl.max(rows, axis=0)):
@@ -205,7 +207,7 @@ def _gradients(
             u = dy + c * w
             across = bb * u * u + beyond
             middle = -dx0 - a * dy - b * w
-            start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) / aa, 0.0)), column, box_size)
+            start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) * per_aa, 0.0)), column, box_size)
             end = tl.where(r < rows, end, start - 1)
             t0 = start - middle
             for chunk in range(0, chunks):

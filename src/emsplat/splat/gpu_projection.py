@@ -215,19 +215,19 @@ def _shadow(numbers, places, image, k, n, n_images):
 
 
 @triton.jit
-def _chunks(a, last, limit):
+def _chunks(per_a, last, limit):
     """How many steps of `_LANES` columns the widest row of these shadows takes."""
-    columns = tl.minimum(2 * tl.sqrt(limit / a) + 1 + 3 * _MARGIN, (last + 1).to(tl.float32))
+    columns = tl.minimum(2 * tl.sqrt(limit * per_a) + 1 + 3 * _MARGIN, (last + 1).to(tl.float32))
     return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), _LANES)
 
 
 @triton.jit
-def _row(r, dx, dy, a, slope, b, limit):
+def _row(r, dx, dy, per_a, slope, b, limit):
     """dy, its share of the exponent, and the first column within the cut-off: counted from the reach's, and its t."""
     dy = dy + r
     along = b * dy * dy
     middle = -dx - slope * dy
-    half = tl.sqrt(tl.maximum((limit - along) / a, 0.0))
+    half = tl.sqrt(tl.maximum((limit - along) * per_a, 0.0))
     start = tl.maximum(tl.ceil(middle - half - _MARGIN), 0.0)
     return dy, along, start, start - middle
 
@@ -279,9 +279,10 @@ def _splat(images, numbers, places, n, box_size, cutoff, GAUSSIANS: tl.constexpr
     limit = cutoff * cutoff * _EXPONENT
     target = images + image.to(tl.int64) * box_size * box_size + first
     lanes = tl.arange(0, _LANES)[None, :]
-    chunks = _chunks(a, last, limit)
+    per_a = 1 / a
+    chunks = _chunks(per_a, last, limit)
     for r in range(0, tl.max(rows, axis=0)):
-        _, along, start, t0 = _row(r, dx, dy, a, slope, b, limit)
+        _, along, start, t0 = _row(r, dx, dy, per_a, slope, b, limit)
         column, end = start.to(tl.int32), tl.where(r < rows, last, -1)
         row = target + r * box_size + column
         for chunk in range(0, chunks):
@@ -301,11 +302,12 @@ def _moments(moments, cotangent, numbers, places, n, n_images, box_size, cutoff,
     limit = cutoff * cutoff * _EXPONENT
     source = cotangent + image.to(tl.int64) * box_size * box_size + first
     lanes = tl.arange(0, _LANES)[None, :]
-    chunks = _chunks(a, last, limit)
+    per_a = 1 / a
+    chunks = _chunks(per_a, last, limit)
     m = tl.zeros([GAUSSIANS, _LANES], dtype=tl.float32)
     mt, my, mtt, mty, myy = m, m, m, m, m
     for r in range(0, tl.max(rows, axis=0)):
-        dy, along, start, t0 = _row(r, dx, dy0, a, slope, b, limit)
+        dy, along, start, t0 = _row(r, dx, dy0, per_a, slope, b, limit)
         column, end = start.to(tl.int32), tl.where(r < rows, last, -1)
         row = source + r * box_size + column
         dyy = dy * dy
