@@ -55,6 +55,7 @@ CASES = {
     "on the faces": on_the_faces(17),
     "coincident": coincident(16),
 }
+ROUND = ("isotropic", "0.3 px")  # cases of round Gaussians
 _BOX = {"isotropic": 17, "long needles": 41, "discs": 17, "wider than the box": 9, "on the faces": 17}
 
 

@@ -10,37 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clouds import CASES, NAMES, Gaussians, box_of, gaussians
+from clouds import CASES, NAMES, ROUND, Gaussians, box_of, gaussians
 from emsplat.conventions import rotation_matrices
 from emsplat.splat import covariances, mass_within, project, rotation_of_quaternions, turned, voxelise
 from emsplat.splat.bandlimit import WIDENING, boosted_images, widened
-
-POSE_NAMES = ("rotations", "shifts")
-Poses = tuple[Tensor, Tensor]
-
-
-def poses(n: int, seed: int = 0) -> Poses:
-    """The first one looks along z at the middle of a pixel; float64."""
-    rng = np.random.default_rng(seed)
-    angles = rng.uniform(-180, 180, (n, 3))
-    shifts = rng.uniform(-2, 2, (n, 2))
-    angles[:1], shifts[:1] = 0, 0
-    return torch.tensor(rotation_matrices(angles)), torch.tensor(shifts)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def evaluate(model: Gaussians, view: Poses, box_size: int, cotangent: Tensor, implementation: str, **options):
-    """Images and the gradients by all six tensors, in float64 by the reference, in float32 by the kernels."""
-    dtype = torch.float64 if implementation == "reference" else torch.float32
-    leaves = [t.to(dtype).requires_grad_() for t in model] + [t.clone().requires_grad_() for t in view]
-    images = project(*leaves, box_size, implementation=implementation, **options)
-    assert images.dtype == dtype
-    assert images.shape == (len(view[0]), box_size, box_size)
-    gradients = torch.autograd.grad(images, leaves, cotangent.to(dtype))
-    return images.detach().double(), [g.double() for g in gradients]
+from parity import Poses, assert_alike, poses, projected, random
 
 
 @pytest.mark.parametrize("n_images", [0, 4])
@@ -49,17 +23,8 @@ def test_kernels_against_the_reference(case: str, n_images: int) -> None:
     box_size = box_of(case)
     cotangent = random(n_images, box_size, box_size, seed=1)
     arguments = (CASES[case], poses(n_images), box_size, cotangent)
-    expected, expected_gradients = evaluate(*arguments, "reference")
-    got, gradients = evaluate(*arguments, "cpu")
-    assert torch.linalg.norm(got - expected) <= 1e-5 * torch.linalg.norm(expected)
-    for name, g, e in zip(NAMES + POSE_NAMES, gradients, expected_gradients, strict=True):
-        assert g.shape == e.shape
-        # A round Gaussian has no gradient by its orientation; what is left of it is rounding.
-        round_ones = name == "quaternions" and case in ("isotropic", "0.3 px")
-        scale = torch.linalg.norm(expected_gradients[1]) if round_ones else torch.linalg.norm(e)
-        assert torch.linalg.norm(g - e) <= 1e-4 * scale, name
-        if scale > 0 and not round_ones:
-            assert torch.sum(g * e) >= 0.99999 * torch.linalg.norm(g) * torch.linalg.norm(e), name
+    got, expected = (projected(*arguments, implementation) for implementation in ("cpu", "reference"))
+    assert_alike(got, expected, case in ROUND)
 
 
 def test_any_number_of_threads_gives_the_same() -> None:
@@ -69,7 +34,7 @@ def test_any_number_of_threads_gives_the_same() -> None:
     found = []
     for threads in (1, before):
         numba.set_num_threads(threads)
-        images, gradients = evaluate(gaussians(200, 24), poses(7), 24, random(7, 24, 24), "cpu")
+        images, gradients = projected(gaussians(200, 24), poses(7), 24, random(7, 24, 24), "cpu")
         found.append([images, *gradients])
     numba.set_num_threads(before)
     for one, many in zip(*found, strict=True):
@@ -87,8 +52,8 @@ def test_a_gaussian_out_of_its_mind_harms_no_other(name: str, bad: float, implem
     others = torch.arange(30) != 7
     rest = tuple(t[others] for t in good)
     cotangent = random(3, 16, 16)
-    images, gradients = evaluate(tuple(mixed), poses(3), 16, cotangent, implementation)
-    expected, expected_gradients = evaluate(rest, poses(3), 16, cotangent, implementation)
+    images, gradients = projected(tuple(mixed), poses(3), 16, cotangent, implementation)
+    expected, expected_gradients = projected(rest, poses(3), 16, cotangent, implementation)
     if not (name == "quaternions" and abs(bad) < math.inf):  # a long quaternion is as good as any
         torch.testing.assert_close(images, expected)
         torch.testing.assert_close(gradients[4:], expected_gradients[4:])
@@ -103,7 +68,7 @@ def test_what_has_no_extent_adds_nothing(implementation: str, scales: tuple[floa
     quaternion = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     model = (torch.zeros(1, 3), torch.tensor([scales]), quaternion, torch.zeros(1))
     edge_on = torch.tensor(rotation_matrices([[0.0, 0.0, 0.0], [90.0, 0.0, 0.0]]))
-    images, gradients = evaluate(model, (edge_on, torch.zeros(2, 2)), 9, random(2, 9, 9), implementation)
+    images, gradients = projected(model, (edge_on, torch.zeros(2, 2)), 9, random(2, 9, 9), implementation)
     assert not images.any()
     for g in gradients:
         assert not g.any()  # NaN is any
@@ -224,9 +189,9 @@ def test_the_way_back_is_the_adjoint(implementation: str) -> None:
     model, view, y = gaussians(50, 16), poses(5), random(5, 16, 16, seed=3)
     x = random(50, seed=4).abs()
     centres, scales, quaternions, others = model
-    _, gradients = evaluate(model, view, 16, y, implementation)
+    _, gradients = projected(model, view, 16, y, implementation)
     adjoint = gradients[3] / others.double().exp()
-    images, _ = evaluate((centres, scales, quaternions, torch.log(x)), view, 16, y, implementation)
+    images, _ = projected((centres, scales, quaternions, torch.log(x)), view, 16, y, implementation)
     assert torch.sum(images * y).item() == pytest.approx(torch.sum(x * adjoint).item(), rel=1e-5)
 
 
@@ -280,7 +245,7 @@ def test_band_limiting_leaves_the_aliases_of_wider_gaussians(box_size: int, sigm
 @pytest.mark.parametrize(("k", "n_images"), [(20, 2), (20, 0), (0, 2)])
 def test_band_limiting_is_widening_and_its_inverse_with_gradients(k: int, n_images: int) -> None:
     model, view, cotangent = gaussians(k, 16), poses(n_images), random(n_images, 16, 16)
-    images, gradients = evaluate(model, view, 16, cotangent, "reference", band_limited=True)
+    images, gradients = projected(model, view, 16, cotangent, "reference", band_limited=True)
     leaf = model[1].double().requires_grad_()
     others = [t.double() for t in model]
     by_hand = boosted_images(project(others[0], widened(leaf), *others[2:], *view, 16))

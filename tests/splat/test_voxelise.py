@@ -8,34 +8,18 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from clouds import CASES, NAMES, Gaussians, box_of, gaussians
+from clouds import CASES, NAMES, ROUND, box_of, gaussians
 from emsplat.splat import covariances, mass_within, rotation_of_quaternions, voxelise
-
-
-def evaluate(leaves: Gaussians, box_size: int, cotangent: Tensor, implementation: str, dtype: torch.dtype):
-    inputs = [leaf.to(dtype).requires_grad_() for leaf in leaves]
-    volume = voxelise(*inputs, box_size, implementation=implementation)
-    assert volume.dtype == dtype
-    assert volume.shape == (box_size,) * 3
-    gradients = torch.autograd.grad(volume, inputs, cotangent.to(dtype))
-    return volume.detach().double(), [g.double() for g in gradients]
+from parity import assert_alike, voxelised
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_against_the_reference(case: str) -> None:
     box_size = box_of(case)
     cotangent = torch.randn((box_size,) * 3, generator=torch.Generator().manual_seed(1))
-    expected, expected_gradients = evaluate(CASES[case], box_size, cotangent, "reference", torch.float64)
-    got, gradients = evaluate(CASES[case], box_size, cotangent, "cpu", torch.float32)
-    assert torch.linalg.norm(got - expected) <= 1e-5 * torch.linalg.norm(expected)
-    for name, g, e in zip(NAMES, gradients, expected_gradients, strict=True):
-        assert g.shape == e.shape
-        # A round Gaussian has no gradient by its orientation; what is left of it is rounding.
-        round_ones = name == "quaternions" and case in ("isotropic", "0.3 px")
-        scale = torch.linalg.norm(expected_gradients[1]) if round_ones else torch.linalg.norm(e)
-        assert torch.linalg.norm(g - e) <= 1e-4 * scale, name
-        if scale > 0 and not round_ones:
-            assert torch.sum(g * e) >= 0.99999 * torch.linalg.norm(g) * torch.linalg.norm(e), name
+    arguments = (CASES[case], box_size, cotangent)
+    got, expected = (voxelised(*arguments, implementation) for implementation in ("cpu", "reference"))
+    assert_alike(got, expected, case in ROUND)
 
 
 def test_any_number_of_threads_gives_the_same_volume() -> None:

@@ -27,11 +27,11 @@ class CpuSplat(torch.autograd.Function):
     def forward(ctx, centres, precisions, peaks, box_size, cutoff):
         from emsplat.splat import cpu
 
-        packed = packed(precisions)
-        ctx.save_for_backward(centres, precisions, packed, peaks)
+        entries = packed(precisions)
+        ctx.save_for_backward(centres, precisions, entries, peaks)
         ctx.cutoff = cutoff
         volume = cpu.splat(
-            centres.contiguous().numpy(), packed.numpy(), peaks.float().contiguous().numpy(), box_size, cutoff
+            centres.contiguous().numpy(), entries.numpy(), peaks.float().contiguous().numpy(), box_size, cutoff
         )
         return torch.from_numpy(volume)[:, :, :box_size]
 
@@ -40,10 +40,10 @@ class CpuSplat(torch.autograd.Function):
     def backward(ctx, cotangent):
         from emsplat.splat import cpu
 
-        centres, precisions, packed, peaks = ctx.saved_tensors
+        centres, precisions, entries, peaks = ctx.saved_tensors
         padded = torch.nn.functional.pad(cotangent, (0, cpu.PADDING)).contiguous()
         moments = torch.from_numpy(
-            cpu.moments(centres.contiguous().numpy(), packed.numpy(), padded.numpy(), ctx.cutoff)
+            cpu.moments(centres.contiguous().numpy(), entries.numpy(), padded.numpy(), ctx.cutoff)
         ).to(centres.dtype)
         weighted = peaks[:, None] * moments
         d_centres = torch.einsum("kij,kj->ki", precisions, weighted[:, 1:4])

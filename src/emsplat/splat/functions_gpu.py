@@ -7,7 +7,6 @@ from importlib import import_module
 from types import ModuleType
 
 import torch
-from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from emsplat.errors import InputError

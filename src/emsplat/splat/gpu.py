@@ -1,9 +1,9 @@
 """The 3D splat on a graphics card: Triton kernels, forward and backward; geometry in float64, voxels in float32.
 
-As on the CPU the Mahalanobis distance is completed to squares, ``m = A t² + B u² + C w²`` with ``t = dx + a dy + b dz``,
-``u = dy + c dz``, ``w = dz``. Eight lanes for each Gaussian walk its planes, the rows it reaches in each, and each row
-from where the cut-off begins. A program holds 16 Gaussians, and they come ordered by size, since it walks as many rows
-as the largest of them has.
+As on the CPU the Mahalanobis distance is completed to squares, ``m = A t² + B u² + C w²`` with
+``t = dx + a dy + b dz``, ``u = dy + c dz``, ``w = dz``. Eight lanes for each Gaussian walk its planes, the rows it
+reaches in each, and each row from where the cut-off begins. A program holds 16 Gaussians, and they come ordered by
+size, since it walks as many rows as the largest of them has.
 Forward: by atomics. The rows of one Gaussian are one or two sectors of the cache each, different programs rarely meet
 in one voxel, and nothing has to be known on the host, so that a CUDA graph can hold it. The order of the sums is not
 fixed: the last bit of a voxel may differ from run to run.
@@ -28,9 +28,7 @@ _EXPONENT = tl.constexpr(-0.7213475204444817)  # exp(−m/2) = 2^(this × m)
 _MARGIN = tl.constexpr(1e-3)  # voxels by which a row starts early: rounding may not cost a voxel
 
 
-def splat(
-    centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, box_size: int, cutoff: float
-) -> Tensor:
+def splat(centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, box_size: int, cutoff: float) -> Tensor:
     """Sum of truncated Gaussians on a grid.
 
     Args:
@@ -152,14 +150,14 @@ def _splat(
     lanes = tl.arange(0, _LANES)[None, :]
     per_aa, per_bb = 1 / aa, 1 / bb
     chunks = _chunks(per_aa, box_size, limit)
-    for p in range(0, tl.max(planes, axis=0)):
+    for p in range(tl.max(planes, axis=0)):
         w = dz0 + p
         beyond = cc * w * w
         middle = -dy0 - c * w
         first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) * per_bb, 0.0)), row, box_size)
         rows = tl.where(p < planes, last - first + 1, 0)
         line = volume + ((plane + p).to(tl.int64) * box_size + (row + first)) * box_size + column
-        for r in range(0, tl.max(rows, axis=0)):
+        for r in range(tl.max(rows, axis=0)):
             dy = dy0 + (first + r)
             u = dy + c * w
             across = bb * u * u + beyond
@@ -167,7 +165,7 @@ def _splat(
             start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) * per_aa, 0.0)), column, box_size)
             end = tl.where(r < rows, end, start - 1)
             t0 = start - middle
-            for chunk in range(0, chunks):
+            for chunk in range(chunks):
                 step = lanes + chunk * _LANES
                 t = t0[:, None] + step
                 exponent = aa[:, None] * t * t + across[:, None]
@@ -195,14 +193,14 @@ def _gradients(
     chunks = _chunks(per_aa, box_size, limit)
     m = tl.zeros([GAUSSIANS, _LANES], dtype=tl.float32)
     mt, mu, mw, mtt, muu, mww, mtu, mtw, muw = m, m, m, m, m, m, m, m, m
-    for p in range(0, tl.max(planes, axis=0)):
+    for p in range(tl.max(planes, axis=0)):
         w = dz0 + p
         beyond = cc * w * w
         middle = -dy0 - c * w
         first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) * per_bb, 0.0)), row, box_size)
         rows = tl.where(p < planes, last - first + 1, 0)
         line = cotangent + ((plane + p).to(tl.int64) * box_size + (row + first)) * box_size + column
-        for r in range(0, tl.max(rows, axis=0)):
+        for r in range(tl.max(rows, axis=0)):
             dy = dy0 + (first + r)
             u = dy + c * w
             across = bb * u * u + beyond
@@ -210,7 +208,7 @@ def _gradients(
             start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) * per_aa, 0.0)), column, box_size)
             end = tl.where(r < rows, end, start - 1)
             t0 = start - middle
-            for chunk in range(0, chunks):
+            for chunk in range(chunks):
                 step = lanes + chunk * _LANES
                 t = t0[:, None] + step
                 exponent = aa[:, None] * t * t + across[:, None]

@@ -281,11 +281,11 @@ def _splat(images, numbers, places, n, box_size, cutoff, GAUSSIANS: tl.constexpr
     lanes = tl.arange(0, _LANES)[None, :]
     per_a = 1 / a
     chunks = _chunks(per_a, last, limit)
-    for r in range(0, tl.max(rows, axis=0)):
+    for r in range(tl.max(rows, axis=0)):
         _, along, start, t0 = _row(r, dx, dy, per_a, slope, b, limit)
         column, end = start.to(tl.int32), tl.where(r < rows, last, -1)
         row = target + r * box_size + column
-        for chunk in range(0, chunks):
+        for chunk in range(chunks):
             step = lanes + chunk * _LANES
             t = t0[:, None] + step
             exponent = a[:, None] * t * t + along[:, None]
@@ -306,12 +306,12 @@ def _moments(moments, cotangent, numbers, places, n, n_images, box_size, cutoff,
     chunks = _chunks(per_a, last, limit)
     m = tl.zeros([GAUSSIANS, _LANES], dtype=tl.float32)
     mt, my, mtt, mty, myy = m, m, m, m, m
-    for r in range(0, tl.max(rows, axis=0)):
+    for r in range(tl.max(rows, axis=0)):
         dy, along, start, t0 = _row(r, dx, dy0, per_a, slope, b, limit)
         column, end = start.to(tl.int32), tl.where(r < rows, last, -1)
         row = source + r * box_size + column
         dyy = dy * dy
-        for chunk in range(0, chunks):
+        for chunk in range(chunks):
             step = lanes + chunk * _LANES
             t = t0[:, None] + step
             exponent = a[:, None] * t * t + along[:, None]
