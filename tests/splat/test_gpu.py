@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clouds import gaussians
+from emsplat.splat import project, voxelise
+from parity import poses
+
+HERE = Path(__file__).resolve().parent
+on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card here")
+
+
+def output_of(command: list[str], interpreted: bool) -> str:
+    environment = os.environ | {"TRITON_INTERPRET": "1" if interpreted else "0"}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+    return done.stdout
+
+
+def test_parity_by_the_interpreter() -> None:
+    assert " passed" in output_of(["-m", "pytest", "-q", str(HERE / "gpu_parity.py")], interpreted=True)
+
+
+@on_a_card
+def test_parity_on_the_card() -> None:
+    assert " passed" in output_of(["-m", "pytest", "-q", str(HERE / "gpu_parity.py")], interpreted=False)
+
+
+def test_every_kernel_compiles_and_only_the_way_there_has_atomics() -> None:
+    """What the interpreter lets pass, a compiler may refuse; no card is needed for it."""
+    rows = json.loads(output_of([str(HERE / "gpu_compile.py")], interpreted=False))
+    names = {row["kernel"] for row in rows}
+    assert {row["kernel"] for row in rows if row["atomics"]} == {"gpu._splat", "gpu_projection._splat"}
+    assert names > {"gpu._gradients", "gpu_projection._moments", "gpu_projection._pull_back", "gpu_projection._shadows"}
+    assert len(rows) == 2 * len(names)
+    for row in rows:
+        assert row["spilled, bytes"] == 0, row
+
+
+def test_without_triton_one_line_says_what_to_install() -> None:
+    """Importing needs none of it; a kernel does."""
+    program = """
+import sys
+sys.modules["triton"] = None
+import emsplat.splat, torch
+from emsplat.errors import InputError
+from emsplat.splat.functions_gpu import kernels
+try:
+    kernels("emsplat.splat.gpu", torch.device("cuda"))
+except InputError as error:
+    print(error)
+"""
+    message = output_of(["-c", program], interpreted=False).strip()
+    assert message.count("\n") == 0
+    assert "Triton" in message
+    assert "pip install 'emsplat[gpu]'" in message
+
+
+def test_importing_loads_no_triton() -> None:
+    program = "import sys, emsplat.splat, emsplat.gaussians; print([m for m in sys.modules if 'splat.gpu' in m])"
+    assert output_of(["-c", program], interpreted=False).strip() == "[]"
+
+
+def test_a_tensor_elsewhere_is_refused() -> None:
+    model, view = gaussians(3, 8), poses(2)
+    with pytest.raises(ValueError, match="takes tensors on a CUDA device, these are on cpu; use 'auto'"):
+        voxelise(*model, 8, implementation="gpu")
+    with pytest.raises(ValueError, match="takes tensors on a CUDA device, these are on cpu; use 'auto'"):
+        project(*model, *view, 8, implementation="gpu")
+    with pytest.raises(ValueError, match="'gpu'"):
+        voxelise(*model, 8, implementation="cuda")
