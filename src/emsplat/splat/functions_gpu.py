@@ -41,7 +41,7 @@ class GpuSplat(torch.autograd.Function):
         gpu = kernels("emsplat.splat.gpu", centres.device)
         inputs = [t.contiguous() for t in (centres, packed(precisions), peaks.float(), order)]
         ctx.save_for_backward(*inputs)
-        ctx.cutoff, ctx.dtypes = cutoff, (precisions.dtype, peaks.dtype)
+        ctx.cutoff, ctx.of_peaks = cutoff, peaks.dtype
         with torch.cuda.device_of(centres):
             return gpu.splat(*inputs, box_size, cutoff)
 
@@ -51,7 +51,7 @@ class GpuSplat(torch.autograd.Function):
         gpu = kernels("emsplat.splat.gpu", cotangent.device)
         with torch.cuda.device_of(cotangent):
             found = gpu.gradients(*ctx.saved_tensors, cotangent.contiguous(), ctx.cutoff)
-        return found[:, :3], unpacked(found[:, 3:9]), found[:, 9].to(ctx.dtypes[1]), None, None, None
+        return found[:, :3], unpacked(found[:, 3:9]), found[:, 9].to(ctx.of_peaks), None, None, None
 
 
 class GpuProjection(torch.autograd.Function):
