@@ -27,7 +27,7 @@ TYPES = {
     **dict.fromkeys(("images", "volume", "cotangent", "moments", "numbers", "peaks"), "*fp32"),
     **dict.fromkeys(("n", "n_images", "box_size", "share"), "i32"),
     "order": "*i64",
-    "places": "*i32",
+    "reach": "*i32",
     "cutoff": "fp32",
 }
 CONSTANTS = {

@@ -61,9 +61,10 @@ def project(
     images = torch.zeros(len(rotations), box_size, box_size, device=centres.device)
     gaussians = (centres, covariances, weights, order)
     for part in _parts(len(centres), len(rotations)):
-        shadows = _found(gaussians, rotations[part], origins[part], box_size, cutoff)
         launch = (triton.cdiv(len(centres), _GAUSSIANS), len(rotations[part]))
+        shadows = _shadows_of(gaussians, rotations[part], origins[part], box_size, cutoff)
         _splat[launch](images[part], *shadows, len(centres), box_size, cutoff, _GAUSSIANS, **_COMPILED)
+        del shadows  # before the next ones need room
     return images
 
 
@@ -89,19 +90,16 @@ def gradients(
     of_images = torch.zeros(n_images, 8, dtype=torch.float64, device=device)
     gaussians = (centres, covariances, weights, order)
     for part in _parts(n, n_images):
-        frames, places, seen = rotations[part], origins[part], cotangent[part]
-        m = len(frames)
-        shadows = _found(gaussians, frames, places, cotangent.shape[-1], cutoff)
-        moments = torch.empty(_MOMENTS, m, n, device=device)
-        launch = (triton.cdiv(n, _GAUSSIANS), m)
-        _moments[launch](moments, seen, *shadows, n, m, cotangent.shape[-1], cutoff, _GAUSSIANS, **_COMPILED)
-        launch = (triton.cdiv(n, _PULLED), n_parts)
+        frames, places = rotations[part], origins[part]
+        moments = _moments_of(gaussians, frames, places, cotangent[part], cutoff)
+        launch, m = (triton.cdiv(n, _PULLED), n_parts), len(frames)
         of_programs = torch.empty(launch[0], m, 8, dtype=torch.float64, device=device)
         _pull_back[launch](
             of_gaussians, of_programs, moments, *gaussians, frames, places, n, m, triton.cdiv(m, n_parts), _PULLED,
             **_COMPILED,
         )  # fmt: skip
         of_images[part] = of_programs.sum(dim=0)
+        del moments  # before the next ones need room
     return of_gaussians.sum(dim=0), of_images
 
 
@@ -115,19 +113,31 @@ def _parts(n: int, n_images: int) -> Iterator[slice]:
     return (slice(first, first + at_once) for first in range(0, n_images if n else 0, at_once))
 
 
-def _found(
+def _shadows_of(
     gaussians: tuple[Tensor, ...], frames: Tensor, places: Tensor, box_size: int, cutoff: float
 ) -> tuple[Tensor, Tensor]:
-    """Scratch (6, B, K) float32 and (3, B, K) int32, written by `_shadows`."""
+    """(6, B, K) float32 and (3, B, K) int32, as `_shadows` says."""
     n, m = len(gaussians[0]), len(frames)
     numbers = torch.empty(_FLOATS, m, n, device=frames.device)
-    places_in_image = torch.empty(_INTEGERS, m, n, dtype=torch.int32, device=frames.device)
+    reach = torch.empty(_INTEGERS, m, n, dtype=torch.int32, device=frames.device)
     launch = (triton.cdiv(n, _WIDE), triton.cdiv(m, _IN_TURN))
     _shadows[launch](
-        numbers, places_in_image, *gaussians, frames, places, n, m, box_size, cutoff, _WIDE, _IN_TURN,
+        numbers, reach, *gaussians, frames, places, n, m, box_size, cutoff, _WIDE, _IN_TURN,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
-    return numbers, places_in_image
+    return numbers, reach
+
+
+def _moments_of(
+    gaussians: tuple[Tensor, ...], frames: Tensor, places: Tensor, cotangent: Tensor, cutoff: float
+) -> Tensor:
+    """(6, B, K) float32, as `_moments` says."""
+    n, m, box_size = len(gaussians[0]), len(frames), cotangent.shape[-1]
+    shadows = _shadows_of(gaussians, frames, places, box_size, cutoff)
+    moments = torch.empty(_MOMENTS, m, n, device=frames.device)
+    launch = (triton.cdiv(n, _GAUSSIANS), m)
+    _moments[launch](moments, cotangent, *shadows, n, m, box_size, cutoff, _GAUSSIANS, **_COMPILED)
+    return moments
 
 
 # --- shared by the kernels --------------------------------------------------------------------------------------------
@@ -197,7 +207,7 @@ def _span(middle, half_width, last):
 
 
 @triton.jit
-def _shadow(numbers, places, image, k, n, n_images):
+def _shadow(numbers, reach, image, k, n, n_images):
     """A shadow as `_shadows` wrote it; one without rows beyond the last Gaussian."""
     here = k < n
     field = n_images * n
@@ -208,9 +218,9 @@ def _shadow(numbers, places, image, k, n, n_images):
     slope = tl.load(numbers + 3 * field + at, mask=here, other=0.0)
     b = tl.load(numbers + 4 * field + at, mask=here, other=-1.0)
     peak = tl.load(numbers + 5 * field + at, mask=here, other=0.0)
-    first = tl.load(places + at, mask=here, other=0)
-    rows = tl.load(places + field + at, mask=here, other=0)
-    last = tl.load(places + 2 * field + at, mask=here, other=-1)
+    first = tl.load(reach + at, mask=here, other=0)
+    rows = tl.load(reach + field + at, mask=here, other=0)
+    last = tl.load(reach + 2 * field + at, mask=here, other=-1)
     return dx, dy, a, slope, b, peak, first, rows, last
 
 
@@ -237,7 +247,7 @@ def _row(r, dx, dy, per_a, slope, b, limit):
 
 @_kernel
 def _shadows(
-    numbers, places, centres, covariances, weights, order, rotations, origins, n, n_images, box_size, cutoff,
+    numbers, reach, centres, covariances, weights, order, rotations, origins, n, n_images, box_size, cutoff,
     GAUSSIANS: tl.constexpr, IMAGES: tl.constexpr,
 ):  # fmt: skip
     """Of each shadow: dx, dy of the first pixel of its reach, the exponent's A and B, a, peak; that pixel, the rows of
@@ -264,18 +274,18 @@ def _shadows(
         tl.store(to + 3 * field, (-sxy / syy).to(tl.float32), mask=here)
         tl.store(to + 4 * field, (1 / syy * _EXPONENT).to(tl.float32), mask=here)
         tl.store(to + 5 * field, tl.where(seen, peak, 0.0), mask=here)
-        to = places + image * n + k
+        to = reach + image * n + k
         tl.store(to, y0 * box_size + x0, mask=here)
         tl.store(to + field, tl.where(seen, y1 - y0 + 1, 0), mask=here)
         tl.store(to + 2 * field, tl.where(seen, x1 - x0, -1), mask=here)
 
 
 @_kernel
-def _splat(images, numbers, places, n, box_size, cutoff, GAUSSIANS: tl.constexpr):
+def _splat(images, numbers, reach, n, box_size, cutoff, GAUSSIANS: tl.constexpr):
     """Add shadows to their images."""
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     image = tl.program_id(1)
-    dx, dy, a, slope, b, peak, first, rows, last = _shadow(numbers, places, image, k, n, tl.num_programs(1))
+    dx, dy, a, slope, b, peak, first, rows, last = _shadow(numbers, reach, image, k, n, tl.num_programs(1))
     limit = cutoff * cutoff * _EXPONENT
     target = images + image.to(tl.int64) * box_size * box_size + first
     lanes = tl.arange(0, _LANES)[None, :]
@@ -294,11 +304,11 @@ def _splat(images, numbers, places, n, box_size, cutoff, GAUSSIANS: tl.constexpr
 
 
 @_kernel
-def _moments(moments, cotangent, numbers, places, n, n_images, box_size, cutoff, GAUSSIANS: tl.constexpr):
+def _moments(moments, cotangent, numbers, reach, n, n_images, box_size, cutoff, GAUSSIANS: tl.constexpr):
     """Σ g, Σ g·(t, dy), Σ g·(t², t dy, dy²) of each shadow, g = cotangent × exp(−m/2)."""
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     image = tl.program_id(1)
-    dx, dy0, a, slope, b, _, first, rows, last = _shadow(numbers, places, image, k, n, n_images)
+    dx, dy0, a, slope, b, _, first, rows, last = _shadow(numbers, reach, image, k, n, n_images)
     limit = cutoff * cutoff * _EXPONENT
     source = cotangent + image.to(tl.int64) * box_size * box_size + first
     lanes = tl.arange(0, _LANES)[None, :]
