@@ -156,6 +156,7 @@ def test_a_graph_holds_a_whole_step() -> None:
         return list(torch.autograd.grad(sum(values), leaves))
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         expected = step()
     torch.cuda.current_stream().wait_stream(stream)

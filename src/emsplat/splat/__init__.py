@@ -149,7 +149,7 @@ def _implementation(asked: str, centres: Tensor, cutoff: float) -> str:
 
 def _by_size(log_scales: Tensor) -> Tensor:
     """(K,) the Gaussians from small to large: a program of the graphics card takes as long as its largest."""
-    return torch.argsort(log_scales.detach().amax(dim=1))
+    return torch.argsort(log_scales.detach().amax(dim=1), stable=True)
 
 
 def _in_a_cuda_graph(tensor: Tensor) -> bool:

@@ -41,9 +41,9 @@ class GpuSplat(torch.autograd.Function):
         gpu = kernels("emsplat.splat.gpu", centres.device)
         inputs = [t.contiguous() for t in (centres, packed(precisions), peaks.float(), order)]
         ctx.save_for_backward(*inputs)
-        ctx.cutoff, ctx.of_peaks = cutoff, peaks.dtype
+        ctx.cutoff, ctx.of_peaks = float(cutoff), peaks.dtype
         with torch.cuda.device_of(centres):
-            return gpu.splat(*inputs, box_size, cutoff)
+            return gpu.splat(*inputs, box_size, ctx.cutoff)
 
     @staticmethod
     @once_differentiable
@@ -62,9 +62,9 @@ class GpuProjection(torch.autograd.Function):
         gpu = kernels("emsplat.splat.gpu_projection", centres.device)
         inputs = [t.contiguous() for t in (centres, packed(covariances), weights, order, rotations, origins)]
         ctx.save_for_backward(*inputs)
-        ctx.cutoff = cutoff
+        ctx.cutoff = float(cutoff)  # Triton compiles whole numbers anew
         with torch.cuda.device_of(centres):
-            return gpu.project(*inputs, box_size, cutoff)
+            return gpu.project(*inputs, box_size, ctx.cutoff)
 
     @staticmethod
     @once_differentiable
