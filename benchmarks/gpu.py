@@ -241,6 +241,7 @@ def main() -> None:
         report.table("Project", rows, text)
     sizes = [(20, 9)] if args.quick else [(32, 12), (32, 13)] if not _CARD else [(200, 24), (200, 25)]
     cases = [(splat, *size, scale, c) for splat in ("project", "voxelise") for size in sizes for scale, c in _SHAPES]
+    cases += [] if args.quick else [("project", 32, 300, *shape) for shape in _SHAPES]
     by = "on the card" if _CARD else "by Triton's interpreter, which runs the kernels with numpy"
     text = f"Relative L2 against the float64 reference, {by}; random cotangents."
     rows = []

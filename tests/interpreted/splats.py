@@ -21,7 +21,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 N = 20 if INTERPRETED else 60  # one full program and some lanes of the next
 LARGEST = {2: 24, 3: 9} if INTERPRETED else {2: 41, 3: 41}  # box, by dimensions
-ALIKE = ("box 16", "box 24") if INTERPRETED else ()  # in a box no larger than that
+ALIKE = (
+    {2: ("box 16",), 3: ("box 8", "box 16", "box 24")} if INTERPRETED else {2: (), 3: ()}
+)  # to others, when so small
 on_a_card = pytest.mark.skipif(INTERPRETED, reason="only a card has memory, streams and graphs")
 
 
@@ -36,8 +38,8 @@ def both_projected(model: Gaussians, view: Poses, box_size: int, **options) -> N
     assert_alike(got, projected(model, view, box_size, cotangent, "reference", **options))
 
 
-@pytest.mark.parametrize("n_images", [0, 3])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("n_images", [0, 2])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ALIKE[2]])
 def test_project_against_the_reference(case: str, n_images: int) -> None:
     model, box_size = some_of(case, 2)
     cotangent = random(n_images, box_size, box_size, seed=1)
@@ -46,7 +48,7 @@ def test_project_against_the_reference(case: str, n_images: int) -> None:
     assert_alike(got, expected, case in ROUND)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ALIKE])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ALIKE[3]])
 def test_voxelise_against_the_reference(case: str) -> None:
     model, box_size = some_of(case, 3)
     cotangent = random(box_size, box_size, box_size, seed=1)
@@ -77,6 +79,11 @@ def test_images_taken_one_and_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     for images, room in ((3, 1), (5, 2 * N * 60)):
         monkeypatch.setattr(gpu_projection, "_SCRATCH_BYTES", room)
         both_projected(gaussians(N, 5), poses(images), 5)
+
+
+def test_far_from_the_middle_of_a_large_image() -> None:
+    """Where a place in pixels leaves float32 few digits for the way to the next one. Time goes by footprints."""
+    both_projected(gaussians(16, 300), poses(2), 300)
 
 
 def out_of_their_minds() -> tuple[Gaussians, Tensor]:
