@@ -46,7 +46,12 @@ def automatic_count(
     """
     shell = measurable_shell(seen, unseen, mask)
     elements = float(mask.sum()) * (2 * shell / len(mask)) ** 3
+    return supported_count(elements, n_fits), shell
+
+
+def supported_count(elements: float, n_fits: int = 1) -> int:
+    """The number of Gaussians for a fit, to two digits, to a particle of so many resolvable elements."""
     share = _SHARE_OF_SEVERAL if n_fits > 1 else 1.0
     count = float(np.clip(share * elements**EXPONENT, FEWEST, MOST))
     digits = 10 ** (int(np.log10(count)) - 1)
-    return round(count / digits) * digits, shell
+    return round(count / digits) * digits

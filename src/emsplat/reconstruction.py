@@ -42,12 +42,16 @@ from emsplat.symmetry import symmetry_operators
 from emsplat.threads import threads
 from emsplat.validation import Validation, final_map, validate
 
-_UNSEEN_SHARE = 5  # one particle in five of a half is kept from its fit until the annealing
+UNSEEN_SHARE = 5  # one particle in five of a half is kept from its fit until the annealing
 _FEWEST_TO_SPLIT = 40  # images of a half below which nothing is kept back
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 _BOX_WITHOUT_SPLIT = 96  # voxels: nothing can be measured of so few images' fine detail
+<<<<<<< HEAD
 _FITS = 2  # of a half, averaged: as much better than one as they cost
 _SUBSETS = 4  # at most: a part of each half is kept aside
+=======
+FITS = 2  # of a half, averaged: as much better than one as they cost
+>>>>>>> 4e2aced (emsplat plan: what a job will take, from rates measured on the spot; more images than memory, as a benchmark)
 _MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
 
 
@@ -137,7 +141,7 @@ def reconstruct(
         source = stack.enter_context(ImageSource(table, settings.invert))
         if world.watch:
             source.watch = world.watch.reading
-        box_size = _working_box(table, settings)
+        box_size = working_box(table, settings)
         images: Images = source
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
@@ -150,7 +154,7 @@ def reconstruct(
             whole = images if box_size == table.box_size else source
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
             diameter = _diameter(preview, table, settings, reporter)
-        grid = _working_grid(table, diameter, symmetry, box_size)
+        grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
             f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
             f"Gaussians within {grid.extent * grid.pixel_size:.0f} Å"
@@ -246,7 +250,7 @@ def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings,
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """Where the work is done; lengths in voxels of the working box unless said otherwise."""
 
     full_box_size: int  # of the images
@@ -257,7 +261,7 @@ class _Grid:
     symmetry: NDArray[np.float64]  # (m, 3, 3)
 
 
-def _working_box(table: Particles, settings: ReconstructSettings) -> int:
+def working_box(table: Particles, settings: ReconstructSettings) -> int:
     """The box that just holds the finest resolution asked for.
 
     Where none is asked for, it is Nyquist's, unless there are only some tens of images.
@@ -269,15 +273,13 @@ def _working_box(table: Particles, settings: ReconstructSettings) -> int:
     return min(full, max(16, scipy.fft.next_fast_len(int(np.ceil(needed)), real=True)))
 
 
-def _working_grid(
-    table: Particles, diameter_in_angstroms: float, symmetry: NDArray[np.float64], box_size: int
-) -> _Grid:
+def working_grid(table: Particles, diameter_in_angstroms: float, symmetry: NDArray[np.float64], box_size: int) -> Grid:
     """The working box, and the cube that just holds the particle."""
     full = table.box_size
     pixel_size = table.pixel_size_in_angstroms * full / box_size
     needed = int(np.ceil(diameter_in_angstroms / pixel_size)) + 2 * _MARGIN
     extent = min(scipy.fft.next_fast_len(needed, real=True), box_size)
-    return _Grid(full, box_size, pixel_size, extent, diameter_in_angstroms, symmetry)
+    return Grid(full, box_size, pixel_size, extent, diameter_in_angstroms, symmetry)
 
 
 def _pass_settings(grid: _Grid, preview: Preview) -> PassSettings:
@@ -303,8 +305,12 @@ def _solve(
     table: Particles,
     images: Images,
     preview: Preview,
+<<<<<<< HEAD
     grid: _Grid,
     device: torch.device,
+=======
+    grid: Grid,
+>>>>>>> 4e2aced (emsplat plan: what a job will take, from rates measured on the spot; more images than memory, as a benchmark)
     settings: ReconstructSettings,
     reporter: Reporter,
     checkpoints: Checkpoints | None,
@@ -384,7 +390,7 @@ def _can_split(table: Particles, half: int) -> bool:
 def _unseen(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
     """(n,) 1 for the images of one particle in five."""
     names, inverse = np.unique(particle, return_inverse=True)
-    chosen = np.arange(len(names)) % _UNSEEN_SHARE == 0
+    chosen = np.arange(len(names)) % UNSEEN_SHARE == 0
     np.random.default_rng(seed).shuffle(chosen)
     return chosen[inverse].astype(np.int8)
 
@@ -392,7 +398,7 @@ def _unseen(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
 def _fit_half(
     number: int,
     statistics: tuple[Statistics, Statistics | None],
-    grid: _Grid,
+    grid: Grid,
     settings: ReconstructSettings,
     reporter: Reporter,
     by_images: _Solver | None,
@@ -408,7 +414,7 @@ def _fit_half(
         raw = whole.raw_map()
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
     del whole
-    n_fits = settings.n_fits or (1 if by_images else _FITS)
+    n_fits = settings.n_fits or (1 if by_images else FITS)
     count = settings.n_gaussians
     if count is None:
         count, reason = _count(seen, unseen, mask, grid, n_fits)
@@ -445,7 +451,7 @@ def _fit_half(
 
 
 def _count(
-    seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32], grid: _Grid, n_fits: int
+    seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32], grid: Grid, n_fits: int
 ) -> tuple[int, str]:
     """The automatic number of Gaussians of a fit, and why."""
     if unseen is None:

@@ -9,6 +9,7 @@ from emsplat.commands.check import check
 from emsplat.commands.demo import demo
 from emsplat.commands.export import export
 from emsplat.commands.fsc import fsc
+from emsplat.commands.plan import plan
 from emsplat.commands.reconstruct import reconstruct
 from emsplat.commands.report import report
 from emsplat.commands.simulate import simulate
@@ -17,6 +18,7 @@ from emsplat.commands.subset import subset
 COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
     "reconstruct": reconstruct,
+    "plan": plan,
     "simulate": simulate,
     "subset": subset,
     "export": export,

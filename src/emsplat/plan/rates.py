@@ -1,0 +1,294 @@
+"""How fast this machine is at what a reconstruction does: a few seconds of the real work on the real images.
+
+What takes too long at the real box is measured at a smaller one; `model` has the powers that carry it over. All cores
+that the job would use are used. Times are the better of two, since the first may compile or wait for others.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emsplat import maps
+from emsplat.batches import Rows
+from emsplat.cropping import fourier_crop, fourier_cropped
+from emsplat.density import round_gaussians
+from emsplat.fit import QuadraticLoss, fitting_period
+from emsplat.io.images import ImageSource, reading_order
+from emsplat.local_resolution import frequency_bands, local_resolution
+from emsplat.parameters import Adam
+from emsplat.particles import Particles
+from emsplat.plan.model import Job, volume_work
+from emsplat.preview import Preview
+from emsplat.reporting import peak_memory_in_bytes
+from emsplat.splat import voxelise
+from emsplat.statistics import PassSettings, Statistics, gather_statistics
+from emsplat.validation import validate
+
+_READ_SECONDS, _READ_BYTES = 1.0, 256 << 20  # of the stacks, at most
+_PIECE_BYTES = 8 << 20
+_LARGEST_PASS = 128  # voxels: the grids of four subsets stay below 0.5 GB
+_PASS_BYTES, _MOST_IMAGES = 32 << 20, 1024
+_MAP_EDGE, _FIT_EDGE, _FIT_GAUSSIANS = 48, 64, 4000
+_TRANSFORMS_BYTES = 8 << 20
+_CARD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds are of this machine with `cores` cores at work, unless they are of one process."""
+
+    cores: int
+    loading_seconds: float  # of the program itself
+    disk_bytes_per_second: float  # one stack after the other, not from the system's memory
+    disk_bytes_per_image: float
+    table_seconds_per_image: float
+    table_bytes_per_image: float
+    load_seconds_per_image: float  # from the system's memory, checked, as float32
+    transform_seconds_per_image: float  # at the images' own box
+    insert_seconds_per_image: float  # weighting and both insertions, at `pass_box`
+    pass_box: int
+    grids_seconds: float  # making and inverting the grids of four subsets at `pass_box`
+    pass_reach: int
+    preview_seconds: float
+    inversion_seconds: float  # per unit of `model.volume_work`, as the next ones
+    convolution_seconds: float
+    splat_seconds_per_gaussian: float  # forward, backward and the optimiser's step
+    validation_seconds: float
+    local_seconds: float  # and per band of frequencies
+    base_bytes: int  # a process that has loaded everything
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card, measured or assumed."""
+
+    name: str
+    bytes_per_second: float  # of its memory, read and written
+    link_bytes_per_second: float  # from the machine's memory to the card's
+    transform_seconds: float  # of a 3D FFT, per unit of `model.volume_work`
+    memory_bytes: float
+    measured: bool
+
+
+# 3.35 TB/s, PCIe 5.0 × 16 and 80 GB: NVIDIA's data sheet of the H100 SXM. That memory-bound kernels reach 60 % of the
+# first, copies 80 % of the second, and that an FFT goes through the memory twelve times, is our assumption.
+ASSUMED_CARD = Card("H100 SXM, assumed", 0.6 * 3.35e12, 0.8 * 64e9, 12 * 8 / (0.6 * 3.35e12) / 8, 80e9, False)
+
+
+def best_of(work: Callable[[], object], times: int = 2) -> float:
+    """Seconds."""
+    seconds = math.inf
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds = min(seconds, time.perf_counter() - start)
+    return seconds
+
+
+def measured(
+    particles: Particles,
+    images: ImageSource,
+    preview: Preview,
+    job: Job,
+    symmetry: NDArray[np.float64],
+    cores: int,
+    loading_seconds: float,
+    table_seconds: float,
+    preview_seconds: float,
+) -> Rates:
+    """All rates, for a job on these particles.
+
+    Args:
+        symmetry: (m, 3, 3) operators.
+        loading_seconds, table_seconds, preview_seconds: what it took just now to load the program, to read the table,
+            and to look at a sample.
+    """
+    base = max(resident_bytes() - _held_bytes(particles), 0)
+    rows = reading_order(particles)[: max(8, min(_MOST_IMAGES, _PASS_BYTES // (4 * particles.box_size**2)))]
+    disk = disk_rate(particles.stacks)
+    load = best_of(lambda: images.read(rows)) / len(rows)
+    block = images.read(rows)
+    box = min(job.working_box, _LARGEST_PASS)
+    few = block[: max(1, _TRANSFORMS_BYTES // (4 * particles.box_size**2))]
+    transform = best_of(lambda: fourier_crop(torch.fft.rfft2(torch.from_numpy(few)).numpy(), job.working_box))
+    inserted, grids = _pass_rates(particles.select(rows), fourier_cropped(block, box), preview, job, box, symmetry)
+    convolution, splat = _fit_rates(job)
+    inversion, validation, local = _map_rates()
+    return Rates(
+        cores=cores,
+        loading_seconds=loading_seconds,
+        disk_bytes_per_second=disk,
+        disk_bytes_per_image=_stored_bytes(particles),
+        table_seconds_per_image=table_seconds / len(particles),
+        table_bytes_per_image=_held_bytes(particles) / len(particles),
+        load_seconds_per_image=load,
+        transform_seconds_per_image=transform / len(few),
+        insert_seconds_per_image=inserted,
+        pass_box=box,
+        grids_seconds=grids,
+        pass_reach=_reach(job, box),
+        preview_seconds=preview_seconds,
+        inversion_seconds=inversion,
+        convolution_seconds=convolution,
+        splat_seconds_per_gaussian=splat,
+        validation_seconds=validation,
+        local_seconds=local,
+        base_bytes=base,
+    )
+
+
+def resident_bytes() -> int:
+    """What this process holds of the machine's memory now; where the system does not say, what it held at most."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return peak_memory_in_bytes()
+
+
+def disk_rate(paths: tuple[Path, ...]) -> float:
+    """Bytes per second, of the first stacks' first bytes; what the system holds of them in memory is dropped before."""
+    total, start = 0, time.perf_counter()
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            while piece := os.read(descriptor, _PIECE_BYTES):
+                total += len(piece)
+                if time.perf_counter() - start > _READ_SECONDS or total > _READ_BYTES:
+                    return total / (time.perf_counter() - start)
+        finally:
+            os.close(descriptor)
+    return total / (time.perf_counter() - start)
+
+
+def _stored_bytes(particles: Particles) -> float:
+    """Of an image in its stack."""
+    from emsplat.io.mrc import StackReader
+
+    path = particles.stacks[int(particles.stack[0])]
+    with StackReader(path) as reader:
+        return path.stat().st_size / reader.shape[0]
+
+
+def _held_bytes(particles: Particles) -> int:
+    arrays = (getattr(particles, field.name) for field in fields(particles))
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+
+
+class _InMemory:
+    def __init__(self, images: NDArray[np.float32]) -> None:
+        self.images = images
+
+    def read(self, rows: Rows) -> NDArray[np.float32]:
+        return self.images[rows]
+
+
+def _reach(job: Job, box: int) -> int:
+    return max(16, fitting_period(math.ceil(job.extent * box / job.working_box)))
+
+
+def _pass_rates(
+    particles: Particles,
+    images: NDArray[np.float32],
+    preview: Preview,
+    job: Job,
+    box: int,
+    symmetry: NDArray[np.float64],
+) -> tuple[float, float]:
+    """Seconds of an image without its transform, and of the grids, from passes over all and over a quarter of some."""
+    settings = PassSettings(box, _reach(job, box), preview.noise, symmetry)
+    n = len(images)
+    order = reading_order(particles)
+    source = _InMemory(images)
+
+    def a_pass(some: Rows) -> float:
+        subset = np.full(n, -1, dtype=np.int8)
+        subset[some] = np.random.default_rng(0).choice(4, len(some), p=(0.4, 0.1, 0.4, 0.1))
+        subset[some[:4]] = np.arange(4)[: len(some)]  # each has some
+        return best_of(lambda: gather_statistics(particles, source, subset, settings))
+
+    quarter, whole = order[: max(4, n // 4)], order
+    small, large = a_pass(quarter), a_pass(whole)
+    each = max((large - small) / max(len(whole) - len(quarter), 1), 1e-7)
+    few = images[: max(1, _TRANSFORMS_BYTES // (4 * box**2))]
+    transform = best_of(lambda: torch.fft.rfft2(torch.from_numpy(few))) / len(few)
+    return max(each - transform, 0.1 * each), max(large - each * n, 0.0)
+
+
+def _fit_rates(job: Job) -> tuple[float, float]:
+    """Seconds of the loss and its gradient per unit of work, and of a Gaussian's splat, both ways, and step."""
+    edge = min(job.extent, _FIT_EDGE)
+    period = fitting_period(edge)
+    rng = np.random.default_rng(0)
+    volume = rng.standard_normal((edge,) * 3, dtype=np.float32)
+    statistics = Statistics(volume, rng.standard_normal((period + period % 2,) * 3, dtype=np.float32), 1)
+    loss = QuadraticLoss(statistics, edge, period)
+    convolution = best_of(lambda: loss.value_and_gradient(volume)) / volume_work(period)
+    centres = rng.uniform(-0.35 * edge, 0.35 * edge, (_FIT_GAUSSIANS, 3)).astype(np.float32)
+    optimiser = Adam(round_gaussians(centres, math.log(job.sigma), 0.0, 3), {"centres": 1e-3, "log_scales": 1e-3})
+
+    def step() -> None:
+        p = optimiser.parameters
+        density = voxelise(p.centres, p.log_scales, p.quaternions, p.log_masses, edge, 3.0)
+        density.backward(torch.from_numpy(volume))
+        optimiser.step(1.0)
+
+    return convolution, best_of(step, 3) / _FIT_GAUSSIANS
+
+
+def _map_rates() -> tuple[float, float, float]:
+    """Seconds per unit of work: inverting and masking a half, validation, a band of the local resolution."""
+    edge, rng = _MAP_EDGE, np.random.default_rng(0)
+    shape = np.exp(-0.5 * (maps.distance_from_origin(edge) / (edge / 6)) ** 2).astype(np.float32)
+    # Signal at all frequencies, so that no band is the last before its time.
+    signal = shape * (1 + rng.standard_normal(shape.shape, dtype=np.float32))
+    r1, r2, v1, v2 = (signal + 0.05 * rng.standard_normal(shape.shape, dtype=np.float32) for _ in range(4))
+    mask = maps.soft_mask(shape, 1.0, 0.8 * edge)
+    statistics = Statistics(r1, r2, 1)
+    work, limit = volume_work(edge), edge // 2 - 2
+    return (
+        best_of(lambda: (statistics.raw_map(), maps.soft_mask(shape, 1.0, 0.8 * edge))) / work,
+        best_of(lambda: validate(r1, r2, v1, v2, mask, 1.0, 0)) / work,
+        best_of(lambda: local_resolution(r1, r2, v1, v2, mask, 1.0, limit)) / work / len(frequency_bands(limit)),
+    )
+
+
+def card() -> Card:
+    """The one of this machine, measured, or the one that is assumed."""
+    return measured_card(torch.device("cuda")) if torch.cuda.is_available() else ASSUMED_CARD
+
+
+def measured_card(device: torch.device) -> Card:
+    """Copies within the device's memory and to it, and a transform."""
+    here = torch.zeros(_CARD_BYTES, dtype=torch.uint8)
+    there, other = (torch.zeros_like(here, device=device) for _ in range(2))
+    edge = 128
+    volume = torch.zeros((edge,) * 3, device=device)
+
+    def waiting(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return run
+
+    on_cuda = device.type == "cuda"
+    return Card(
+        torch.cuda.get_device_name(device) if on_cuda else "this machine's processor",
+        2 * _CARD_BYTES / best_of(waiting(lambda: other.copy_(there)), 3),
+        _CARD_BYTES / best_of(waiting(lambda: there.copy_(here)), 3),
+        best_of(waiting(lambda: torch.fft.rfftn(volume)), 3) / volume_work(edge),
+        float(torch.cuda.get_device_properties(device).total_memory) if on_cuda else float("inf"),
+        True,
+    )

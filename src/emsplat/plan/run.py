@@ -1,0 +1,200 @@
+"""From a particle file to a plan: look at it as the job would, measure, and put it into the formulas."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emsplat.count import supported_count
+from emsplat.fit import fitting_period
+from emsplat.io import read_input
+from emsplat.io.images import ImageSource
+from emsplat.particles import Particles
+from emsplat.plan.cluster import Cluster
+from emsplat.plan.model import STEPS, Job, Stage, held_bytes, stages, storage
+from emsplat.plan.rates import Card, Rates, card, measured
+from emsplat.preview import look_at_sample
+from emsplat.reconstruction import FITS, Grid, working_box, working_grid
+from emsplat.reporting import Reporter
+from emsplat.settings import ReconstructSettings
+from emsplat.symmetry import symmetry_operators
+from emsplat.threads import threads
+
+_FILLING = 0.35  # of its sphere that a particle takes
+_SIGMA_PER_SPACING = 0.5  # of a Gaussian, of the edge of the room that each has
+_BOX_SHARE = 0.85  # diameter of a particle that the sample does not show, of the box
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will take, and what that rests on."""
+
+    job: Job
+    cluster: Cluster
+    rates: Rates
+    card: Card | None
+    stages: tuple[Stage, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole job."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def peak_bytes(self) -> float:
+        """Of the largest process."""
+        return held_bytes(self.job, self.rates) + max(stage.memory_bytes for stage in self.stages)
+
+    @property
+    def machine_bytes(self) -> float:
+        """Of the processes of a machine together."""
+        return self.peak_bytes * self.cluster.processes_of_a_machine
+
+    @property
+    def disk_bytes(self) -> float:
+        """That the job leaves."""
+        return sum(stage.disk_bytes for stage in self.stages)
+
+    @property
+    def longest(self) -> Stage:
+        """The stage that takes most of the time."""
+        return max(self.stages, key=lambda stage: stage.seconds)
+
+    def obstacles(self) -> list[str]:
+        """What the machines do not have."""
+        found = []
+        memory = 1e9 * self.cluster.memory if self.cluster.memory else _memory_bytes()
+        if self.machine_bytes > memory:
+            found.append(
+                f"memory: {self.cluster.processes_of_a_machine} processes take {self.machine_bytes / 1e9:.3g} GB, a "
+                f"machine has {memory / 1e9:.3g} GB; start fewer of them, or look at coarser detail (--max-resolution)"
+            )
+        on_card = max(stage.card_bytes for stage in self.stages)
+        if self.card and on_card > self.card.memory_bytes:
+            found.append(f"GPU memory: {on_card / 1e9:.3g} GB of {self.card.memory_bytes / 1e9:.3g} GB")
+        if self.cluster.ranks > self.job.n_images:
+            found.append(f"{self.cluster.ranks} processes for {self.job.n_images} images; each needs one")
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """All of it, as JSON takes it; seconds, bytes."""
+        return {
+            "seconds": self.seconds,
+            "memory_of_a_process_in_bytes": self.peak_bytes,
+            "memory_of_a_machine_in_bytes": self.machine_bytes,
+            "disk_in_bytes": self.disk_bytes,
+            "longest_stage": self.longest.name,
+            "limited_by": self.longest.limited_by,
+            "obstacles": self.obstacles(),
+            "stages": [
+                {
+                    "name": stage.name,
+                    "seconds": stage.seconds,
+                    "limited_by": stage.limited_by,
+                    "seconds_of_resources": stage.parts,
+                    "seconds_that_overlap_with_nothing": stage.extra,
+                    "memory_in_bytes": held_bytes(self.job, self.rates) + stage.memory_bytes,
+                    "disk_in_bytes": stage.disk_bytes,
+                    "gpu_memory_in_bytes": stage.card_bytes,
+                }
+                for stage in self.stages
+            ],
+            "job": asdict(self.job),
+            "cluster": asdict(self.cluster),
+            "rates": asdict(self.rates),
+            "gpu": asdict(self.card) if self.card else None,
+            "assumptions": list(self.assumptions),
+        }
+
+
+def plan(path: Path, settings: ReconstructSettings, cluster: Cluster, reporter: Reporter) -> Plan:
+    """Predict what `reconstruct` with these settings takes on these machines; InputError as there."""
+    with threads(settings.threads):
+        start = time.perf_counter()
+        with reporter.stage("reading the table"):
+            table = read_input(path, settings)
+        table_seconds = time.perf_counter() - start
+        symmetry = symmetry_operators(settings.symmetry)
+        with ImageSource(table, settings.invert) as images:
+            preview_seconds = math.inf
+            with reporter.stage("looking at a sample"):
+                for _ in range(2):  # the first time kernels may have to be compiled
+                    start = time.perf_counter()
+                    preview = look_at_sample(table, images, symmetry, settings.seed)
+                    preview_seconds = min(preview_seconds, time.perf_counter() - start)
+            edge = table.box_size * table.pixel_size_in_angstroms
+            diameter = min(settings.mask_diameter or preview.diameter_in_angstroms or _BOX_SHARE * edge, edge)
+            grid = working_grid(table, diameter, symmetry, working_box(table, settings))
+            job = job_of(table, settings, grid)
+            with reporter.stage("measuring"):
+                cores = settings.threads or _cores()
+                took = (reporter.seconds.get("loading", 0.0), table_seconds, preview_seconds)
+                rates = measured(table, images, preview, job, symmetry, cores, *took)
+    found = card() if cluster.gpus else None
+    return of_rates(job, cluster, rates, found)
+
+
+def of_rates(job: Job, cluster: Cluster, rates: Rates, gpu: Card | None) -> Plan:
+    """The plan of a job whose rates are known."""
+    return Plan(
+        job, cluster, rates, gpu, tuple(stages(job, cluster, rates, gpu)), tuple(_assumed(job, cluster, rates, gpu))
+    )
+
+
+def job_of(table: Particles, settings: ReconstructSettings, grid: Grid) -> Job:
+    """How large the job is, before anybody has looked at the map."""
+    n_fits = settings.n_fits or (1 if settings.solver == "images" else FITS)
+    voxels = _FILLING * math.pi / 6 * (grid.diameter_in_angstroms / grid.pixel_size) ** 3
+    count = settings.n_gaussians or supported_count(voxels, n_fits)
+    return Job(
+        n_images=len(table),
+        box=table.box_size,
+        working_box=grid.box_size,
+        extent=grid.extent,
+        reach=max(fitting_period(grid.extent), grid.box_size),
+        n_gaussians=count,
+        n_fits=n_fits,
+        sigma=max(0.7, _SIGMA_PER_SPACING * (voxels / count) ** (1 / 3)),
+        n_symmetry=len(grid.symmetry),
+        refined=bool(settings.refined),
+        cached=settings.cache is not None,
+        by_images=settings.solver == "images",
+    )
+
+
+def _assumed(job: Job, cluster: Cluster, rates: Rates, gpu: Card | None) -> list[str]:
+    """What was not measured, a line each."""
+    lines = [f"every machine is like this one: {rates.cores} cores"]
+    if cluster.machines > 1 and not cluster.storage:
+        total = storage(cluster, rates) / 1e9
+        lines.append(
+            f"the file system gives every machine the {rates.disk_bytes_per_second / 1e9:.2g} GB/s measured here, "
+            f"{total:.3g} GB/s together; say what it has with --storage"
+        )
+    if cluster.ranks > 1:
+        lines.append(f"sums travel at {cluster.network:g} Gbit/s (--network), also within a machine")
+    lines.append(
+        f"{job.n_gaussians:,} Gaussians a fit, {job.n_fits} fits a half, {STEPS} steps each: what signal up to the "
+        "finest shell would take, at most"
+    )
+    if job.working_box > rates.pass_box:
+        lines.append(f"the pass was measured at {rates.pass_box}² and grows with the area of an image")
+    if gpu:
+        how = "measured here" if gpu.measured else "data sheet, 60 % of its memory's and 80 % of its link's speed"
+        lines.append(f"GPU: {gpu.name} ({how}); kernels are limited by memory, {gpu.bytes_per_second / 1e12:.2g} TB/s")
+    if job.by_images:
+        lines.append("--solver images is not modelled: the fit is that of --solver statistics, which is much faster")
+    return lines
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_bytes() -> float:
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
