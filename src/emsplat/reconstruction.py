@@ -42,16 +42,12 @@ from emsplat.symmetry import symmetry_operators
 from emsplat.threads import threads
 from emsplat.validation import Validation, final_map, validate
 
-UNSEEN_SHARE = 5  # one particle in five of a half is kept from its fit until the annealing
+_UNSEEN_SHARE = 5  # one particle in five of a half is kept from its fit until the annealing
 _FEWEST_TO_SPLIT = 40  # images of a half below which nothing is kept back
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 _BOX_WITHOUT_SPLIT = 96  # voxels: nothing can be measured of so few images' fine detail
-<<<<<<< HEAD
-_FITS = 2  # of a half, averaged: as much better than one as they cost
-_SUBSETS = 4  # at most: a part of each half is kept aside
-=======
 FITS = 2  # of a half, averaged: as much better than one as they cost
->>>>>>> 4e2aced (emsplat plan: what a job will take, from rates measured on the spot; more images than memory, as a benchmark)
+_SUBSETS = 4  # at most: a part of each half is kept aside
 _MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
 
 
@@ -282,12 +278,12 @@ def working_grid(table: Particles, diameter_in_angstroms: float, symmetry: NDArr
     return Grid(full, box_size, pixel_size, extent, diameter_in_angstroms, symmetry)
 
 
-def _pass_settings(grid: _Grid, preview: Preview) -> PassSettings:
+def _pass_settings(grid: Grid, preview: Preview) -> PassSettings:
     return PassSettings(grid.box_size, fitting_period(grid.extent), preview.noise, grid.symmetry)
 
 
 def _with_room(
-    device: torch.device, grid: _Grid, preview: Preview, settings: ReconstructSettings, reporter: Reporter, world: World
+    device: torch.device, grid: Grid, preview: Preview, settings: ReconstructSettings, reporter: Reporter, world: World
 ) -> torch.device:
     """The device, if its memory is enough for the pass, which takes most of it, and every rank has one of its kind."""
     if device.type == "cuda":
@@ -305,12 +301,8 @@ def _solve(
     table: Particles,
     images: Images,
     preview: Preview,
-<<<<<<< HEAD
-    grid: _Grid,
-    device: torch.device,
-=======
     grid: Grid,
->>>>>>> 4e2aced (emsplat plan: what a job will take, from rates measured on the spot; more images than memory, as a benchmark)
+    device: torch.device,
     settings: ReconstructSettings,
     reporter: Reporter,
     checkpoints: Checkpoints | None,
@@ -390,7 +382,7 @@ def _can_split(table: Particles, half: int) -> bool:
 def _unseen(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
     """(n,) 1 for the images of one particle in five."""
     names, inverse = np.unique(particle, return_inverse=True)
-    chosen = np.arange(len(names)) % UNSEEN_SHARE == 0
+    chosen = np.arange(len(names)) % _UNSEEN_SHARE == 0
     np.random.default_rng(seed).shuffle(chosen)
     return chosen[inverse].astype(np.int8)
 

@@ -186,11 +186,16 @@ def _held_bytes(particles: Particles) -> int:
 
 
 class _InMemory:
+    """Images that are there already."""
+
     def __init__(self, images: NDArray[np.float32]) -> None:
-        self.images = images
+        self.images, self.box_size = images, images.shape[-1]
 
     def read(self, rows: Rows) -> NDArray[np.float32]:
         return self.images[rows]
+
+    def read_into(self, rows: Rows, images: NDArray[np.float32]) -> None:
+        images[:] = self.images[rows]
 
 
 def _reach(job: Job, box: int) -> int:
