@@ -22,8 +22,8 @@ from emsplat.plan.text import size_text, time_text
 from memory import with_images
 from programs import GB, measured
 
-_TEXT = f"""`emsplat plan --json` and, right after it, `emsplat reconstruct`, each a process of its own, the second one under
-`torchrun` where there are several processes. Seconds of the summary's stages, without the start of Python. The
+_TEXT = f"""`emsplat plan --json` and, right after it, `emsplat reconstruct`, each a process of its own, the second one
+under `torchrun` where there are several processes. Seconds of the summary's stages, without the start of Python. The
 machine has {cores()} cores, so several processes share them: what the table can show of them is that the sum over
 processes costs little, not speed. More images than were simulated: the star names each several times, so they come
 from the page cache. The plan does not know how far the signal reaches, which decides the number of Gaussians and of
