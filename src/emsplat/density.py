@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
+from emsplat.fit_gpu import smoothed
 from emsplat.parameters import Adam, Parameters, concatenate
 from emsplat.splat import rotation_of_quaternions
 
@@ -38,12 +40,17 @@ def is_due(step: int, anneal_from: int, settings: DensitySettings) -> bool:
 
 
 def control(
-    optimiser: Adam, gradient: NDArray[np.float32], target: int, settings: DensitySettings, rng: np.random.Generator
+    optimiser: Adam,
+    gradient: NDArray[np.float32] | Tensor,
+    target: int,
+    settings: DensitySettings,
+    rng: np.random.Generator,
 ) -> None:
     """One round: prune, then grow towards the target number by splitting and by filling.
 
     Args:
-        gradient: (d, d, d) ``T∗V − b``, of the model before its latest step, or anything in proportion to it.
+        gradient: (d, d, d) ``T∗V − b``, of the model before its latest step, or anything in proportion to it; a
+            tensor of the optimiser's device, or an array where that is the CPU.
     """
     parameters = optimiser.parameters
     masses = parameters.log_masses.detach().exp()
@@ -67,7 +74,7 @@ def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
     Two copies in one place would be the same map exactly, but get the same gradients and stay one Gaussian for ever.
     Isotropic ones are set apart along a random axis: they keep the mean, and the variance along that axis only.
     """
-    rows = torch.arange(len(parents))
+    rows = torch.arange(len(parents), device=parents.centres.device)
     log_scales = parents.log_scales.clone()
     if log_scales.shape[1] == 3:
         longest = log_scales.argmax(dim=1)
@@ -86,13 +93,17 @@ def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
 
 
 def _fill(
-    gradient: NDArray[np.float32], number: int, mass: float, like: Parameters, rng: np.random.Generator
+    gradient: NDArray[np.float32] | Tensor, number: int, mass: float, like: Parameters, rng: np.random.Generator
 ) -> Parameters:
     """New round Gaussians drawn where the smoothed gradient is most negative."""
     log_scale = float(like.log_scales.mean()) if len(like) else 0.0
-    wanted = np.maximum(-gaussian_filter(gradient, math.exp(log_scale)), 0)
-    centres = sample_centres(wanted**2, number, rng)
-    return round_gaussians(centres, log_scale, math.log(mass), like.log_scales.shape[1])
+    if isinstance(gradient, Tensor):
+        smooth = smoothed(gradient, math.exp(log_scale)).cpu().numpy()
+    else:
+        smooth = gaussian_filter(gradient, math.exp(log_scale))
+    centres = sample_centres(np.maximum(-smooth, 0) ** 2, number, rng)
+    new = round_gaussians(centres, log_scale, math.log(mass), like.log_scales.shape[1])
+    return new.to(like.centres.device)
 
 
 def sample_centres(weight: NDArray, number: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -18,7 +18,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from emsplat.density import DensitySettings, control, is_due, round_gaussians, sample_centres
+from emsplat.devices import CPU
 from emsplat.errors import InputError
+from emsplat.fit_gpu import DeviceLoss, Replayed
 from emsplat.gaussians import Gaussians
 from emsplat.parameters import Adam, Parameters
 from emsplat.splat import voxelise
@@ -100,6 +102,23 @@ class QuadraticLoss:
         value = 0.5 * float(np.vdot(volume, convolved)) - float(np.vdot(self.adjoint, volume))
         return value, convolved - self.adjoint
 
+    def at(self, volume: Tensor) -> tuple[float, Tensor]:
+        """The same of a tensor."""
+        value, gradient = self.value_and_gradient(volume.numpy())
+        return value, torch.from_numpy(gradient)
+
+    def best_mass(self, volume: Tensor) -> float:
+        """The factor of this volume that makes the loss least."""
+        v = volume.numpy()
+        return float(np.vdot(self.adjoint, v)) / float(np.vdot(v, self.convolve(v)))
+
+
+def _loss(statistics: Statistics, extent: int, device: torch.device) -> QuadraticLoss | DeviceLoss:
+    period = fitting_period(extent)
+    if device == CPU:
+        return QuadraticLoss(statistics, extent, period)
+    return DeviceLoss(statistics, extent, period, device)
+
 
 def fitting_period(extent: int) -> int:
     """Voxels; of the convolution that a fit in a cube of this edge is made with.
@@ -123,12 +142,14 @@ def initial_gaussians(
     extent: int,
     settings: FitSettings,
     symmetry: NDArray[np.float64] | None = None,
+    device: torch.device = CPU,
 ) -> Parameters:
     """Equal spheres drawn from the smoothed low-resolution inversion, with the mass that fits the images best.
 
     Args:
         mask: (D, D, D) soft mask of the particle; centres are drawn within it.
         symmetry: (m, 3, 3) operators; one m-th of the Gaussians is drawn and replicated by them.
+        device: where they are, and where their mass is found.
     """
     middle = cube(statistics.box_size, extent)
     number = max(1, round(settings.start_share * settings.n_gaussians))
@@ -141,14 +162,12 @@ def initial_gaussians(
     number = max(1, number // len(operators))
     centres = sample_centres(weight, number, np.random.default_rng(settings.seed))
     centres = np.einsum("gij,kj->gki", operators, centres).reshape(-1, 3).astype(np.float32)
-    parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3)
+    parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3).to(device)
     if len(centres) == 0:
         raise InputError(
             "the inversion shows no positive density within the particle's sphere; check --invert and --mask-diameter"
         )
-    loss = QuadraticLoss(statistics, extent, fitting_period(extent))
-    volume = _density(parameters, extent, settings.cutoff).numpy()
-    mass = float(np.vdot(loss.adjoint, volume)) / float(np.vdot(volume, loss.convolve(volume)))
+    mass = _loss(statistics, extent, device).best_mass(_density(parameters, extent, settings.cutoff))
     parameters.log_masses += math.log(max(mass, 1e-12))
     return parameters
 
@@ -160,6 +179,8 @@ def fit_gaussians(
     extent: int,
     settings: FitSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    device: torch.device = CPU,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Parameters, FitHistory]:
     """Fit Gaussians to the images of one half.
 
@@ -169,11 +190,24 @@ def fit_gaussians(
         start: from `initial_gaussians`.
         extent: edge of the cube, in voxels, in which the Gaussians live.
         progress: called with the steps done and to do.
+        device: where it is done; the Gaussians come back to the CPU.
+        say: told where a graphics card has to be asked for every step anew.
     """
-    period = fitting_period(extent)
-    loss = QuadraticLoss(seen, extent, period)
-    check = QuadraticLoss(unseen, extent, period) if unseen else None
-    optimiser = Adam(start, settings.step_sizes)
+    loss = _loss(seen, extent, device)
+    check = _loss(unseen, extent, device) if unseen else None
+    optimiser, rate = Adam(start.to(device), settings.step_sizes), torch.ones((), device=device)
+
+    def descend() -> tuple[float | Tensor, Tensor, Tensor]:
+        """A step; the loss, the density and the gradient before it."""
+        optimiser.forget_gradients()
+        volume = _density(optimiser.parameters, extent, settings.cutoff)
+        value, gradient = loss.at(volume.detach())
+        volume.backward(gradient)
+        optimiser.step(rate)
+        confine(optimiser.parameters, extent, settings.max_scale)
+        return value, volume.detach(), gradient
+
+    descent = Replayed(descend, device, say)
     history = FitHistory()
     rng = np.random.default_rng(settings.seed)
     length = min(settings.anneal_steps, settings.max_steps)
@@ -182,14 +216,14 @@ def fit_gaussians(
     while step < anneal_from + length:
         annealing = step >= anneal_from
         if unseen and step == anneal_from:
-            loss = QuadraticLoss(seen + unseen, extent, period)
-        rate = 0.5 + 0.5 * math.cos(math.pi * (step - anneal_from) / length) if annealing else 1.0
-        volume = _density(optimiser.parameters, extent, settings.cutoff)
-        value, gradient = loss.value_and_gradient(volume.detach().numpy())
-        history.losses.append(value)
+            loss = _loss(seen + unseen, extent, device)
+            descent.forget()
+        rate.fill_(0.5 + 0.5 * math.cos(math.pi * (step - anneal_from) / length) if annealing else 1.0)
+        value, volume, gradient = descent()
+        history.losses.append(float(value))
         history.counts.append(len(optimiser.parameters))
         if check and not annealing and (step + 1) % settings.check_every == 0:
-            now, _ = check.value_and_gradient(volume.detach().numpy())
+            now = float(check.at(volume)[0])
             history.checks.append((step, now))
             improved = not history.checks[1:] or now < best - settings.improvement * abs(best)
             waited = 0 if improved else waited + 1
@@ -197,15 +231,14 @@ def fit_gaussians(
             if waited >= settings.patience:
                 anneal_from = step + 1
                 history.stopped_by = "loss on unseen images"
-        volume.backward(torch.from_numpy(gradient))
-        optimiser.step(rate)
-        confine(optimiser.parameters, extent, settings.max_scale)
         if not annealing and is_due(step, anneal_from, settings.density):
-            control(optimiser, gradient, settings.n_gaussians, settings.density, rng)
+            asked_for = gradient.numpy() if device == CPU else gradient
+            control(optimiser, asked_for, settings.n_gaussians, settings.density, rng)
+            descent.forget()
         step += 1
         progress(step, anneal_from + length)
     history.anneal_from = anneal_from
-    return optimiser.parameters, history
+    return optimiser.parameters.to(CPU), history
 
 
 def gaussians_of(parameters: Parameters, pixel_size_in_angstroms: float) -> Gaussians:

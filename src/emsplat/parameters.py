@@ -32,6 +32,10 @@ class Parameters:
         """New leaves from a function of name and tensor."""
         return Parameters(**{name: change(name, getattr(self, name).detach()) for name in NAMES})
 
+    def to(self, device: torch.device) -> Parameters:
+        """On this device."""
+        return self.map(lambda _, tensor: tensor.to(device))
+
     def rows(self, rows: Tensor) -> Parameters:
         """The Gaussians of these rows (numbers or a mask), copied."""
         return self.map(lambda _, tensor: tensor[rows].clone())
@@ -50,11 +54,19 @@ class Adam:
         self.step_sizes = step_sizes
         self._mean = parameters.map(lambda _, tensor: torch.zeros_like(tensor))
         self._square = parameters.map(lambda _, tensor: torch.zeros_like(tensor))
-        self._age = torch.zeros(len(parameters))
+        self._age = torch.zeros(len(parameters), device=parameters.centres.device)
+
+    def forget_gradients(self) -> None:
+        """Clear what an interrupted step may have left in the leaves."""
+        for name in NAMES:
+            getattr(self.parameters, name).grad = None
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """One step along the gradients stored in the leaves, which are cleared; `rate` scales all step sizes."""
+    def step(self, rate: float | Tensor) -> None:
+        """One step along the gradients stored in the leaves, which are cleared; `rate` scales all step sizes.
+
+        All in place, and where the rate is a tensor without a look at any value: a CUDA graph can hold it.
+        """
         self._age += 1
         correction = torch.sqrt(1 - _BETAS[1] ** self._age) / (1 - _BETAS[0] ** self._age)
         for name, size in self.step_sizes.items():
@@ -69,7 +81,7 @@ class Adam:
             size_of_gradient = square.sqrt()
             if name == "quaternions":
                 size_of_gradient += _ROUND * self._square.log_scales.sum(dim=1, keepdim=True).sqrt()
-            leaf.addcdiv_(mean * scale, size_of_gradient.add_(_EPSILON), value=-rate * size)
+            leaf.sub_((mean * scale).div_(size_of_gradient.add_(_EPSILON)).mul_(rate * size))
 
     def replace(self, keep: Tensor, added: Parameters) -> None:
         """Keep these rows with their moments and append new Gaussians with none."""
@@ -77,7 +89,7 @@ class Adam:
         self.parameters = concatenate(self.parameters.rows(keep), added).map(lambda _, t: t.requires_grad_())
         self._mean = concatenate(self._mean.rows(keep), nothing)
         self._square = concatenate(self._square.rows(keep), nothing)
-        self._age = torch.cat([self._age[keep], torch.zeros(len(added))])
+        self._age = torch.cat([self._age[keep], self._age.new_zeros(len(added))])
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters and all the memory, by name, for a checkpoint."""

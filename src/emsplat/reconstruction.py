@@ -327,7 +327,7 @@ def _solve(
     solver = by_images if settings.solver == "images" else None
     # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
     mine = {
-        number: _fit_half(number, statistics.pop(number), grid, settings, reporter, solver)
+        number: _fit_half(number, statistics.pop(number), grid, device, settings, reporter, solver)
         for number in (1, 2)
         if owner[number] == world.rank
     }
@@ -391,6 +391,7 @@ def _fit_half(
     number: int,
     statistics: tuple[Statistics, Statistics | None],
     grid: Grid,
+    device: torch.device,
     settings: ReconstructSettings,
     reporter: Reporter,
     by_images: _Solver | None,
@@ -416,8 +417,10 @@ def _fit_half(
     if unseen is None:
         fit_settings = replace(fit_settings, max_steps=_STEPS_WITHOUT_SPLIT)
     each = [replace(fit_settings, seed=fit_settings.seed + 2 * fit) for fit in range(n_fits)]
+    if by_images:
+        device = devices.CPU  # they are projected there
     with reporter.stage("fit"):
-        starts = [initial_gaussians(seen, mask, grid.extent, one, grid.symmetry) for one in each]
+        starts = [initial_gaussians(seen, mask, grid.extent, one, grid.symmetry, device) for one in each]
     if by_images:
         del seen, unseen, statistics
     models, histories = [], []
@@ -427,7 +430,9 @@ def _fit_half(
             if by_images:
                 parameters, history = by_images(number, fit, start, one, advance)
             else:
-                parameters, history = fit_gaussians(seen, unseen, start, grid.extent, one, advance)
+                parameters, history = fit_gaussians(
+                    seen, unseen, start, grid.extent, one, advance, device, reporter.line
+                )
         models.append(gaussians_of(parameters, grid.pixel_size))
         histories.append(history)
         reporter.line(
