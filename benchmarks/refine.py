@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from common import Report, arguments, mean_fsc, reconstructed, simulated, truth_
 from emsplat.correlation import fsc
 from emsplat.io import ImageSource, read_particles
 from emsplat.particles import Particles
+from emsplat.preview import look_at_sample
 from emsplat.refine import RefineSettings, changed, reference, refine_half
+from emsplat.threads import threads
 
 _DEGREES, _PIXELS = 3.0, 1.5  # root mean square
 
@@ -26,6 +29,9 @@ _TEXT = """Angles off by 3°, shifts by 1.5 pixels (root mean square). `angle`, 
 truth, less what all images of a half share; `F`: mean FSC of the averaged map with the truth within the true mask;
 `worst`: largest |c_map − truth| from shell 6 to the limit of measurability; `ms`: of all rounds, an image. "against
 the true map": the same steps, to the same limit, with no map to be found."""
+
+_TIME_TEXT = """One round against the true map, all shells but the last two; milliseconds of processor time of one core
+an image, reading it included."""
 
 
 def perturbed(particles: Particles, seed: int) -> Particles:
@@ -69,8 +75,32 @@ def against_the_truth(
     return changed(wrong, changes), time.perf_counter() - start
 
 
+def time_row(star: Path, n: int) -> dict[str, Any]:
+    """One round of a few images on one thread, once compiled."""
+    particles = read_particles(star)
+    truth, _ = truth_and_mask(star)
+    rows, d = np.arange(min(n, len(particles))), particles.box_size
+    settings = RefineSettings(("poses", "shifts"), 10.0, 10.0)
+    against = reference(truth, np.ones(d // 2), d // 2 - 2, 0.7 * d * particles.pixel_size_in_angstroms)
+    with ImageSource(particles) as images, threads(1):
+        noise = look_at_sample(particles, images, np.eye(3)[None], 0).noise
+        for _ in range(2):
+            start = time.process_time()
+            refine_half(particles, np.zeros((len(particles), 7)), images, rows, noise, against, settings)
+            seconds = time.process_time() - start
+    return {"box": d, "images": len(rows), "processor ms an image and round": 1e3 * seconds / len(rows)}
+
+
 def main() -> None:
-    args = arguments(__doc__, box_size=(64, "pixels"), images=(1000, "number"), seed=(0, "of what is wrong"))
+    args = arguments(
+        __doc__, box_size=(64, "pixels"), images=(1000, "number"), seed=(0, "of what is wrong"),
+        time_only=(0, "1: nothing but the time of a round"),
+    )  # fmt: skip
+    if args.time_only:
+        report = Report("refine_time", "Local refinement: time", args)
+        cases = (QUICK,) if args.quick else [resized(RUVB_SMALL, d, 500) for d in (64, 96, 128)]
+        report.table("Time", [time_row(simulated(case, args.work), 500) for case in cases], _TIME_TEXT)
+        return
     report = Report("refine", "Local refinement", args)
     case = QUICK if args.quick else resized(RUVB_SMALL, args.box_size, args.images)
     case = replace(case, settings=replace(case.settings, snr=0.05))
