@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emsplat import fit_images, refinement
+from emsplat import fit_images, reconstruction, refinement
 from emsplat.checkpoint import Checkpoints
 from emsplat.conventions import rotation_matrices
 from emsplat.correlation import fsc
@@ -19,7 +19,7 @@ from emsplat.fit_images import Schedule
 from emsplat.io import read_map, read_particles, read_star
 from emsplat.outputs import write_run
 from emsplat.particles import Particles
-from emsplat.reconstruction import Reconstruction, reconstruct
+from emsplat.reconstruction import Reconstruction, Solution, reconstruct
 from emsplat.refine import RefineSettings, changed
 from emsplat.refinement import check_refinable, refine_settings, refined
 from emsplat.reporting import Reporter
@@ -221,6 +221,31 @@ def test_shuffled_poses_stay_and_measure_nothing(perturbed: tuple[Particles, Par
     assert np.all(result.refinement.changes == 0)
     np.testing.assert_array_equal(result.particles.euler_angles_in_degrees, shuffled.euler_angles_in_degrees)
     assert any("nothing is measurable" in warning for warning in reporter.warnings)
+
+
+def test_refined_all_the_same_it_measures_nothing(
+    perturbed: tuple[Particles, Particles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told that all is measurable, every quantity of images with each other's poses follows the map of its own half."""
+    true, _ = perturbed
+    order = np.random.default_rng(1).permutation(len(true))
+    shuffled = replace(true, euler_angles_in_degrees=true.euler_angles_in_degrees[order])
+    latest: list[object] = []
+
+    def told(solution: Solution) -> Solution:
+        latest.append(solution)
+        v = solution.validation
+        return replace(solution, validation=replace(v, limit_shell=12, gain=np.ones_like(v.gain)))
+
+    def forced(particles: Particles, solution: Solution, solve: Callable, *rest: object) -> tuple:
+        particles, _, refinement = refined(particles, told(solution), lambda p: told(solve(p)), *rest)  # type: ignore[arg-type]
+        return particles, latest[-1], refinement
+
+    monkeypatch.setattr(reconstruction, "refined", forced)
+    result = reconstruct(shuffled, ReconstructSettings(refine=",".join(REFINABLE), n_fits=1))
+    assert result.refinement is not None
+    assert rms(result.refinement.moved()["poses_in_degrees"]) > 0.5
+    assert result.validation.resolution_kind == "not_measurable"
 
 
 def test_the_run_folder_has_the_particles(put_right: Reconstruction, simulated: Path, tmp_path: Path) -> None:
