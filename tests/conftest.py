@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from chromium import CHROMIUM, FLAGS
 from emsplat.errors import InputError
 from emsplat.reporting import Reporter
 from emsplat.settings import ReconstructSettings
@@ -63,3 +64,30 @@ def reconstructed(simulated: Path) -> tuple[Reconstruction, Reporter]:
 
     reporter = Reporter()
     return reconstruct(simulated / "particles.star", ReconstructSettings(seed=3, threads=2), reporter), reporter
+
+
+@pytest.fixture(scope="session")
+def run_folder(reconstructed: tuple[Reconstruction, Reporter], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the reconstruction of 600 simulated images, with a truth beside it."""
+    from emsplat.outputs import write_run
+
+    result, reporter = reconstructed
+    folder = tmp_path_factory.mktemp("reported") / "run"
+    write_run(folder, result, reporter, truth=result.validation.c_map, true_resolution=8.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("NO CHROMIUM: untested in a browser; install chromium or set EMSPLAT_CHROMIUM")
+    module = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: untested in a browser")
+    with module.sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Any) -> Iterator[Any]:
+    launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield launched
+    launched.close()

@@ -181,6 +181,7 @@ def fit_gaussians(
     progress: Callable[[int, int], None] = lambda done, total: None,
     device: torch.device = CPU,
     say: Callable[[str], None] = lambda text: None,
+    watch: Callable[[Parameters], None] = lambda parameters: None,
 ) -> tuple[Parameters, FitHistory]:
     """Fit Gaussians to the images of one half.
 
@@ -192,6 +193,7 @@ def fit_gaussians(
         progress: called with the steps done and to do.
         device: where it is done; the Gaussians come back to the CPU.
         say: told where a graphics card has to be asked for every step anew.
+        watch: called after every step with the Gaussians, which the next step changes.
     """
     loss = _loss(seen, extent, device)
     check = _loss(unseen, extent, device) if unseen else None
@@ -237,6 +239,7 @@ def fit_gaussians(
             descent.forget()
         step += 1
         progress(step, anneal_from + length)
+        watch(optimiser.parameters)
     history.anneal_from = anneal_from
     return optimiser.parameters.to(CPU), history
 

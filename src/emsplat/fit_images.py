@@ -154,6 +154,7 @@ def fit_images(
     schedule: Schedule | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[Parameters], None] = lambda parameters: None,
 ) -> tuple[Parameters, FitHistory]:
     """Fit Gaussians to the images of one half.
 
@@ -162,6 +163,7 @@ def fit_images(
         settings: of the model; of the numbers of steps only the schedule's count.
         checkpoint: is given the state after every round; the fit goes on from the one it loads, to the same result.
         progress: called with the batches done and to do.
+        watch: called after every round with the Gaussians, which the next one changes.
     Raises:
         InputError: an image whose misfit is not finite.
     """
@@ -173,7 +175,7 @@ def fit_images(
     else:
         state = FitState(Adam(start, sizes), np.random.default_rng(settings.seed))
     with Loader(half.images) as loader:
-        fit = _Fit(half, settings, schedule, Misfit(half, settings.cutoff), loader, checkpoint, progress)
+        fit = _Fit(half, settings, schedule, Misfit(half, settings.cutoff), loader, checkpoint, progress, watch)
         fit.approach(state)
         fit.anneal(state)
     return state.optimiser.parameters, state.history
@@ -190,6 +192,7 @@ class _Fit:
     loader: Loader
     checkpoint: Checkpoint | None
     progress: Callable[[int, int], None]
+    watch: Callable[[Parameters], None]
 
     def approach(self, state: FitState) -> None:
         """Rounds on the seen images, until the misfit of the unseen ones no longer falls."""
@@ -210,7 +213,7 @@ class _Fit:
                 state.anneal_from = state.round
                 state.history.anneal_from = len(state.history.losses)
                 state.history.stopped_by = "misfit of unseen images" if stale else "maximum number of rounds"
-            self._save(state)
+            self._end_round(state)
 
     def anneal(self, state: FitState) -> None:
         """Falling steps on all images."""
@@ -224,7 +227,7 @@ class _Fit:
             self.progress(len(state.history.losses), state.history.anneal_from + total)
             if (done + 1) % length == 0 or done + 1 == total:
                 state.round += 1
-                self._save(state)
+                self._end_round(state)
 
     def _batches(self, rows: Rows, seed: int) -> Batches:
         fewest, most = self.schedule.batch
@@ -284,6 +287,7 @@ class _Fit:
                 "image and its CTF and remove it from the particle file; the checkpoint before it stays"
             )
 
-    def _save(self, state: FitState) -> None:
+    def _end_round(self, state: FitState) -> None:
+        self.watch(state.optimiser.parameters)
         if self.checkpoint:
             self.checkpoint.save(state.saved())

@@ -41,6 +41,10 @@ class Gaussians:
     def __len__(self) -> int:
         return len(self.centres)
 
+    def rows(self, rows: NDArray[np.intp] | Tensor) -> Gaussians:
+        """Those of these numbers, or of a mask."""
+        return Gaussians(*(getattr(self, name)[rows] for name in _TENSORS))
+
     def masses(self) -> Tensor:
         """(K,) integrals, map units × Å³."""
         return self.log_masses.exp()

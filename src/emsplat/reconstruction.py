@@ -322,7 +322,8 @@ def _solve(
         half = HalfSet(table, images, seen, unseen, preview.noise, grid.box_size, grid.extent, grid.symmetry)
         name = f"half{number}-fit{fit}-{fingerprint(table)}"
         kept = checkpoints.named(name, reporter.warn) if checkpoints else None
-        return fit_images(half, start, fit_settings, checkpoint=kept, progress=advance)
+        watch = _watch(number, grid, reporter)
+        return fit_images(half, start, fit_settings, checkpoint=kept, progress=advance, watch=watch)
 
     solver = by_images if settings.solver == "images" else None
     # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
@@ -431,7 +432,15 @@ def _fit_half(
                 parameters, history = by_images(number, fit, start, one, advance)
             else:
                 parameters, history = fit_gaussians(
-                    seen, unseen, start, grid.extent, one, advance, device, reporter.line
+                    seen,
+                    unseen,
+                    start,
+                    grid.extent,
+                    one,
+                    advance,
+                    device,
+                    reporter.line,
+                    _watch(number, grid, reporter),
                 )
         models.append(gaussians_of(parameters, grid.pixel_size))
         histories.append(history)
@@ -445,6 +454,10 @@ def _fit_half(
     if grid.box_size != grid.full_box_size:
         raw, density = (maps.fourier_resize(v, grid.full_box_size) for v in (raw, density))
     return Half(gaussians, tuple(histories), raw, density)
+
+
+def _watch(number: int, grid: Grid, reporter: Reporter) -> Callable[[Parameters], None]:
+    return lambda parameters: reporter.watch(number, parameters, grid.pixel_size)
 
 
 def _count(

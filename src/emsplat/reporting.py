@@ -7,6 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emsplat.parameters import Parameters
+
+Watcher = Callable[[int, "Parameters", float], None]
 
 
 class Reporter:
@@ -18,6 +24,7 @@ class Reporter:
         self.log: list[str] = []  # with time stamps
         self.warnings: list[str] = []
         self.current = "start"  # the stage it is at
+        self.watcher: Watcher | None = None  # is shown the Gaussians while they are fitted
 
     def line(self, text: str) -> None:
         """A statement for the log."""
@@ -27,6 +34,19 @@ class Reporter:
         """A statement the user should not miss."""
         self.warnings.append(text)
         self.line(f"warning: {text}")
+
+    def watch(self, half: int, parameters: Parameters, pixel_size: float) -> None:
+        """The Gaussians of a half as a fit has them now, for a watcher, who copies what it keeps; Å a pixel.
+
+        No watcher can disturb the fit: one that fails is warned of, and not shown any more.
+        """
+        if self.watcher is None:
+            return
+        try:
+            self.watcher(half, parameters, pixel_size)
+        except Exception as error:
+            self.watcher = None
+            self.warn(f"the fit cannot be watched any longer ({type(error).__name__}: {error}); it goes on")
 
     @contextmanager
     def bar(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:

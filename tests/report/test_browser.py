@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
-from numpy.typing import NDArray
 
-CHROMIUM = os.environ.get("EMSPLAT_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars"]
+from chromium import CHROMIUM, pixels
+
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("NO CHROMIUM: the report is untested in a browser; install chromium or set EMSPLAT_CHROMIUM")
-    module = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the report is untested in a browser")
-    with module.sync_playwright() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Any) -> Iterator[Any]:
-    launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-    yield launched
-    launched.close()
 
 
 def opened(browser: Any, file: Path, size: dict[str, int] = DESKTOP, **options: Any) -> tuple[Any, list[str]]:
@@ -67,12 +45,6 @@ def page(browser: Any, report: Path) -> Iterator[Any]:
     yield page
     page.close()
     assert heard == [report.as_uri()]  # nothing but the file itself
-
-
-def pixels(page: Any, selector: str) -> NDArray[np.float64]:
-    """(rows, columns, 3) what is seen of an element, once two frames have passed."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return imread(BytesIO(page.locator(selector).screenshot()))[..., :3].astype(float)
 
 
 def set_slider(page: Any, identity: str, share: float) -> None:

@@ -14,6 +14,7 @@ from emsplat.commands.reconstruct import reconstruct
 from emsplat.commands.report import report
 from emsplat.commands.simulate import simulate
 from emsplat.commands.subset import subset
+from emsplat.commands.view import view
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "subset": subset,
     "export": export,
     "report": report,
+    "view": view,
     "fsc": fsc,
     "demo": demo,
 }

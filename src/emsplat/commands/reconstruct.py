@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import emsplat
 from emsplat.commands.arguments import Output
+from emsplat.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 
 
@@ -21,6 +23,9 @@ def reconstruct(
     resume: bool = False,
     quiet: bool = False,
     json: bool = False,
+    view: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 8080,
 ) -> None:
     """Particle images with poses and CTFs → map, half maps, Gaussians, figures, and a resolution.
 
@@ -33,12 +38,19 @@ def reconstruct(
         resume: go on with the run by --solver images that was ended in the folder.
         quiet: print nothing but errors; the folder's run.log has it all.
         json: print the summary as one JSON object, and all else to the standard error.
+        view: show the Gaussians in the browser while they are fitted.
+        host: of the view, the address to listen at; left: only this machine can look. 0.0.0.0: all who reach it.
+        port: of the view; where it is taken, one of the next.
     """
     from json import dumps
 
     from emsplat.console import ConsoleReporter
     from emsplat.ranks import joined
 
+    if view:
+        from emsplat.viewer.server import check_installed
+
+        check_installed()
     reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
     with joined(lambda: reporter.current) as world:
         if not world.is_first:
@@ -52,7 +64,10 @@ def reconstruct(
             from emsplat.closing import closing_curve, closing_rows
             from emsplat.reconstruction import reconstruct
 
-        with outputs.claimed(output, overwrite, reporter) if world.is_first else nullcontext():
+        with (
+            outputs.claimed(output, overwrite, reporter) if world.is_first else nullcontext(),
+            _watched(reporter, host, port) if view and world.is_first else nullcontext(),
+        ):
             checkpoints = checkpoints_of(output, settings, resume, overwrite) if world.is_first else None
             result = reconstruct(particles, settings, reporter, checkpoints, world)
             if not world.is_first:
@@ -61,5 +76,13 @@ def reconstruct(
             if checkpoints:
                 checkpoints.discard()
         reporter.closing(closing_rows(summary, output), closing_curve(result.validation))
+        if view:
+            reporter.line(f"look at it again: emsplat view {quote(str(output))}")
         if json:
             print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))
+
+
+def _watched(reporter: Reporter, host: str, port: int) -> AbstractContextManager[None]:
+    from emsplat.viewer.live import watched
+
+    return watched(reporter, host, port)

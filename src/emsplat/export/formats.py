@@ -15,7 +15,7 @@ from emsplat.gaussians import Gaussians
 from emsplat.io.folders import check_folder
 from emsplat.settings import SMALLEST_BOX
 
-_MODELS = {
+MODELS = {
     "average": "gaussians.safetensors",
     "1": "gaussians_half1.safetensors",
     "2": "gaussians_half2.safetensors",
@@ -52,7 +52,7 @@ def export(
     output = output or Path(f"{folder.resolve().name}{suffix}.{format}")
     if output.exists() and not overwrite:
         raise InputError(f"{output}: exists already; choose another name with -o, or replace it with --overwrite")
-    gaussians = Gaussians.load(run.file(_MODELS[half]))
+    gaussians = Gaussians.load(run.file(MODELS[half]))
     centre = run.box_size // 2 * run.pixel_size_in_angstroms
     if format == "ply":
         write_ply(output, gaussians)

@@ -68,8 +68,7 @@ def density_on_grid(
 def _near(gaussians: Gaussians, half_edge: float, voxel: float) -> Gaussians:
     """Those that reach into a cube about the origin; Å."""
     rows = gaussians.centres.abs().amax(dim=1) < half_edge + _extent(gaussians, voxel)
-    tensors = (gaussians.centres, gaussians.log_scales, gaussians.quaternions, gaussians.log_masses)
-    return Gaussians(*(tensor[rows] for tensor in tensors))
+    return gaussians.rows(rows)
 
 
 def _extent(gaussians: Gaussians, voxel: float) -> torch.Tensor:

@@ -246,6 +246,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     relion = f"{name}_relion"
     return [
         ("Look at the map and its halves in ChimeraX", f"chimerax {name}/map.mrc {name}/map_half[12].mrc"),
+        ("The Gaussians, the surface and an atomic model in the browser", f"emsplat view {name}"),
         (
             "The Gaussians as pseudo-atoms with anisotropic displacements, for ChimeraX",
             f"emsplat export {name} --format cif",

@@ -1,0 +1,133 @@
+"""What a finished run left, as the viewer shows it: read when it is first asked for, from the folder alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.export.formats import MODELS
+from emsplat.export.run_folder import RunFolder, open_run
+from emsplat.gaussians import Gaussians
+from emsplat.io.mrc import read_map
+from emsplat.report import volumes
+from emsplat.report.run import Run
+from emsplat.report.volumes import Window, window_about
+from emsplat.viewer.colours import Scale
+from emsplat.viewer.fields import Field
+from emsplat.viewer.splats import Model, thinned
+from emsplat.viewer.surface import relief
+
+MOST_SPLATS = 200_000  # that are drawn: a browser sorts them anew for every view
+_SURFACE_EDGES = (112, 176)  # voxels of the map whose surface is shown: finer where it is small, coarser where large
+KEY_LIGHT = (-4.0, 5.0, 9.0)  # where it shines from: above the eye's left shoulder, as in drawings
+_MAPS = {"average": "map.mrc", "1": "map_half1.mrc", "2": "map_half2.mrc"}
+
+
+@dataclass(frozen=True)
+class Property:
+    """What varies in space and colours Gaussians and surface."""
+
+    field: Field
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Content:
+    """A run folder; `half` is "average", "1" or "2"."""
+
+    run: RunFolder
+    report: Run
+    most_splats: int
+
+    @staticmethod
+    def of(folder: Path, most_splats: int = MOST_SPLATS) -> Content:
+        """InputError where the folder holds no finished run, or one of its files cannot be read."""
+        content = Content(open_run(folder), Run(folder, folder.resolve().name), most_splats)
+        for half in MODELS:
+            content.model(half)
+        content.density("average")
+        return content
+
+    @property
+    def half_edge(self) -> float:
+        """Å from the box centre to its faces."""
+        return 0.5 * self.run.box_size * self.run.pixel_size_in_angstroms
+
+    @property
+    def origin(self) -> float:
+        """Å, where the map's first voxel lies on every axis."""
+        return -(self.run.box_size // 2) * self.run.pixel_size_in_angstroms
+
+    @cache  # noqa: B019 (one run, as long as the program)
+    def model(self, half: str) -> Model:
+        return thinned(Gaussians.load(self.run.file(MODELS[half])), self.most_splats)
+
+    def half_of(self, half: str) -> NDArray[np.intp]:
+        """(K,) 0 or 1 for the Gaussians of the model: which half's they are."""
+        rows = self.model(half).rows
+        if half != "average":
+            return np.full(len(rows), int(half) - 1)
+        return (rows >= self.model("1").total).astype(np.intp)  # the average is both, one after the other
+
+    @cache  # noqa: B019
+    def density(self, half: str) -> Field:
+        """The map about the particle, on a grid fit for a surface."""
+        window = self.surface_window
+        values = window.sample(self._map(_MAPS[half]))
+        return Field(values, self._start(window), window.voxel_in_angstroms)
+
+    @cached_property
+    def _mask(self) -> NDArray[np.float32]:
+        return self._map("mask.mrc")
+
+    @cached_property
+    def surface_window(self) -> Window:
+        found = window_about(self._mask, self.run.pixel_size_in_angstroms)
+        return Window(found.first, found.edge, int(np.clip(found.edge, *_SURFACE_EDGES)), found.pixel_size_in_angstroms)
+
+    @cached_property
+    def sigma(self) -> float:
+        """Standard deviation of the map, the unit of levels."""
+        return float(self._map(_MAPS["average"]).std()) or 1.0
+
+    @cached_property
+    def first_level(self) -> float:
+        """In units of sigma."""
+        return volumes.surface_level(self._map(_MAPS["average"]), self._mask) / self.sigma
+
+    @cached_property
+    def relief(self) -> Field:
+        """What shades the Gaussians."""
+        return relief(self.density("average"), np.array(KEY_LIGHT))
+
+    @cached_property
+    def local_resolution(self) -> Property | None:
+        """Å; None for a run that has none, or the same everywhere."""
+        local = self.report.map("local_resolution.mrc")
+        if local is None or len(np.unique(local.values[self._mask > 0.5])) < 2:
+            return None
+        values = volumes.colours_on(self.surface_window, local.values, self._mask)
+        return self._property("local resolution", "Å", values, reversed=True)
+
+    @cached_property
+    def agreement(self) -> Property:
+        """The local correlation of the raw inversions of both halves."""
+        first, second = (self.surface_window.coarse(self._map(f"raw_half{half}.mrc")) for half in (1, 2))
+        values = volumes.agreement_on(self.surface_window, first, second, self.report.summary["resolution"])
+        return self._property("agreement of the halves", "", values)
+
+    def _property(self, name: str, unit: str, values: NDArray[np.float32], reversed: bool = False) -> Property:
+        window = self.surface_window
+        field = Field(values, self._start(window), self.run.pixel_size_in_angstroms * window.edge / window.coarse_n)
+        seen = field.at(self.model("average").centres)
+        return Property(field, Scale.over(name, unit, seen, reversed))
+
+    def _map(self, name: str) -> NDArray[np.float32]:
+        return read_map(self.run.file(name)).values
+
+    def _start(self, window: Window) -> float:
+        return (window.first - self.run.box_size // 2) * self.run.pixel_size_in_angstroms
