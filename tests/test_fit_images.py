@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat import maps
-from emsplat.checkpoint import Checkpoint, Checkpoints
+from emsplat.checkpoint import Checkpoint, Checkpoints, Pace
 from emsplat.correlation import fsc
 from emsplat.errors import InputError
 from emsplat.fit import FitSettings, QuadraticLoss, fit_gaussians, gaussians_of, initial_gaussians
@@ -133,7 +133,7 @@ def test_an_ended_fit_goes_on_to_the_same_result(batch: int, half: HalfSet, seen
     assert len(history.losses) == 28
 
     def kept(resume: bool) -> Checkpoint:
-        return Checkpoints(tmp_path, resume).named("half1", lambda text: pytest.fail(text))
+        return Checkpoints(tmp_path, resume, pace=Pace(0, 0)).named("fit1")
 
     def end(done: int, total: int) -> None:
         assert done <= total
@@ -156,7 +156,7 @@ def test_an_image_that_is_not_finite_is_named(half: HalfSet, seen: Statistics, t
     images = half.images.read(np.arange(len(half.particles)))
     images[half.seen[7], 3, 4] = 1e38
     spoilt = replace(half, images=ImagesInMemory(images))
-    kept = Checkpoints(tmp_path, resume=True).named("half1", lambda text: pytest.fail(text))
+    kept = Checkpoints(tmp_path, resume=True, pace=Pace(0, 0)).named("fit1")
     with np.errstate(all="ignore"), pytest.raises(InputError) as caught:
         fit_images(spoilt, start_of(seen), SETTINGS, replace(SHORT, round=1, batch=(8, 8)), kept)
     assert half.particles.ids[half.seen[7]] in str(caught.value)
@@ -198,9 +198,7 @@ def test_the_ramp_takes_no_side(exponent: float, half: HalfSet) -> None:
 def test_refused_where_refused(refuses: Callable, half: HalfSet, seen: Statistics, tmp_path: Path) -> None:
     """A state of another job."""
     start = start_of(seen)
-    jobs = [
-        Checkpoints(tmp_path, True, {"seed": seed}).named("half1", lambda text: pytest.fail(text)) for seed in (1, 2)
-    ]
+    jobs = [Checkpoints(tmp_path, True, {"seed": seed}, pace=Pace(0, 0)).named("fit1") for seed in (1, 2)]
     fit_images(half, start, SETTINGS, replace(SHORT, max_rounds=1, anneal_rounds=1), jobs[0])
     with refuses("seed 1 there, 2 here"):
         fit_images(half, start, SETTINGS, SHORT, jobs[1])

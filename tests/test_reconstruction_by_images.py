@@ -1,4 +1,4 @@
-"""The main job with --solver images: the same map, the same honesty, and going on after an end."""
+"""The main job with --solver images: the same map and the same honesty."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emsplat import fit_images
-from emsplat.checkpoint import Checkpoints
-from emsplat.cli import main
 from emsplat.correlation import fsc
-from emsplat.fit_images import Schedule
 from emsplat.io import read_map, read_particles
 from emsplat.reconstruction import Reconstruction, reconstruct
 from emsplat.reporting import Reporter
@@ -46,29 +42,3 @@ def test_noise_is_not_measurable_by_images(simulated: Path) -> None:
     shuffled = replace(particles, euler_angles_in_degrees=particles.euler_angles_in_degrees[order])
     validation = reconstruct(shuffled, FEW).validation
     assert validation.resolution_kind == "not_measurable"
-
-
-def test_an_ended_run_goes_on(simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the same map, in the same folder, and with nothing left beside it; not with other settings."""
-    command = ["reconstruct", str(simulated / "particles.star"), "-o", str(tmp_path / "run"), "--solver", "images"]
-    command += ["--n-gaussians", "300", "--max-resolution", "14", "--mask-diameter", "140", "--seed", "3"]
-    short = Schedule(round=8, max_rounds=3, anneal_rounds=2, anneal_epochs=1)
-    monkeypatch.setattr(fit_images, "Schedule", lambda: short)
-    saved, save = [0], Checkpoints.save
-
-    def until_ended(self: Checkpoints, *arguments: object) -> None:
-        save(self, *arguments)  # type: ignore[arg-type]
-        saved[0] += 1
-        if saved[0] == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", until_ended)
-        assert main(command) != 0
-    assert main(command) == 2  # would replace what can be gone on with
-    assert main([*command, "--resume", "--isotropic"]) == 2
-    assert main([*command, "--resume"]) == 0
-    result = read_map(tmp_path / "run" / "map.mrc").values
-    whole = reconstruct(simulated / "particles.star", FEW).map
-    assert np.linalg.norm(result - whole) < 1e-4 * np.linalg.norm(whole)
-    assert not (tmp_path / "run" / "checkpoints").exists()

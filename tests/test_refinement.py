@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from emsplat import fit_images, reconstruction, refinement
-from emsplat.checkpoint import Checkpoints
+from emsplat.checkpoint import Checkpoints, Pace, State
 from emsplat.conventions import rotation_matrices
 from emsplat.correlation import fsc
 from emsplat.fit_images import Schedule
@@ -62,9 +62,7 @@ def test_halves_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     for source, second in ((images.images, 1), (others, -1)):
         solution = solution_of([lopsided_map(BOX), second * lopsided_map(BOX)])
         results.append(
-            refined(
-                wrong, solution, lambda _, s=solution: s, ImagesInMemory(source), noise, settings, DIAMETER, Reporter()
-            )
+            refined(wrong, lambda _, s=solution: s, ImagesInMemory(source), noise, settings, DIAMETER, Reporter())
         )
     first, second = (result[2].changes for result in results)
     np.testing.assert_array_equal(first[: n // 2], second[: n // 2])
@@ -86,10 +84,10 @@ def test_rounds_end_when_there_is_no_more_to_gain() -> None:
         return solution
 
     settings = RefineSettings(("shifts",), *RANGES)
-    particles, last, result = refined(wrong, solution, solve, images, noise, settings, DIAMETER, reporter)
+    particles, last, result = refined(wrong, solve, images, noise, settings, DIAMETER, reporter)
     assert last is solution
     assert particles is solved[-1]
-    assert len(solved) == len(result.gains) == 2
+    assert len(solved) == 1 + len(result.gains) == 3
     assert result.gains[1] < 0.1 * result.gains[0]
     assert any("10°" in line and "15 Å" in line for line in reporter.log)
     summary = result.summary(true.half_set)
@@ -102,7 +100,7 @@ def test_nothing_measurable_nothing_moved() -> None:
     images, noise = recorded(true, snr=1.0)
     solution, reporter = solution_of([lopsided_map(BOX)] * 2, limit=0), Reporter()
     settings = RefineSettings(("poses",), *RANGES)
-    particles, _, result = refined(true, solution, lambda p: solution, images, noise, settings, DIAMETER, reporter)
+    particles, _, result = refined(true, lambda p: solution, images, noise, settings, DIAMETER, reporter)
     assert particles is true
     assert result.gains == ()
     assert np.all(result.changes == 0)
@@ -306,16 +304,17 @@ def test_an_ended_refinement_goes_on(
     saves, save = [0], Checkpoints.save
     enough = 2 * 5 + 3  # of both halves' rounds, and some of the refined images
 
-    def until_ended(self: Checkpoints, *arguments: object) -> None:
-        save(self, *arguments)  # type: ignore[arg-type]
-        saves[0] += 1
+    def until_ended(self: Checkpoints, name: str, state: State) -> bool:
+        written = save(self, name, state)
+        saves[0] += name.startswith("fit")
         if saves[0] == enough:
             raise KeyboardInterrupt
+        return written
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", until_ended)
         with pytest.raises(KeyboardInterrupt):
-            reconstruct(perturbed[1], short, checkpoints=Checkpoints(tmp_path))
+            reconstruct(perturbed[1], short, checkpoints=Checkpoints(tmp_path, pace=Pace(0, 0)))
     again = reconstruct(perturbed[1], short, checkpoints=Checkpoints(tmp_path, resume=True))
     assert again.refinement is not None
     assert by_images.refinement is not None

@@ -3,6 +3,9 @@
 A state is a safetensors file: tensors, and facts and the job's identity as JSON in its metadata. It is written aside,
 flushed to the disk and renamed; the one before is kept, so that one readable state is there at any moment. A job of
 other settings, images or program does not go on from it.
+
+Every stage of a job has its own, and offers it whenever it could go on from it; what is offered is written as often as
+that pays. A disk that does not take a state costs no run.
 """
 
 from __future__ import annotations
@@ -11,24 +14,32 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.torch import save
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import emsplat
 from emsplat.errors import InputError
-from emsplat.io.files import replacing
+from emsplat.io.files import flush, replacing
+from emsplat.io.tensors import Header, read_header, read_tensors, write_tensors
 from emsplat.particles import Particles
+from emsplat.ranks import World
+from emsplat.reporting import Reporter
 from emsplat.settings import InputSettings, ReconstructSettings
 
-_FORMAT = "emsplat checkpoint 1"
+FOLDER = "checkpoints"
+_FORMAT = "emsplat checkpoint 2"
 _SHOWN = 3  # differences told
+_GUESS = 256e6, 1.28  # bytes and seconds of a disk that nothing has been written to
 _NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "device", "sharpen", "cache", "cache_size"}
 
 
@@ -36,100 +47,215 @@ _NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "devi
 class State:
     """What a job goes on from."""
 
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any]  # as JSON takes it
+    tensors: dict[str, Tensor]  # of real numbers
+    facts: dict[str, Any] = field(default_factory=dict)  # as JSON takes it
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Its tensors, where they lie."""
+        return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.tensors.items()}
+
+
+@dataclass
+class Pace:
+    """How often states are written: as soon as what they save has taken many times as long as the writing does."""
+
+    times: float = 30.0  # as long: at most this share of a run is spent on writing
+    least: float = 10.0  # seconds between two states; what takes less is as soon done again
+    bytes: int = 0  # that were written
+    seconds: float = 0.0  # that took, flushing included
+    states: int = 0
+
+    def is_due(self, elapsed: float, n_bytes: int) -> bool:
+        """Whether to write so many bytes after so many seconds."""
+        speed = (_GUESS[0] + self.bytes) / (_GUESS[1] + self.seconds)
+        return elapsed >= max(self.least, self.times * n_bytes / speed)
+
+    def learn(self, n_bytes: int, seconds: float) -> None:
+        """What a state took."""
+        self.bytes += n_bytes
+        self.seconds += seconds
+        self.states += 1
 
 
 @dataclass(frozen=True)
 class Checkpoints:
     """The states of a job by name, in a folder of their own."""
 
-    folder: Path
+    folder: Path | None  # None: nothing is kept
     resume: bool = False  # go on from what is there
     identity: dict[str, Any] = field(default_factory=dict)  # what must be the same, as JSON takes it
+    reporter: Reporter = field(default_factory=Reporter)
+    pace: Pace = field(default_factory=Pace)
+    troubles: list[str] = field(default_factory=list)  # with the disk, so far
+    suffix: str = ""  # of the names
 
     def prepare(self, overwrite: bool) -> None:
-        """Take away what is to be replaced.
+        """Take away what is to be replaced, and what a killed process was writing.
 
         Raises:
-            InputError: there is nothing to resume from, or a new job would replace what could be gone on with.
+            InputError: a new job would replace what could be gone on with.
         """
+        assert self.folder
         there = any(self.folder.glob("*.safetensors"))
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
         if self.resume and not there:
-            raise InputError(
-                f"{self.folder}: no checkpoint to resume from; leave out --resume, or give the run's own folder"
-            )
+            self.reporter.line(f"{self.folder}: no checkpoint to resume from; the run starts at its beginning")
         if there and not self.resume and not overwrite:
             raise InputError(
                 f"{self.folder}: the checkpoint of an unfinished run; go on with --resume, or replace it with "
                 "--overwrite"
             )
-        if there and not self.resume:
-            self.discard()
+        if not self.resume:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def tell_cost(self) -> None:
+        """A line on what was written, if anything was."""
+        pace = self.pace
+        if pace.states:
+            self.reporter.line(f"checkpoints: {pace.states} states, {pace.bytes / 1e9:.3f} GB in {pace.seconds:.1f} s")
+
+    @contextmanager
+    def told_of_if_ended(self) -> Iterator[None]:
+        """Where an error or an interrupt ends the block that has written something to go on from, a line on it."""
+        try:
+            yield
+        except BaseException:
+            if self.pace.states:
+                self.reporter.line(f"{self.folder}: what is done so far; --resume goes on from there")
+            raise
 
     def belonging_to(self, identity: dict[str, Any]) -> Checkpoints:
-        """The same, for a job of this identity."""
-        return replace(self, identity=json.loads(json.dumps(identity, default=str)))
+        """The same, for a job of this identity.
 
-    def named(self, name: str, warn: Callable[[str], None]) -> Checkpoint:
-        """One of the states; `warn` is told where its latest file is broken and the one before is taken."""
-        return Checkpoint(self, name, warn)
+        Raises:
+            InputError: a state that would be gone on from is of a job of another identity.
+        """
+        job = replace(self, identity=json.loads(json.dumps(identity, default=str)))
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder and self.resume else ():
+            try:
+                found = _header(path).identity
+            except Exception:  # what is broken is told of when it is its turn
+                continue
+            job._refuse_another(path, found)
+        return job
 
-    def save(self, name: str, state: State) -> None:
-        """Write a state, keeping the one before; InputError where the disk does not take it."""
-        metadata = {
-            "format": _FORMAT,
-            "identity": json.dumps(self.identity),
-            "facts": json.dumps(state.facts),
-            "checksum": _checksum(state.tensors),
-        }
-        content = save({key: tensor.contiguous() for key, tensor in state.tensors.items()}, metadata=metadata)
-        latest, before = self._paths(name)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def within(self, part: str) -> Checkpoints:
+        """Those of a part of the job whose stages are called the same as others'."""
+        return replace(self, suffix=f"-{part}")
+
+    def named(self, name: str, world: World | None = None) -> Checkpoint:
+        """One of the states, of a stage that now begins.
+
+        Args:
+            world: for a stage that is the same on all ranks: the first one writes, and tells the others what it loads.
+        """
+        return Checkpoint(self, name, world)
+
+    def save(self, name: str, state: State) -> bool:
+        """Write a state, keeping the one before; whether the disk took it. The first time it does not, a warning."""
+        if self.folder is None:
+            return False
+        begun = time.monotonic()
+        try:
+            self._write(self.folder, name, state)
+        except (InputError, OSError) as error:
+            latest, before = self._paths(self.folder, name)
+            with suppress(InputError, OSError):  # there may be room for two states where there is not for three
+                if latest.exists() and before.exists():
+                    before.unlink()
+                    self._write(self.folder, name, state)
+                    return True
+            if not self.troubles:
+                self.reporter.warn(
+                    f"{error}. The run goes on without writing down its state; the checkpoints that are there stay"
+                )
+            self.troubles.append(str(error))
+            return False
+        finally:
+            self.pace.learn(state.n_bytes, time.monotonic() - begun)
+        return True
+
+    def _write(self, folder: Path, name: str, state: State) -> None:
+        content = json.dumps({"identity": self.identity, "facts": state.facts})
+        metadata = {"format": _FORMAT, "content": content, "content_crc32": str(zlib.crc32(content.encode()))}
+        latest, before = self._paths(folder, name)
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for above in (folder.parent, folder.parent.parent):
+                flush(above)  # or the folders could be lost with the power
         with replacing(latest) as temporary:
             with open(temporary, "wb") as file:
-                file.write(content)
+                write_tensors(file, state.arrays(), metadata)
                 file.flush()
                 os.fsync(file.fileno())
             if latest.exists():
                 os.replace(latest, before)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # or the renaming could be lost with the power
-        finally:
-            os.close(folder)
+        flush(folder)  # or the renaming could be lost
 
-    def load(self, name: str, warn: Callable[[str], None]) -> State | None:
+    def load(self, name: str, into: Mapping[str, NDArray[Any]] | None = None) -> State | None:
         """The latest state that is whole; None where none is wanted or there.
 
+        A warning where the latest one is broken, and the one before is taken or none is whole.
+
         Args:
-            warn: told where the latest one is broken and the one before is taken.
+            into: C-contiguous arrays to be filled with the tensors of their name; with zeros where there is no state.
         Raises:
-            InputError: it belongs to a job of another identity, or none is whole.
+            InputError: it belongs to a job of another identity.
         """
-        found = [path for path in self._paths(name) if path.exists()] if self.resume else []
+        into = into or {}
+        paths = self._paths(self.folder, name) if self.folder and self.resume else ()
         broken = ""
-        for path in found:
+        for path in paths:
+            if not path.exists():
+                continue
             try:
-                state, identity = _read(path)
+                header = _header(path)
             except Exception as error:  # whatever a damaged file makes the reader stumble over
                 broken = broken or f"{path}: cut short or damaged ({error})"
                 continue
-            self._refuse_another(path, identity)
+            self._refuse_another(path, header.identity)
+            try:
+                arrays = read_tensors(path, header.header, into)
+            except Exception as error:
+                broken = broken or f"{path}: cut short or damaged ({error})"
+                continue
             if broken:
-                warn(f"{broken}; the state before it is taken")
-            return state
-        if found:
-            raise InputError(f"{broken}, and none before it can be read; start anew without --resume")
+                self.reporter.warn(f"{broken}; the state before it is taken")
+            written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+            self.reporter.resumed = True
+            self.reporter.line(f"going on from {path.name}, written {written}")
+            return State({key: torch.from_numpy(array) for key, array in arrays.items()}, header.facts)
+        if broken:
+            for array in into.values():
+                array.fill(0)
+            self.reporter.warn(f"{broken}, and none before it can be read; this part of the run is done again")
         return None
 
-    def discard(self) -> None:
-        """Remove them all: the job is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self, name: str) -> None:
+        """A state that nothing needs any more."""
+        for path in self._paths(self.folder, name) if self.folder else ():
+            with suppress(OSError):
+                path.unlink()
 
-    def _paths(self, name: str) -> tuple[Path, Path]:
+    def remove_all_but(self, name: str) -> None:
+        """The states of all other names."""
+        if self.folder is None:
+            return
+        kept = self._paths(self.folder, name)
+        for path in self.folder.glob("*.safetensors"):
+            if path not in kept:
+                with suppress(OSError):
+                    path.unlink()
+
+    def _paths(self, folder: Path, name: str) -> tuple[Path, Path]:
         """Where the latest state is, and the one before."""
-        return self.folder / f"{name}.safetensors", self.folder / f"{name}.before.safetensors"
+        return folder / f"{name}{self.suffix}.safetensors", folder / f"{name}{self.suffix}.before.safetensors"
 
     def _refuse_another(self, path: Path, identity: dict[str, Any]) -> None:
         ours = self.identity
@@ -143,33 +269,57 @@ class Checkpoints:
             )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoint:
-    """One state of a job."""
+    """The state of one stage of a job."""
 
     job: Checkpoints
     name: str
-    warn: Callable[[str], None]
+    world: World | None = None  # whose ranks all are at this stage
+    since: float = field(default_factory=time.monotonic)  # when the stage began, or its state was last written
 
-    def save(self, state: State) -> None:
-        self.job.save(self.name, state)
+    def load(self, into: Mapping[str, NDArray[Any]] | None = None) -> State | None:
+        """See `Checkpoints.load`."""
+        if self.world is None:
+            return self.job.load(self.name, into)
+        assert into is None, "what all ranks are given is new"
+        return self.world.broadcast(self.job.load(self.name) if self.world.is_first else None)
 
-    def load(self) -> State | None:
-        return self.job.load(self.name, self.warn)
+    def offer(self, state: Callable[[], State]) -> bool:
+        """Write the state down if that pays by now; whether it was written."""
+        elapsed = time.monotonic() - self.since
+        writes = self.job.folder is not None and (self.world is None or self.world.is_first)
+        if not writes or elapsed < self.job.pace.least:
+            return False
+        offered = state()
+        if not self.job.pace.is_due(elapsed, offered.n_bytes):
+            return False
+        written = self.job.save(self.name, offered)
+        self.since = time.monotonic()
+        return written
+
+    def followed_by(self, name: str) -> Checkpoint:
+        """The state of what comes out of the stage: it pays as the stage's next one would."""
+        return Checkpoint(self.job, name, self.world, self.since)
+
+    def remove(self) -> None:
+        """Nothing needs it any more."""
+        self.job.remove(self.name)
+
+    def remove_others(self) -> None:
+        """Nothing needs those of other names any more."""
+        self.job.remove_all_but(self.name)
 
 
-def checkpoints_of(
-    run_folder: Path, settings: ReconstructSettings, resume: bool, overwrite: bool
-) -> Checkpoints | None:
-    """Of a reconstruction by images, prepared; a fit to statistics takes seconds and has none."""
-    if settings.solver != "images":
-        if resume:
-            raise InputError(
-                f"--resume: --solver {settings.solver} writes no checkpoints; leave it out, and run it again"
-            )
-        return None
-    checkpoints = Checkpoints(run_folder / "checkpoints", resume)
-    checkpoints.prepare(overwrite)
+NO_CHECKPOINTS = Checkpoints(None)
+UNKEPT = Checkpoint(NO_CHECKPOINTS, "")
+
+
+def checkpoints_of(run_folder: Path, resume: bool, overwrite: bool, reporter: Reporter, world: World) -> Checkpoints:
+    """Of a reconstruction, prepared by the first rank."""
+    checkpoints = Checkpoints(run_folder / FOLDER, resume, reporter=reporter)
+    if world.is_first:
+        checkpoints.prepare(overwrite)
     return checkpoints
 
 
@@ -189,20 +339,19 @@ def fingerprint(particles: Particles) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(path: Path) -> tuple[State, dict[str, Any]]:
-    """A state and the identity of its job; raises whatever a damaged file brings about."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
-    if metadata["checksum"] != _checksum(tensors):
-        raise ValueError("its checksum is wrong")
-    return State(tensors, json.loads(metadata["facts"])), json.loads(metadata["identity"])
+@dataclass(frozen=True)
+class _Header:
+    header: Header
+    identity: dict[str, Any]
+    facts: dict[str, Any]
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(key.encode() + tensors[key].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _header(path: Path) -> _Header:
+    """Raises whatever a damaged file brings about."""
+    header = read_header(path)
+    if header.metadata.get("format") != _FORMAT:
+        raise ValueError(f"its format is {header.metadata.get('format')!r}, not {_FORMAT!r}")
+    content = header.metadata["content"]
+    if zlib.crc32(content.encode()) != int(header.metadata["content_crc32"]):
+        raise ValueError("the checksum of its header is wrong")
+    return _Header(header, **json.loads(content))

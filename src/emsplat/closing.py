@@ -42,9 +42,10 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
         ("Gaussians", f"{first:,} + {second:,}, one set a half"),
         (
             "time",
-            f"{sum(summary['seconds'].values()):.1f} s: " + ", ".join(f"{n} {t:.1f}" for n, t in stages if t >= 0.05),
+            f"{sum(summary['seconds'].values()):.1f} s{' since it was resumed' if summary['resumed'] else ''}: "
+            + ", ".join(f"{n} {t:.1f}" for n, t in stages if t >= 0.05),
         ),
-        ("pass", f"{summary['images_per_second']:,.0f} images/s"),
+        *([("pass", f"{rate:,.0f} images/s")] if (rate := summary["images_per_second"]) else []),
         ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
         ("map", folder / "map.mrc"),
         ("report", folder / "report.html"),

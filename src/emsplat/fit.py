@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from emsplat.checkpoint import UNKEPT, Checkpoint
 from emsplat.density import DensitySettings, control, is_due, round_gaussians, sample_centres
 from emsplat.devices import CPU
 from emsplat.errors import InputError
 from emsplat.fit_gpu import DeviceLoss, Replayed
+from emsplat.fit_state import FitHistory, FitState
 from emsplat.gaussians import Gaussians
 from emsplat.parameters import Adam, Parameters
 from emsplat.splat import voxelise
@@ -58,17 +60,6 @@ class FitSettings:
         """Settings whose Gaussians can be wide enough to fill the particle's volume, however few they are."""
         spacing = (volume_in_voxels / n_gaussians) ** (1 / 3)
         return FitSettings(n_gaussians, isotropic, max_scale=max(1.0, _WIDEST_PER_SPACING * spacing), seed=seed)
-
-
-@dataclass
-class FitHistory:
-    """What the log and the figures show of a fit; losses are per image."""
-
-    losses: list[float] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    checks: list[tuple[int, float]] = field(default_factory=list)  # step, loss on the unseen images
-    anneal_from: int = 0
-    stopped_by: str = "maximum number of steps"
 
 
 class QuadraticLoss:
@@ -182,6 +173,7 @@ def fit_gaussians(
     device: torch.device = CPU,
     say: Callable[[str], None] = lambda text: None,
     watch: Callable[[Parameters], None] = lambda parameters: None,
+    checkpoint: Checkpoint = UNKEPT,
 ) -> tuple[Parameters, FitHistory]:
     """Fit Gaussians to the images of one half.
 
@@ -194,10 +186,18 @@ def fit_gaussians(
         device: where it is done; the Gaussians come back to the CPU.
         say: told where a graphics card has to be asked for every step anew.
         watch: called after every step with the Gaussians, which the next step changes.
+        checkpoint: is offered the state after every step; the fit goes on from the one it loads, to the same result.
+    Raises:
+        InputError: the loss, or a Gaussian, is no longer finite.
     """
     loss = _loss(seen, extent, device)
     check = _loss(unseen, extent, device) if unseen else None
-    optimiser, rate = Adam(start.to(device), settings.step_sizes), torch.ones((), device=device)
+    saved = checkpoint.load()
+    if saved:
+        state = FitState.restored(saved, settings.step_sizes, device)
+    else:
+        state = FitState(Adam(start.to(device), settings.step_sizes), np.random.default_rng(settings.seed))
+    optimiser, history, rate = state.optimiser, state.history, torch.ones((), device=device)
 
     def descend() -> tuple[float | Tensor, Tensor, Tensor]:
         """A step; the loss, the density and the gradient before it."""
@@ -210,38 +210,46 @@ def fit_gaussians(
         return value, volume.detach(), gradient
 
     descent = Replayed(descend, device, say)
-    history = FitHistory()
-    rng = np.random.default_rng(settings.seed)
     length = min(settings.anneal_steps, settings.max_steps)
-    anneal_from = settings.max_steps - length
-    best, waited, step = math.inf, 0, 0
-    while step < anneal_from + length:
-        annealing = step >= anneal_from
-        if unseen and step == anneal_from:
-            loss = _loss(seen + unseen, extent, device)
+    anneal_from = settings.max_steps - length if state.anneal_from is None else state.anneal_from
+    while state.done < anneal_from + length:
+        annealing = state.done >= anneal_from
+        if annealing and unseen:
+            loss, unseen = _loss(seen + unseen, extent, device), None
             descent.forget()
-        rate.fill_(0.5 + 0.5 * math.cos(math.pi * (step - anneal_from) / length) if annealing else 1.0)
+        rate.fill_(0.5 + 0.5 * math.cos(math.pi * (state.done - anneal_from) / length) if annealing else 1.0)
         value, volume, gradient = descent()
+        _refuse_not_finite(float(value), state)
         history.losses.append(float(value))
         history.counts.append(len(optimiser.parameters))
-        if check and not annealing and (step + 1) % settings.check_every == 0:
+        if check and not annealing and (state.done + 1) % settings.check_every == 0:
             now = float(check.at(volume)[0])
-            history.checks.append((step, now))
-            improved = not history.checks[1:] or now < best - settings.improvement * abs(best)
-            waited = 0 if improved else waited + 1
-            best = min(best, now)
-            if waited >= settings.patience:
-                anneal_from = step + 1
+            history.checks.append((state.done, now))
+            improved = not history.checks[1:] or now < state.best - settings.improvement * abs(state.best)
+            state.waited = 0 if improved else state.waited + 1
+            state.best = min(state.best, now)
+            if state.waited >= settings.patience:
+                state.anneal_from = anneal_from = state.done + 1
                 history.stopped_by = "loss on unseen images"
-        if not annealing and is_due(step, anneal_from, settings.density):
+        if not annealing and is_due(state.done, anneal_from, settings.density):
             asked_for = gradient.numpy() if device == CPU else gradient
-            control(optimiser, asked_for, settings.n_gaussians, settings.density, rng)
+            control(optimiser, asked_for, settings.n_gaussians, settings.density, state.rng)
             descent.forget()
-        step += 1
-        progress(step, anneal_from + length)
+        state.done += 1
+        progress(state.done, anneal_from + length)
         watch(optimiser.parameters)
+        checkpoint.offer(state.saved)
     history.anneal_from = anneal_from
     return optimiser.parameters.to(CPU), history
+
+
+def _refuse_not_finite(loss: float, state: FitState) -> None:
+    if not (math.isfinite(loss) and state.is_finite):
+        raise InputError(
+            f"step {state.done + 1} of the fit: {'a Gaussian' if math.isfinite(loss) else 'the loss'} is not a finite "
+            "number; some image or its CTF must be odd: look for it with emsplat check and remove it from the particle "
+            "file; the checkpoint before it stays"
+        )
 
 
 def gaussians_of(parameters: Parameters, pixel_size_in_angstroms: float) -> Gaussians:

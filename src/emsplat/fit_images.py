@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -26,10 +26,11 @@ from torch import Tensor
 
 from emsplat.aberrations import slice_matrices
 from emsplat.batches import Batches, Images, Loader, Rows
-from emsplat.checkpoint import Checkpoint, State
+from emsplat.checkpoint import UNKEPT, Checkpoint
 from emsplat.density import DensitySettings, control, is_due
 from emsplat.errors import InputError
-from emsplat.fit import FitHistory, FitSettings, confine
+from emsplat.fit import FitSettings, confine
+from emsplat.fit_state import FitHistory, FitState
 from emsplat.imaging import contrast_transfer, image_spectra, misfits, observe, projection_factors, shifts_in_pixels
 from emsplat.insertion import SliceGrid
 from emsplat.io.images import reading_order
@@ -117,42 +118,12 @@ class Misfit:
         grid.insert(spectra.numpy(), self.matrices(rows, operators))
 
 
-@dataclass
-class FitState:
-    """All that a fit goes on from."""
-
-    optimiser: Adam
-    rng: np.random.Generator
-    history: FitHistory = field(default_factory=FitHistory)
-    round: int = 0
-    anneal_from: int | None = None  # round; None: not yet annealing
-    best: float = math.inf
-    waited: int = 0
-
-    def saved(self) -> State:
-        """For a checkpoint."""
-        facts = {name: getattr(self, name) for name in ("round", "anneal_from", "best", "waited")}
-        return State(
-            self.optimiser.tensors(), facts | {"rng": self.rng.bit_generator.state, "history": asdict(self.history)}
-        )
-
-    @staticmethod
-    def restored(state: State, step_sizes: dict[str, float]) -> FitState:
-        """What `saved` was taken from."""
-        facts = dict(state.facts)
-        rng = np.random.default_rng()
-        rng.bit_generator.state = facts.pop("rng")
-        history = FitHistory(**facts.pop("history"))
-        history.checks = [(step, value) for step, value in history.checks]  # JSON has no tuples
-        return FitState(Adam.restored(state.tensors, step_sizes), rng, history, **facts)
-
-
 def fit_images(
     half: HalfSet,
     start: Parameters,
     settings: FitSettings,
     schedule: Schedule | None = None,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint = UNKEPT,
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Callable[[Parameters], None] = lambda parameters: None,
 ) -> tuple[Parameters, FitHistory]:
@@ -161,7 +132,7 @@ def fit_images(
     Args:
         start: from `fit.initial_gaussians`.
         settings: of the model; of the numbers of steps only the schedule's count.
-        checkpoint: is given the state after every round; the fit goes on from the one it loads, to the same result.
+        checkpoint: is offered the state after every round; the fit goes on from the one it loads, to the same result.
         progress: called with the batches done and to do.
         watch: called after every round with the Gaussians, which the next one changes.
     Raises:
@@ -169,7 +140,7 @@ def fit_images(
     """
     schedule = schedule or Schedule()
     sizes = {name: schedule.step_share * size for name, size in settings.step_sizes.items()}
-    saved = checkpoint.load() if checkpoint else None
+    saved = checkpoint.load()
     if saved:
         state = FitState.restored(saved, sizes)
     else:
@@ -190,7 +161,7 @@ class _Fit:
     schedule: Schedule
     misfit: Misfit
     loader: Loader
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint
     progress: Callable[[int, int], None]
     watch: Callable[[Parameters], None]
 
@@ -198,19 +169,19 @@ class _Fit:
         """Rounds on the seen images, until the misfit of the unseen ones no longer falls."""
         half, schedule = self.half, self.schedule
         most = schedule.max_rounds if len(half.unseen) else schedule.rounds_without_unseen
-        stream = self.loader.stream(self._batches(half.seen, self.settings.seed), state.round * schedule.round)
+        stream = self.loader.stream(self._batches(half.seen, self.settings.seed), state.done * schedule.round)
         while state.anneal_from is None:
-            controlled = is_due(state.round, most, schedule.density)
+            controlled = is_due(state.done, most, schedule.density)
             wanted = SliceGrid.empty(half.extent, half.box_size, np.complex64) if controlled else None
             for rows, images in islice(stream, schedule.round):
                 self._step(state, rows, images, 1.0, wanted)
                 self.progress(len(state.history.losses), (most + schedule.anneal_rounds) * schedule.round)
             if wanted:
                 control(state.optimiser, wanted.adjoint(), self.settings.n_gaussians, schedule.density, state.rng)
-            state.round += 1
+            state.done += 1
             stale = len(half.unseen) > 0 and self._is_stale(state)
-            if stale or state.round >= most:
-                state.anneal_from = state.round
+            if stale or state.done >= most:
+                state.anneal_from = state.done
                 state.history.anneal_from = len(state.history.losses)
                 state.history.stopped_by = "misfit of unseen images" if stale else "maximum number of rounds"
             self._end_round(state)
@@ -221,12 +192,12 @@ class _Fit:
         length = self.schedule.round
         batches = self._batches(np.concatenate([self.half.seen, self.half.unseen]), self.settings.seed + 1)
         total = max(self.schedule.anneal_rounds * length, self.schedule.anneal_epochs * batches.per_epoch)
-        first = (state.round - state.anneal_from) * length
+        first = (state.done - state.anneal_from) * length
         for done, (rows, images) in enumerate(islice(self.loader.stream(batches, first), max(total - first, 0)), first):
             self._step(state, rows, images, 0.5 + 0.5 * math.cos(math.pi * done / total))
             self.progress(len(state.history.losses), state.history.anneal_from + total)
             if (done + 1) % length == 0 or done + 1 == total:
-                state.round += 1
+                state.done += 1
                 self._end_round(state)
 
     def _batches(self, rows: Rows, seed: int) -> Batches:
@@ -289,5 +260,4 @@ class _Fit:
 
     def _end_round(self, state: FitState) -> None:
         self.watch(state.optimiser.parameters)
-        if self.checkpoint:
-            self.checkpoint.save(state.saved())
+        self.checkpoint.offer(state.saved)

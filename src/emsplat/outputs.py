@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat import figures
+from emsplat.checkpoint import FOLDER as CHECKPOINTS
 from emsplat.closing import Summary, closing_rows, resolution_text
 from emsplat.figures_local import figure_local_resolution
 from emsplat.figures_refinement import figure_refinement
-from emsplat.fit import FitHistory
+from emsplat.fit_state import FitHistory
 from emsplat.io.folders import check_folder, claiming, filling
 from emsplat.io.mrc import write_map
 from emsplat.io.write_refined import NAMES, write_refined
@@ -28,6 +29,7 @@ from emsplat.reconstruction import Reconstruction
 from emsplat.report.evidence import Evidence, gather_evidence, write_evidence
 from emsplat.report.page import REPORT, write_report
 from emsplat.reporting import Reporter, peak_memory_in_bytes
+from emsplat.settings import ReconstructSettings
 from emsplat.validation import write_fsc_csv
 from emsplat.versions import versions
 
@@ -65,6 +67,23 @@ def claimed(folder: Path, overwrite: bool, reporter: Reporter) -> Iterator[None]
         yield
 
 
+def is_complete(folder: Path, particles: Path, settings: ReconstructSettings, reporter: Reporter) -> bool:
+    """Whether a run of this is in the folder, perhaps because one that was killed at its very end is brought to it."""
+    if not folder.is_dir():
+        return False
+    with claiming(folder) as found:
+        for line in found:
+            reporter.warn(line)
+    if (folder / CHECKPOINTS).exists() or not (folder / SUMMARY).exists():
+        return False
+    try:
+        made_with = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    asked = json.loads(json.dumps(asdict(settings), default=str))
+    return (made_with.get("particles"), made_with.get("settings")) == (str(particles.absolute()), asked)
+
+
 def write_run(
     folder: Path | str,
     reconstruction: Reconstruction,
@@ -85,7 +104,7 @@ def write_run(
     """
     folder, reporter = Path(folder), reporter or reconstruction.reporter
     check_output(folder, overwrite)
-    with filling(folder, last=SUMMARY) as staging:
+    with filling(folder, last=SUMMARY, obsolete=CHECKPOINTS) as staging:
         with reporter.stage("writing"):
             _write_maps(staging, reconstruction)
             _write_gaussians(staging, reconstruction)
@@ -228,7 +247,8 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "symmetry": r.settings.symmetry,
         "b_factor": r.b_factor,
         "seconds": {stage: round(time, 3) for stage, time in seconds.items()},
-        "images_per_second": round(r.n_images / seconds["pass"], 1) if seconds.get("pass") else None,
+        "resumed": reporter.resumed,  # and the seconds are those since then
+        "images_per_second": round(r.n_images / seconds["pass"], 1) if not reporter.resumed else None,
         "peak_memory_in_bytes": peak_memory_in_bytes(),
         "peak_memory_after_in_bytes": reporter.peak_memory_in_bytes,
         "seed": r.settings.seed,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 
 from emsplat import devices, maps
 from emsplat.batches import Images
-from emsplat.checkpoint import Checkpoints, fingerprint, identity
+from emsplat.checkpoint import NO_CHECKPOINTS, Checkpoint, Checkpoints, State, fingerprint, identity
 from emsplat.count import FEWEST, automatic_count
 from emsplat.errors import InputError
-from emsplat.fit import FitHistory, FitSettings, fit_gaussians, fitting_period, gaussians_of, initial_gaussians
+from emsplat.fit import FitSettings, fit_gaussians, fitting_period, gaussians_of, initial_gaussians
 from emsplat.fit_images import HalfSet, fit_images
+from emsplat.fit_state import FitHistory
 from emsplat.gaussians import Gaussians, merge
 from emsplat.io import read_input
 from emsplat.io.cache import CachedImages
@@ -36,7 +38,7 @@ from emsplat.refinement import Refinement, check_refinable, refine_settings, ref
 from emsplat.reporting import Reporter
 from emsplat.settings import InputSettings, ReconstructSettings
 from emsplat.shared_pass import gather_shared
-from emsplat.statistics import PassSettings, Statistics
+from emsplat.statistics import PassSettings, Statistics, restored_statistics, saved_statistics
 from emsplat.stopwatch import Stopwatch
 from emsplat.symmetry import symmetry_operators
 from emsplat.threads import threads
@@ -51,7 +53,9 @@ _SUBSETS = 4  # at most: a part of each half is kept aside
 _MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
 
 
-_Solver = Callable[[int, int, Parameters, FitSettings, Callable[[int, int], None]], tuple[Parameters, FitHistory]]
+_Solver = Callable[
+    [int, Parameters, FitSettings, Callable[[int, int], None], Checkpoint], tuple[Parameters, FitHistory]
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,20 @@ class Half:
     histories: tuple[FitHistory, ...]  # of its fits
     raw: NDArray[np.float32]  # (D, D, D) direct inversion
     map: NDArray[np.float32]  # (D, D, D) the Gaussians on the grid
+
+    def saved(self) -> State:
+        """For a checkpoint."""
+        tensors = {f"gaussians.{field.name}": getattr(self.gaussians, field.name) for field in fields(Gaussians)}
+        volumes = {"raw": torch.from_numpy(self.raw), "map": torch.from_numpy(self.map)}
+        return State(tensors | volumes, {"histories": [asdict(history) for history in self.histories]})
+
+    @staticmethod
+    def restored(state: State) -> Half:
+        """What `saved` was taken from."""
+        gaussians = Gaussians(*(state.tensors[f"gaussians.{field.name}"] for field in fields(Gaussians)))
+        raw, density = (state.tensors[name].numpy() for name in ("raw", "map"))
+        histories = tuple(FitHistory.restored(history) for history in state.facts["histories"])
+        return Half(gaussians, histories, raw, density)
 
     @property
     def history(self) -> FitHistory:
@@ -112,7 +130,7 @@ def reconstruct(
     particles: Path | str | Particles,
     settings: ReconstructSettings | None = None,
     reporter: Reporter | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
@@ -121,7 +139,7 @@ def reconstruct(
         particles: a particle file, or the table read from one.
         settings: defaults are found from the data.
         reporter: told of progress; silent by default.
-        checkpoints: where the images solver writes its state down, and may go on from.
+        checkpoints: where every stage writes its state down, and may go on from; by default, nowhere.
         world: the ranks that share the work, each of which calls this and is given the same; by default, one.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
@@ -141,8 +159,7 @@ def reconstruct(
         images: Images = source
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
-        if checkpoints:
-            checkpoints = checkpoints.belonging_to(identity(table, settings))
+        checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": world.size})
         symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
         with reporter.stage("preview"):
@@ -160,15 +177,18 @@ def reconstruct(
         def solve(current: Particles) -> Solution:
             return _solve(current, images, preview, grid, device, settings, reporter, checkpoints, world)
 
-        solution, refinement = solve(table), None
+        refinement = None
         if settings.refined:
-            table, solution, refinement = refined(
-                table, solution, solve, images, preview.noise, refine_settings(settings, diameter), diameter, reporter
-            )
+            limits = refine_settings(settings, diameter)
+            kept = checkpoints.named("refinement", world)
+            table, solution, refinement = refined(table, solve, images, preview.noise, limits, diameter, reporter, kept)
+        else:
+            solution = solve(table)
         first, second = solution.halves
         result, b_factor, local = world.broadcast(
             _judged(solution, table.pixel_size_in_angstroms, settings, reporter) if world.is_first else None
         )
+        checkpoints.tell_cost()
         forward_warnings(reporter, world)
     return Reconstruction(
         map=result,
@@ -305,33 +325,35 @@ def _solve(
     device: torch.device,
     settings: ReconstructSettings,
     reporter: Reporter,
-    checkpoints: Checkpoints | None,
+    checkpoints: Checkpoints,
     world: World,
 ) -> Solution:
     """One pass over the images, a fit to each half, and how far to believe them; the same on every rank."""
+    checkpoints = checkpoints.within(fingerprint(table))
     subset = _subsets(table, settings)
     owner = {half: world.owner(half) if settings.solver == "statistics" else 0 for half in (1, 2)}
     pass_settings = _pass_settings(grid, preview)
-    statistics = _gather(table, subset, images, pass_settings, device, reporter, owner, world)
     order = reading_order(table)
 
     def by_images(
-        number: int, fit: int, start: Parameters, fit_settings: FitSettings, advance: Callable[[int, int], None]
+        number: int,
+        start: Parameters,
+        fit_settings: FitSettings,
+        advance: Callable[[int, int], None],
+        checkpoint: Checkpoint,
     ) -> tuple[Parameters, FitHistory]:
         seen, unseen = (order[subset[order] == 2 * (number - 1) + part] for part in (0, 1))
         half = HalfSet(table, images, seen, unseen, preview.noise, grid.box_size, grid.extent, grid.symmetry)
-        name = f"half{number}-fit{fit}-{fingerprint(table)}"
-        kept = checkpoints.named(name, reporter.warn) if checkpoints else None
         watch = _watch(number, grid, reporter)
-        return fit_images(half, start, fit_settings, checkpoint=kept, progress=advance, watch=watch)
+        return fit_images(half, start, fit_settings, checkpoint=checkpoint, progress=advance, watch=watch)
 
     solver = by_images if settings.solver == "images" else None
-    # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
-    mine = {
-        number: _fit_half(number, statistics.pop(number), grid, device, settings, reporter, solver)
-        for number in (1, 2)
-        if owner[number] == world.rank
-    }
+    mine = {half: kept for half in (1, 2) if owner[half] == world.rank and (kept := _kept_half(half, checkpoints))}
+    needed = [half for half in (1, 2) if not world.broadcast(half in mine, owner[half])]
+    statistics = _statistics(table, subset, images, pass_settings, device, reporter, owner, needed, world, checkpoints)
+    for number in sorted(statistics):
+        # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
+        mine[number] = _fit_half(number, statistics.pop(number), grid, device, settings, reporter, solver, checkpoints)
     first, second = (world.broadcast(mine.get(number), owner[number]) for number in (1, 2))
     if not world.is_first:
         return world.broadcast(None)
@@ -353,6 +375,41 @@ def _subsets(table: Particles, settings: ReconstructSettings) -> NDArray[np.int8
     return subset
 
 
+def _kept_half(number: int, checkpoints: Checkpoints) -> Half | None:
+    """One that was finished before the job was ended."""
+    state = checkpoints.named(f"half{number}").load()
+    return Half.restored(state) if state else None
+
+
+def _statistics(
+    table: Particles,
+    subset: NDArray[np.int8],
+    images: Images,
+    pass_settings: PassSettings,
+    device: torch.device,
+    reporter: Reporter,
+    owner: dict[int, int],
+    needed: list[int],
+    world: World,
+    checkpoints: Checkpoints,
+) -> dict[int, tuple[Statistics, Statistics | None]]:
+    """By half that is needed, and that this rank owns: `_gather`'s, or kept since before the job was ended."""
+    mine = [half for half in needed if owner[half] == world.rank]
+    kept = {half: state for half in mine if (state := checkpoints.named(f"statistics{half}").load())}
+    if all(world.gather(len(kept) == len(mine))):
+        return {half: restored_statistics(state) for half, state in kept.items()}
+    del kept
+    checkpoint = checkpoints.named("pass" if world.size == 1 else f"pass-rank{world.rank}of{world.size}")
+    found = _gather(table, subset, images, pass_settings, device, reporter, owner, world, checkpoint)
+    statistics = {half: found[half] for half in mine}
+    written = [
+        checkpoint.followed_by(f"statistics{half}").offer(partial(saved_statistics, *statistics[half])) for half in mine
+    ]
+    if all(world.gather(all(written))):
+        checkpoint.remove()
+    return statistics
+
+
 def _gather(
     table: Particles,
     subset: NDArray[np.int8],
@@ -362,13 +419,14 @@ def _gather(
     reporter: Reporter,
     owner: dict[int, int],
     world: World,
+    checkpoint: Checkpoint,
 ) -> dict[int, tuple[Statistics, Statistics | None]]:
     """By half this rank owns, of 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
     owners = {number: owner[1 + number // 2] for number in np.unique(subset).tolist()}
     stopwatch = Stopwatch(device)
     with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
         found = gather_shared(
-            table, images, subset, pass_settings, owners, world, device, advance, reporter.line, stopwatch
+            table, images, subset, pass_settings, owners, world, device, advance, reporter.line, stopwatch, checkpoint
         )
     reporter.line(f"the pass: {stopwatch.text()}")
     return {half: (found[2 * half - 2], found.get(2 * half - 1)) for half in (1, 2) if owner[half] == world.rank}
@@ -396,6 +454,7 @@ def _fit_half(
     settings: ReconstructSettings,
     reporter: Reporter,
     by_images: _Solver | None,
+    checkpoints: Checkpoints,
 ) -> Half:
     """Fit one half's Gaussians, some times over, and put their average, and the raw inversion, on the particles' grid.
 
@@ -426,10 +485,11 @@ def _fit_half(
         del seen, unseen, statistics
     models, histories = [], []
     for fit, (start, one) in enumerate(zip(starts, each, strict=True), start=1):
+        checkpoint = checkpoints.named(f"fit{number}-{fit}")
         title = f"half {number}" + (f", fit {fit}" if n_fits > 1 else "")
         with reporter.stage("fit"), reporter.bar(f"fitting {title}", "steps") as advance:
             if by_images:
-                parameters, history = by_images(number, fit, start, one, advance)
+                parameters, history = by_images(number, start, one, advance, checkpoint)
             else:
                 parameters, history = fit_gaussians(
                     seen,
@@ -441,6 +501,7 @@ def _fit_half(
                     device,
                     reporter.line,
                     _watch(number, grid, reporter),
+                    checkpoint,
                 )
         models.append(gaussians_of(parameters, grid.pixel_size))
         histories.append(history)
@@ -453,7 +514,11 @@ def _fit_half(
         density = gaussians.voxelise(grid.box_size, grid.pixel_size)
     if grid.box_size != grid.full_box_size:
         raw, density = (maps.fourier_resize(v, grid.full_box_size) for v in (raw, density))
-    return Half(gaussians, tuple(histories), raw, density)
+    half = Half(gaussians, tuple(histories), raw, density)
+    if checkpoint.followed_by(f"half{number}").offer(half.saved):
+        for name in (f"statistics{number}", *(f"fit{number}-{fit}" for fit in range(1, n_fits + 1))):
+            checkpoints.named(name).remove()
+    return half
 
 
 def _watch(number: int, grid: Grid, reporter: Reporter) -> Callable[[Parameters], None]:

@@ -103,7 +103,8 @@ def refine_half(
     noise: NDArray[np.float64],
     against: Reference,
     settings: RefineSettings,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int, float], None] = lambda done, total, gain: None,
+    before: tuple[int, float] = (0, 0.0),
 ) -> float:
     """Refine the images of one half against its map, block by block.
 
@@ -113,19 +114,24 @@ def refine_half(
             (Å), contrast − 1, defocus (Å). Where to start from; filled with what is found.
         rows: those of the half.
         noise: (groups, D//2+1) from `noise_spectra`.
+        progress: called with the images done and to do, and how much their misfits fell in all.
+        before: the first and the last of these, of an earlier call that was ended, whose `changes` this one is given.
     Returns:
         How much the misfit fell, in units of log-likelihood an image.
     """
     order = rows[reading_order(particles.select(rows))]
     samples = _samples(against.limit_shell)
     at_once = int(np.clip(_BLOCK_BYTES // (12 * len(samples)), _FEWEST_IN_BLOCK, _LARGEST_BLOCK))
-    fallen, done = 0.0, 0
+    first, fallen = before
+    done = 0
     for block in np.array_split(order, -(-len(order) // at_once)):
+        done += len(block)
+        if done <= first:
+            continue
         problem = _Problem(particles.select(block), images, block, noise, against, samples)
         changes[block], gain = _minimised(problem, changes[block], settings)
         fallen += gain
-        done += len(block)
-        progress(done, len(order))
+        progress(done, len(order), fallen)
     return fallen / len(rows)
 
 

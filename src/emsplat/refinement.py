@@ -8,13 +8,15 @@ other's images or map.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from emsplat.batches import Images
+from emsplat.checkpoint import UNKEPT, Checkpoint, State
 from emsplat.errors import InputError
 from emsplat.particles import Particles
 from emsplat.refine import RefineSettings, changed, reference, refine_half
@@ -99,44 +101,81 @@ def check_refinable(particles: Particles, settings: ReconstructSettings) -> None
         )
 
 
+@dataclass
+class _Progress:
+    """All that a refinement goes on from, beside the maps of where its present round began."""
+
+    changes: NDArray[np.float64]  # (N, 7) so far
+    start: NDArray[np.float64]  # (N, 7) of the particles that the present maps are of
+    gains: list[float] = field(default_factory=list)  # of the rounds that are done
+    half: int = 1  # that is being refined
+    images: int = 0  # of it that are done
+    fallen: float = 0.0  # the sum of their misfits, by this much
+    fallen_before: float = 0.0  # that of the half before
+
+    def next_half(self, fallen: float) -> None:
+        self.half, self.images, self.fallen, self.fallen_before = self.half + 1, 0, 0.0, self.fallen_before + fallen
+
+    def next_round(self) -> None:
+        self.gains.append(self.fallen_before / len(self.changes))
+        self.start = self.changes.copy()
+        self.half, self.images, self.fallen, self.fallen_before = 1, 0, 0.0, 0.0
+
+    def saved(self) -> State:
+        """For a checkpoint."""
+        facts = {name: getattr(self, name) for name in ("gains", "half", "images", "fallen", "fallen_before")}
+        return State({name: torch.from_numpy(getattr(self, name)) for name in ("changes", "start")}, facts)
+
+    @staticmethod
+    def restored(state: State | None, n: int) -> _Progress:
+        """What `saved` was taken from; of n particles that are as they were, if nothing was."""
+        if state is None:
+            return _Progress(np.zeros((n, 7)), np.zeros((n, 7)))
+        return _Progress(state.tensors["changes"].numpy(), state.tensors["start"].numpy(), **state.facts)
+
+
 def refined(
     particles: Particles,
-    solution: Solution,
     solve: Callable[[Particles], Solution],
     images: Images,
     noise: NDArray[np.float64],
     settings: RefineSettings,
     diameter_in_angstroms: float,
     reporter: Reporter,
+    checkpoint: Checkpoint = UNKEPT,
 ) -> tuple[Particles, Solution, Refinement]:
-    """Refine and solve in turn, two to four times.
+    """Solve, refine and solve in turn, with two to four refinements.
 
     Args:
-        particles: with half sets; solution: their half maps.
-        solve: makes the half maps of refined particles.
+        particles: with half sets.
+        solve: makes the half maps of particles.
         noise: (groups, D//2+1) from `noise_spectra`.
+        checkpoint: is offered the changes again and again; the refinement goes on from those it loads.
     """
-    changes = np.zeros((len(particles), 7))
-    gains: list[float] = []
+    progress = _Progress.restored(checkpoint.load(), len(particles))
+    gains = progress.gains
     reporter.line(
         f"refining {', '.join(settings.quantities)} within {settings.range_in_degrees:.3g}° "
         f"and {settings.range_in_angstroms:.3g} Å of the file's"
     )
     current = particles
+    if gains:
+        current = changed(particles, _with_mean_contrast_1(progress.start, particles.half_set))
+    solution = solve(current)
     while len(gains) < _MOST_ROUNDS and (not gains or gains[-1] > _WORTH_ANOTHER * gains[0]):
         limit = solution.validation.limit_shell
         if limit == 0:
             reporter.warn("nothing is measurable that images could be refined against; they stay as they are")
             break
         with reporter.stage("refinement"):
-            gains.append(_round(particles, changes, solution, images, noise, settings, diameter_in_angstroms, reporter))
+            _round(particles, progress, solution, images, noise, settings, diameter_in_angstroms, reporter, checkpoint)
         reporter.line(
             f"refinement round {len(gains)}: to {1 / solution.validation.frequency[limit - 1]:.3g} Å, "
             f"log-likelihood +{gains[-1]:.3g} an image"
         )
-        current = changed(particles, _with_mean_contrast_1(changes, particles.half_set))
+        current = changed(particles, _with_mean_contrast_1(progress.changes, particles.half_set))
         solution = solve(current)
-    result = Refinement(settings, _with_mean_contrast_1(changes, particles.half_set), tuple(gains))
+    result = Refinement(settings, _with_mean_contrast_1(progress.changes, particles.half_set), tuple(gains))
     for name, (first, second) in result.summary(particles.half_set)["rms_changes_of_halves"].items():
         reporter.line(
             f"changed by (root mean square, half 1 and 2): {name.replace('_', ' ')} {first:.3g}, {second:.3g}"
@@ -155,23 +194,33 @@ def _with_mean_contrast_1(changes: NDArray[np.float64], half_set: NDArray[np.int
 
 def _round(
     particles: Particles,
-    changes: NDArray[np.float64],
+    progress: _Progress,
     solution: _Solution,
     images: Images,
     noise: NDArray[np.float64],
     settings: RefineSettings,
     diameter_in_angstroms: float,
     reporter: Reporter,
-) -> float:
-    """Both halves against their maps; `changes` is filled. Returns the mean gain in log-likelihood an image."""
+    checkpoint: Checkpoint,
+) -> None:
+    """Both halves against their maps, from where the round has got to; `progress` has the changes and the gain."""
     v = solution.validation
     # ⟨V₁,t⟩/⟨V₁,V₁⟩ for halves of equal power: the gain of their average, times the average's share of that power.
     to_truth = np.nan_to_num(v.gain * 0.5 * (1 + v.gaussian_half))
-    total = 0.0
-    for half in (1, 2):
+    while progress.half <= 2:
+        half = progress.half
         rows = np.flatnonzero(particles.half_set == half)
         against = reference(solution.halves[half - 1].map, to_truth, v.limit_shell, diameter_in_angstroms)
         with reporter.bar(f"refining half {half}", "images") as advance:
-            gain = refine_half(particles, changes, images, rows, noise, against, settings, advance)
-            total += gain * len(rows)
-    return total / len(particles)
+
+            def advanced(done: int, total: int, fallen: float) -> None:
+                advance(done, total)
+                progress.images, progress.fallen = done, fallen
+                checkpoint.offer(progress.saved)
+
+            before = progress.images, progress.fallen
+            gain = refine_half(particles, progress.changes, images, rows, noise, against, settings, advanced, before)
+        progress.next_half(gain * len(rows))
+    progress.next_round()
+    if checkpoint.offer(progress.saved):
+        checkpoint.remove_others()  # the maps of where the round began, and what they were made of

@@ -25,6 +25,7 @@ class Reporter:
         self.warnings: list[str] = []
         self.current = "start"  # the stage it is at
         self.watcher: Watcher | None = None  # is shown the Gaussians while they are fitted
+        self.resumed = False  # the job goes on from a checkpoint
 
     def line(self, text: str) -> None:
         """A statement for the log."""

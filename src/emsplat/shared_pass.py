@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.batches import Images
+from emsplat.checkpoint import UNKEPT, Checkpoint
 from emsplat.devices import CPU
 from emsplat.io.images import reading_order
 from emsplat.particles import Particles
@@ -32,6 +33,7 @@ def gather_shared(
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
     stopwatch: Stopwatch | None = None,
+    checkpoint: Checkpoint = UNKEPT,
 ) -> dict[int, Statistics]:
     """Stream over the images once, together with the other ranks.
 
@@ -42,6 +44,7 @@ def gather_shared(
         progress: called with the images done and to do, by this rank's share of them.
         say: told what a graphics card has room for.
         stopwatch: of this device; told where the time goes.
+        checkpoint: of this rank's share, see `fill_grids`; a graphics card has filled its grids before it would pay.
     Returns:
         The statistics of the subsets that this rank owns, by number. Memory does not depend on N.
     """
@@ -57,7 +60,7 @@ def gather_shared(
     grids: list[FilledGrids | None]
     if device == CPU:
         grids = list(empty := empty_grids(len(numbers), settings))
-        fill_grids(empty, particles, images, mine, dense, settings, advance, stopwatch)
+        fill_grids(empty, particles, images, mine, dense, settings, advance, stopwatch, checkpoint)
         del empty
     else:
         from emsplat.statistics_gpu import filled_on_device  # only where there is a card is Triton, too

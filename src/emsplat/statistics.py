@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numba
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from emsplat import maps
 from emsplat.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
 from emsplat.batches import Images
+from emsplat.checkpoint import UNKEPT, Checkpoint, State
 from emsplat.cropping import fourier_crop
 from emsplat.insertion import SliceGrid
 from emsplat.io.images import reading_order
@@ -140,17 +142,24 @@ def fill_grids(
     settings: PassSettings,
     progress: Callable[[int], None] = lambda done: None,
     stopwatch: Stopwatch | None = None,
+    checkpoint: Checkpoint = UNKEPT,
 ) -> None:
     """Add images to the grids of their subsets; what several calls, or several processes, have filled adds up.
 
     Args:
         order: (M,) rows, as they are to be read.
         subset: (N,) whose grids each row's image goes into.
+        checkpoint: is offered the grids after every block; those it loads, of the same images, are filled on.
     """
     stopwatch = stopwatch or Stopwatch()
     matrices = slice_matrices(particles)
-    done = 0
-    for rows, spectra, weights in _prepared_blocks(particles, images, order, settings, stopwatch):
+    values = {
+        f"{what}{n}": g.values.view(np.float32) for n, (b, t) in enumerate(grids) for what, g in (("b", b), ("t", t))
+    }
+    saved = checkpoint.load(into=values)
+    done = saved.facts["images"] if saved else 0  # whole blocks: the same ones follow, and so the same sums
+    tensors = {name: torch.from_numpy(array) for name, array in values.items()}
+    for rows, spectra, weights in _prepared_blocks(particles, images, order[done:], settings, stopwatch):
         with stopwatch.working("insertion"):
             for number, (b, t) in enumerate(grids):
                 chosen = subset[rows] == number
@@ -160,6 +169,7 @@ def fill_grids(
                     b.insert(spectra[chosen], matrices[rows[chosen]] @ operator)
                     t.insert(weights[chosen], matrices[rows[chosen]] @ operator)
         done += len(rows)
+        checkpoint.offer(partial(State, tensors, {"images": done}))
         progress(done)
 
 
@@ -173,6 +183,23 @@ def statistics_of(grids: FilledGrids, settings: PassSettings, n_images: int) -> 
 def kernel_extent(settings: PassSettings) -> int:
     """Edge of T: what models need, and at least what the raw inversion does."""
     return max(settings.reach, settings.box_size)
+
+
+def saved_statistics(seen: Statistics, unseen: Statistics | None) -> State:
+    """Those of a half, for a checkpoint."""
+    parts = {"seen": seen} | ({"unseen": unseen} if unseen else {})
+    arrays = {f"{name}.{what}": getattr(s, what) for name, s in parts.items() for what in ("adjoint", "kernel")}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return State(tensors, {name: s.n_images for name, s in parts.items()})
+
+
+def restored_statistics(state: State) -> tuple[Statistics, Statistics | None]:
+    """What `saved_statistics` was given."""
+    parts = {
+        name: Statistics(state.tensors[f"{name}.adjoint"].numpy(), state.tensors[f"{name}.kernel"].numpy(), n_images)
+        for name, n_images in state.facts.items()
+    }
+    return parts["seen"], parts.get("unseen")
 
 
 def _prepared_blocks(

@@ -35,8 +35,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {name: text for name, text in files.items() if not name.startswith(".")}
 
 
-def fill(folder: Path) -> None:
-    with filling(folder, last="end") as staging:
+def fill(folder: Path, obsolete: str | None = None) -> None:
+    with filling(folder, last="end", obsolete=obsolete) as staging:
         write(staging, NEW)
 
 
@@ -138,6 +138,8 @@ for n in range(1, 200):
     folder = base / str(n)
     folder.mkdir()
     t.write(folder, old)
+    states = folder / "states"
+    states.mkdir()
     child = os.fork()
     if child == 0:
         calls = 0
@@ -151,7 +153,7 @@ for n in range(1, 200):
             return call
         for name in ("replace", "rename", "mkdir", "unlink", "rmdir", "ftruncate", "pwrite", "open", "close"):
             setattr(os, name, counted(getattr(os, name)))
-        t.fill(folder)
+        t.fill(folder, obsolete="states")
         os._exit(0)
     _, status = os.waitpid(child, 0)
     before = t.contents(folder)
@@ -162,6 +164,7 @@ for n in range(1, 200):
         after = t.contents(folder)
     assert after in (old, {**old, **t.NEW}), (n, after)
     assert whole or after != old, n  # what was complete is not lost
+    assert states.exists() == (after == old), n  # what leads to it goes with it, and not before
     assert not list(folder.glob(".*")), (n, os.listdir(folder))
     assert all(line.startswith(str(folder)) for line in found)
     print(n, hidden, len(found), after == old)

@@ -35,7 +35,7 @@ def reconstruct(
         output: the folder to write to.
         settings: what is left out is found from the data and said in the log.
         overwrite: replace a run the folder holds; it stays until the new one is complete.
-        resume: go on with the run by --solver images that was ended in the folder.
+        resume: go on with the run that was ended in the folder, to the same result; begin one if there is none.
         quiet: print nothing but errors; the folder's run.log has it all.
         json: print the summary as one JSON object, and all else to the standard error.
         view: show the Gaussians in the browser while they are fitted.
@@ -64,17 +64,20 @@ def reconstruct(
             from emsplat.closing import closing_curve, closing_rows
             from emsplat.reconstruction import reconstruct
 
+        look = world.is_first and resume and not overwrite
+        if world.broadcast(look and outputs.is_complete(output, particles, settings, reporter)):
+            reporter.line(f"{output}: this run is complete, nothing is left to do; to make it again, use --overwrite")
+            return
         with (
             outputs.claimed(output, overwrite, reporter) if world.is_first else nullcontext(),
             _watched(reporter, host, port) if view and world.is_first else nullcontext(),
         ):
-            checkpoints = checkpoints_of(output, settings, resume, overwrite) if world.is_first else None
-            result = reconstruct(particles, settings, reporter, checkpoints, world)
-            if not world.is_first:
-                return
-            summary = outputs.write_run(output, result, reporter, overwrite=overwrite, ranks=world.size)
-            if checkpoints:
-                checkpoints.discard()
+            checkpoints = checkpoints_of(output, resume, overwrite, reporter, world)
+            with checkpoints.told_of_if_ended():
+                result = reconstruct(particles, settings, reporter, checkpoints, world)
+                if not world.is_first:
+                    return
+                summary = outputs.write_run(output, result, reporter, overwrite=overwrite, ranks=world.size)
         reporter.closing(closing_rows(summary, output), closing_curve(result.validation))
         if view:
             reporter.line(f"look at it again: emsplat view {quote(str(output))}")

@@ -70,6 +70,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """A file, or what was renamed in a folder, to the disk: it stays there if the power goes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def reason(error: OSError) -> str:
     """Why something could not be written, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -6,7 +6,8 @@ While a process works for a folder, this lies in it:
   and not locked is of one that was killed.
 - ``.unfinished@HOST@PID``, the files that are being written.
 - ``.finished@HOST@PID@LAST``, the same when all are complete, while they are moved into place, LAST as the last; in it
-  ``.replaced``, the old files they take the place of.
+  ``.replaced``, the old files they take the place of. ``.finished@HOST@PID@LAST@OBSOLETE`` if a folder in this one is
+  of no use any more as soon as they are complete.
 
 Some file systems keep locks to one machine, so what another machine left is named and not touched.
 """
@@ -25,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from emsplat.errors import InputError
-from emsplat.io.files import reason
+from emsplat.io.files import flush, reason
 
 _CLAIM, _UNFINISHED, _FINISHED, _REPLACED = ".claim", ".unfinished", ".finished", ".replaced"
 _OWNER_BYTES = 500
@@ -73,23 +74,29 @@ def claiming(folder: Path) -> Iterator[list[str]]:
 
 
 @contextmanager
-def filling(folder: Path, last: str) -> Iterator[Path]:
+def filling(folder: Path, last: str, obsolete: str | None = None) -> Iterator[Path]:
     """Yields an empty folder whose files are moved into `folder` on a clean exit; otherwise `folder` stays as it was.
 
     The file named `last` is moved last and an old one of that name taken away first: where it is, all the rest is.
 
+    Args:
+        obsolete: a folder in `folder` that has served its purpose when the files are complete, and on the disk.
     Raises:
         InputError: `folder` is claimed, cannot be made or written, or the disk is full.
     """
     with claiming(folder):
         owner = f"{socket.gethostname()}@{os.getpid()}"
-        staging, finished = folder / f"{_UNFINISHED}@{owner}", folder / f"{_FINISHED}@{owner}@{last}"
+        then = [obsolete] if obsolete and (folder / obsolete).is_dir() else []
+        staging, finished = folder / f"{_UNFINISHED}@{owner}", folder / "@".join([_FINISHED, owner, last, *then])
         try:
             staging.mkdir(parents=True)  # the folder again, if someone has removed it meanwhile
             yield staging
+            if then:
+                _flush_all(staging)
             with _uninterrupted():
                 staging.rename(finished)
                 _move_all(finished, folder, last)
+                _remove_all(folder, then)
         except InputError as error:
             raise InputError(str(error).replace(str(staging), str(folder))) from error
         except OSError as error:
@@ -168,6 +175,7 @@ def _settled(folder: Path, previous: str) -> list[str]:
             lines.append("a run was killed while its files, all complete, were moved into place; now they are there")
             with _uninterrupted():
                 _move_all(path, folder, last=last[0])
+                _remove_all(folder, last[1:])
         else:
             lines.append("the half-written files of a killed run are removed")
         shutil.rmtree(path, ignore_errors=True)
@@ -198,6 +206,18 @@ def _move_all(source: Path, target: Path, last: str) -> None:
         for start, end in reversed(done):
             os.replace(end, start)
         raise
+
+
+def _flush_all(folder: Path) -> None:
+    """Files and folders, to the disk: what they make obsolete outlives a power failure no longer than they do."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def _remove_all(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        flush(folder)
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 @contextmanager
