@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from emsplat import maps
+from emsplat.checkpoint import Checkpoints, Pace
 from emsplat.correlation import fsc
 from emsplat.fit import FitSettings, QuadraticLoss, fit_gaussians, fitting_period, gaussians_of, initial_gaussians
 from emsplat.gaussians import merge
+from emsplat.parameters import Parameters
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation.run import signal_images
 from emsplat.simulation.slices import fourier_volume
@@ -69,3 +73,26 @@ def test_the_average_of_fits_is_nearer_the_truth_than_each() -> None:
 def test_the_number_of_fits_must_be_positive(refuses) -> None:
     with refuses("--n-fits 0", "a positive number"):
         ReconstructSettings(n_fits=0)
+
+
+def test_what_is_not_finite_ends_a_fit(refuses: Callable, tmp_path: Path) -> None:
+    """And the state before it is whole."""
+    seen, _ = statistics_of(100, fitting_period(BOX), sigma=1.0)
+    mask = maps.soft_mask(seen.raw_map(), PIXEL, PIXEL * BOX)
+    settings = replace(FitSettings.for_particle(50, float(mask.sum()), False, 0), max_steps=8)
+    start = initial_gaussians(seen, mask, BOX, settings)
+    spoilt = replace(seen, adjoint=np.where(seen.adjoint == seen.adjoint.max(), np.nan, seen.adjoint))
+    with refuses("step 1 of the fit: the loss", "emsplat check"):
+        fit_gaussians(spoilt, None, start, BOX, settings)
+    job = Checkpoints(tmp_path, resume=True, pace=Pace(0, 0))
+
+    def spoil(parameters: Parameters) -> None:
+        if job.pace.states == 4:
+            parameters.log_masses.data[0] = 1e38  # a finite number of which the exponential is none
+
+    with refuses("step 6 of the fit", "not a finite number"):
+        fit_gaussians(seen, None, start, BOX, settings, watch=spoil, checkpoint=job.named("fit1"))
+    kept = job.load("fit1")
+    assert kept is not None
+    assert kept.facts["done"] == 5
+    assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
