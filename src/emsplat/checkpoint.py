@@ -278,6 +278,11 @@ class Checkpoint:
     world: World | None = None  # whose ranks all are at this stage
     since: float = field(default_factory=time.monotonic)  # when the stage began, or its state was last written
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several ranks go on from it; all have the same state when it is offered."""
+        return self.world is not None and self.world.size > 1
+
     def load(self, into: Mapping[str, NDArray[Any]] | None = None) -> State | None:
         """See `Checkpoints.load`."""
         if self.world is None:

@@ -215,12 +215,15 @@ def _round(
 
             def advanced(done: int, total: int, fallen: float) -> None:
                 advance(done, total)
-                progress.images, progress.fallen = done, fallen
-                checkpoint.offer(progress.saved)
+                if not checkpoint.is_shared:  # or the changes are those of one rank's images
+                    progress.images, progress.fallen = done, fallen
+                    checkpoint.offer(progress.saved)
 
             before = progress.images, progress.fallen
             gain = refine_half(particles, progress.changes, images, rows, noise, against, settings, advanced, before)
         progress.next_half(gain * len(rows))
+        if progress.half <= 2:
+            checkpoint.offer(progress.saved)
     progress.next_round()
     if checkpoint.offer(progress.saved):
         checkpoint.remove_others()  # the maps of where the round began, and what they were made of
