@@ -26,17 +26,16 @@ from memory import with_images
 from programs import GB, measured
 
 _RATE = 0.9  # of the rate of a tenth
-_LIMIT_GB = 3.0
 
 _BYTES_AN_IMAGE = 1000  # that memory may grow by: the table's row, not the image, which has 65,536 at 128²
 _DISTINCT, _BLOCK = 4000, 500  # noise-free images; images that are written together
 
-_TEXT = f"""One stack, a tenth of it and all of it, each run a process of its own; what the system holds of files in
+_TEXT = """One stack, a tenth of it and all of it, each run a process of its own; what the system holds of files in
 memory is dropped before each. Where the machine allows it (Linux, as root), run and page cache together are held to
-{_LIMIT_GB:g} GB by a memory cgroup, so that most of the large stack cannot be in the page cache. The images are
-{_DISTINCT:,} simulated ones over and over, each time with noise of its own. Peak resident size is the program's alone.
+{limit:g} GB by a memory cgroup, so that most of the large stack cannot be in the page cache. The images are
+{distinct:,} simulated ones over and over, each time with noise of its own. Peak resident size is the program's alone.
 **Required: the rate of the pass of all images within 10 % of that of a tenth; flat memory, which is to say that no more
-than {_BYTES_AN_IMAGE:,} bytes an image come with more of them: a row of the table, not an image.**"""
+than {bytes_an_image:,} bytes an image come with more of them: a row of the table, not an image.**"""
 
 
 def tiled(case: Case, n: int, work: Path) -> Path:
@@ -99,7 +98,7 @@ def held_to(gigabytes: float) -> Iterator[Path | None]:
             made.rmdir()
 
 
-def row(star: Path, work: Path, n: int, group: Path | None) -> dict[str, Any]:
+def row(star: Path, work: Path, n: int, group: Path | None, limit: float) -> dict[str, Any]:
     """One run."""
     output = work / "many-run"
     shutil.rmtree(output, ignore_errors=True)
@@ -116,7 +115,7 @@ def row(star: Path, work: Path, n: int, group: Path | None) -> dict[str, Any]:
         "images": n,
         "stack, GB": n * 4 * summary["box_size"] ** 2 / GB,
         "caches dropped": dropped,
-        "memory held to, GB": _LIMIT_GB if group else None,
+        "memory held to, GB": limit if group else None,
         "read, s": summary["seconds"]["read"],
         "pass, s": summary["seconds"]["pass"],
         "images/s in the pass": n / summary["seconds"]["pass"],
@@ -143,20 +142,27 @@ def verdict(rows: list[dict[str, Any]], few: int, many: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = arguments(__doc__, repeats=(1, "runs of the whole; its tenth once more than that"))
-    few, many = (100, 1000) if args.quick else (20_000, 200_000)
+    args = arguments(
+        __doc__,
+        repeats=(1, "runs of all images; of a tenth one more"),
+        images=(200_000, "all images, a multiple of ten"),
+        held_to=(3.0, "GB of memory, page cache included"),
+    )
+    many = 1000 if args.quick else args.images
+    few = many // 10
     base, distinct = (QUICK, 100) if args.quick else (MANY, _DISTINCT)
     case = Case("7PBL without noise", base.model, replace(base.settings, n_images=distinct, snr=np.inf))
     report = Report("many", "More images than memory", args)
+    text = _TEXT.format(limit=args.held_to, distinct=distinct, bytes_an_image=_BYTES_AN_IMAGE)
     star = tiled(case, many, args.work)
     try:
         small = with_images(star, few)
         rows: list[dict[str, Any]] = []
-        with held_to(_LIMIT_GB) as group:
+        with held_to(args.held_to) as group:
             for n in [few, many] * args.repeats + [few]:
-                rows.append(row(small if n == few else star, args.work, n, group))
-                report.table("Runs", rows, _TEXT)
-        report.table("The whole beside its tenth", [verdict(rows, few, many)])
+                rows.append(row(small if n == few else star, args.work, n, group, args.held_to))
+                report.table("Runs", rows, text)
+        report.table("All beside a tenth", [verdict(rows, few, many)])
     finally:
         shutil.rmtree(star.parent)
 
