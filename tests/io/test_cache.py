@@ -15,10 +15,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from emsplat.correlation import fsc
 from emsplat.cropping import fourier_crop, fourier_cropped
+from emsplat.imaging import observe
 from emsplat.io import ImageSource, StackWriter, Table, cache, read_particles, write_star
 from emsplat.io.cache import CachedImages
 from emsplat.particles import Particles
@@ -111,6 +113,25 @@ def test_a_cropped_image_holds_the_low_frequencies_as_they_were(full, small):
     assert np.count_nonzero(back) <= np.count_nonzero(expected)
 
 
+@pytest.mark.parametrize("working", [8, 10, 14])
+def test_cropped_images_say_the_same_to_refinement_and_solver(data_set, working):
+    """In a working box no larger than theirs all that counts; in a larger one, as a refinement may ask for, theirs."""
+    particles, cropped = data_set(), 10
+    with ImageSource(particles) as source:
+        images = source.read(np.arange(N))
+    images /= images.std(axis=(1, 2), dtype=np.float64, keepdims=True)
+    noise = np.random.default_rng(2).uniform(1, 2, (1, BOX // 2 + 1))
+    whole = observe(images, particles, noise, working)
+    small = observe(fourier_cropped(images, cropped), particles, noise, working)
+    assert torch.equal(small.weights, whole.weights)
+    ky, kx = np.fft.fftfreq(working, 1 / working)[:, None], np.arange(working // 2 + 1)
+    below = torch.from_numpy(2 * np.hypot(kx, ky) < min(working, cropped))
+    assert torch.allclose(
+        small.spectra[:, below], whole.spectra[:, below], atol=1e-5 * whole.spectra.abs().max().item()
+    )
+    assert small.spectra[:, below].abs().max() > 0
+
+
 def test_a_stack_that_changed_a_box_and_a_sign_are_other_data_sets(data_set, tmp_path):
     folder = tmp_path / "cache"
     assert everything(data_set(), folder)[1] == N
@@ -175,6 +196,7 @@ PROGRAM = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
+from emsplat.imaging import observe
 from emsplat.io import ImageSource, read_particles
 from emsplat.io.cache import CachedImages
 from emsplat.reporting import Reporter

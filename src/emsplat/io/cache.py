@@ -64,7 +64,7 @@ class CachedImages:
         self._writable = True
         reporter.line(
             f"cache {folder}: images of {box_size}² in float16, {n * self._record.itemsize / 1e9:.3g} GB, about "
-            f"{found.present_share:.0%} there already"
+            f"{100 * found.present_share:.0f} % there already"
         )
         if self._most < n:
             reporter.warn(
