@@ -22,7 +22,7 @@ _RUN_BYTES = 1 << 20  # long enough for a disk's full speed
 _FEWEST_BATCHES = 4  # in a buffer, where there are as many
 
 Rows = NDArray[np.int64]
-Block = tuple[Rows, NDArray[np.float32]]  # (n,) rows and their images (n, D, D)
+Block = tuple[Rows, NDArray[np.float32]]  # (n,) rows and the images (n, D, D) of these, or of a share of them
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -93,20 +93,22 @@ class Batches:
 class Loader:
     """Reads images ahead of their use, in a thread of its own: an ImageSource is for one thread at a time."""
 
-    def __init__(self, images: Images) -> None:
-        self._images = images
+    def __init__(self, images: Images, share: Callable[[int], slice] = lambda n: slice(n)) -> None:
+        """Args: share: which part of a batch of n images is this process's."""
+        self._images, self._share = images, share
         self._thread = ThreadPoolExecutor(1)
 
     def stream(self, batches: Batches, first: int = 0) -> Iterator[Block]:
-        """Batch after batch without end, from number `first` on."""
+        """The rows of batch after batch without end, from number `first` on, and the images of this process's share."""
 
         def read(buffer: list[Rows]) -> tuple[list[Rows], Rows, NDArray[np.float32]]:
-            positions = np.sort(np.concatenate(buffer))
+            positions = np.sort(np.concatenate([batch[self._share(len(batch))] for batch in buffer]))
             return buffer, positions, self._images.read(batches.rows[positions])
 
         for buffer, positions, block in self._ahead(read, batches.buffers_from(first)):
             for batch in buffer:
-                yield batches.rows[batch], block[np.searchsorted(positions, batch)]
+                mine = batch[self._share(len(batch))]
+                yield batches.rows[batch], block[np.searchsorted(positions, mine)]
 
     def sweep(self, rows: Rows, at_once: int) -> Iterator[Block]:
         """These rows once, in this order, a few at a time."""

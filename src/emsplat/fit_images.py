@@ -10,12 +10,16 @@ by each projection is therefore multiplied by the ramp |k|, as in filtered back-
 while the steps are annealed, so that the fit ends at the minimum of the misfit itself. The scale of each parameter is
 left to Adam: the covariance of a batch's gradient is the Fisher information, so its mean square is the curvature's
 diagonal, up to a factor.
+
+Several ranks have the same Gaussians and go through the same batches; each renders its share of a batch, the gradients
+are summed, and all take the same step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -34,11 +38,13 @@ from emsplat.fit_state import FitHistory, FitState
 from emsplat.imaging import contrast_transfer, image_spectra, misfits, observe, projection_factors, shifts_in_pixels
 from emsplat.insertion import SliceGrid
 from emsplat.io.images import reading_order
-from emsplat.parameters import Adam, Parameters
+from emsplat.parameters import NAMES, Adam, Parameters
 from emsplat.particles import Particles
+from emsplat.ranks import World
 from emsplat.splat import project
 
 _AT_ONCE_BYTES = 8 << 20  # of the images that are rendered together: what a step needs beside its buffers
+_PIECES, _FEWEST_IN_PIECE = 4, 4  # of a batch, and images
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ def fit_images(
     checkpoint: Checkpoint = UNKEPT,
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Callable[[Parameters], None] = lambda parameters: None,
+    world: World | None = None,
 ) -> tuple[Parameters, FitHistory]:
     """Fit Gaussians to the images of one half.
 
@@ -133,23 +140,71 @@ def fit_images(
         start: from `fit.initial_gaussians`.
         settings: of the model; of the numbers of steps only the schedule's count.
         checkpoint: is offered the state after every round; the fit goes on from the one it loads, to the same result.
+            Only the first rank's counts.
         progress: called with the batches done and to do.
         watch: called after every round with the Gaussians, which the next one changes.
+        world: the ranks that do this together; by default, one.
     Raises:
         InputError: an image whose misfit is not finite.
     """
     schedule = schedule or Schedule()
     sizes = {name: schedule.step_share * size for name, size in settings.step_sizes.items()}
-    saved = checkpoint.load()
+    world = world or World()
+    saved = world.broadcast(checkpoint.load() if world.is_first else None)
     if saved:
         state = FitState.restored(saved, sizes)
     else:
         state = FitState(Adam(start, sizes), np.random.default_rng(settings.seed))
-    with Loader(half.images) as loader:
-        fit = _Fit(half, settings, schedule, Misfit(half, settings.cutoff), loader, checkpoint, progress, watch)
+    cut = Cut(max(1, _AT_ONCE_BYTES // (4 * half.box_size**2)), world)
+    with Loader(half.images, cut.share) as loader:
+        fit = _Fit(
+            half, settings, schedule, Misfit(half, settings.cutoff), loader, checkpoint, progress, watch, world, cut
+        )
         fit.approach(state)
         fit.anneal(state)
     return state.optimiser.parameters, state.history
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a batch is cut into pieces, each of which one rank renders at once.
+
+    Gradients are summed piece by piece, in order: as long as there are at most `_PIECES` ranks the pieces are the same
+    for any number of them, and so is each bit of the sum.
+    """
+
+    at_once: int  # images at most
+    world: World
+
+    def pieces(self, n: int) -> list[slice]:
+        """Of a batch of n images."""
+        number = max(-(-n // self.at_once), min(_PIECES, n // _FEWEST_IN_PIECE), min(self.world.size, n), 1)
+        return [slice(n * piece // number, n * (piece + 1) // number) for piece in range(number)]
+
+    def share(self, n: int) -> slice:
+        """The images of this rank's pieces."""
+        pieces = self.pieces(n)
+        mine = pieces[self.world.share(len(pieces))]
+        return slice(mine[0].start, mine[-1].stop) if mine else slice(0, 0)
+
+
+def _length(parameters: Parameters) -> int:
+    return sum(getattr(parameters, name).numel() for name in NAMES)
+
+
+def _gradient(parameters: Parameters) -> Tensor:
+    """(length,) taken from the leaves, which have none then."""
+    parts = []
+    for leaf in (getattr(parameters, name) for name in NAMES):
+        parts.append(torch.zeros(leaf.numel()) if leaf.grad is None else leaf.grad.reshape(-1))
+        leaf.grad = None
+    return torch.cat(parts)
+
+
+def _set_gradient(parameters: Parameters, gradient: Tensor) -> None:
+    leaves = [getattr(parameters, name) for name in NAMES]
+    for leaf, part in zip(leaves, gradient.split([leaf.numel() for leaf in leaves]), strict=True):
+        leaf.grad = part.view_as(leaf)
 
 
 @dataclass(frozen=True)
@@ -164,6 +219,8 @@ class _Fit:
     checkpoint: Checkpoint
     progress: Callable[[int, int], None]
     watch: Callable[[Parameters], None]
+    world: World
+    cut: Cut
 
     def approach(self, state: FitState) -> None:
         """Rounds on the seen images, until the misfit of the unseen ones no longer falls."""
@@ -176,7 +233,9 @@ class _Fit:
             for rows, images in islice(stream, schedule.round):
                 self._step(state, rows, images, 1.0, wanted)
                 self.progress(len(state.history.losses), (most + schedule.anneal_rounds) * schedule.round)
+            self._align(state)
             if wanted:
+                self.world.sum(wanted.values)
                 control(state.optimiser, wanted.adjoint(), self.settings.n_gaussians, schedule.density, state.rng)
             state.done += 1
             stale = len(half.unseen) > 0 and self._is_stale(state)
@@ -197,6 +256,7 @@ class _Fit:
             self._step(state, rows, images, 0.5 + 0.5 * math.cos(math.pi * done / total))
             self.progress(len(state.history.losses), state.history.anneal_from + total)
             if (done + 1) % length == 0 or done + 1 == total:
+                self._align(state)
                 state.done += 1
                 self._end_round(state)
 
@@ -209,19 +269,32 @@ class _Fit:
     def _step(
         self, state: FitState, rows: Rows, images: NDArray[np.float32], rate: float, wanted: SliceGrid | None = None
     ) -> None:
-        """One step along the preconditioned gradient of a batch; `wanted` is given its gradient by the density."""
-        operators = state.rng.integers(len(self.half.symmetry), size=len(rows))
-        total = 0.0
-        for part in self._parts(len(rows)):
-            some = rows[part], images[part], operators[part]
-            losses, projections = self.misfit.of(state.optimiser.parameters, *some)
+        """One step along the preconditioned gradient of a batch.
+
+        Args:
+            images: (m, D, D) of this rank's share of the rows.
+            wanted: is given the gradient of these by the density.
+        """
+        n = len(rows)
+        operators = state.rng.integers(len(self.half.symmetry), size=n)
+        parameters, pieces = state.optimiser.parameters, self.cut.pieces(n)
+        first = self.cut.share(n).start
+        values, gradients = np.zeros(len(pieces)), torch.zeros(len(pieces), _length(parameters))
+        for number in range(len(pieces))[self.world.share(len(pieces))]:
+            piece = pieces[number]
+            some = rows[piece], images[piece.start - first : piece.stop - first], operators[piece]
+            losses, projections = self.misfit.of(parameters, *some)
             [residuals] = torch.autograd.grad(losses.sum(), projections, retain_graph=True)
-            self._refuse_not_finite(losses.detach() + residuals.sum(dim=(1, 2)), rows[part])
-            projections.backward(self.misfit.ramped(residuals, rate) / len(rows))
+            self._refuse_not_finite(losses.detach() + residuals.sum(dim=(1, 2)), rows[piece])
+            projections.backward(self.misfit.ramped(residuals, rate) / n)
             if wanted:
-                self.misfit.back_project(wanted, residuals, rows[part], operators[part])
-            total += float(losses.detach().sum())
-        state.history.losses.append(total / len(rows))
+                self.misfit.back_project(wanted, residuals, rows[piece], operators[piece])
+            values[number] = float(losses.detach().sum())
+            gradients[number] = _gradient(parameters)
+        self.world.sum(values)  # a piece's comes from one rank
+        self.world.sum(gradients)
+        _set_gradient(parameters, gradients.sum(dim=0))
+        state.history.losses.append(float(values.sum()) / n)
         state.history.counts.append(len(state.optimiser.parameters))
         state.optimiser.step(rate)
         confine(state.optimiser.parameters, self.half.extent, self.settings.max_scale)
@@ -230,25 +303,27 @@ class _Fit:
     def _is_stale(self, state: FitState) -> bool:
         """Whether the misfit of the unseen images, or of enough of them, has ceased to fall."""
         rows = self.half.unseen[:: -(-len(self.half.unseen) // self.schedule.most_unseen)]
-        total = 0.0
-        for block, images in self.loader.sweep(rows, self._at_once):
+        total = np.zeros(1)
+        for block, images in self.loader.sweep(rows[self.world.share(len(rows))], self.cut.at_once):
             losses, _ = self.misfit.of(state.optimiser.parameters, block, images, np.zeros(len(block), dtype=np.int64))
             self._refuse_not_finite(losses, block)
             total += float(losses.sum())
-        now = total / len(rows)
+        self.world.sum(total)
+        now = float(total[0]) / len(rows)
         state.history.checks.append((len(state.history.losses) - 1, now))
         improved = not state.history.checks[1:] or now < state.best - self.schedule.improvement * abs(state.best)
         state.waited = 0 if improved else state.waited + 1
         state.best = min(state.best, now)
         return state.waited >= self.schedule.patience
 
-    @property
-    def _at_once(self) -> int:
-        """Images that are rendered together."""
-        return max(1, _AT_ONCE_BYTES // (4 * self.half.box_size**2))
-
-    def _parts(self, n: int) -> Iterator[slice]:
-        return (slice(first, first + self._at_once) for first in range(0, n, self._at_once))
+    def _align(self, state: FitState) -> None:
+        """Let all ranks go on from the first one's state where theirs differs, as machines of two makes may round."""
+        if self.world.size == 1:
+            return
+        tensors = state.optimiser.tensors()
+        if len(set(self.world.gather(tuple(zlib.crc32(tensor.numpy().tobytes()) for tensor in tensors.values())))) > 1:
+            tensors = self.world.broadcast(tensors)
+            state.optimiser = Adam.restored(tensors, state.optimiser.step_sizes)
 
     def _refuse_not_finite(self, values: Tensor, rows: Rows) -> None:
         bad = rows[~torch.isfinite(values).numpy()]

@@ -29,7 +29,10 @@ def outside_circle(box_size: int) -> NDArray[np.float32]:
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def subtract_background(images, window):
     """Take each image's mean over the window off it, in place. images: (n, D, D) float32, window: (D, D)."""
-    total = window.sum()
+    total = np.float64(0)  # by hand: numba would sum in parts, one a thread, and round by their number
+    for y in range(window.shape[0]):
+        for x in range(window.shape[1]):
+            total += window[y, x]
     for i in numba.prange(images.shape[0]):
         image = images[i]
         mean = np.float32(0)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from emsplat import devices, maps
 from emsplat.batches import Images
-from emsplat.checkpoint import NO_CHECKPOINTS, Checkpoint, Checkpoints, State, fingerprint, identity
+from emsplat.checkpoint import NO_CHECKPOINTS, UNKEPT, Checkpoint, Checkpoints, State, fingerprint, identity
 from emsplat.count import FEWEST, automatic_count
 from emsplat.errors import InputError
 from emsplat.fit import FitSettings, fit_gaussians, fitting_period, gaussians_of, initial_gaussians
@@ -181,7 +181,9 @@ def reconstruct(
         if settings.refined:
             limits = refine_settings(settings, diameter)
             kept = checkpoints.named("refinement", world)
-            table, solution, refinement = refined(table, solve, images, preview.noise, limits, diameter, reporter, kept)
+            table, solution, refinement = refined(
+                table, solve, images, preview.noise, limits, diameter, reporter, kept, world
+            )
         else:
             solution = solve(table)
         first, second = solution.halves
@@ -331,9 +333,23 @@ def _solve(
     """One pass over the images, a fit to each half, and how far to believe them; the same on every rank."""
     checkpoints = checkpoints.within(fingerprint(table))
     subset = _subsets(table, settings)
-    owner = {half: world.owner(half) if settings.solver == "statistics" else 0 for half in (1, 2)}
     pass_settings = _pass_settings(grid, preview)
     order = reading_order(table)
+
+    def join_in(
+        job: tuple[int, Parameters, FitSettings] | None,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+        checkpoint: Checkpoint = UNKEPT,
+    ) -> tuple[Parameters, FitHistory] | None:
+        """A fit to the images by all ranks, as the first one gives it; None when that has no more."""
+        job = world.broadcast(job)
+        if job is None:
+            return None
+        number, start, fit_settings = job
+        seen, unseen = (order[subset[order] == 2 * (number - 1) + part] for part in (0, 1))
+        half = HalfSet(table, images, seen, unseen, preview.noise, grid.box_size, grid.extent, grid.symmetry)
+        watch = _watch(number, grid, reporter)
+        return fit_images(half, start, fit_settings, checkpoint=checkpoint, progress=advance, watch=watch, world=world)
 
     def by_images(
         number: int,
@@ -342,18 +358,29 @@ def _solve(
         advance: Callable[[int, int], None],
         checkpoint: Checkpoint,
     ) -> tuple[Parameters, FitHistory]:
-        seen, unseen = (order[subset[order] == 2 * (number - 1) + part] for part in (0, 1))
-        half = HalfSet(table, images, seen, unseen, preview.noise, grid.box_size, grid.extent, grid.symmetry)
-        watch = _watch(number, grid, reporter)
-        return fit_images(half, start, fit_settings, checkpoint=checkpoint, progress=advance, watch=watch)
+        found = join_in((number, start, fit_settings), advance, checkpoint)
+        assert found
+        return found
 
     solver = by_images if settings.solver == "images" else None
+    gatherer = {half: world.owner(half) for half in (1, 2)}
+    # All ranks fit to the images of one half after the other, and the first one leads.
+    owner = dict.fromkeys((1, 2), 0) if solver else gatherer
     mine = {half: kept for half in (1, 2) if owner[half] == world.rank and (kept := _kept_half(half, checkpoints))}
     needed = [half for half in (1, 2) if not world.broadcast(half in mine, owner[half])]
-    statistics = _statistics(table, subset, images, pass_settings, device, reporter, owner, needed, world, checkpoints)
+    statistics = _statistics(
+        table, subset, images, pass_settings, device, reporter, gatherer, needed, world, checkpoints
+    )
+    if solver:
+        everywhere = {half: world.broadcast(statistics.get(half), gatherer[half]) for half in needed}
+        statistics = everywhere if world.is_first else {}
     for number in sorted(statistics):
         # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
         mine[number] = _fit_half(number, statistics.pop(number), grid, device, settings, reporter, solver, checkpoints)
+    if solver:
+        with reporter.stage("fit"):
+            while join_in(None):  # what the first rank has begun; it has no more itself
+                pass
     first, second = (world.broadcast(mine.get(number), owner[number]) for number in (1, 2))
     if not world.is_first:
         return world.broadcast(None)

@@ -31,6 +31,7 @@ from emsplat.imaging import observe
 from emsplat.io.images import reading_order
 from emsplat.optics import ctf_parameters
 from emsplat.particles import Particles
+from emsplat.ranks import World
 from emsplat.refine_kernels import N_PARAMETERS, WINDOW, normal_equations, tap_table
 from emsplat.settings import REFINABLE
 from emsplat.simulation.slices import FourierVolume, fourier_volume
@@ -105,6 +106,7 @@ def refine_half(
     settings: RefineSettings,
     progress: Callable[[int, int, float], None] = lambda done, total, gain: None,
     before: tuple[int, float] = (0, 0.0),
+    world: World | None = None,
 ) -> float:
     """Refine the images of one half against its map, block by block.
 
@@ -116,6 +118,7 @@ def refine_half(
         noise: (groups, D//2+1) from `noise_spectra`.
         progress: called with the images done and to do, and how much their misfits fell in all.
         before: the first and the last of these, of an earlier call that was ended, whose `changes` this one is given.
+        world: the ranks that share the blocks, which are the same for any number of them; by default, one.
     Returns:
         How much the misfit fell, in units of log-likelihood an image.
     """
@@ -124,13 +127,23 @@ def refine_half(
     at_once = int(np.clip(_BLOCK_BYTES // (12 * len(samples)), _FEWEST_IN_BLOCK, _LARGEST_BLOCK))
     first, fallen = before
     done = 0
-    for block in np.array_split(order, -(-len(order) // at_once)):
-        done += len(block)
-        if done <= first:
-            continue
-        problem = _Problem(particles.select(block), images, block, noise, against, samples)
-        changes[block], gain = _minimised(problem, changes[block], settings)
-        fallen += gain
+    world = world or World()
+    blocks = np.array_split(order, -(-len(order) // at_once))
+    while done < first:
+        done += len(blocks.pop(0))
+    while blocks:
+        together, blocks = blocks[: world.size], blocks[world.size :]
+        found, gains = [np.zeros((len(block), changes.shape[1])) for block in together], np.zeros(len(together))
+        if world.rank < len(together):
+            block = together[world.rank]
+            problem = _Problem(particles.select(block), images, block, noise, against, samples)
+            found[world.rank], gains[world.rank] = _minimised(problem, changes[block], settings)
+        world.sum(gains)
+        for block, moved, gain in zip(together, found, gains.tolist(), strict=True):
+            world.sum(moved)  # a block's changes come from one rank
+            changes[block] = moved
+            fallen += gain
+            done += len(block)
         progress(done, len(order), fallen)
     return fallen / len(rows)
 

@@ -19,6 +19,7 @@ from emsplat.batches import Images
 from emsplat.checkpoint import UNKEPT, Checkpoint, State
 from emsplat.errors import InputError
 from emsplat.particles import Particles
+from emsplat.ranks import World
 from emsplat.refine import RefineSettings, changed, reference, refine_half
 from emsplat.reporting import Reporter
 from emsplat.settings import ReconstructSettings
@@ -143,6 +144,7 @@ def refined(
     diameter_in_angstroms: float,
     reporter: Reporter,
     checkpoint: Checkpoint = UNKEPT,
+    world: World | None = None,
 ) -> tuple[Particles, Solution, Refinement]:
     """Solve, refine and solve in turn, with two to four refinements.
 
@@ -151,9 +153,11 @@ def refined(
         solve: makes the half maps of particles.
         noise: (groups, D//2+1) from `noise_spectra`.
         checkpoint: is offered the changes again and again; the refinement goes on from those it loads.
+        world: the ranks that do this together, each with the same half maps; by default, one.
     """
     progress = _Progress.restored(checkpoint.load(), len(particles))
     gains = progress.gains
+    world = world or World()
     reporter.line(
         f"refining {', '.join(settings.quantities)} within {settings.range_in_degrees:.3g}° "
         f"and {settings.range_in_angstroms:.3g} Å of the file's"
@@ -168,7 +172,18 @@ def refined(
             reporter.warn("nothing is measurable that images could be refined against; they stay as they are")
             break
         with reporter.stage("refinement"):
-            _round(particles, progress, solution, images, noise, settings, diameter_in_angstroms, reporter, checkpoint)
+            _round(
+                particles,
+                progress,
+                solution,
+                images,
+                noise,
+                settings,
+                diameter_in_angstroms,
+                reporter,
+                checkpoint,
+                world,
+            )
         reporter.line(
             f"refinement round {len(gains)}: to {1 / solution.validation.frequency[limit - 1]:.3g} Å, "
             f"log-likelihood +{gains[-1]:.3g} an image"
@@ -202,6 +217,7 @@ def _round(
     diameter_in_angstroms: float,
     reporter: Reporter,
     checkpoint: Checkpoint,
+    world: World,
 ) -> None:
     """Both halves against their maps, from where the round has got to; `progress` has the changes and the gain."""
     v = solution.validation
@@ -220,7 +236,8 @@ def _round(
                     checkpoint.offer(progress.saved)
 
             before = progress.images, progress.fallen
-            gain = refine_half(particles, progress.changes, images, rows, noise, against, settings, advanced, before)
+            what = particles, progress.changes, images, rows, noise, against, settings
+            gain = refine_half(*what, advanced, before, world)
         progress.next_half(gain * len(rows))
         if progress.half <= 2:
             checkpoint.offer(progress.saved)

@@ -1,12 +1,13 @@
 """The pass over the images with the images dealt out to the ranks of a job.
 
-The statistics are sums over images, so each rank fills grids of its own with a stretch of the disk, and the grids are
-summed, in place, on the rank that will fit them.
+The statistics are sums over images. Each half belongs to some of the ranks, in order, and each of these reads a stretch
+of that half's images; what they have inserted is summed, in place, on the rank that will fit the half. So two ranks
+have a half each and nothing to sum, and what they get is the same bits as one rank gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from emsplat.particles import Particles
 from emsplat.ranks import World
 from emsplat.statistics import FilledGrids, PassSettings, Statistics, empty_grids, fill_grids, statistics_of
 from emsplat.stopwatch import Stopwatch
+
+_SNAP = 0.2  # of a rank's share: by so much it may differ so that it has one half's images alone
 
 
 def gather_shared(
@@ -49,9 +52,13 @@ def gather_shared(
         The statistics of the subsets that this rank owns, by number. Memory does not depend on N.
     """
     order = reading_order(particles)
-    mine = order[world.share(len(order))]
-    numbers = sorted(owners)
-    dense = np.searchsorted(numbers, subset).astype(np.int8)
+    to = np.array([owners.get(number, 0) for number in range(max(owners) + 1)])  # by subset
+    dealt = deal(order, to[subset[order]], world.size)
+    mine = dealt[world.rank]
+    here = np.unique(to[subset[mine]])
+    # Of the subsets of those halves that this rank has images of, and of the half it owns.
+    numbers = [number for number in sorted(owners) if owners[number] in here or owners[number] == world.rank]
+    dense = np.searchsorted(numbers, subset).astype(np.int8)  # of this rank's rows
     stopwatch = stopwatch or Stopwatch(device)
 
     def advance(done: int) -> None:
@@ -68,9 +75,10 @@ def gather_shared(
         what = len(numbers), particles, images, mine, dense, settings
         grids = list(filled_on_device(*what, device, advance, say, stopwatch))
     with stopwatch.waiting("finish"):
+        groups = {owner: world.form(_ranks_with(owner, dealt, to, subset)) for owner in sorted(set(owners.values()))}
         for place, number in enumerate(numbers):
             for grid in grids[place] or ():
-                world.sum_to(grid.values, owners[number])
+                world.sum_to(grid.values, owners[number], groups[owners[number]])
             if owners[number] != world.rank:
                 grids[place] = None
         result: dict[int, Statistics] = {}
@@ -78,3 +86,25 @@ def gather_shared(
             if (one := grids.pop(0)) is not None:
                 result[number] = statistics_of(one, settings, int(np.sum(subset == number)))
     return result
+
+
+def deal(order: NDArray[np.int64], owner: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Rows for each of `size` ranks, about as many for each, and of as few owners as can be.
+
+    Args:
+        order: (M,) rows as they lie on the disk.
+        owner: (M,) the rank that their statistics go to.
+    """
+    cuts = [len(order) * rank // size for rank in range(size + 1)]
+    for border in np.cumsum(np.bincount(owner)):
+        nearest = int(np.argmin(np.abs(np.subtract(cuts, border))))
+        if 0 < nearest < size and abs(cuts[nearest] - border) <= _SNAP * len(order) / size:
+            cuts[nearest] = int(border)
+    return np.split(order[np.argsort(owner, kind="stable")], cuts[1:-1])
+
+
+def _ranks_with(
+    owner: int, dealt: Sequence[NDArray[np.int64]], to: NDArray[np.int64], subset: NDArray[np.int8]
+) -> tuple[int, ...]:
+    """The owner, and the ranks that have images of its half."""
+    return tuple(rank for rank, rows in enumerate(dealt) if rank == owner or (to[subset[rows]] == owner).any())

@@ -59,7 +59,7 @@ def joined(stage: Callable[[], str] = lambda: "start") -> Iterator[World]:
 
 
 def _met(mine: Launch, stage: Callable[[], str]) -> World:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or it prints traces where a connection ends
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # or it prints traces where a connection ends
     import torch
     import torch.distributed as dist
 

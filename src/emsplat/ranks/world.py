@@ -47,17 +47,29 @@ class World:
 
     def owner(self, half: int) -> int:
         """The rank that fits half 1 or 2 to its statistics: on two machines where there are two."""
-        return 0 if half == 1 else self.size // 2
+        return 0 if half == 1 else (self.size + 1) // 2 % self.size
 
     def sum(self, array: NDArray[Any] | Tensor) -> None:
         """Put the sum over the ranks in place of the array, the same bits on every rank."""
         for part in self._slices(array):
             self._exchange("all_reduce", part)
 
-    def sum_to(self, array: NDArray[Any] | Tensor, rank: int) -> None:
-        """Put the sum over the ranks in place of one rank's array; the others' are of no use any more."""
-        for part in self._slices(array):
-            self._exchange("reduce", part, dst=rank)
+    def form(self, ranks: tuple[int, ...]) -> Any:
+        """A group of ranks for `sum_to`; every rank calls it, in it or not."""
+        if len(ranks) < 2:
+            return None
+        import torch.distributed as dist
+
+        return dist.new_group(list(ranks))
+
+    def sum_to(self, array: NDArray[Any] | Tensor, rank: int, group: Any) -> None:
+        """Put the sum over a group that this rank is in in place of one rank's array; the others' are of no use then.
+
+        Args: group: from `form`; None: this rank is alone.
+        """
+        if group is not None:
+            for part in self._slices(array):
+                self._exchange("reduce", part, dst=rank, group=group)
 
     def broadcast(self, value: T | None, source: int = 0) -> T:
         """What one rank gives, on every rank; the others' own values do not matter."""
@@ -100,7 +112,7 @@ class World:
         )  # an error if it would be a copy
         yield from flat.split(_SLICE_BYTES // flat.element_size())
 
-    def _exchange(self, operation: str, tensor: Tensor, **options: int) -> None:
+    def _exchange(self, operation: str, tensor: Tensor, **options: Any) -> None:
         """One collective operation, in place; ends with `Lost` as soon as it is known that it cannot be completed."""
         import torch.distributed as dist
 
