@@ -19,7 +19,7 @@ from parity import Poses, assert_alike, poses, projected, random, voxelised
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-N = 20 if INTERPRETED else 60  # one full program and some lanes of the next
+N = {2: 36, 3: 20} if INTERPRETED else {2: 60, 3: 60}  # by dimensions: a full program and some lanes of the next
 LARGEST = {2: 24, 3: 9} if INTERPRETED else {2: 41, 3: 41}  # box, by dimensions
 ALIKE = (
     {2: ("box 16",), 3: ("box 8", "box 16", "box 24")} if INTERPRETED else {2: (), 3: ()}
@@ -28,7 +28,7 @@ on_a_card = pytest.mark.skipif(INTERPRETED, reason="only a card has memory, stre
 
 
 def some_of(case: str, dimensions: int) -> tuple[Gaussians, int]:
-    return tuple(t[:N] for t in CASES[case]), min(box_of(case), LARGEST[dimensions])  # type: ignore[return-value]
+    return tuple(t[: N[dimensions]] for t in CASES[case]), min(box_of(case), LARGEST[dimensions])  # type: ignore[return-value]
 
 
 def both_projected(model: Gaussians, view: Poses, box_size: int, **options) -> None:
@@ -58,7 +58,7 @@ def test_voxelise_against_the_reference(case: str) -> None:
 
 @pytest.mark.parametrize("cutoff", [2.0, 5.0])
 def test_other_cutoffs(cutoff: float) -> None:
-    model = gaussians(N, 9, seed=3)
+    model = gaussians(N[3], 9, seed=3)
     both_projected(model, poses(2), 9, cutoff=cutoff)
     cotangent = random(9, 9, 9, seed=1)
     got = voxelised(model, 9, cotangent, "gpu", DEVICE, cutoff=cutoff)
@@ -66,19 +66,19 @@ def test_other_cutoffs(cutoff: float) -> None:
 
 
 def test_band_limited() -> None:
-    both_projected(gaussians(N, 16), poses(2), 16, cutoff=5.0, band_limited=True)
+    both_projected(gaussians(N[2], 16), poses(2), 16, cutoff=5.0, band_limited=True)
 
 
 def test_views_that_magnify() -> None:
     rotations, shifts = poses(2)
-    both_projected(gaussians(N, 16), (rotations * torch.tensor([1.1, 0.95, 1.0])[:, None], shifts), 16)
+    both_projected(gaussians(N[2], 16), (rotations * torch.tensor([1.1, 0.95, 1.0])[:, None], shifts), 16)
 
 
 def test_images_taken_one_and_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as the scratch memory holds: whatever that is, images and gradients are the same."""
-    for images, room in ((3, 1), (5, 2 * N * 60)):
+    for images, room in ((3, 1), (5, 2 * N[3] * 60)):
         monkeypatch.setattr(gpu_projection, "_SCRATCH_BYTES", room)
-        both_projected(gaussians(N, 5), poses(images), 5)
+        both_projected(gaussians(N[3], 5), poses(images), 5)
 
 
 def test_far_from_the_middle_of_a_large_image() -> None:
@@ -125,7 +125,7 @@ def test_what_has_no_extent_adds_nothing() -> None:
 
 def test_a_cotangent_without_memory_of_its_own() -> None:
     """What the gradient of a sum is: one number, spread."""
-    leaves = [t.to(DEVICE, copy=True).requires_grad_() for t in gaussians(N, 8)]
+    leaves = [t.to(DEVICE, copy=True).requires_grad_() for t in gaussians(N[3], 8)]
     view = [t.to(DEVICE) for t in poses(2)]
     for values in (voxelise(*leaves, 8, implementation="gpu"), project(*leaves, *view, 8, implementation="gpu")):
         spread = torch.autograd.grad(values.sum(), leaves, retain_graph=True)

@@ -31,8 +31,12 @@ TYPES = {
     "cutoff": "fp32",
 }
 CONSTANTS = {
-    "_shadows": {"GAUSSIANS": gpu_projection._WIDE, "IMAGES": gpu_projection._IN_TURN},
-    "_pull_back": {"GAUSSIANS": gpu_projection._PULLED},
+    gpu._splat: dict(zip(("GAUSSIANS", "LANES"), gpu._ADDING, strict=True)),
+    gpu._gradients: dict(zip(("GAUSSIANS", "LANES"), gpu._READING, strict=True)),
+    gpu_projection._shadows: {"GAUSSIANS": gpu_projection._WIDE, "IMAGES": gpu_projection._IN_TURN},
+    gpu_projection._splat: {"GAUSSIANS": gpu_projection._GAUSSIANS, "LANES": gpu_projection._ADDING},
+    gpu_projection._moments: {"GAUSSIANS": gpu_projection._GAUSSIANS, "LANES": gpu_projection._READING},
+    gpu_projection._pull_back: {"GAUSSIANS": gpu_projection._PULLED},
 }
 WARPS = {"_shadows": 4}
 
@@ -66,9 +70,8 @@ def main() -> None:
     rows = []
     for module in (gpu_projection, gpu):
         for kernel in kernels(module):
-            constants = CONSTANTS.get(kernel.__name__, {"GAUSSIANS": module._GAUSSIANS})
             for architecture in ARCHITECTURES:
-                found = compiled(kernel, constants, architecture)
+                found = compiled(kernel, CONSTANTS[kernel], architecture)
                 used = resources(found.asm["cubin"])
                 ptx = found.asm["ptx"]
                 rows.append(

@@ -1,9 +1,9 @@
 """The 3D splat on a graphics card: Triton kernels, forward and backward; geometry in float64, voxels in float32.
 
 As on the CPU the Mahalanobis distance is completed to squares, ``m = A t² + B u² + C w²`` with
-``t = dx + a dy + b dz``, ``u = dy + c dz``, ``w = dz``. Eight lanes for each Gaussian walk its planes, the rows it
-reaches in each, and each row from where the cut-off begins. A program holds 16 Gaussians, and they come ordered by
-size, since it walks as many rows as the largest of them has.
+``t = dx + a dy + b dz``, ``u = dy + c dz``, ``w = dz``. A few lanes for each Gaussian walk its planes, the rows it
+reaches in each, and each row from where the cut-off begins. A program's Gaussians come ordered by size, since it walks
+as many rows as the largest of them has.
 Forward: by atomics. The rows of one Gaussian are one or two sectors of the cache each, different programs rarely meet
 in one voxel, and nothing has to be known on the host, so that a CUDA graph can hold it. The order of the sums is not
 fixed: the last bit of a voxel may differ from run to run.
@@ -18,12 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_GAUSSIANS = 16  # of a program
+# Gaussians of a program and lanes of each: eight add to fewer sectors, four leave fewer lanes idle. Ten moments of more
+# than 16 Gaussians would not fit into the registers.
+_ADDING, _READING = (32, 8), (16, 4)
 
 # A number that happens to be 1 is compiled as any other.
 _kernel = triton.jit(do_not_specialize=["n", "box_size"])
 _COMPILED = {"num_warps": 1, "enable_fp_fusion": True}
-_LANES = tl.constexpr(8)
 _EXPONENT = tl.constexpr(-0.7213475204444817)  # exp(−m/2) = 2^(this × m)
 _MARGIN = tl.constexpr(1e-3)  # voxels by which a row starts early: rounding may not cost a voxel
 
@@ -42,10 +43,8 @@ def splat(centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, box
     """
     volume = torch.zeros(box_size, box_size, box_size, device=centres.device)
     if len(centres):
-        launch = (triton.cdiv(len(centres), _GAUSSIANS),)
-        _splat[launch](
-            volume, centres, precisions, peaks, order, len(centres), box_size, cutoff, _GAUSSIANS, **_COMPILED
-        )
+        launch = (triton.cdiv(len(centres), _ADDING[0]),)
+        _splat[launch](volume, centres, precisions, peaks, order, len(centres), box_size, cutoff, *_ADDING, **_COMPILED)
     return volume
 
 
@@ -59,9 +58,9 @@ def gradients(
     """
     found = torch.zeros(len(centres), 10, dtype=torch.float64, device=centres.device)
     if len(centres):
-        launch = (triton.cdiv(len(centres), _GAUSSIANS),)
+        launch = (triton.cdiv(len(centres), _READING[0]),)
         _gradients[launch](
-            found, cotangent, centres, precisions, peaks, order, len(centres), cotangent.shape[-1], cutoff, _GAUSSIANS,
+            found, cotangent, centres, precisions, peaks, order, len(centres), cotangent.shape[-1], cutoff, *_READING,
             **_COMPILED,
         )  # fmt: skip
     return found
@@ -117,10 +116,10 @@ def _placed(centres, at, use, third, box_size, cutoff):
 
 
 @triton.jit
-def _chunks(per_aa, box_size, limit):
-    """How many steps of `_LANES` columns the widest row of these Gaussians takes."""
+def _chunks(per_aa, box_size, limit, LANES: tl.constexpr):
+    """How many steps of `LANES` columns the widest row of these Gaussians takes."""
     columns = tl.minimum(2 * tl.sqrt(limit * per_aa) + 1 + 3 * _MARGIN, box_size.to(tl.float32))
-    return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), _LANES)
+    return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), LANES)
 
 
 @triton.jit
@@ -137,7 +136,7 @@ def _stretch(middle, half, anchor, box_size):
 @_kernel
 def _splat(
     volume, centres, precisions, peaks, order, n, box_size, cutoff,
-    GAUSSIANS: tl.constexpr,
+    GAUSSIANS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     here = k < n
@@ -147,9 +146,9 @@ def _splat(
     limit = cutoff * cutoff * _EXPONENT
     aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
     a, b, c = a.to(tl.float32), b.to(tl.float32), c.to(tl.float32)
-    lanes = tl.arange(0, _LANES)[None, :]
+    lanes = tl.arange(0, LANES)[None, :]
     per_aa, per_bb = 1 / aa, 1 / bb
-    chunks = _chunks(per_aa, box_size, limit)
+    chunks = _chunks(per_aa, box_size, limit, LANES)
     for p in range(tl.max(planes, axis=0)):
         w = dz0 + p
         beyond = cc * w * w
@@ -166,7 +165,7 @@ def _splat(
             end = tl.where(r < rows, end, start - 1)
             t0 = start - middle
             for chunk in range(chunks):
-                step = lanes + chunk * _LANES
+                step = lanes + chunk * LANES
                 t = t0[:, None] + step
                 exponent = aa[:, None] * t * t + across[:, None]
                 within = (exponent >= limit) & (start[:, None] + step <= end[:, None])
@@ -178,7 +177,7 @@ def _splat(
 @_kernel
 def _gradients(
     found, cotangent, centres, precisions, peaks, order, n, box_size, cutoff,
-    GAUSSIANS: tl.constexpr,
+    GAUSSIANS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     here = k < n
@@ -188,10 +187,10 @@ def _gradients(
     limit = cutoff * cutoff * _EXPONENT
     aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
     a, b, c = a64.to(tl.float32), b64.to(tl.float32), c64.to(tl.float32)
-    lanes = tl.arange(0, _LANES)[None, :]
+    lanes = tl.arange(0, LANES)[None, :]
     per_aa, per_bb = 1 / aa, 1 / bb
-    chunks = _chunks(per_aa, box_size, limit)
-    m = tl.zeros([GAUSSIANS, _LANES], dtype=tl.float32)
+    chunks = _chunks(per_aa, box_size, limit, LANES)
+    m = tl.zeros([GAUSSIANS, LANES], dtype=tl.float32)
     mt, mu, mw, mtt, muu, mww, mtu, mtw, muw = m, m, m, m, m, m, m, m, m
     for p in range(tl.max(planes, axis=0)):
         w = dz0 + p
@@ -209,7 +208,7 @@ def _gradients(
             end = tl.where(r < rows, end, start - 1)
             t0 = start - middle
             for chunk in range(chunks):
-                step = lanes + chunk * _LANES
+                step = lanes + chunk * LANES
                 t = t0[:, None] + step
                 exponent = aa[:, None] * t * t + across[:, None]
                 within = (exponent >= limit) & (start[:, None] + step <= end[:, None])

@@ -4,11 +4,11 @@ Three steps, so that nothing is worked out twice by lanes side by side (docs/gpu
 
 1. `_shadows`: a lane for each Gaussian and image finds the shadow, in float64, and leaves nine numbers of it in scratch
    memory. As on the CPU the Mahalanobis distance is completed to squares, ``m = A t² + B dy²`` with ``t = dx + a dy``.
-2. `_splat` or `_moments`: eight lanes for each Gaussian walk its shadow row by row, each row from where the cut-off
-   begins; float32. A program holds 16 Gaussians of one image, and they come ordered by size, since it walks
-   as many rows as the largest of them has. Forward adds to the image by atomics: a row of a shadow is one or two
-   sectors of the cache, different programs rarely meet in one pixel, and neither a list nor a sort is needed. Backward
-   reads the cotangent and reduces it to six moments of (cotangent × Gaussian) in registers.
+2. `_splat` or `_moments`: a few lanes for each Gaussian walk its shadow row by row, each row from where the cut-off
+   begins; float32. A program holds 32 Gaussians of one image, and they come ordered by size, since it walks as many
+   rows as the largest of them has. Forward adds to the image by atomics: a row of a shadow is one or two sectors of the
+   cache, different programs rarely meet in one pixel, and neither a list nor a sort is needed. Backward reads the
+   cotangent and reduces it to six moments of (cotangent × Gaussian) in registers.
 3. `_pull_back`: a lane for each Gaussian takes the moments of one image after another and sums the gradient by the
    Gaussian in registers, in float64. Gradients by the poses are summed over the program's Gaussians, written down for
    each program, and summed again: no atomics on the way back, and the same sums in every run.
@@ -29,12 +29,12 @@ _SCRATCH_BYTES = 64 << 20
 _MOST_IMAGES = 65_535  # a launch's limit along its second axis
 _PARTS = 8  # into which the images are dealt for the way back: more programs than Gaussians alone would give
 _WIDE, _IN_TURN = 128, 8  # Gaussians of a program that finds shadows, and images it does one after the other
-_GAUSSIANS, _PULLED = 16, 64  # of a program that walks shadows, and that pulls moments back
+_GAUSSIANS, _PULLED = 32, 64  # of a program that walks shadows, and that pulls moments back
+_ADDING, _READING = 8, 4  # lanes of a Gaussian: eight add to fewer sectors, four leave fewer lanes idle
 _FLOATS, _INTEGERS, _MOMENTS = 6, 3, 6  # of a shadow
 
 # A number that happens to be 1 is compiled as any other.
 _kernel = triton.jit(do_not_specialize=["n", "n_images", "box_size", "share"])
-_LANES = tl.constexpr(8)
 _EXPONENT = tl.constexpr(-0.7213475204444817)  # exp(−m/2) = 2^(this × m)
 _MARGIN = tl.constexpr(1e-3)  # pixels by which a row starts early: rounding may not cost a pixel
 
@@ -63,7 +63,7 @@ def project(
     for part in _parts(len(centres), len(rotations)):
         launch = (triton.cdiv(len(centres), _GAUSSIANS), len(rotations[part]))
         shadows = _shadows_of(gaussians, rotations[part], origins[part], box_size, cutoff)
-        _splat[launch](images[part], *shadows, len(centres), box_size, cutoff, _GAUSSIANS, **_COMPILED)
+        _splat[launch](images[part], *shadows, len(centres), box_size, cutoff, _GAUSSIANS, _ADDING, **_COMPILED)
         del shadows  # before the next ones need room
     return images
 
@@ -136,7 +136,7 @@ def _moments_of(
     shadows = _shadows_of(gaussians, frames, places, box_size, cutoff)
     moments = torch.empty(_MOMENTS, m, n, device=frames.device)
     launch = (triton.cdiv(n, _GAUSSIANS), m)
-    _moments[launch](moments, cotangent, *shadows, n, m, box_size, cutoff, _GAUSSIANS, **_COMPILED)
+    _moments[launch](moments, cotangent, *shadows, n, m, box_size, cutoff, _GAUSSIANS, _READING, **_COMPILED)
     return moments
 
 
@@ -225,10 +225,10 @@ def _shadow(numbers, reach, image, k, n, n_images):
 
 
 @triton.jit
-def _chunks(per_a, last, limit):
-    """How many steps of `_LANES` columns the widest row of these shadows takes."""
+def _chunks(per_a, last, limit, LANES: tl.constexpr):
+    """How many steps of `LANES` columns the widest row of these shadows takes."""
     columns = tl.minimum(2 * tl.sqrt(limit * per_a) + 1 + 3 * _MARGIN, (last + 1).to(tl.float32))
-    return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), _LANES)
+    return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), LANES)
 
 
 @triton.jit
@@ -281,22 +281,22 @@ def _shadows(
 
 
 @_kernel
-def _splat(images, numbers, reach, n, box_size, cutoff, GAUSSIANS: tl.constexpr):
+def _splat(images, numbers, reach, n, box_size, cutoff, GAUSSIANS: tl.constexpr, LANES: tl.constexpr):
     """Add shadows to their images."""
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     image = tl.program_id(1)
     dx, dy, a, slope, b, peak, first, rows, last = _shadow(numbers, reach, image, k, n, tl.num_programs(1))
     limit = cutoff * cutoff * _EXPONENT
     target = images + image.to(tl.int64) * box_size * box_size + first
-    lanes = tl.arange(0, _LANES)[None, :]
+    lanes = tl.arange(0, LANES)[None, :]
     per_a = 1 / a
-    chunks = _chunks(per_a, last, limit)
+    chunks = _chunks(per_a, last, limit, LANES)
     for r in range(tl.max(rows, axis=0)):
         _, along, start, t0 = _row(r, dx, dy, per_a, slope, b, limit)
         column, end = start.to(tl.int32), tl.where(r < rows, last, -1)
         row = target + r * box_size + column
         for chunk in range(chunks):
-            step = lanes + chunk * _LANES
+            step = lanes + chunk * LANES
             t = t0[:, None] + step
             exponent = a[:, None] * t * t + along[:, None]
             within = (exponent >= limit) & (column[:, None] + step <= end[:, None])
@@ -304,17 +304,19 @@ def _splat(images, numbers, reach, n, box_size, cutoff, GAUSSIANS: tl.constexpr)
 
 
 @_kernel
-def _moments(moments, cotangent, numbers, reach, n, n_images, box_size, cutoff, GAUSSIANS: tl.constexpr):
+def _moments(
+    moments, cotangent, numbers, reach, n, n_images, box_size, cutoff, GAUSSIANS: tl.constexpr, LANES: tl.constexpr
+):
     """Σ g, Σ g·(t, dy), Σ g·(t², t dy, dy²) of each shadow, g = cotangent × exp(−m/2)."""
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     image = tl.program_id(1)
     dx, dy0, a, slope, b, _, first, rows, last = _shadow(numbers, reach, image, k, n, n_images)
     limit = cutoff * cutoff * _EXPONENT
     source = cotangent + image.to(tl.int64) * box_size * box_size + first
-    lanes = tl.arange(0, _LANES)[None, :]
+    lanes = tl.arange(0, LANES)[None, :]
     per_a = 1 / a
-    chunks = _chunks(per_a, last, limit)
-    m = tl.zeros([GAUSSIANS, _LANES], dtype=tl.float32)
+    chunks = _chunks(per_a, last, limit, LANES)
+    m = tl.zeros([GAUSSIANS, LANES], dtype=tl.float32)
     mt, my, mtt, mty, myy = m, m, m, m, m
     for r in range(tl.max(rows, axis=0)):
         dy, along, start, t0 = _row(r, dx, dy0, per_a, slope, b, limit)
@@ -322,7 +324,7 @@ def _moments(moments, cotangent, numbers, reach, n, n_images, box_size, cutoff, 
         row = source + r * box_size + column
         dyy = dy * dy
         for chunk in range(chunks):
-            step = lanes + chunk * _LANES
+            step = lanes + chunk * LANES
             t = t0[:, None] + step
             exponent = a[:, None] * t * t + along[:, None]
             within = (exponent >= limit) & (column[:, None] + step <= end[:, None])
