@@ -129,22 +129,23 @@ def input_sets(n: int, images: int, box_size: int, scale: float) -> list[tuple[l
     return sets
 
 
+def there_and_back(splat: Callable, leaves: list[torch.Tensor], cotangent: torch.Tensor, box_size: int) -> None:
+    torch.autograd.grad(splat(*leaves, box_size), leaves, cotangent)
+
+
+def seconds_each_way(splat: Callable, sets: list, box_size: int) -> tuple[float, float]:
+    """Forward alone, and forward with backward; the sets in turn."""
+    forward = seconds_of(lambda turn: splat(*sets[turn % _SETS][0], box_size))
+    return forward, seconds_of(lambda turn: there_and_back(splat, *sets[turn % _SETS], box_size))
+
+
 def project_row(n: int, images: int, box_size: int, scale: float, card: dict[str, float]) -> dict[str, Any]:
     """Forward and backward, gradients by Gaussians and poses, the torch parts around the kernels included."""
     sets = input_sets(n, images, box_size, scale)
-
-    def forward(turn: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        leaves, cotangent = sets[turn % _SETS]
-        return project(*leaves, box_size), leaves, cotangent
-
-    def both(turn: int) -> None:
-        values, leaves, cotangent = forward(turn)
-        torch.autograd.grad(values, leaves, cotangent)
-
-    seconds_forward, seconds = seconds_of(forward), seconds_of(both)
+    seconds_forward, seconds = seconds_each_way(project, sets, box_size)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    both(0)
+    there_and_back(project, *sets[0], box_size)
     beyond = torch.cuda.max_memory_allocated() - before - 4 * images * box_size**2
     with torch.no_grad():
         parameters = [t.cpu() for t in sets[0][0][:4]]
@@ -175,16 +176,7 @@ def project_row(n: int, images: int, box_size: int, scale: float, card: dict[str
 
 def voxelise_row(n: int, box_size: int, scale: float, card: dict[str, float]) -> dict[str, Any]:
     sets = input_sets(n, 0, box_size, scale)
-
-    def forward(turn: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        leaves, cotangent = sets[turn % _SETS]
-        return voxelise(*leaves, box_size), leaves, cotangent
-
-    def both(turn: int) -> None:
-        values, leaves, cotangent = forward(turn)
-        torch.autograd.grad(values, leaves, cotangent)
-
-    seconds_forward, seconds = seconds_of(forward), seconds_of(both)
+    seconds_forward, seconds = seconds_each_way(voxelise, sets, box_size)
     with torch.no_grad():
         scales = sets[0][0][1].double().exp()
         voxels = float(4 / 3 * torch.pi * CUTOFF**3 * scales.prod(dim=1).mean())

@@ -42,9 +42,9 @@ WARPS = {"_shadows": 4}
 
 
 def kernels(module: ModuleType) -> list[Any]:
-    """Those a launch can start: they take constants."""
+    """Those that are launched."""
     functions = [value for value in vars(module).values() if isinstance(value, triton.JITFunction)]
-    return [f for f in functions if "GAUSSIANS" in f.arg_names]
+    return [f for f in functions if f.do_not_specialize]
 
 
 def compiled(kernel: Any, constants: dict[str, int], architecture: int) -> Any:

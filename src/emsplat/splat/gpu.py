@@ -123,11 +123,25 @@ def _chunks(per_aa, box_size, limit, LANES: tl.constexpr):
 
 
 @triton.jit
-def _stretch(middle, half, anchor, box_size):
-    """First and last integer about `half` around the middle and within the box, all counted from the anchor."""
+def _reached(middle, left, per_square, anchor, box_size, use):
+    """First of the rows or columns of the box in which some of the exponent is left, from the anchor, and how many."""
+    half = tl.sqrt(tl.maximum(left * per_square, 0.0)) + _MARGIN
     low, high = -anchor.to(tl.float32), (box_size - anchor).to(tl.float32)
-    first = tl.minimum(tl.maximum(tl.ceil(middle - half - _MARGIN), low), high)
-    return first.to(tl.int32), tl.minimum(tl.maximum(tl.floor(middle + half + _MARGIN), low - 1), high - 1).to(tl.int32)
+    first = tl.minimum(tl.maximum(tl.ceil(middle - half), low), high).to(tl.int32)
+    last = tl.minimum(tl.maximum(tl.floor(middle + half), low - 1), high - 1).to(tl.int32)
+    return first, tl.where(use, last - first + 1, 0)
+
+
+@triton.jit
+def _found(centres, precisions, peaks, order, n, box_size, cutoff, GAUSSIANS: tl.constexpr):
+    """A program's Gaussians: which, their shape in float64, peak, place, and what the loops need of the shape."""
+    k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
+    here = k < n
+    at = tl.load(order + k, mask=here, other=0)
+    xx, yy, zz, a, b, c, peak, use = _squares(precisions, peaks, at, here)
+    plane, planes, row, column, dz, dy, dx = _placed(centres, at, use, zz, box_size, cutoff)
+    aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
+    return here, at, xx, yy, zz, a, b, c, peak, plane, planes, row, column, dz, dy, dx, aa, bb, cc
 
 
 # --- the kernels ------------------------------------------------------------------------------------------------------
@@ -138,37 +152,31 @@ def _splat(
     volume, centres, precisions, peaks, order, n, box_size, cutoff,
     GAUSSIANS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
-    here = k < n
-    at = tl.load(order + k, mask=here, other=0)
-    xx, yy, zz, a, b, c, peak, use = _squares(precisions, peaks, at, here)
-    plane, planes, row, column, dz0, dy0, dx0 = _placed(centres, at, use, zz, box_size, cutoff)
+    _, _, _, _, _, a64, b64, c64, peak, plane, planes, row, column, dz0, dy0, dx0, aa, bb, cc = _found(
+        centres, precisions, peaks, order, n, box_size, cutoff, GAUSSIANS
+    )
+    a, b, c = a64.to(tl.float32), b64.to(tl.float32), c64.to(tl.float32)
     limit = cutoff * cutoff * _EXPONENT
-    aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
-    a, b, c = a.to(tl.float32), b.to(tl.float32), c.to(tl.float32)
     lanes = tl.arange(0, LANES)[None, :]
     per_aa, per_bb = 1 / aa, 1 / bb
     chunks = _chunks(per_aa, box_size, limit, LANES)
     for p in range(tl.max(planes, axis=0)):
         w = dz0 + p
         beyond = cc * w * w
-        middle = -dy0 - c * w
-        first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) * per_bb, 0.0)), row, box_size)
-        rows = tl.where(p < planes, last - first + 1, 0)
+        first, rows = _reached(-dy0 - c * w, limit - beyond, per_bb, row, box_size, p < planes)
         line = volume + ((plane + p).to(tl.int64) * box_size + (row + first)) * box_size + column
         for r in range(tl.max(rows, axis=0)):
             dy = dy0 + (first + r)
             u = dy + c * w
             across = bb * u * u + beyond
             middle = -dx0 - a * dy - b * w
-            start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) * per_aa, 0.0)), column, box_size)
-            end = tl.where(r < rows, end, start - 1)
+            start, columns = _reached(middle, limit - across, per_aa, column, box_size, r < rows)
             t0 = start - middle
             for chunk in range(chunks):
                 step = lanes + chunk * LANES
                 t = t0[:, None] + step
                 exponent = aa[:, None] * t * t + across[:, None]
-                within = (exponent >= limit) & (start[:, None] + step <= end[:, None])
+                within = (exponent >= limit) & (step < columns[:, None])
                 value = peak[:, None] * tl.exp2(exponent)
                 tl.atomic_add((line + start)[:, None] + step, value, mask=within, sem="relaxed")
             line += box_size
@@ -179,14 +187,11 @@ def _gradients(
     found, cotangent, centres, precisions, peaks, order, n, box_size, cutoff,
     GAUSSIANS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
-    here = k < n
-    at = tl.load(order + k, mask=here, other=0)
-    xx, yy, zz, a64, b64, c64, peak, use = _squares(precisions, peaks, at, here)
-    plane, planes, row, column, dz0, dy0, dx0 = _placed(centres, at, use, zz, box_size, cutoff)
-    limit = cutoff * cutoff * _EXPONENT
-    aa, bb, cc = (xx * _EXPONENT).to(tl.float32), (yy * _EXPONENT).to(tl.float32), (zz * _EXPONENT).to(tl.float32)
+    here, at, xx, yy, zz, a64, b64, c64, peak, plane, planes, row, column, dz0, dy0, dx0, aa, bb, cc = _found(
+        centres, precisions, peaks, order, n, box_size, cutoff, GAUSSIANS
+    )
     a, b, c = a64.to(tl.float32), b64.to(tl.float32), c64.to(tl.float32)
+    limit = cutoff * cutoff * _EXPONENT
     lanes = tl.arange(0, LANES)[None, :]
     per_aa, per_bb = 1 / aa, 1 / bb
     chunks = _chunks(per_aa, box_size, limit, LANES)
@@ -195,23 +200,20 @@ def _gradients(
     for p in range(tl.max(planes, axis=0)):
         w = dz0 + p
         beyond = cc * w * w
-        middle = -dy0 - c * w
-        first, last = _stretch(middle, tl.sqrt(tl.maximum((limit - beyond) * per_bb, 0.0)), row, box_size)
-        rows = tl.where(p < planes, last - first + 1, 0)
+        first, rows = _reached(-dy0 - c * w, limit - beyond, per_bb, row, box_size, p < planes)
         line = cotangent + ((plane + p).to(tl.int64) * box_size + (row + first)) * box_size + column
         for r in range(tl.max(rows, axis=0)):
             dy = dy0 + (first + r)
             u = dy + c * w
             across = bb * u * u + beyond
             middle = -dx0 - a * dy - b * w
-            start, end = _stretch(middle, tl.sqrt(tl.maximum((limit - across) * per_aa, 0.0)), column, box_size)
-            end = tl.where(r < rows, end, start - 1)
+            start, columns = _reached(middle, limit - across, per_aa, column, box_size, r < rows)
             t0 = start - middle
             for chunk in range(chunks):
                 step = lanes + chunk * LANES
                 t = t0[:, None] + step
                 exponent = aa[:, None] * t * t + across[:, None]
-                within = (exponent >= limit) & (start[:, None] + step <= end[:, None])
+                within = (exponent >= limit) & (step < columns[:, None])
                 value = tl.load((line + start)[:, None] + step, mask=within, other=0.0)
                 g = value * tl.exp2(exponent)
                 gt, gu, gw = g * t, g * u[:, None], g * w[:, None]
