@@ -85,6 +85,9 @@ def test_one_cut_short_gives_way_to_the_one_before(keep: float, tmp_path: Path) 
     [told] = job.reporter.warnings
     assert "half1.safetensors: cut short" in told
     assert "before" in told
+    job.save("half1", state(3))
+    (tmp_path / "half1.safetensors").unlink()
+    assert same(job.load("half1"), state(1))  # what was broken has not taken its place
 
 
 @pytest.mark.parametrize("place", [40, 200, -200, -1])

@@ -235,8 +235,8 @@ def test_refined_all_the_same_it_measures_nothing(
         v = solution.validation
         return replace(solution, validation=replace(v, limit_shell=12, gain=np.ones_like(v.gain)))
 
-    def forced(particles: Particles, solution: Solution, solve: Callable, *rest: object) -> tuple:
-        particles, _, refinement = refined(particles, told(solution), lambda p: told(solve(p)), *rest)  # type: ignore[arg-type]
+    def forced(particles: Particles, solve: Callable, *rest: object) -> tuple:
+        particles, _, refinement = refined(particles, lambda p: told(solve(p)), *rest)  # type: ignore[arg-type]
         return particles, latest[-1], refinement
 
     monkeypatch.setattr(reconstruction, "refined", forced)

@@ -76,10 +76,10 @@ class Pace:
         return elapsed >= max(self.least, self.times * n_bytes / speed)
 
     def learn(self, n_bytes: int, seconds: float) -> None:
-        """What a state took."""
+        """What a state took; of 0 bytes, if the disk did not take it."""
         self.bytes += n_bytes
         self.seconds += seconds
-        self.states += 1
+        self.states += n_bytes > 0
 
 
 @dataclass(frozen=True)
@@ -162,24 +162,28 @@ class Checkpoints:
         if self.folder is None:
             return False
         begun = time.monotonic()
+        trouble = self._attempt(self.folder, name, state)
+        self.pace.learn(0 if trouble else state.n_bytes, time.monotonic() - begun)
+        if trouble and not self.troubles:
+            self.reporter.warn(
+                f"{trouble}. The run goes on without writing down its state; the checkpoints that are there stay"
+            )
+        self.troubles.extend([trouble] if trouble else [])
+        return not trouble
+
+    def _attempt(self, folder: Path, name: str, state: State) -> str:
+        """Write a state; what kept it from the disk, nothing if nothing did."""
         try:
-            self._write(self.folder, name, state)
+            self._write(folder, name, state)
         except (InputError, OSError) as error:
-            latest, before = self._paths(self.folder, name)
+            latest, before = self._paths(folder, name)
             with suppress(InputError, OSError):  # there may be room for two states where there is not for three
                 if latest.exists() and before.exists():
                     before.unlink()
-                    self._write(self.folder, name, state)
-                    return True
-            if not self.troubles:
-                self.reporter.warn(
-                    f"{error}. The run goes on without writing down its state; the checkpoints that are there stay"
-                )
-            self.troubles.append(str(error))
-            return False
-        finally:
-            self.pace.learn(state.n_bytes, time.monotonic() - begun)
-        return True
+                    self._write(folder, name, state)
+                    return ""
+            return str(error)
+        return ""
 
     def _write(self, folder: Path, name: str, state: State) -> None:
         content = json.dumps({"identity": self.identity, "facts": state.facts})
@@ -209,7 +213,7 @@ class Checkpoints:
             InputError: it belongs to a job of another identity.
         """
         into = into or {}
-        paths = self._paths(self.folder, name) if self.folder and self.resume else ()
+        paths = [*self._paths(self.folder, name)] if self.folder and self.resume else []
         broken = ""
         for path in paths:
             if not path.exists():
@@ -227,6 +231,7 @@ class Checkpoints:
                 continue
             if broken:
                 self.reporter.warn(f"{broken}; the state before it is taken")
+                paths[0].unlink()  # or it would become the one before
             written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
             self.reporter.resumed = True
             self.reporter.line(f"going on from {path.name}, written {written}")
@@ -265,7 +270,7 @@ class Checkpoints:
             more = f" (and {len(differing) - _SHOWN} more)" if len(differing) > _SHOWN else ""
             raise InputError(
                 f"{path}: of another run: {'; '.join(told)}{more}; resume with what that run was given, "
-                "or start anew without --resume"
+                "or leave out --resume and replace it with --overwrite"
             )
 
 
