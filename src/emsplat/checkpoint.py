@@ -153,7 +153,8 @@ class Checkpoints:
         """One of the states, of a stage that now begins.
 
         Args:
-            world: for a stage that is the same on all ranks: the first one writes, and tells the others what it loads.
+            world: for a stage whose state is the same on all ranks: the first one writes, and tells the others what it
+                loads.
         """
         return Checkpoint(self, name, world)
 
@@ -282,11 +283,6 @@ class Checkpoint:
     name: str
     world: World | None = None  # whose ranks all are at this stage
     since: float = field(default_factory=time.monotonic)  # when the stage began, or its state was last written
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether several ranks go on from it; all have the same state when it is offered."""
-        return self.world is not None and self.world.size > 1
 
     def load(self, into: Mapping[str, NDArray[Any]] | None = None) -> State | None:
         """See `Checkpoints.load`."""

@@ -231,16 +231,13 @@ def _round(
 
             def advanced(done: int, total: int, fallen: float) -> None:
                 advance(done, total)
-                if not checkpoint.is_shared:  # or the changes are those of one rank's images
-                    progress.images, progress.fallen = done, fallen
-                    checkpoint.offer(progress.saved)
+                progress.images, progress.fallen = done, fallen
+                checkpoint.offer(progress.saved)
 
             before = progress.images, progress.fallen
             what = particles, progress.changes, images, rows, noise, against, settings
             gain = refine_half(*what, advanced, before, world)
         progress.next_half(gain * len(rows))
-        if progress.half <= 2:
-            checkpoint.offer(progress.saved)
     progress.next_round()
     if checkpoint.offer(progress.saved):
         checkpoint.remove_others()  # the maps of where the round began, and what they were made of
