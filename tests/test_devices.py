@@ -11,6 +11,7 @@ import torch
 
 from emsplat import devices
 from emsplat.devices import CPU, attempt, chosen, with_room
+from emsplat.errors import in_one_line
 from emsplat.reporting import Reporter
 from emsplat.stopwatch import Stopwatch
 
@@ -114,6 +115,18 @@ def test_only_a_lack_of_memory_is_answered_with_another_attempt() -> None:
     assert attempt(lambda: 3, CPU) == (3, None)
     with pytest.raises(RuntimeError, match="illegal"):
         attempt(lambda: fail(RuntimeError("an illegal memory access was encountered")), CPU)
+
+
+def test_a_card_that_runs_out_of_memory_is_told_in_one_line() -> None:
+    """As torch says it, 2.13."""
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 9.06 GiB is "
+        "free. See documentation for Memory Management  (https://pytorch.org/docs/stable/notes/cuda.html)"
+    )
+    said, code = in_one_line(error) or ("", 0)
+    assert code == 1
+    assert said.startswith("out of memory on the graphics card (Tried to allocate 20.00 GiB); look at coarser detail")
+    assert said.endswith("--device cpu")
 
 
 def test_a_job_asked_of_a_card_that_is_not_there_ends_in_one_line(simulated: Path, capsys, tmp_path) -> None:

@@ -146,7 +146,10 @@ def release_reserve(device: torch.device) -> None:
 
 def memory_to_send(shape: Sequence[int], device: torch.device) -> Tensor:
     """float32 host memory that a device can fetch from by itself: pinned, where it is a graphics card."""
-    return torch.empty(tuple(shape), dtype=torch.float32, pin_memory=device.type == "cuda")
+    if device.type != "cuda":
+        return torch.empty(tuple(shape), dtype=torch.float32)
+    with torch.cuda.device(device):  # another thread's may be another card
+        return torch.empty(tuple(shape), dtype=torch.float32, pin_memory=True)
 
 
 class Courier:

@@ -27,8 +27,9 @@ _OUT_OF_MEMORY = (
     "can't start new thread",
     "failed to map segment",
     "Cannot allocate memory",
-    "CUDA out of memory",
 )
+_OUT_OF_CARD = "CUDA out of memory"
+_COARSER = "look at coarser detail with --max-resolution"
 
 
 def in_one_line(error: BaseException) -> tuple[str, int] | None:
@@ -37,11 +38,17 @@ def in_one_line(error: BaseException) -> tuple[str, int] | None:
         return str(error), BAD_INPUT
     if isinstance(error, OSError):
         return _of_the_system(error), BAD_INPUT
+    if str(error).startswith(_OUT_OF_CARD):
+        needed = str(error).removeprefix(_OUT_OF_CARD).strip(". ").split(". ")[0]
+        return (
+            f"out of memory on the graphics card ({needed}); {_COARSER}, or work on the CPU with --device cpu",
+            FAILED,
+        )
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     ):
         why = f" ({str(error).rsplit('/', 1)[-1]})" if str(error) else ""
-        return f"out of memory{why}; look at coarser detail with --max-resolution", FAILED
+        return f"out of memory{why}; {_COARSER}", FAILED
     return None
 
 

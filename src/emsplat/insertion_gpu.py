@@ -95,7 +95,7 @@ class DeviceGrids:
             _insert[launch](
                 grids, planes_of_images[part], views.frames[part], views.ends[part], sets[part],
                 self.samples, self.taps, self.period / self.box_size, n_samples, self.box_size, planes, across,
-                COMPONENTS=components, BLOCK=block,
+                COMPONENTS=components, BLOCK=block, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 
     def of(self, number: int) -> DeviceGrid:
