@@ -11,7 +11,6 @@ where it does not look here by itself, and ends the process where even that does
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import os
@@ -19,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -107,7 +106,7 @@ class Watch:
     def failed(self, text: str, code: int) -> Ending:
         """Something is wrong on this rank: waits a moment to see whether it is so on all, then ends the job."""
         self._looked.set()
-        with contextlib.suppress(Exception), self._lock:
+        with contextlib.suppress(Exception), self._held():
             self._store.set(f"failed/{self.rank}", text)
         everywhere = False
         until = time.monotonic() + _TO_AGREE
@@ -123,10 +122,13 @@ class Watch:
         self._leaving.set()
         names = [f"left/{rank}" for rank in range(len(self.hosts))]
         until = time.monotonic() + _TO_LEAVE
-        with contextlib.suppress(Exception):  # where the store is gone there is nobody to wait for
-            with self._lock:
+        with contextlib.suppress(Exception):  # where the store is gone, or cut off, there is nobody to wait for
+            with self._held():
                 self._store.set(names[self.rank], "1")
-            while self.rank == 0 and not self._store.check(names) and time.monotonic() < until:
+            while self.rank == 0 and time.monotonic() < until:
+                with self._held():
+                    if self._store.check(names):
+                        break
                 time.sleep(0.05)
 
     # --- what the threads do ------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ class Watch:
             return
         if not self._looked.wait(_TO_NOTICE):
             # The handler raises KeyboardInterrupt in the main thread, wherever that is, as Ctrl-C does.
-            _thread.interrupt_main(signal.SIGTERM)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         if not self._unwound.wait(_TO_UNWIND):
             if self.ending.told_by == self.rank:
                 print(f"emsplat: {self.ending.text}", file=sys.stderr, flush=True)
@@ -216,16 +218,22 @@ class Watch:
 
     def _end(self, ending: Ending) -> Ending:
         """End the job this way, unless it has been ended meanwhile; returns how it does end."""
-        if not self._lock.acquire(timeout=_TO_AGREE):  # the network holds the other thread up
-            self._adopt(json.dumps(asdict(ending)).encode())
-            return self.ending or ending
         try:
-            self._decide(ending)
+            with self._held():
+                self._decide(ending)
         except Exception:
             self._adopt(json.dumps(asdict(ending)).encode())
+        return self.ending or ending
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """The store for this thread; TimeoutError where the network holds the other one up."""
+        if not self._lock.acquire(timeout=_TO_AGREE):
+            raise TimeoutError
+        try:
+            yield
         finally:
             self._lock.release()
-        return self.ending or ending
 
     def _decide(self, ending: Ending) -> None:
         """The first to come decides; compare_set is atomic."""
@@ -238,7 +246,7 @@ class Watch:
     def _is_everywhere(self, text: str) -> bool:
         names = [f"failed/{rank}" for rank in range(len(self.hosts))]
         try:
-            with self._lock:
+            with self._held():
                 return self._store.check(names) and all(v.decode() == text for v in self._store.multi_get(names))
         except Exception:
             return False
