@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def taken() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-def test_a_taken_port_is_refused_or_passed_over(taken: int, refuses: Callable) -> None:
+def test_a_taken_port_is_refused_or_passed_over(
+    taken: int, refuses: Callable, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
     with refuses(f"--port {taken}", "another program"):
         server.start("127.0.0.1", taken)
     started = server.start("127.0.0.1", taken, or_next=True)
@@ -36,6 +39,12 @@ def test_a_taken_port_is_refused_or_passed_over(taken: int, refuses: Callable) -
         assert f"ssh -L {port}:localhost:{port} " in there
         with socket.socket() as elsewhere, pytest.raises(ConnectionRefusedError):
             elsewhere.connect(("127.0.0.2", port))  # listens at one address, not at all
+        for greeting in (b"", b"nonsense\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", port)) as rude:
+                rude.sendall(greeting)
+        time.sleep(0.5)
+        said = capfd.readouterr()
+        assert said.out + said.err == "" and caplog.records == []
     finally:
         started.stop()
 

@@ -58,10 +58,6 @@ class Controls:
             control.on_update(lambda _: self._wish())
         self._wish()
 
-    @property
-    def scene(self) -> Scene:
-        return self._scene
-
     def _gaussians(self, gui: viser.GuiApi) -> None:
         with gui.add_folder("Gaussians"):
             self._size = gui.add_slider("size", 0.2, 2.5, 0.05, 1.0, hint="factor on σ; the mass stays")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import viser
 
 _MOST_SPLATS = 20_000  # that are sent
-_SHARE = 0.02  # of one core's time, for turning a snapshot into splats: packing and sending cost about as much again
+_SHARE = 0.01  # of one core's time, for turning a snapshot into splats: packing and sending cost about as much again
 _SHORTEST_PAUSE = 0.5  # seconds
 _BETWEEN_LOOKS = 2.0  # seconds, at what the run is doing when no Gaussians come
 _EITHER, _FIRST, _SECOND = "the one being fitted", "half 1", "half 2"

@@ -92,11 +92,6 @@ class Scene:
             self._wanted = wishes
             self._news.notify_all()
 
-    def settled(self, timeout: float) -> bool:
-        """Waits until the last wish is drawn; whether it is."""
-        with self._news:
-            return self._news.wait_for(lambda: self._drawn == self._wanted, timeout)
-
     def show_model(self, model: AtomicModel | None, all_atoms: bool) -> None:
         """The atomic model, or none."""
         for name in ("trace", "bonds"):
@@ -122,9 +117,7 @@ class Scene:
                 self._draw(wanted)
             except Exception as error:  # a wish that fails must not stop the next one
                 self._tell(f'<p role="alert">{type(error).__name__}: {error}</p>')
-            with self._news:
-                self._drawn = wanted
-                self._news.notify_all()
+            self._drawn = wanted
 
     def _draw(self, wishes: Wishes) -> None:
         content, model = self._content, self._content.model(wishes.half)

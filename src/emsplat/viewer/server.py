@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import getpass
 import importlib.util
+import logging
 import os
 import socket
 from contextlib import suppress
@@ -43,6 +44,8 @@ def start(host: str, port: int, *, or_next: bool = False) -> viser.ViserServer:
 
     # viser prints its addresses and its end whatever it is told; standard output is someone else's.
     rich.get_console().quiet = True
+    # Whoever hangs up in the middle of a greeting would leave a traceback in the terminal.
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     server = viser.ViserServer(host=host, port=free, label="emsplat", verbose=False)
     if server.get_port() != free:
         server.stop()
