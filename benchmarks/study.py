@@ -5,6 +5,7 @@ python benchmarks/study.py --part positivity --work WORK
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +19,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 from torch import Tensor
 
 from cases import QUICK, RUVB, resized
-from common import REPOSITORY, Case, Report, arguments, mean_fsc, simulated, truth_and_mask
+from common import REPOSITORY, RESULTS, Case, Report, arguments, mean_fsc, simulated, truth_and_mask
 from emsplat import fit, imaging, maps
 from emsplat.correlation import fsc
 from emsplat.count import automatic_count
@@ -40,7 +42,7 @@ from emsplat.statistics import PassSettings, Statistics, gather_statistics
 from emsplat.threads import threads
 
 _WHOLE = np.eye(3)[None]
-_SIZE = (4.6, 3.4)  # inches, of a panel
+_SIZE = (5.0, 3.5)  # inches
 _COMMON = """One half of the images ({case}, {half:,} images of it, SNR {snr:g}); F is the mean FSC of the fitted
 Gaussians with the truth within the true mask, over all shells to Nyquist; means over {seeds} starting points. Times are
 seconds of processor time on one core, so that what else runs on the machine matters little. """
@@ -145,7 +147,7 @@ def solvers(study: Study) -> Iterator[Row]:
         settings = replace(data.settings(), max_steps=steps, anneal_steps=max(2, steps // 5), patience=10**6)
         volume, seconds, count = by_statistics(data, settings)
         yield _solver_row("statistics", f"{steps} steps", data, volume, seconds, count)
-    rounds = ((1, 1),) if study.quick else ((1, 1), (2, 2), (4, 4), (8, 8), (12, 20))
+    rounds = ((1, 1),) if study.quick else ((1, 1), (3, 3), (10, 10))
     rows = np.arange(len(data.particles))
     for approach, anneal in rounds:
         settings = data.settings()
@@ -317,9 +319,13 @@ def _groups(rows: list[Row], key: str) -> dict[str, list[Row]]:
     return {name: [row for row in rows if row[key] == name] for name in dict.fromkeys(row[key] for row in rows)}
 
 
-def _panel(figure: Figure, xlabel: str, log: bool = True, place: int = 111) -> Axes:
-    axes = figure.add_subplot(place)
+def _panel(figure: Figure, xlabel: str, log: bool = True) -> Axes:
+    axes = figure.add_subplot()
     axes.set(xlabel=xlabel, ylabel="F, mean FSC with the truth", xscale="log" if log else "linear")
+    if log:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     return axes
 
 
@@ -333,10 +339,9 @@ def draw_solvers(figure: Figure, rows: list[Row]) -> None:
 
 
 def draw_anisotropy(figure: Figure, rows: list[Row]) -> None:
-    for place, x, label in ((121, "Gaussians", "Gaussians"), (122, "fit, s", "processor seconds of a fit")):
-        axes = _panel(figure, label, place=place)
-        for (name, some), color in zip(_groups(rows, "shape").items(), (BLUE, ORANGE), strict=False):
-            _line(axes, some, x, name, color)
+    axes = _panel(figure, "Gaussians")
+    for (name, some), color in zip(_groups(rows, "shape").items(), (BLUE, ORANGE), strict=False):
+        _line(axes, some, "Gaussians", name, color)
     axes.legend()
 
 
@@ -390,45 +395,58 @@ _TEXTS = {
 }
 
 
+_PARTS: dict[str, tuple[Callable[[Study], Iterator[Row]], Callable[..., None]]] = {
+    "solvers": (solvers, draw_solvers),
+    "anisotropy": (anisotropy, draw_anisotropy),
+    "count": (count, draw_count),
+    "positivity": (positivity, draw_positivity),
+    "truncation": (truncation, draw_truncation),
+    "bandlimiting": (bandlimiting, draw_bandlimiting),
+}
+
+
+def run_part(part: str, study: Study, args: Any) -> list[Row]:
+    """Its page, written row by row."""
+    report = Report(f"study-{part}", f"Study: {part}", args)
+    case, settings = study.cases[0], study.cases[0].settings
+    text = _COMMON.format(case=case.name, half=settings.n_images // 2, snr=settings.snr, seeds=study.seeds)
+    text = text.replace("means over 1 starting points", "one starting point") + _TEXTS[part]
+    rows: list[Row] = []
+    with threads(1):
+        for row in _PARTS[part][0](study):
+            rows.append(row)
+            report.extra["curves"] = [row["curve"].tolist() for row in rows if "curve" in row]
+            report.table("Results", [{k: v for k, v in r.items() if k != "curve"} for r in rows], text)
+    return rows
+
+
+def rows_of_page(part: str, results: Path) -> list[Row]:
+    content = json.loads((results / f"study-{part}.json").read_text(encoding="utf-8"))
+    rows: list[Row] = content["tables"]["Results"]
+    for row, curve in zip(rows, content["curves"], strict=False):
+        row["curve"] = np.array(curve)
+    return rows
+
+
 def main() -> None:
-    parts: dict[str, tuple[Callable[[Study], Iterator[Row]], Callable[..., None], int]] = {
-        "solvers": (solvers, draw_solvers, 1),
-        "anisotropy": (anisotropy, draw_anisotropy, 2),
-        "count": (count, draw_count, 1),
-        "positivity": (positivity, draw_positivity, 1),
-        "truncation": (truncation, draw_truncation, 1),
-        "bandlimiting": (bandlimiting, draw_bandlimiting, 1),
-    }
     args = arguments(
-        __doc__, part=("all", f"{', '.join(parts)}, or all"), box_size=(64, "pixels"), images=(2000, "number"),
-        seeds=(3, "starting points"),
+        __doc__, part=("all", f"{', '.join(_PARTS)}, or all"), box_size=(64, "pixels"), images=(2000, "number"),
+        seeds=(3, "starting points"), draw_only=(0, "1: only the figures, of the pages there are"),
     )  # fmt: skip
-    args.seeds = 1 if args.quick else args.seeds
     base = QUICK if args.quick else resized(RUVB, args.box_size, args.images)
     cases = tuple(replace(base, settings=replace(base.settings, snr=snr)) for snr in (0.03, 0.005))
-    study = Study(cases, args.work, args.seeds, args.quick)
-    suffix = "" if args.box_size == 64 else f"-{args.box_size}"
-    figures = args.work / "figures" if args.quick else REPOSITORY / "docs" / "figures"
+    study = Study(cases, args.work, 1 if args.quick else args.seeds, args.quick)
+    figures = REPOSITORY / "docs" / "figures" if args.results == RESULTS else args.results / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for part in parts if args.part == "all" else [args.part]:
-        run, draw, panels = parts[part]
-        report = Report(f"study-{part}{suffix}", f"Study: {part}", args)
-        settings = base.settings
-        text = _COMMON.format(case=base.name, half=settings.n_images // 2, snr=cases[0].settings.snr, seeds=args.seeds)
-        text = text.replace("means over 1 starting points", "one starting point") + _TEXTS[part]
-        rows: list[Row] = []
-        with threads(1):
-            for row in run(study):
-                rows.append(row)
-                report.table("Results", [{k: v for k, v in r.items() if k != "curve"} for r in rows], text)
+    for part in _PARTS if args.part == "all" else [args.part]:
+        rows = rows_of_page(part, args.results) if args.draw_only else run_part(part, study, args)
+        draw = _PARTS[part][1]
         if part == "bandlimiting":
-            report.extra["curves"] = [row["curve"] for row in rows]
-            report.write()
-            draw = partial(draw, pixel_size=settings.pixel_size_in_angstroms)
+            draw = partial(draw, pixel_size=base.settings.pixel_size_in_angstroms)
         with style():
-            figure = Figure(figsize=(panels * _SIZE[0], _SIZE[1]), layout="constrained")
+            figure = Figure(figsize=_SIZE, layout="constrained")
             draw(figure, rows)
-            save(figure, figures / f"study-{part}{suffix}.png")
+            save(figure, figures / f"study-{part}.png")
 
 
 if __name__ == "__main__":
