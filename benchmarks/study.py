@@ -197,28 +197,36 @@ def positivity(study: Study) -> Iterator[Row]:
     """Masses that must be positive, and masses that may have any sign, in one loop that is the same but for that."""
     for case in study.cases:
         data = prepared(case, study.work)
-        for signed in (False, True):
+        for masses in _MASSES:
             for number in study.counts[::2]:
                 runs = []
                 for seed in range(study.seeds):
-                    volume, negative = _plain_fit(data, data.settings(number, seed), signed)
-                    runs.append({"SNR": f"{case.settings.snr:g}", "masses": "any sign" if signed else "positive",
+                    volume, negative = _plain_fit(data, data.settings(number, seed), masses)
+                    runs.append({"SNR": f"{case.settings.snr:g}", "masses": masses,
                                  "Gaussians": number, "F": data.quality(volume),
                                  "negative mass / positive": negative})  # fmt: skip
                 yield averaged(runs)
 
 
-def _plain_fit(data: Data, settings: FitSettings, signed: bool) -> tuple[NDArray[np.float32], float]:
-    """The fit to statistics without density control; with masses as their logarithms or, signed, as they are.
+_MASSES = ("positive", "any sign", "any sign, half start negative")
 
-    Steps of a signed mass are the same share of the median mass at the start that those of a logarithm are of each.
+
+def _plain_fit(data: Data, settings: FitSettings, masses: str) -> tuple[NDArray[np.float32], float]:
+    """The fit to statistics without density control, and negative mass over positive.
+
+    Masses are parametrised by their logarithms or, of any sign, as they are; steps are then the same share of the
+    median mass at the start that those of a logarithm are of each.
     """
+    signed = masses != "positive"
     settings = replace(settings, start_share=1.0)
     start = data.start(settings)
     median = float(start.log_masses.exp().median())
     leaves = {name: getattr(start, name).clone().requires_grad_() for name in NAMES[:3]}
     if signed:
         leaves["mass"] = (start.log_masses.exp() / median).requires_grad_()
+        if masses == _MASSES[2]:
+            with torch.no_grad():
+                leaves["mass"][::2] *= -1
     else:
         leaves["log_mass"] = start.log_masses.clone().requires_grad_()
     sizes = [*(settings.step_sizes[name] for name in NAMES[:3]), settings.step_sizes["log_masses"]]
@@ -249,15 +257,15 @@ def _plain_fit(data: Data, settings: FitSettings, signed: bool) -> tuple[NDArray
         with torch.no_grad():
             held = [leaves[name].detach() for name in NAMES[:3]]
             confine(Parameters(*held, start.log_masses), data.extent, settings.max_scale)
-    masses = median * leaves["mass"].detach() if signed else leaves["log_mass"].detach().exp()
+    found = median * leaves["mass"].detach() if signed else leaves["log_mass"].detach().exp()
     pixel_size = data.particles.pixel_size_in_angstroms
     total = np.zeros_like(data.truth)
     for sign in (1, -1):
-        chosen = sign * masses > 0
+        chosen = sign * found > 0
         if chosen.any():
-            part = Parameters(*(leaves[n].detach()[chosen] for n in NAMES[:3]), torch.log(sign * masses[chosen]))
+            part = Parameters(*(leaves[n].detach()[chosen] for n in NAMES[:3]), torch.log(sign * found[chosen]))
             total += sign * data.volume(gaussians_of(part, pixel_size))
-    return total, float(-masses[masses < 0].sum() / masses[masses > 0].sum())
+    return total, float(-found[found < 0].sum() / found[found > 0].sum())
 
 
 def truncation(study: Study) -> Iterator[Row]:
@@ -357,7 +365,7 @@ def draw_count(figure: Figure, rows: list[Row]) -> None:
 def draw_positivity(figure: Figure, rows: list[Row]) -> None:
     axes = _panel(figure, "Gaussians")
     for (snr, some), color in zip(_groups(rows, "SNR").items(), (BLUE, GREEN, VERMILION), strict=False):
-        for (masses, line), dash in zip(_groups(some, "masses").items(), ("-", "--"), strict=False):
+        for (masses, line), dash in zip(_groups(some, "masses").items(), ("-", "--", ":"), strict=False):
             _line(axes, line, "Gaussians", f"SNR {snr}, {masses}", color, ls=dash)
     axes.legend(fontsize=8)
 
@@ -388,8 +396,9 @@ _TEXTS = {
     "solvers": "No early end: the lengths are the ones given. The images solver starts from the same Gaussians.",
     "anisotropy": "Ellipsoids have nine parameters, balls five.",
     "count": "◀ the number the program chooses by itself for a single fit of these images.",
-    "positivity": "A loop of its own without density control, the same for both but for the masses: logarithms, or "
-    "the masses themselves, whose steps are the same share of the median mass.",
+    "positivity": "A loop of its own without density control, the same for all but for the masses: logarithms, or "
+    "the masses themselves, whose steps are the same share of the median mass; the Gaussians start as positive ones, "
+    "drawn from the inversion, or every other one with its sign turned.",
     "truncation": "The same cut-off forward and backward, rescaled by the mass kept.",
     "bandlimiting": "κ = 0: splatted as they are. The figure is of the first five rows.",
 }
