@@ -101,7 +101,9 @@ def prepared(case: Case, work: Path) -> Data:
     data_mask = maps.soft_mask((seen + unseen).raw_map(), pixel_size, diameter)
     truth, mask = truth_and_mask(star)
     is_unseen = subset == 1
-    return Data(case, half, preview.noise, seen, unseen, is_unseen, extent, truth, mask, data_mask, seconds)
+    data = Data(case, half, preview.noise, seen, unseen, is_unseen, extent, truth, mask, data_mask, seconds)
+    by_statistics(data, replace(data.settings(100), max_steps=2))  # compiled before any time is taken
+    return data
 
 
 def by_statistics(data: Data, settings: FitSettings) -> tuple[NDArray[np.float32], float, int]:
