@@ -38,8 +38,8 @@ own inversion with the wrong poses, filtered to {ini_high} Å; its options:
 those of the whole job, on three processes for RELION (of which two work)."""
 
 
-def relion(star: Path, work: Path, diameter_in_angstroms: float, ini_high: int) -> tuple[list[Path], float]:
-    """The tables of all iterations, the last one last, and seconds.
+def relion(star: Path, work: Path, diameter_in_angstroms: float, ini_high: int) -> float:
+    """Refines, and leaves the tables of all iterations in `work`; returns seconds.
 
     Args:
         star: particles with wrong poses, in the folder of their stack.
@@ -55,8 +55,7 @@ def relion(star: Path, work: Path, diameter_in_angstroms: float, ini_high: int) 
         old.unlink()
     refine = ["mpirun", "--oversubscribe", "-n", 3, "relion_refine_mpi", "--i", normal.name, "--ref", "reference.mrc"]
     refine += ["--o", work / "run", "--ini_high", ini_high, "--particle_diameter", round(diameter_in_angstroms)]
-    took = measured([*refine, *_SEARCH.split()], folder, environ=_ENVIRON)
-    return [*sorted(work.glob("run_it*_data.star"))[1:], work / "run_data.star"], took.seconds
+    return measured([*refine, *_SEARCH.split()], folder, environ=_ENVIRON).seconds
 
 
 def in_order(path: Path, like: Particles) -> Particles:
@@ -69,7 +68,10 @@ def in_order(path: Path, like: Particles) -> Particles:
 
 
 def main() -> None:
-    args = arguments(__doc__, images=(1000, "number"), seed=(0, "of what is wrong"), ini_high=(20, "Å, see the page"))
+    args = arguments(
+        __doc__, images=(1000, "number"), seed=(0, "of what is wrong"), ini_high=(20, "Å, see the page"),
+        found=(0, "1: judge the iterations that RELION has left in WORK, ended or not"),
+    )  # fmt: skip
     report = Report("refine_relion", "Local refinement beside RELION's", args)
     case = QUICK if args.quick else resized(RUVB_SMALL, 64, args.images)
     case = replace(case, settings=replace(case.settings, snr=0.05))
@@ -89,14 +91,17 @@ def main() -> None:
     row("wrong", wrong)
     result, seconds = reconstructed(wrong, refine="poses,shifts")
     row("emsplat --refine poses,shifts", result.particles, result, sum(seconds.values()))
-    write_refined(wrong, np.ones(len(true)), ("poses", "shifts"), args.work).rename(star.with_name("wrong.star"))
-    radius = np.linalg.norm(np.argwhere(mask > 0.5) - len(mask) // 2, axis=1).max()
-    diameter = 2 * float(radius) * true.pixel_size_in_angstroms
-    tables, seconds = relion(
-        star.with_name("wrong.star"), args.work / f"relion_refine_{args.seed}", diameter, args.ini_high
-    )
+    folder = args.work / f"relion_refine_{args.seed}"
+    seconds = None
+    if not args.found:
+        write_refined(wrong, np.ones(len(true)), ("poses", "shifts"), args.work).rename(star.with_name("wrong.star"))
+        radius = np.linalg.norm(np.argwhere(mask > 0.5) - len(mask) // 2, axis=1).max()
+        diameter = 2 * float(radius) * true.pixel_size_in_angstroms
+        seconds = relion(star.with_name("wrong.star"), folder, diameter, args.ini_high)
+    tables = sorted(folder.glob("run_it*_data.star"))[1:] + sorted(folder.glob("run_data.star"))
     found = [in_order(table, true) for table in tables]
-    row(f"relion_refine, {len(found) - 1} iterations", found[-1], seconds=seconds)
+    ended = "converged" if tables[-1].name == "run_data.star" else "not converged"
+    row(f"relion_refine, {len(found)} iterations, {ended}", found[-1], seconds=seconds)
     row("relion_refine, best iteration", min(found, key=lambda p: errors(p, true)["angle (°)"]))
 
 
