@@ -119,7 +119,7 @@ def by_statistics(data: Data, settings: FitSettings) -> tuple[NDArray[np.float32
 def averaged(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Rows that differ by the seed alone: the means of their numbers."""
     numbers = {k: float(np.mean([r[k] for r in runs])) for k, v in runs[0].items() if isinstance(v, float)}
-    return runs[0] | numbers | {"± F": float(np.std([r["F"] for r in runs]))}
+    return runs[0] | numbers | {"± F": float(np.std([r["F"] for r in runs])) if len(runs) > 1 else None}
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def bandlimiting(study: Study) -> Iterator[Row]:
 
 
 def _line(axes: Axes, rows: list[Row], x: str, label: str | None, color: str, **kind: Any) -> None:
-    points = sorted((float(row[x]), row["F"], row.get("± F", 0.0)) for row in rows)
+    points = sorted((float(row[x]), row["F"], row.get("± F") or 0.0) for row in rows)
     across, up, error = np.array(points).T
     axes.errorbar(across, up, error, label=label, color=color, marker="o", ms=4, lw=1.5, capsize=2, **kind)
 
