@@ -10,12 +10,13 @@ from cases import ANTIBODY, BETAGAL, MSBA, QUICK, RUVB
 from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.io import read_particles
 
-_TEXT = """F as in quality.md. "automatic" is what the program chooses by itself; "lost" is how far its average lies
+_TEXT = """F as in quality.md. Counts are asked for of a fit and kept by a half, which is the average of two fits.
+"automatic" is what the program chooses by itself; "lost" is how far its average lies
 below the best of the ladder, as a share of 1 − F of the best."""
 
 
 def rung(star: Any, truth: np.ndarray, mask: np.ndarray, count: int | None) -> dict[str, Any]:
-    """One run with this many Gaussians a half; None: as the program chooses."""
+    """One run with this many Gaussians a fit; None: as the program chooses."""
     result, seconds = reconstructed(read_particles(star), n_gaussians=count)
     volumes = [half.map for half in result.halves]
     kept = int(np.mean([len(half.gaussians) for half in result.halves]))
