@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from emsplat import reconstruction
+from emsplat import reconstruction, solution
 from emsplat.cli import main
 from emsplat.io.mrc import write_map
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
@@ -123,9 +124,10 @@ def removed(stack: Path) -> None:
     stack.unlink()
 
 
-@pytest.mark.parametrize("at", ["look_at_sample", "_gather"])
+@pytest.mark.parametrize(("where", "at"), [(reconstruction, "look_at_sample"), (solution, "gather_shared")])
 @pytest.mark.parametrize("change", [truncated, exchanged, removed])
 def test_images_that_change_while_they_are_read(
+    where: ModuleType,
     at: str,
     change: Callable[[Path], None],
     images: Path,
@@ -137,17 +139,17 @@ def test_images_that_change_while_they_are_read(
     folder.mkdir()
     for name in ("particles.star", "particles.mrcs"):
         (folder / name).write_bytes((images / name).read_bytes())
-    step = getattr(reconstruction, at)
+    step = getattr(where, at)
 
     def changed(*given: Any) -> Any:
         change(folder / "particles.mrcs")
         return step(*given)
 
-    monkeypatch.setattr(reconstruction, at, changed)
+    monkeypatch.setattr(where, at, changed)
     code = main(arguments(folder, output))
     if code == 0:  # the open file is still the old one
         assert change is not truncated
-        assert at == "_gather"
+        assert at == "gather_shared"
         return
     err = capsys.readouterr().err
     assert code == 2

@@ -19,11 +19,12 @@ from emsplat.fit_images import Schedule
 from emsplat.io import read_map, read_particles, read_star
 from emsplat.outputs import write_run
 from emsplat.particles import Particles
-from emsplat.reconstruction import Reconstruction, Solution, reconstruct
+from emsplat.reconstruction import Reconstruction, reconstruct
 from emsplat.refine import RefineSettings, changed
 from emsplat.refinement import check_refinable, refine_settings, refined
 from emsplat.reporting import Reporter
 from emsplat.settings import REFINABLE, ReconstructSettings
+from emsplat.solution import Solution
 from misaligned import (
     BOX,
     DIAMETER,

@@ -11,6 +11,7 @@ from typing import Any
 
 from emsplat.count import supported_count
 from emsplat.fit import fitting_period
+from emsplat.halves import fits_of_half
 from emsplat.io import read_input
 from emsplat.io.images import ImageSource
 from emsplat.particles import Particles
@@ -18,11 +19,11 @@ from emsplat.plan.cluster import Cluster
 from emsplat.plan.model import STEPS, Job, Stage, held_bytes, stages, storage
 from emsplat.plan.rates import Card, Rates, card, measured
 from emsplat.preview import look_at_sample
-from emsplat.reconstruction import FITS, Grid, working_box, working_grid
 from emsplat.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.symmetry import symmetry_operators
 from emsplat.threads import threads
+from emsplat.working_grid import Grid, working_box, working_grid
 
 _FILLING = 0.35  # of its sphere that a particle takes
 _SIGMA_PER_SPACING = 0.5  # of a Gaussian, of the edge of the room that each has
@@ -148,7 +149,7 @@ def of_rates(job: Job, cluster: Cluster, rates: Rates, gpu: Card | None) -> Plan
 
 def job_of(table: Particles, settings: ReconstructSettings, grid: Grid) -> Job:
     """How large the job is, before anybody has looked at the map."""
-    n_fits = settings.n_fits or (1 if settings.solver == "images" else FITS)
+    n_fits = fits_of_half(settings)
     voxels = _FILLING * math.pi / 6 * (grid.diameter_in_angstroms / grid.pixel_size) ** 3
     count = settings.n_gaussians or supported_count(voxels, n_fits)
     return Job(
