@@ -1,0 +1,77 @@
+"""Test hosts on one machine: network namespaces on a switch of their own, whose cables can be pulled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+class NoHostsError(Exception):
+    """This machine does not let us make any."""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """`size` namespaces h0, h1, ... with the addresses 10.77.0.1, 10.77.0.2, ..."""
+
+    prefix: str
+    size: int
+
+    def command(self, host: int, command: Sequence[object]) -> list[str]:
+        """The command, run on a host, which has a name of its own."""
+        named = ["unshare", "--uts", "sh", "-c", f'hostname h{host} && exec "$@"', "sh"]
+        return ["ip", "netns", "exec", self._name(host), *named, *map(str, command)]
+
+    @staticmethod
+    def address(host: int) -> str:
+        return f"10.77.0.{host + 1}"
+
+    def cut_off(self, host: int) -> None:
+        """Pull the cable: packets vanish, nobody is told."""
+        _ip("-n", self._switch, "link", "set", f"port{host}", "down")
+
+    @property
+    def _switch(self) -> str:
+        return f"{self.prefix}-switch"
+
+    def _name(self, host: int) -> str:
+        return f"{self.prefix}-h{host}"
+
+    def set_up(self) -> None:
+        _ip("netns", "add", self._switch)
+        _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", self._switch, "link", "set", "bridge", "up")
+        for host in range(self.size):
+            name = self._name(host)
+            _ip("netns", "add", name)
+            cable = ("link", "add", "eth0", "type", "veth", "peer", "name", f"port{host}", "netns", self._switch)
+            _ip("-n", name, *cable)
+            _ip("-n", self._switch, "link", "set", f"port{host}", "master", "bridge", "up")
+            _ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+            for link in ("lo", "eth0"):
+                _ip("-n", name, "link", "set", link, "up")
+
+    def take_down(self) -> None:
+        for name in (self._switch, *map(self._name, range(self.size))):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@contextmanager
+def hosts(size: int) -> Iterator[Hosts]:
+    """Raises NoHostsError without the right, or the tools, to make them."""
+    made = Hosts(f"emsplat{os.getpid()}", size)
+    try:
+        try:
+            made.set_up()
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise NoHostsError(getattr(error, "stderr", None) or str(error)) from None
+        yield made
+    finally:
+        made.take_down()
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
