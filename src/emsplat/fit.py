@@ -114,8 +114,9 @@ def _loss(statistics: Statistics, extent: int, device: torch.device) -> Quadrati
 def fitting_period(extent: int) -> int:
     """Voxels; of the convolution that a fit in a cube of this edge is made with.
 
-    T falls off so fast that a quarter more than the cube is enough: the fits with it and with the exact period differ
-    by less than 0.001 in F, and a step takes half the time. Small cubes are embedded exactly, for it costs nothing.
+    T falls off so fast that a quarter more than the cube is enough: on three simulated sets (96², 100², 128²) the mean
+    FSC of the averaged map with the truth was not lower than with the exact period (0.8949 for 0.8937, 0.9736 for
+    0.9735, 0.9404 for 0.9401), in half the time or less. Small cubes are embedded exactly, for it costs nothing.
     """
     needed = max(math.ceil(_PERIOD_PER_EXTENT * extent), min(2 * extent, _EXACT_PERIOD))
     return scipy.fft.next_fast_len(needed, real=True)

@@ -22,7 +22,7 @@ from emsplat.settings import ReconstructSettings
 from emsplat.statistics import Statistics
 from emsplat.working_grid import Grid
 
-_FITS = 2  # of a half, averaged: as much better than one as they cost
+_FITS = 2  # of a half, averaged
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 
 Parts = tuple[Statistics, Statistics | None]  # of a half: of its seen and of its unseen images, if it has any
