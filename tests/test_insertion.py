@@ -164,7 +164,7 @@ def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, dtype: typ
         first = np.ceil(positions + across // 2 + rounding - WIDTH / 2)
         assert first.min() >= 0
         assert first.max() + WIDTH <= across
-        plane = np.ceil(positions[:, 2] + rounding - WIDTH / 2)
+        plane = np.ceil(positions[:, 2] + HALO + rounding - WIDTH / 2)
         assert plane.max() + WIDTH <= grid.values.shape[0]
 
     guard = 4 * _TILE * across

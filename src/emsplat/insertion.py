@@ -1,12 +1,13 @@
 """Inserting Fourier slices into a 3D grid, the adjoint of slicing: numba kernels.
 
 Every sample of a slice is spread over 4³ grid points by a compact Kaiser–Bessel kernel on an oversampled grid; after
-the inverse transform the kernel's own transform is divided out (a type-1 non-uniform FFT). Insertion is bound by
-memory, so the grid is cut into tiles of whole x rows that fit a core's cache: a tile belongs to one thread, which
-walks through the stretch of each slice that touches it. No atomics, no copies per thread, and a sum that does not
-depend on the number of threads.
+the inverse transform the kernel's own transform is divided out (a type-1 non-uniform FFT). The grid is cut into tiles
+of whole x rows that fit a core's cache: a sample belongs to the tile its kernel begins in, and a tile to one thread,
+which walks through the stretch of each slice that lies in it. Kernels reach into the next tiles, so tiles of one
+colour of four, no two of which are neighbours, are worked on at a time. No atomics, no copies per thread, no sample
+looked at twice, and a sum that does not depend on the number of threads.
 
-Only the half z ≥ 0 is kept; samples with z < 0 whose kernel reaches into it are inserted as they come, since a slice
+Only the half z ≥ 0 is wanted; samples with z < 0 whose kernel reaches into it are inserted as they come, since a slice
 brings both k and −k.
 """
 
@@ -18,22 +19,19 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 import scipy.fft
-from numba import types
-from numba.extending import overload
 from numpy.typing import NDArray
 
-from emsplat.simd import add_scaled
+from emsplat.simd import WIDTH, spread_sample
 from emsplat.window import Window
 
-WIDTH = 4  # taps of the kernel along each axis
 HALO = 3  # grid points kept beyond ±n/2, where a kernel can reach
 STEPS = 512  # of the tabulated kernel
-_TILE = 16
+_TILE = 12
 
 
 @dataclass
 class SliceGrid:
-    """The half z ≥ 0 of an oversampled Fourier grid that slices are added to.
+    """The half z ≥ 0 of an oversampled Fourier grid that slices are added to, and a halo all around it.
 
     Its values are complex for an adjoint volume, real (and even) for a convolution kernel.
     """
@@ -41,7 +39,7 @@ class SliceGrid:
     extent: int  # voxels of the real-space cube that is wanted, per axis
     box_size: int  # D of the slices: their samples lie at integer multiples of 1/D
     period: int  # n: grid points per axis
-    values: NDArray  # (n/2+1+halo, n+2 halo, n+2 halo) complex64 or float32
+    values: NDArray  # (n/2+1+2 halo, n+2 halo, n+2 halo) complex64 or float32
 
     @staticmethod
     def empty(extent: int, box_size: int, dtype: type[np.generic], oversampling: float = 1.5) -> SliceGrid:
@@ -66,8 +64,9 @@ class SliceGrid:
         frames = frames_of(matrices)
         ends = row_ends(frames.astype(np.float64), self.box_size)
         slices = np.ascontiguousarray(slices, dtype=self.values.dtype)
-        tiles = _tiles(self.values.shape[0], self.values.shape[1], numba.get_num_threads())
-        _insert(self.values, slices, frames * np.float32(scale), ends, taps_and_slopes(self._window), tiles)
+        planes, rows = self.values.shape[:2]
+        tiles, colours = _tiles(planes, rows, numba.get_num_threads())
+        _insert(self.values, slices, frames * np.float32(scale), ends, taps_and_slopes(self._window), tiles, colours)
 
     def adjoint(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
@@ -107,7 +106,7 @@ class SliceGrid:
     def _wrapped(self, z: int) -> NDArray[np.complex64]:
         """(n, n) stored plane z with its halo wrapped around, rolled to fft order."""
         n, h = self.period, HALO
-        plane = self.values[z].astype(np.complex64, copy=False)
+        plane = self.values[z + HALO].astype(np.complex64, copy=False)
         rows = plane[h : h + n].copy()
         rows[:h] += plane[h + n :]
         rows[n - h :] += plane[:h]
@@ -128,7 +127,7 @@ def grid_period(extent: int, box_size: int, oversampling: float = 1.5) -> int:
 def grid_shape(period: int) -> tuple[int, int, int]:
     """Planes, rows and columns that are stored of a grid of this period."""
     across = period + 2 * HALO
-    return period // 2 + 1 + HALO, across, across
+    return period // 2 + 1 + 2 * HALO, across, across
 
 
 def frames_of(matrices: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -142,14 +141,19 @@ def taps_and_slopes(window: Window) -> NDArray[np.float32]:
     return np.concatenate([taps[:-1], np.diff(taps, axis=0)], axis=1)
 
 
-def _tiles(planes: int, rows: int, threads: int) -> NDArray[np.int64]:
-    """(tiles, 2) first plane and row of every tile, dealt out so that each thread gets busy and idle ones alike."""
-    z, y = np.meshgrid(np.arange(0, planes, _TILE), np.arange(0, rows, _TILE), indexing="ij")
+def _tiles(planes: int, rows: int, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(tiles, 2) first plane and row of every tile, colour by colour, and (5,) where the colours begin, and the end.
+
+    Within a colour they are dealt out so that each thread gets busy and idle ones alike.
+    """
+    z, y = np.meshgrid(np.arange(0, planes - WIDTH + 1, _TILE), np.arange(0, rows - WIDTH + 1, _TILE), indexing="ij")
     tiles = np.stack([z.ravel(), y.ravel()], axis=1)
     # The sample density falls as 1/k from the x axis: sort by distance from it, then deal.
-    distance = np.hypot(tiles[:, 0] + _TILE / 2, tiles[:, 1] + _TILE / 2 - rows / 2)
+    distance = np.hypot(tiles[:, 0] + _TILE / 2 - HALO, tiles[:, 1] + _TILE / 2 - rows / 2)
     tiles = tiles[np.argsort(distance, kind="stable")]
-    return np.concatenate([tiles[t::threads] for t in range(threads)])
+    colour = tiles // _TILE % 2 @ [2, 1]
+    dealt = [tiles[colour == c][thread::threads] for c in range(4) for thread in range(threads)]
+    return np.concatenate(dealt), np.cumsum([0, *np.bincount(colour, minlength=4)])
 
 
 def row_ends(frames: NDArray[np.float64], box_size: int) -> NDArray[np.float32]:
@@ -184,9 +188,8 @@ def _clip(first, last, slope, constant, low, high):
 
 
 @numba.njit(error_model="numpy")
-def _rows_of(frame, z_low, z_high, y_low, y_high, radius):
+def _rows_of(az, bz, ay, by, z_low, z_high, y_low, y_high, radius):
     """Range of ky within which a slice can touch the rectangle z_low..z_high, y_low..y_high."""
-    az, bz, ay, by = frame[2, 0], frame[2, 1], frame[1, 0], frame[1, 1]
     det = az * by - bz * ay
     if abs(det) < np.float32(1e-3):
         return -radius, radius
@@ -198,88 +201,70 @@ def _rows_of(frame, z_low, z_high, y_low, y_high, radius):
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def _position(x, taps):
-    """First grid point of the kernel about x, and the four weights."""
-    first = np.ceil(x - np.float32(WIDTH / 2))
-    p = (first - x + np.float32(WIDTH / 2)) * np.float32(STEPS)
-    j = int(p)
-    f = p - np.float32(j)
-    weights = (
-        taps[j, 0] + f * taps[j, 4],
-        taps[j, 1] + f * taps[j, 5],
-        taps[j, 2] + f * taps[j, 6],
-        taps[j, 3] + f * taps[j, 7],
-    )
-    return int(first), weights
-
-
-def _along_x(weights, value):
-    """The floats of one sample along a row of the grid: (w value) for real, (w real, w imaginary) for complex."""
-    raise TypeError("compiled code only")
-
-
-@overload(_along_x)
-def _along_x_compiled(weights, value):
-    if isinstance(value, types.Complex):
-
-        def interleaved(weights, value):
-            re, im = value.real, value.imag
-            return (
-                weights[0] * re, weights[0] * im, weights[1] * re, weights[1] * im,
-                weights[2] * re, weights[2] * im, weights[3] * re, weights[3] * im,
-            )  # fmt: skip
-
-        return interleaved
-    return lambda weights, value: (weights[0] * value, weights[1] * value, weights[2] * value, weights[3] * value)
+def _first_tap(x):
+    """First grid point of the kernel about x."""
+    return np.ceil(x - np.float32(WIDTH / 2))
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def _spread_sample(grid, value, x, y, z, taps, z0, z1, y0, y1):
-    """Add one sample's kernel to the rows of a tile."""
-    column, wx = _position(x, taps)
-    row, wy = _position(y, taps)
-    plane, wz = _position(z, taps)
-    values = _along_x(wx, value)
-    rows, stride = grid.shape[1], grid.shape[2]
-    for c in range(max(0, z0 - plane), min(WIDTH, z1 - plane)):
-        start = ((plane + c) * rows + row) * stride + column
-        for b in range(max(0, y0 - row), min(WIDTH, y1 - row)):
-            add_scaled(grid, start + b * stride, wz[c] * wy[b], values)
+def _place(first, x):
+    """Row of the table for a kernel about x that begins at a grid point, and how far towards the next row."""
+    p = (first - x + np.float32(WIDTH / 2)) * np.float32(STEPS)
+    row = np.int32(p)
+    return row, p - np.float32(row)
+
+
+@numba.njit(error_model="numpy")
+def _rows_in_stack(i, ky, box_size, columns):
+    """Flat places of (kx = 0, ky) and (0, −ky) of slice i, in fft order."""
+    up = ky if ky >= 0 else ky + box_size
+    down = box_size - up if up > 0 else 0
+    return (i * box_size + up) * columns, (i * box_size + down) * columns
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
-def _insert(grid, slices, frames, ends, taps, tiles):
+def _insert(grid, slices, frames, ends, taps, tiles, colours):
     """Spread all samples of all slices, tile by tile.
 
-    frames: (n, 3, 2), the in-plane axes in grid points; ends: `row_ends`.
+    frames: (n, 3, 2), the in-plane axes in grid points; ends: `row_ends`; tiles, colours: `_tiles`.
+
+    No function called for a sample is given an array: where it branched, it would count references to it, with atomic
+    increments that all threads wait for.
     """
-    n, box_size = slices.shape[0], slices.shape[1]
-    planes, rows = grid.shape[0], grid.shape[1]
+    n, box_size, columns = slices.shape
+    values = slices.reshape(-1)
+    stride, plane_stride = grid.shape[2], grid.shape[1] * grid.shape[2]
     radius = (box_size - 1) // 2
-    centre = np.float32(rows // 2)
-    # A hair more than the kernel's: `spread` is exact, the bounds below suffer from rounding.
-    reach = np.float32(WIDTH / 2 + 0.01)
-    for t in numba.prange(tiles.shape[0]):
-        z0, y0 = tiles[t, 0], tiles[t, 1]
-        z1, y1 = min(z0 + _TILE, planes), min(y0 + _TILE, rows)
-        z_low, z_high = np.float32(z0) - reach, np.float32(z1 - 1) + reach
-        y_low, y_high = np.float32(y0) - reach - centre, np.float32(y1 - 1) + reach - centre
-        for i in range(n):
-            f = frames[i]
-            first_row, last_row = _rows_of(f, z_low, z_high, y_low, y_high, radius)
-            for ky in range(first_row, last_row + 1):
-                fy = np.float32(ky)
-                low, high = ends[i, ky + radius, 0], ends[i, ky + radius, 1]
-                low, high = _clip(low, high, f[2, 0], f[2, 1] * fy, z_low, z_high)
-                low, high = _clip(low, high, f[1, 0], f[1, 1] * fy, y_low, y_high)
-                for kx in range(int(np.ceil(low)), int(np.floor(high)) + 1):
-                    # A real image's transform at −k is the conjugate of that at k.
-                    row = ky if kx >= 0 else -ky
-                    row = row if row >= 0 else row + box_size
-                    value = slices[i, row, abs(kx)]
-                    value = value if kx >= 0 else np.conj(value)
-                    fx = np.float32(kx)
-                    x = f[0, 0] * fx + f[0, 1] * fy + centre
-                    y = f[1, 0] * fx + f[1, 1] * fy + centre
-                    z = f[2, 0] * fx + f[2, 1] * fy
-                    _spread_sample(grid, value, x, y, z, taps, z0, z1, y0, y1)
+    centre = np.float32(grid.shape[1] // 2)
+    tile, halo = np.float32(_TILE), np.float32(HALO)
+    # A kernel begins at the first grid point less than half a width before its sample. A hair more on both sides: the
+    # ends of a stretch suffer from rounding, and each sample is looked at itself.
+    before, after = np.float32(WIDTH / 2 - 1.01), np.float32(WIDTH / 2 - 0.99)
+    for colour in range(len(colours) - 1):
+        for t in numba.prange(colours[colour], colours[colour + 1]):
+            z0, y0 = np.float32(tiles[t, 0]), np.float32(tiles[t, 1])
+            z_low, z_high = z0 - halo + before, z0 - halo + tile + after
+            y_low, y_high = y0 - centre + before, y0 - centre + tile + after
+            for i in range(n):
+                ax, bx = frames[i, 0, 0], frames[i, 0, 1]
+                ay, by = frames[i, 1, 0], frames[i, 1, 1]
+                az, bz = frames[i, 2, 0], frames[i, 2, 1]
+                first_ky, last_ky = _rows_of(az, bz, ay, by, z_low, z_high, y_low, y_high, radius)
+                for ky in range(first_ky, last_ky + 1):
+                    fy = np.float32(ky)
+                    low, high = ends[i, ky + radius, 0], ends[i, ky + radius, 1]
+                    low, high = _clip(low, high, az, bz * fy, z_low, z_high)
+                    low, high = _clip(low, high, ay, by * fy, y_low, y_high)
+                    at_right, at_left = _rows_in_stack(i, ky, box_size, columns)
+                    for kx in range(int(np.ceil(low)), int(np.floor(high)) + 1):
+                        fx = np.float32(kx)
+                        x, y, z = ax * fx + bx * fy + centre, ay * fx + by * fy + centre, az * fx + bz * fy + halo
+                        column, row, plane = _first_tap(x), _first_tap(y), _first_tap(z)
+                        if plane < z0 or plane >= z0 + tile or row < y0 or row >= y0 + tile:
+                            continue
+                        # A real image's transform at −k is the conjugate of that at k.
+                        value = values[np.uint64(at_right + kx if kx >= 0 else at_left - kx)]
+                        value = value if kx >= 0 else np.conj(value)
+                        (jx, gx), (jy, gy), (jz, gz) = _place(column, x), _place(row, y), _place(plane, z)
+                        at = np.int64(plane) * plane_stride + np.int64(row) * stride + np.int64(column)
+                        spread_sample(grid, at, stride, plane_stride, value, taps, jx, gx, jy, gy, jz, gz)

@@ -31,6 +31,7 @@ _MOST_SLICES = 65_535  # a launch's limit along its second axis
 
 _steps = tl.constexpr(STEPS)
 _reach = tl.constexpr(WIDTH / 2)
+_halo = tl.constexpr(HALO)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class DeviceGrid:
 
     extent: int
     period: int
-    values: Tensor  # (n/2+1+halo, n+2 halo, n+2 halo) complex64 or float32
+    values: Tensor  # (n/2+1+2 halo, n+2 halo, n+2 halo) complex64 or float32
 
     def adjoint(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
@@ -148,7 +149,7 @@ class DeviceGrid:
     def _wrapped(self, first: int, last: int) -> Tensor:
         """(last − first, n, n) stored planes with their halo wrapped around, rolled to fft order, complex."""
         n, h = self.period, HALO
-        planes = self.values[first:last]
+        planes = self.values[first + h : last + h]
         rows = planes[:, h : h + n].clone()
         rows[:, :h] += planes[:, h + n :]
         rows[:, n - h :] += planes[:, :h]
@@ -192,7 +193,7 @@ def _add_rows(points, along_x, weight, y0, y1, y2, y3, stride, inside):
 
 @triton.jit
 def _spread(grid, x, y, z, value, inside, taps, across, COMPONENTS: tl.constexpr):
-    """Add samples' kernels to a grid, as far as they lie in planes that are stored.
+    """Add samples' kernels to a grid.
 
     x, y, z: (BLOCK,) in grid points from point 0; value: (BLOCK, 4 × COMPONENTS), the same for every tap.
     """
@@ -210,10 +211,10 @@ def _spread(grid, x, y, z, value, inside, taps, across, COMPONENTS: tl.constexpr
     start = ((plane.to(tl.int64) * across + row) * across + column) * COMPONENTS
     points = grid + start[:, None] + lane
     one_plane = across.to(tl.int64) * stride
-    _add_rows(points, along_x, z0, y0, y1, y2, y3, stride, inside & (plane >= 0))
-    _add_rows(points + one_plane, along_x, z1, y0, y1, y2, y3, stride, inside & (plane >= -1))
-    _add_rows(points + 2 * one_plane, along_x, z2, y0, y1, y2, y3, stride, inside & (plane >= -2))
-    _add_rows(points + 3 * one_plane, along_x, z3, y0, y1, y2, y3, stride, inside & (plane >= -3))
+    _add_rows(points, along_x, z0, y0, y1, y2, y3, stride, inside)
+    _add_rows(points + one_plane, along_x, z1, y0, y1, y2, y3, stride, inside)
+    _add_rows(points + 2 * one_plane, along_x, z2, y0, y1, y2, y3, stride, inside)
+    _add_rows(points + 3 * one_plane, along_x, z3, y0, y1, y2, y3, stride, inside)
 
 
 @triton.jit
@@ -240,6 +241,7 @@ def _insert(
     paired = kx > 0
     sign = tl.where(paired & (z < 0), -1.0, 1.0)
     x, y, z = x * sign, y * sign, z * sign
+    inside = inside & (z > -_reach)  # else no plane that is stored is touched
 
     component = tl.arange(0, 4 * COMPONENTS)[None, :] % COMPONENTS
     row = tl.where(ky < 0, ky + box_size, ky)
@@ -248,8 +250,8 @@ def _insert(
     value = tl.where(component == 1, sign[:, None], 1.0) * value  # at −k lies the conjugate
     centre = (across // 2).to(tl.float32)
     grid = grids + tl.load(sets + image).to(tl.int64) * planes * across * across * COMPONENTS
-    _spread(grid, centre + x, centre + y, z, value, inside, taps, across, COMPONENTS)
+    _spread(grid, centre + x, centre + y, _halo + z, value, inside, taps, across, COMPONENTS)
     mirrored = inside & paired & (z < _reach)
     if tl.sum(mirrored.to(tl.int32), axis=0) > 0:
         conjugate = tl.where(component == 1, -1.0, 1.0) * value
-        _spread(grid, centre - x, centre - y, -z, conjugate, mirrored, taps, across, COMPONENTS)
+        _spread(grid, centre - x, centre - y, _halo - z, conjugate, mirrored, taps, across, COMPONENTS)

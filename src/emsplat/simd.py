@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 8
+WIDTH = 4  # taps of the kernel that spreads samples
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
 _FAST = ("fast",)
@@ -110,19 +111,61 @@ def gaussian_sums(typingctx, volume, offset, dx0, constant, quadratic, cutoff2):
 
 
 @intrinsic
-def add_scaled(typingctx, array, offset, weight, values):
-    """array.flat[offset : offset + n] += weight × values, for a tuple of n float32."""
+def spread_sample(typingctx, grid, offset, row, plane, value, taps, jx, fx, jy, fy, jz, fz):
+    """Add value × window(z) window(y) window(x) to the 4³ points of a grid that begin at a flat offset.
+
+    row, plane: from one row and from one plane of the grid to the next; value: float32 or complex64, as the grid;
+    taps: (steps, 8) the window's four taps, and what each gains up to the next row; j, f: row of it, and how far
+    towards the next one.
+    """
     del typingctx
-    lanes = len(values)
+    f, i = types.float32, types.int64
+    components = 2 if isinstance(value, types.Complex) else 1
+    lanes = WIDTH * components
+    vector = ir.VectorType(ir.FloatType(), lanes)
+
+    def times(builder, a, b):
+        return builder.fmul(a, b, flags=_FAST)
 
     def codegen(context, builder, signature, args):
-        array_, offset_, weight_, values_ = args
-        vector_type = ir.VectorType(ir.FloatType(), lanes)
-        vector = ir.Constant(vector_type, ir.Undefined)
-        for i in range(lanes):
-            vector = builder.insert_element(vector, builder.extract_value(values_, i), ir.Constant(ir.IntType(32), i))
-        pointer = _lanes_of(context, builder, signature.args[0], array_, offset_, vector_type)
-        _add_to(builder, pointer, builder.fmul(vector, _spread(builder, weight_, lanes), flags=_FAST))
+        grid_, offset_, row_, plane_, value_, taps_, *places = args
+        table = context.make_array(taps)(context, builder, value=taps_).data
+        along = [_window_at(builder, table, j, f) for j, f in (places[:2], places[2:4], places[4:])]
+        y, z = ([_lanes(builder, four, [tap] * lanes) for tap in range(WIDTH)] for four in along[1:])
+        x = _lanes(builder, along[0], [lane // components for lane in range(lanes)])
+        x = times(builder, x, _repeated(context, builder, value, value_, lanes))
+        for c in range(WIDTH):
+            start = builder.add(offset_, builder.mul(plane_, ir.Constant(ir.IntType(64), c)))
+            on_plane = times(builder, x, z[c])
+            for b in range(WIDTH):
+                at = builder.add(start, builder.mul(row_, ir.Constant(ir.IntType(64), b)))
+                pointer = _lanes_of(context, builder, grid, grid_, at, vector)
+                _add_to(builder, pointer, times(builder, on_plane, y[b]))
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, types.float32, values), codegen
+    return types.void(grid, i, i, i, value, taps, i, f, i, f, i, f), codegen
+
+
+def _lanes(builder, vector, places):
+    """A vector of the given places of another."""
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
+
+
+def _repeated(context, builder, value_type, value, lanes):
+    """A real number in every lane; of a complex one the real part and the imaginary one in turns."""
+    if not isinstance(value_type, types.Complex):
+        return _spread(builder, value, lanes)
+    parts = context.make_complex(builder, value_type, value)
+    pair = ir.Constant(ir.VectorType(ir.FloatType(), 2), ir.Undefined)
+    for place, part in enumerate((parts.real, parts.imag)):
+        pair = builder.insert_element(pair, part, ir.Constant(ir.IntType(32), place))
+    return _lanes(builder, pair, [lane % 2 for lane in range(lanes)])
+
+
+def _window_at(builder, table, row, f):
+    """The window's four taps, between a row of the table and the next."""
+    pointer = builder.gep(table, [builder.mul(row, ir.Constant(ir.IntType(64), 2 * WIDTH))])
+    both = builder.load(builder.bitcast(pointer, ir.VectorType(ir.FloatType(), 2 * WIDTH).as_pointer()))
+    both.align = 4
+    taps, slopes = (_lanes(builder, both, list(range(first, first + WIDTH))) for first in (0, WIDTH))
+    return builder.fadd(taps, builder.fmul(slopes, _spread(builder, f, WIDTH), flags=_FAST), flags=_FAST)
