@@ -250,8 +250,8 @@ def _insert(
     value = tl.where(component == 1, sign[:, None], 1.0) * value  # at −k lies the conjugate
     centre = (across // 2).to(tl.float32)
     grid = grids + tl.load(sets + image).to(tl.int64) * planes * across * across * COMPONENTS
-    _spread(grid, centre + x, centre + y, _halo + z, value, inside, taps, across, COMPONENTS)
+    _spread(grid, centre + x, centre + y, z + _halo, value, inside, taps, across, COMPONENTS)
     mirrored = inside & paired & (z < _reach)
     if tl.sum(mirrored.to(tl.int32), axis=0) > 0:
         conjugate = tl.where(component == 1, -1.0, 1.0) * value
-        _spread(grid, centre - x, centre - y, _halo - z, conjugate, mirrored, taps, across, COMPONENTS)
+        _spread(grid, centre - x, centre - y, -z + _halo, conjugate, mirrored, taps, across, COMPONENTS)
