@@ -9,7 +9,7 @@ import pytest
 
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
-from emsplat.optics import ctf
+from emsplat.optics import ctf, ctf_at, ctf_parameters
 from emsplat.particles import Particles
 from emsplat.simulation import SimulationSettings
 from emsplat.simulation.acquisition import acquire, star_tables
@@ -106,3 +106,13 @@ def test_ctf_is_relions(tmp_path: Path) -> None:
 def test_no_images_no_ctfs() -> None:
     particles = some_particles().select(np.zeros(6, dtype=bool))
     assert ctf(particles).shape == (0, 32, 17)
+
+
+def test_a_single_frequency_and_a_whole_row_agree() -> None:
+    """`ctf_at`, in float64, against `ctf`, whose sine is its own; with B-factors, doses and hundreds of radians."""
+    particles = some_particles(48, pre_exposure=np.linspace(0, 40, 6), defocus_u_in_angstroms=np.linspace(1e3, 9e4, 6))
+    step = 1 / (48 * PIXEL_SIZE)
+    k = np.fft.fftfreq(48, 1 / 48)
+    for p, whole in zip(ctf_parameters(particles), ctf(particles), strict=True):
+        single = [[ctf_at.py_func(tuple(p), kx * step, ky * step, 0.0) for kx in range(25)] for ky in k]
+        np.testing.assert_allclose(whole, single, rtol=0, atol=1e-6)

@@ -86,6 +86,20 @@ def noise_spectra(images: NDArray[np.float32], particles: Particles) -> NDArray[
     return spectra
 
 
+def inverse_noise(noise: NDArray[np.float64], working: int, box_size: int) -> NDArray[np.float64]:
+    """(groups, D′, D′//2+1) 1/noise on a half plane cropped to D′; 0 at DC and from Nyquist's radius on.
+
+    Args:
+        noise: (groups, D//2+1) from `noise_spectra`, interpolated between the shells.
+    """
+    ky, kx = np.meshgrid(np.fft.fftfreq(working, 1 / working), np.arange(working // 2 + 1), indexing="ij")
+    radius = np.hypot(kx, ky)
+    inverse = 1 / noise
+    inverse[:, 0] = 0.0  # the mean of an image says nothing about the particle
+    found = np.stack([np.interp(radius, np.arange(noise.shape[1]), values) for values in inverse])
+    return np.where(2 * radius < box_size, found, 0.0)
+
+
 def _mean_spectrum(images: NDArray[np.float32], rows: NDArray, window: NDArray[np.float32]) -> NDArray[np.float64]:
     """(D//2+1,) power of whole images, measured through the window."""
     box_size = images.shape[-1]

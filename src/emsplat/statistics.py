@@ -26,8 +26,8 @@ from emsplat.checkpoint import UNKEPT, Checkpoint, State
 from emsplat.cropping import fourier_crop
 from emsplat.insertion import SliceGrid
 from emsplat.io.images import reading_order
-from emsplat.noise import outside_circle, subtract_background
-from emsplat.optics import as_tuple, ctf_at, ctf_parameters
+from emsplat.noise import inverse_noise, outside_circle, subtract_background
+from emsplat.optics import as_tuple, ctf_along, ctf_parameters
 from emsplat.particles import Particles
 from emsplat.stopwatch import Stopwatch
 
@@ -215,8 +215,7 @@ def _prepared_blocks(
     step = 1 / (box_size * particles.pixel_size_in_angstroms)
     symmetric, symmetric_of = symmetric_phases(particles, working)
     antisymmetric, antisymmetric_of = antisymmetric_factors(particles, working)
-    inverse_noise = 1 / settings.noise
-    inverse_noise[:, 0] = 0.0  # the mean of an image says nothing about the particle
+    whitening = inverse_noise(settings.noise, working, box_size).astype(np.float32)
     scale = np.float32((working / box_size) ** 3)  # a slice of the working grid's map, in its own units
     if not blocks:
         return
@@ -235,7 +234,7 @@ def _prepared_blocks(
                 weights = np.empty(spectra.shape, dtype=np.float32)
                 group = particles.optics_group[rows]
                 _weigh(
-                    spectra, weights, parameters[rows], centres[rows], inverse_noise[group], premultiplied[group],
+                    spectra, weights, parameters[rows], centres[rows], whitening, group, premultiplied[group],
                     symmetric, symmetric_of[rows], antisymmetric, antisymmetric_of[rows], scale, box_size, step,
                 )  # fmt: skip
             yield rows, spectra, weights
@@ -251,19 +250,19 @@ def _transforms(images: NDArray[np.float32]) -> NDArray[np.complex64]:
         torch.set_num_threads(before)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath={"contract"})
 def _weigh(
-    spectra, weights, parameters, centres, inverse_noise, premultiplied,
+    spectra, weights, parameters, centres, whitening, group, premultiplied,
     symmetric, symmetric_of, antisymmetric, antisymmetric_of, scale, box_size, step,
 ):  # fmt: skip
     """Turn transforms into C W² y, centred and rid of antisymmetric phases, in place, and fill C² W².
 
-    The noise is interpolated between shells. Phases and factors as `aberrations` gives them for a group, and which of
-    them is each image's, −1 for none.
+    whitening: (groups, D′, D′//2+1) from `inverse_noise`. Phases and factors as `aberrations` gives them for a group,
+    and which of them is each image's, −1 for none.
     """
     n, rows, columns = spectra.shape
-    last = inverse_noise.shape[1] - 1
-    to_map = 1.0 / scale
+    to_map = np.float32(1.0 / scale)
+    none = np.zeros(columns, dtype=np.float32)
     for i in numba.prange(n):
         # The spectrum of a particle centred at p carries exp(−2πi k·p/D); undo it.
         turn_x = 2 * np.pi * centres[i, 0] / box_size
@@ -271,22 +270,17 @@ def _weigh(
         p, times_ctf = as_tuple(parameters[i]), premultiplied[i]
         even, odd = symmetric_of[i], antisymmetric_of[i]
         along_x = np.exp(1j * turn_x * np.arange(columns)).astype(np.complex64)
+        c = np.empty(columns, dtype=np.float32)
         for row in range(rows):
             ky = row if 2 * row < rows else row - rows
             along_y = np.complex64(np.exp(1j * turn_y * ky))
+            ctf_along(p, ky * step, step, symmetric[even, row] if even >= 0 else none, c)
+            w2, spectrum, weight = whitening[group[i], row], spectra[i, row], weights[i, row]
             for kx in range(columns):
-                radius = np.sqrt(float(kx * kx + ky * ky))
-                shell = int(radius)
-                if 2 * radius >= box_size:
-                    spectra[i, row, kx] = 0
-                    weights[i, row, kx] = 0
-                    continue
-                f = radius - shell
-                w2 = (1 - f) * inverse_noise[i, shell] + f * inverse_noise[i, min(shell + 1, last)]
-                c = ctf_at(p, kx * step, ky * step, symmetric[even, row, kx] if even >= 0 else np.float32(0))
-                weights[i, row, kx] = c * c * w2 * (to_map * to_map)
-                factor = np.float32((1.0 if times_ctf else c) * w2 * to_map)
-                turned = spectra[i, row, kx] * (factor * along_y * along_x[kx])
-                if odd >= 0:
-                    turned *= np.conj(antisymmetric[odd, row, kx])
-                spectra[i, row, kx] = turned
+                weight[kx] = c[kx] * c[kx] * w2[kx] * (to_map * to_map)
+            for kx in range(columns):
+                factor = (np.float32(1) if times_ctf else c[kx]) * w2[kx] * to_map
+                spectrum[kx] *= factor * along_y * along_x[kx]
+            if odd >= 0:
+                for kx in range(columns):
+                    spectrum[kx] *= np.conj(antisymmetric[odd, row, kx])

@@ -24,7 +24,7 @@ from emsplat.batches import Images
 from emsplat.errors import InputError
 from emsplat.insertion_gpu import DeviceGrid, DeviceGrids, Views
 from emsplat.io.images import check_images, refuse_images
-from emsplat.noise import outside_circle
+from emsplat.noise import inverse_noise, outside_circle
 from emsplat.optics import critical_dose, ctf_parameters
 from emsplat.particles import Particles
 from emsplat.statistics import PassSettings, kernel_extent
@@ -286,7 +286,7 @@ class Weighting:
             working,
             table(window / window.sum(), torch.float32),
             table(np.stack([kx * kx, kx * ky, ky * ky]).reshape(3, -1), torch.float64),
-            table(_inverse_noise(settings.noise, np.hypot(kx, ky), box_size), torch.float32),
+            table(inverse_noise(settings.noise, working, box_size).reshape(len(settings.noise), -1), torch.float32),
             table(np.array([group.premultiplied for group in particles.optics]), torch.bool),
             table(np.concatenate([symmetric, none]).reshape(len(symmetric) + 1, -1), torch.float64)
             if len(symmetric)
@@ -354,15 +354,6 @@ def _phase_factors(angles: Tensor) -> Tensor:
     """exp(i angle), complex64, of float64 angles."""
     angles = angles.remainder(2 * torch.pi).float()
     return torch.polar(torch.ones_like(angles), angles)
-
-
-def _inverse_noise(noise: NDArray[np.float64], radius: NDArray[np.float64], box_size: int) -> NDArray[np.float64]:
-    """(groups, P) 1/noise between the shells, 0 at DC and from Nyquist's radius on."""
-    inverse = 1 / noise
-    inverse[:, 0] = 0.0  # the mean of an image says nothing about the particle
-    shells, radius = np.arange(noise.shape[1]), radius.ravel()
-    found = np.stack([np.interp(radius, shells, values) for values in inverse])
-    return np.where(2 * radius < box_size, found, 0.0)
 
 
 def _coefficients(particles: Particles) -> NDArray[np.float64]:
