@@ -276,7 +276,7 @@ def _density(parameters: Parameters, extent: int, cutoff: float) -> Tensor:
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def _value_and_gradient(volume, convolved, adjoint, gradient):
-    """(d,) the loss by planes, whose sum no number of threads changes; fills ``T∗V − b``. All in one round of memory."""
+    """(d,) the loss by planes, in an order that no number of threads changes; fills the gradient ``T∗V − b``."""
     d = volume.shape[0]
     values = np.zeros(d)
     for z in numba.prange(d):
