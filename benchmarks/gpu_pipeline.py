@@ -262,7 +262,7 @@ def parity_rows(star: Path) -> list[dict[str, Any]]:
     rows = []
     for name in ("cuda", "cpu, one thread"):
         pairs = list(zip(runs["cpu"].halves, runs[name].halves, strict=True))
-        limit = runs["cpu"].validation.limit_shell
+        limit = max(1, runs["cpu"].validation.limit_shell)
         raw = min(float(fsc(a.raw, b.raw).min()) for a, b in pairs)
         half = min(float(fsc(a.map, b.map).min()) for a, b in pairs)
         within = float(fsc(runs["cpu"].map, runs[name].map)[:limit].min())

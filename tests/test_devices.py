@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -31,10 +32,20 @@ NO_DRIVER = (
 def cuda(monkeypatch: pytest.MonkeyPatch):
     """A torch with CUDA, a driver that says what it is given to say, and a card of some capability."""
 
-    def pretend(failure: str | None = None, capability: tuple[int, int] = (9, 0), triton: bool = True) -> None:
+    def pretend(
+        failure: str | None = None,
+        capability: tuple[int, int] = (9, 0),
+        triton: bool = True,
+        kernel: Exception | None = None,
+    ) -> None:
         def init() -> None:
             if failure:
                 raise RuntimeError(failure)
+
+        def try_a_kernel(device: torch.device) -> None:
+            assert device == CARD
+            if kernel:
+                raise kernel
 
         monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
         monkeypatch.setattr(torch.version, "cuda", "12.8")
@@ -46,6 +57,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 3 * 10**8)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 10**8)
         monkeypatch.setattr(devices, "find_spec", lambda name: object() if triton else None)
+        monkeypatch.setattr(devices, "_try_a_kernel", try_a_kernel)
 
     return pretend
 
@@ -68,6 +80,14 @@ def test_the_card_is_found_and_named(cuda) -> None:
         ({"failure": "CUDA unknown error\nmore"}, ("CUDA does not start", "unknown error", "nvidia-smi")),
         ({"capability": (6, 1)}, ("Some Card", "6.1", "7.0")),
         ({"triton": False}, ("Triton", "pip install triton")),
+        ({"kernel": RuntimeError("Failed to find C compiler. Please specify ...")}, ("no C compiler", "install gcc")),
+        ({"kernel": subprocess.CalledProcessError(1, ["gcc", "driver.c"])}, ("C compiler fails", "python3-dev")),
+        ({"kernel": torch.OutOfMemoryError("CUDA out of memory. Tried ...")}, ("no memory free", "nvidia-smi")),
+        (
+            {"kernel": RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")},
+            ("Some Card", "no kernel image is available", "torch and the Triton"),
+        ),
+        ({"kernel": AssertionError()}, ("Some Card", "AssertionError")),
     ],
 )
 def test_what_keeps_a_card_from_being_used_is_told(cuda, refuses, monkeypatch, tmp_path, pretence, culprits) -> None:
@@ -107,11 +127,30 @@ def test_too_little_memory_is_told_with_what_would_be_enough(cuda, refuses) -> N
     assert with_room(CPU, 10**15, "auto", 3.0, Reporter()) == CPU
 
 
+LACKS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+]
+
+
+@pytest.mark.parametrize("lack", LACKS)
+def test_a_lack_of_memory_is_known_whoever_tells_it(lack: Exception) -> None:
+    def fail() -> None:
+        raise lack
+
+    assert attempt(fail, CPU) is None
+    said, _ = in_one_line(lack) or ("", 0)
+    assert said.startswith("out of memory on the graphics card (")
+    assert "\n" not in said
+
+
 def test_only_a_lack_of_memory_is_answered_with_another_attempt() -> None:
     def fail(error: Exception) -> None:
         raise error
 
-    assert attempt(lambda: fail(torch.OutOfMemoryError("CUDA out of memory.")), CPU) is None
     assert attempt(lambda: 3, CPU) == (3, None)
     with pytest.raises(RuntimeError, match="illegal"):
         attempt(lambda: fail(RuntimeError("an illegal memory access was encountered")), CPU)

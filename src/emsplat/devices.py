@@ -7,7 +7,9 @@ runs on torch's "cpu" device as well, where the tests run it.
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emsplat.errors import InputError
+from emsplat.errors import InputError, is_out_of_card
 from emsplat.reporting import Reporter
 
 Choice = Literal["auto", "cpu", "cuda"]
@@ -70,7 +72,35 @@ def _obstacle() -> tuple[str, str] | None:
         )
     if find_spec("triton") is None:
         return "Triton, which compiles its kernels, is not installed", "pip install triton"
+    try:
+        _try_a_kernel(torch.device("cuda", torch.cuda.current_device()))
+    except Exception as error:  # told, whatever it is
+        return _of_the_kernel(error)
     return None
+
+
+def _try_a_kernel(device: torch.device) -> None:
+    import_module("emsplat.trial_gpu").run(device)  # which imports Triton
+
+
+def _of_the_kernel(error: Exception) -> tuple[str, str]:
+    """The obstacle that a first kernel met."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = lines[0][:200]
+    if "C compiler" in said:
+        return "Triton finds no C compiler, which it needs to launch kernels", "install gcc, or name a compiler in CC"
+    if isinstance(error, subprocess.CalledProcessError):
+        return (
+            "the C compiler fails to build what Triton launches kernels with (it says above why)",
+            "install the headers of this Python (python3-dev)",
+        )
+    card = torch.cuda.get_device_name()
+    if is_out_of_card(error):
+        return f"{card} has no memory free for a first kernel", "see in nvidia-smi what else uses it"
+    return (
+        f"a first kernel fails on {card} ({said})",
+        "check that this card and its driver are supported by the torch and the Triton that are installed",
+    )
 
 
 def _of_the_driver(message: str) -> tuple[str, str]:
@@ -132,7 +162,9 @@ def attempt(work: Callable[[], T], device: torch.device) -> tuple[T, int | None]
         torch.cuda.reset_peak_memory_stats(device)
     try:
         result = work()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_card(error):
+            raise
         return None
     return result, torch.cuda.max_memory_allocated(device) - before if cuda else None
 

@@ -28,7 +28,13 @@ _OUT_OF_MEMORY = (
     "failed to map segment",
     "Cannot allocate memory",
 )
-_OUT_OF_CARD = "CUDA out of memory"
+_OUT_OF_CARD = (  # as torch's allocator, the driver, the libraries and Triton say it
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+)
 _COARSER = "look at coarser detail with --max-resolution"
 
 
@@ -38,8 +44,8 @@ def in_one_line(error: BaseException) -> tuple[str, int] | None:
         return str(error), BAD_INPUT
     if isinstance(error, OSError):
         return _of_the_system(error), BAD_INPUT
-    if str(error).startswith(_OUT_OF_CARD):
-        needed = str(error).removeprefix(_OUT_OF_CARD).strip(". ").split(". ")[0]
+    if is_out_of_card(error):
+        needed = str(error).removeprefix(_OUT_OF_CARD[0]).strip(". ").split(". ")[0].split("\n")[0]
         return (
             f"out of memory on the graphics card ({needed}); {_COARSER}, or work on the CPU with --device cpu",
             FAILED,
@@ -50,6 +56,11 @@ def in_one_line(error: BaseException) -> tuple[str, int] | None:
         why = f" ({str(error).rsplit('/', 1)[-1]})" if str(error) else ""
         return f"out of memory{why}; {_COARSER}", FAILED
     return None
+
+
+def is_out_of_card(error: BaseException) -> bool:
+    """Whether a graphics card's memory did not suffice."""
+    return any(text in str(error) for text in _OUT_OF_CARD)
 
 
 def _of_the_system(error: OSError) -> str:

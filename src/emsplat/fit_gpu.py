@@ -105,15 +105,21 @@ class Replayed(Generic[T]):
         return result
 
     def _record(self) -> bool:
-        """Recording does nothing of the work; False, said aloud, where it cannot be recorded."""
+        """Recording does nothing of the work; False, said aloud, where it cannot be recorded.
+
+        It is recorded on the stream it was done on before, where torch's libraries have their memory, and other
+        threads' calls do not spoil it: those of NCCL's watchdog, where there are ranks.
+        """
         graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.graph(graph):
-                self._result = self._work()
+            with torch.cuda.stream(here):  # a recording that fails ends without coming back from its own stream
+                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                    self._result = self._work()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._is_recordable = False
+            self._is_recordable, self._result = False, None
             self._say(f"steps are launched one by one: {str(error).splitlines()[0]}")
             return False
         self._graph = graph

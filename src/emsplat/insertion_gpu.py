@@ -82,9 +82,13 @@ class DeviceGrids:
         Args:
             slices: (n, D, D//2+1) half planes of the grids' type, contiguous, ky in fft order.
             sets: (n,) int32 the set each slice belongs to.
+        Raises:
+            ValueError: slices of another type or layout: the kernel would read them wrong.
 
         Samples at or beyond Nyquist's radius, |k| ≥ D/2 in the slice or in the volume, are left out.
         """
+        if slices.dtype != self.values.dtype or not slices.is_contiguous():
+            raise ValueError(f"slices must be contiguous {self.values.dtype}, these are {slices.dtype}")
         components = 2 if self.values.is_complex() else 1
         block = _VALUES // (WIDTH * components)
         n_samples, (planes, across) = len(self.samples), self.values.shape[1:3]

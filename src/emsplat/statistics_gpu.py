@@ -70,6 +70,25 @@ def filled_on_device(
     working = settings.box_size
     b = DeviceGrids.empty(n_subsets, working, working, torch.complex64, device)
     t = DeviceGrids.empty(n_subsets, kernel_extent(settings), working, torch.float32, device)
+    _fill(b, t, particles, images, order, subset, settings, progress, say, stopwatch)
+    devices.release_reserve(device)
+    return [(b.of(number), t.of(number)) for number in range(n_subsets)]
+
+
+def _fill(
+    b: DeviceGrids,
+    t: DeviceGrids,
+    particles: Particles,
+    images: Images,
+    order: NDArray[np.int64],
+    subset: NDArray[np.int8],
+    settings: PassSettings,
+    progress: Callable[[int], None],
+    say: Callable[[str], None],
+    stopwatch: Stopwatch,
+) -> None:
+    """Add the images to the grids. Nothing else of it is left on the device."""
+    device = b.values.device
     weighting = Weighting.of(particles, images.box_size, settings, device)
     blocks = _Blocks(particles, images, order, subset, settings, device)
     done = 0
@@ -88,9 +107,6 @@ def filled_on_device(
             progress(done)
     while under_way:
         under_way.popleft()()
-    del weighting, blocks
-    devices.release_reserve(device)
-    return [(b.of(number), t.of(number)) for number in range(n_subsets)]
 
 
 @dataclass(frozen=True)
@@ -226,6 +242,9 @@ def _prepared(
     first, size = 0, len(block.rows)
     while first < len(block.rows):
         part = block.part(first, min(first + size, len(block.rows)))
+        if not blocks.is_measured and devices.free_bytes(blocks.device) is not None:
+            # What libraries take for themselves when first used is no image's.
+            devices.attempt(partial(weighting.prepare, block.part(0, 1)), blocks.device)
         with stopwatch.working("transforms and weights"):
             found = devices.attempt(partial(weighting.prepare, part), blocks.device)
         if found is None:
@@ -302,7 +321,7 @@ class Weighting:
         flat = block.images.view(n, -1)
         lowest, highest = flat.amin(dim=1), flat.amax(dim=1)
         centred = block.images - (flat @ self.window)[:, None, None]
-        spectra = self._cropped(torch.fft.rfft2(centred))
+        spectra = self._cropped(torch.fft.rfft2(centred)).contiguous()  # cuFFT's layout is torch's own affair
         del centred
         groups, odd = block.kinds[:, 0], block.kinds[:, 2]
         contrast = self._contrast(block)

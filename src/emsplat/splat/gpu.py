@@ -41,7 +41,7 @@ def splat(centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, box
     Returns:
         (D, D, D) float32.
     """
-    volume = torch.zeros(box_size, box_size, box_size, device=centres.device)
+    volume = torch.zeros((box_size,) * 3, dtype=torch.float32, device=centres.device)
     if len(centres):
         launch = (triton.cdiv(len(centres), _ADDING[0]),)
         _splat[launch](volume, centres, precisions, peaks, order, len(centres), box_size, cutoff, *_ADDING, **_COMPILED)

@@ -58,7 +58,7 @@ def project(
     Returns:
         (B, D, D) float32.
     """
-    images = torch.zeros(len(rotations), box_size, box_size, device=centres.device)
+    images = torch.zeros(len(rotations), box_size, box_size, dtype=torch.float32, device=centres.device)
     gaussians = (centres, covariances, weights, order)
     for part in _parts(len(centres), len(rotations)):
         launch = (triton.cdiv(len(centres), _GAUSSIANS), len(rotations[part]))
@@ -118,7 +118,7 @@ def _shadows_of(
 ) -> tuple[Tensor, Tensor]:
     """(6, B, K) float32 and (3, B, K) int32, as `_shadows` says."""
     n, m = len(gaussians[0]), len(frames)
-    numbers = torch.empty(_FLOATS, m, n, device=frames.device)
+    numbers = torch.empty(_FLOATS, m, n, dtype=torch.float32, device=frames.device)
     reach = torch.empty(_INTEGERS, m, n, dtype=torch.int32, device=frames.device)
     launch = (triton.cdiv(n, _WIDE), triton.cdiv(m, _IN_TURN))
     _shadows[launch](
@@ -134,7 +134,7 @@ def _moments_of(
     """(6, B, K) float32, as `_moments` says."""
     n, m, box_size = len(gaussians[0]), len(frames), cotangent.shape[-1]
     shadows = _shadows_of(gaussians, frames, places, box_size, cutoff)
-    moments = torch.empty(_MOMENTS, m, n, device=frames.device)
+    moments = torch.empty(_MOMENTS, m, n, dtype=torch.float32, device=frames.device)
     launch = (triton.cdiv(n, _GAUSSIANS), m)
     _moments[launch](moments, cotangent, *shadows, n, m, box_size, cutoff, _GAUSSIANS, _READING, **_COMPILED)
     return moments
