@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import torch
 
 pytest.importorskip("triton", reason="NO TRITON: kernels for graphics cards untested; pip install triton")
@@ -26,7 +25,7 @@ def run(arguments: list[str], **environment: str) -> str:
     return done.stdout
 
 
-def tested(part: str, interpret: bool) -> None:
+def passes(part: str, interpret: bool) -> None:
     file = HERE / "interpreted" / f"{part}.py"
     output = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)], TRITON_INTERPRET=str(int(interpret)))
     assert " passed" in output
@@ -35,13 +34,13 @@ def tested(part: str, interpret: bool) -> None:
 
 @pytest.mark.parametrize("part", ["insertion", "statistics"])
 def test_by_the_interpreter(part: str) -> None:
-    tested(part, interpret=True)
+    passes(part, interpret=True)
 
 
 @on_a_card
 @pytest.mark.parametrize("part", ["insertion", "statistics"])
 def test_on_the_card(part: str) -> None:
-    tested(part, interpret=False)
+    passes(part, interpret=False)
 
 
 # As it is launched: torch's memory begins at multiples of 16 bytes and more, which the compiler makes use of.

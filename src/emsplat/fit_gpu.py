@@ -111,11 +111,11 @@ class Replayed(Generic[T]):
         threads' calls do not spoil it: those of NCCL's watchdog, where there are ranks.
         """
         graph = torch.cuda.CUDAGraph()
+        recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
         here = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.stream(here):  # a recording that fails ends without coming back from its own stream
-                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                    self._result = self._work()
+            with torch.cuda.stream(here), recording:  # one that fails does not come back from its own stream
+                self._result = self._work()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -1,34 +1,42 @@
-"""The insertion kernel by Triton's interpreter; test_gpu.py runs this file in a process of its own."""
+"""The insertion kernel, on a card or by Triton's interpreter; test_gpu.py runs this file in a process of its own."""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from emsplat import insertion_gpu
+from emsplat import insertion_gpu, trial_gpu
 from emsplat.conventions import rotation_matrices
 from emsplat.insertion_gpu import DeviceGrids, Views
 from test_insertion import EXTREME, direct_sum, filled, magnified, points_and_values, random_slices, within_sphere
 
-CPU = torch.device("cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda", 0)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=INTERPRETED)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's time goes by programs, not by what each does."""
     monkeypatch.setattr(insertion_gpu, "_VALUES", 1 << 12)
 
 
+def test_a_first_kernel() -> None:
+    trial_gpu.run(DEVICE)
+
+
 def views(matrices: NDArray, box_size: int) -> Views:
-    return Views(*map(torch.from_numpy, Views.arrays(matrices, box_size)))
+    return Views(*(torch.from_numpy(array).to(DEVICE) for array in Views.arrays(matrices, box_size)))
 
 
 def device_grids(n_sets: int, extent: int, slices: NDArray, matrices: NDArray, sets: NDArray) -> DeviceGrids:
     box_size, dtype = slices.shape[1], torch.from_numpy(slices[:0]).dtype
-    grids = DeviceGrids.empty(n_sets, extent, box_size, dtype, CPU)
-    grids.insert(torch.from_numpy(slices), views(matrices, box_size), torch.from_numpy(sets.astype(np.int32)))
+    grids = DeviceGrids.empty(n_sets, extent, box_size, dtype, DEVICE)
+    what = torch.from_numpy(slices).to(DEVICE), views(matrices, box_size)
+    grids.insert(*what, torch.from_numpy(sets.astype(np.int32)).to(DEVICE))
     return grids
 
 
@@ -52,7 +60,7 @@ def test_the_grid_is_that_of_the_processor_and_the_sum_the_direct_one(
     for number in (0, 2):
         mine = sets == number
         expected = filled(extent, slices[mine], matrices[mine])
-        assert relative(grids.values[number].numpy(), expected.values) < 1e-5
+        assert relative(grids.values[number].cpu().numpy(), expected.values) < 1e-5
         volume = grids.of(number).adjoint()
         assert relative(volume, expected.adjoint()) < 1e-5
         direct = direct_sum(*points_and_values(slices[mine], matrices[mine]), extent, box_size)
@@ -76,12 +84,12 @@ def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, dtype: tor
     """By guard zones around the memory."""
     rotations = rotation_matrices(np.concatenate([EXTREME[::5], np.random.default_rng(5).uniform(-180, 180, (4, 3))]))
     matrices = np.concatenate([rotations, magnified(rotations, 3.0), 1.5 * rotations])
-    grids = DeviceGrids.empty(1, extent, box_size, dtype, CPU)
+    grids = DeviceGrids.empty(1, extent, box_size, dtype, DEVICE)
     guard = 8 * grids.values.shape[2] ** 2
-    memory = torch.zeros(grids.values.numel() + 2 * guard, dtype=dtype)
+    memory = torch.zeros(grids.values.numel() + 2 * guard, dtype=dtype, device=DEVICE)
     grids.values = memory[guard:-guard].view(grids.values.shape)
-    ones = torch.ones(len(matrices), box_size, box_size // 2 + 1, dtype=dtype)
-    grids.insert(ones, views(matrices, box_size), torch.zeros(len(matrices), dtype=torch.int32))
+    ones = torch.ones(len(matrices), box_size, box_size // 2 + 1, dtype=dtype, device=DEVICE)
+    grids.insert(ones, views(matrices, box_size), torch.zeros(len(matrices), dtype=torch.int32, device=DEVICE))
     assert grids.values.any()
     assert not memory[:guard].any()
     assert not memory[-guard:].any()
@@ -91,9 +99,20 @@ def test_no_slice_adds_nothing_and_slices_beyond_a_launch_are_not_lost(monkeypat
     rotations = rotation_matrices(np.random.default_rng(6).uniform(-180, 180, (5, 3)))
     slices = random_slices(5, 12, np.float32)
     assert not device_grids(1, 12, slices[:0], rotations[:0], np.zeros(0)).values.any()
-    whole = device_grids(1, 12, slices, rotations, np.zeros(5)).values
+    whole = device_grids(1, 12, slices, rotations, np.zeros(5)).values.cpu().numpy()
     monkeypatch.setattr(insertion_gpu, "_MOST_SLICES", 2)
-    assert relative(device_grids(1, 12, slices, rotations, np.zeros(5)).values.numpy(), whole.numpy()) < 1e-6
+    parts = device_grids(1, 12, slices, rotations, np.zeros(5)).values.cpu().numpy()
+    assert relative(parts, whole) < 1e-6
+
+
+def test_slices_that_the_kernel_would_read_wrong_are_refused() -> None:
+    rotations = rotation_matrices(np.zeros((2, 3)))
+    grids, sets = DeviceGrids.empty(1, 8, 8, torch.float32, DEVICE), torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    slices = torch.ones(2, 8, 5, device=DEVICE)
+    for wrong in (slices.double(), slices.to(torch.complex64), torch.ones(2, 5, 8, device=DEVICE).transpose(1, 2)):
+        with pytest.raises(ValueError, match="contiguous torch[.]float32"):
+            grids.insert(wrong, views(rotations, 8), sets)
+    assert not grids.values.any()
 
 
 @pytest.mark.parametrize("at_once", [1, 3000])

@@ -1,7 +1,9 @@
-"""The pass and the whole job with it, by Triton's interpreter; test_gpu.py runs this file in a process of its own."""
+"""The pass and the whole job with it, on a card or by Triton's interpreter; test_gpu.py runs this file in a process of
+its own."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -25,11 +27,12 @@ from emsplat.symmetry import symmetry_operators
 from phantom import ImagesInMemory, imagined_particles
 from test_statistics import direct_gradient, gradient_of, one_set, two_kinds
 
-CARD = torch.device("cpu", 0)  # stands for one: what is told apart from the processor, and is there
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CARD = torch.device("cpu" if INTERPRETED else "cuda", 0)  # of the CPU, what is told apart from the processor
 Refuses = Callable[..., AbstractContextManager[None]]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=INTERPRETED)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's time goes by programs, not by what each does."""
     monkeypatch.setattr(insertion_gpu, "_VALUES", 1 << 13)
@@ -149,9 +152,54 @@ def test_a_single_image_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatc
         on_device(particles, images, one_set(particles), settings)
 
 
+def test_what_an_image_takes_is_measured_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second look at the first block: what libraries take at their first use is no image's."""
+    particles, images, settings = case(16, 16)
+    taken, sizes, said = iter([5000, 2000 * 2, 0, 0]), [], []
+    real = Weighting.prepare
+
+    def attempt(work: Callable[[], object], device: torch.device) -> tuple[object, int]:
+        result = work()
+        return result, next(taken) if isinstance(result, Prepared) else 0
+
+    def prepare(self: Weighting, block: Block) -> Prepared:
+        sizes.append(len(block.rows))
+        return real(self, block)
+
+    monkeypatch.setattr(Weighting, "prepare", prepare)
+    monkeypatch.setattr(devices, "attempt", attempt)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 10_100)
+    monkeypatch.setattr(statistics_gpu, "_FIRST_BYTES", 4 * 16**2 * 2)
+    on_device(particles, images, one_set(particles), settings, say=said.append)
+    assert sizes == [1, 2, 2, 2]  # the second block was asked for before anything was known
+    # An image takes 2000 bytes and its own 1024; two of them fit into 60 % of what is free.
+    assert said == ["blocks of 2 images: each takes 0.00 MB on the card, which has 0.0 GB free beside the grids"]
+
+
+if not INTERPRETED:
+
+    def test_memory_that_really_runs_out_is_halved_aloud() -> None:
+        """A share of the card's memory that grids and small blocks have room in, and a block of 64 MB has not."""
+        n, settings = 1200, PassSettings(128, 160, np.ones((1, 65)), np.eye(3)[None])
+        particles = imagined_particles(n, 128)
+        images = ImagesInMemory(np.random.default_rng(0).standard_normal((n, 128, 128), dtype=np.float32))
+        subset, said = one_set(particles), []
+        devices.release_reserve(CARD)
+        total, used = torch.cuda.mem_get_info(CARD)[1], torch.cuda.memory_reserved(CARD)
+        try:
+            torch.cuda.set_per_process_memory_fraction((used + 300e6) / total, CARD)
+            [grids] = filled_on_device(1, particles, images, np.arange(n), subset, settings, CARD, say=said.append)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, CARD)
+        assert any("out of memory on the card with" in line for line in said)
+        found, expected = statistics_of(grids, settings, n), gather_statistics(particles, images, subset, settings)[0]
+        assert relative(found.adjoint, expected.adjoint) < 1e-4
+        assert relative(found.kernel, expected.kernel) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("value", "complaint", "at_once"),
-    [(np.nan, "NaN or infinite", 1), (np.inf, "NaN or infinite", 6), (3e38, "not finite on CPU", 6)],
+    [(np.nan, "NaN or infinite", 1), (np.inf, "NaN or infinite", 6), (3e38, "not finite on", 6)],
 )
 def test_an_image_that_is_not_finite_on_the_card_is_named(
     value: float, complaint: str, at_once: int, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
@@ -185,8 +233,10 @@ def test_both_devices_lead_to_one_map(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(FitSettings, "for_particle", lambda *what: replace(for_particle(*what), step_sizes=steps))
     wanted = ReconstructSettings(seed=3, threads=2, n_gaussians=150)
     expected = reconstruction.reconstruct(star, replace(wanted, device="cpu"))
-    monkeypatch.setattr(devices, "chosen", lambda asked, reporter: CARD)
+    if INTERPRETED:
+        monkeypatch.setattr(devices, "chosen", lambda asked, reporter: CARD)
     found = reconstruction.reconstruct(star, wanted)
+    assert INTERPRETED or any(devices.name_of(CARD) in line for line in found.reporter.log)
     for a, b in zip(found.halves, expected.halves, strict=True):
         assert fsc(a.raw, b.raw).min() > 0.9999
         assert fsc(a.map, b.map).min() > 0.999
