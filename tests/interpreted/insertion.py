@@ -110,7 +110,7 @@ def test_slices_that_the_kernel_would_read_wrong_are_refused() -> None:
     grids, sets = DeviceGrids.empty(1, 8, 8, torch.float32, DEVICE), torch.zeros(2, dtype=torch.int32, device=DEVICE)
     slices = torch.ones(2, 8, 5, device=DEVICE)
     for wrong in (slices.double(), slices.to(torch.complex64), torch.ones(2, 5, 8, device=DEVICE).transpose(1, 2)):
-        with pytest.raises(ValueError, match="contiguous torch[.]float32"):
+        with pytest.raises(ValueError, match="must be contiguous"):
             grids.insert(wrong, views(rotations, 8), sets)
     assert not grids.values.any()
 
