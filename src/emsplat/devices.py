@@ -6,6 +6,7 @@ runs on torch's "cpu" device as well, where the tests run it.
 
 from __future__ import annotations
 
+import errno
 import math
 import subprocess
 from collections.abc import Callable, Sequence
@@ -94,6 +95,8 @@ def _of_the_kernel(error: Exception) -> tuple[str, str]:
             "the C compiler fails to build what Triton launches kernels with (it says above why)",
             "install the headers of this Python (python3-dev)",
         )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+        return f"Triton cannot keep what it compiles ({said})", "set TRITON_CACHE_DIR to a folder that takes it"
     card = torch.cuda.get_device_name()
     if is_out_of_card(error):
         return f"{card} has no memory free for a first kernel", "see in nvidia-smi what else uses it"

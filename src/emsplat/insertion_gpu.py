@@ -55,7 +55,7 @@ class DeviceGrids:
     extent: int  # voxels of the real-space cube that is wanted, per axis
     box_size: int  # D of the slices: their samples lie at integer multiples of 1/D
     period: int  # n: grid points per axis
-    values: Tensor  # (sets, n/2+1+halo, n+2 halo, n+2 halo) complex64 or float32
+    values: Tensor  # (sets, n/2+1+2 halo, n+2 halo, n+2 halo) complex64 or float32
     samples: Tensor  # (m, 2) int32 kx ≥ 0, ky of a half plane below Nyquist's radius
     taps: Tensor  # (STEPS + 1, 8) from `insertion.taps_and_slopes`
 

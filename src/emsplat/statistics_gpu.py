@@ -22,6 +22,7 @@ from emsplat import devices
 from emsplat.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
 from emsplat.batches import Images
 from emsplat.errors import InputError
+from emsplat.insertion import frames_of
 from emsplat.insertion_gpu import DeviceGrid, DeviceGrids, Views
 from emsplat.io.images import check_images, refuse_images
 from emsplat.noise import inverse_noise, outside_circle
@@ -195,7 +196,7 @@ class _Blocks:
         self._images.read_into(rows, images.numpy())
         matrices = self._matrices[rows]
         _, ends = Views.arrays(matrices, self._working)  # a rotation of the volume leaves them as they are
-        frames = np.stack([Views.arrays(matrices @ operator, self._working)[0] for operator in self._symmetry])
+        frames = np.stack([frames_of(matrices @ operator) for operator in self._symmetry])
         columns = (
             self._coefficients[rows],
             self._centres[rows],
