@@ -69,6 +69,9 @@ def test_the_card_is_found_and_named(cuda) -> None:
         assert chosen(asked, reporter) == CARD
         assert "Some Card, 7.0 of 8.0 GB free" in reporter.log[-1]
     assert chosen("cpu", Reporter()) == CPU
+    assert devices.usable_card() == CARD
+    cuda(failure=NO_DRIVER)
+    assert devices.usable_card() is None
 
 
 @pytest.mark.parametrize(

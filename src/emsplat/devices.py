@@ -56,6 +56,11 @@ def chosen(asked: Choice, reporter: Reporter) -> torch.device:
     return CPU
 
 
+def usable_card() -> torch.device | None:
+    """The graphics card, if one can be used."""
+    return None if _obstacle() else torch.device("cuda", torch.cuda.current_device())
+
+
 def _obstacle() -> tuple[str, str] | None:
     """Why no card can be used, and what to do; None: one can."""
     if not torch.backends.cuda.is_built():

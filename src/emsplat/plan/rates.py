@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emsplat import maps
+from emsplat import devices, maps
 from emsplat.batches import Rows
 from emsplat.cropping import fourier_crop, fourier_cropped
 from emsplat.density import round_gaussians
@@ -270,13 +270,14 @@ def _map_rates() -> tuple[float, float, float]:
 
 def card() -> Card:
     """The one of this machine, measured, or the one that is assumed."""
-    return measured_card(torch.device("cuda")) if torch.cuda.is_available() else ASSUMED_CARD
+    device = devices.usable_card()
+    return measured_card(device) if device else ASSUMED_CARD
 
 
 def measured_card(device: torch.device) -> Card:
-    """Copies within the device's memory and to it, and a transform."""
-    here = torch.zeros(_CARD_BYTES, dtype=torch.uint8)
-    there, other = (torch.zeros_like(here, device=device) for _ in range(2))
+    """Copies within the device's memory and to it, from memory as the images lie in, and a transform."""
+    here = devices.memory_to_send((_CARD_BYTES // 4,), device).zero_()
+    there, other = (torch.zeros(here.shape, device=device) for _ in range(2))
     edge = 128
     volume = torch.zeros((edge,) * 3, device=device)
 
