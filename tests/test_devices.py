@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from emsplat import devices
-from emsplat.devices import CPU, attempt, chosen, with_room
+from emsplat.devices import CPU, Courier, attempt, chosen, with_room
 from emsplat.errors import in_one_line
 from emsplat.reporting import Reporter
 from emsplat.stopwatch import Stopwatch
@@ -197,3 +200,82 @@ def test_a_stopwatch_adds_up_by_name() -> None:
     assert seconds["reading"] >= 0.04
     assert seconds["inserting"] >= 0.02
     assert re.fullmatch(r"reading \d+\.\d s, inserting \d+\.\d s", watch.text())
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Stands for one: writes down what is asked of it, on a clock that goes on by a millisecond each time."""
+
+    name: str
+    log: list[str]
+
+    def wait_stream(self, other: Stream) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self, event: Event | None = None) -> Event:
+        event = event or Event(self.log)
+        self.log.append(f"event on {self.name}")
+        event.time = len(self.log)
+        return event
+
+
+class Event:
+    def __init__(self, log: list[str]) -> None:
+        self.log, self.time = log, 0
+
+    def synchronize(self) -> None:
+        self.log.append("waited for the event")
+
+    def elapsed_time(self, end: Event) -> float:
+        return end.time - self.time
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> tuple[Stream, Stream]:
+    """The courier's and the current one."""
+    log: list[str] = []
+    own, current = Stream("own", log), Stream("current", log)
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        log.append(f"onto {stream.name}")
+        yield
+        log.append(f"off {stream.name}")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("waited for all"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(log))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: log.append(f"kept for {stream.name}"))
+    return own, current
+
+
+def test_the_current_stream_waits_for_a_courier_and_keeps_what_it_brings(streams, monkeypatch) -> None:
+    """The host waits only for what it fetches, and only when it asks for it."""
+    own, current = streams
+    courier = Courier(CPU)
+    monkeypatch.setattr(courier, "_stream", own)
+    sent = courier.send(torch.ones(2), torch.zeros(3))
+    assert [len(tensor) for tensor in sent] == [2, 3]
+    assert own.log == ["onto own", "off own", "current waits for own", "kept for current", "kept for current"]
+    own.log.clear()
+    fetched = courier.fetch(sent[0])
+    assert current.log == ["event on current"]
+    assert fetched().tolist() == [1, 1]
+    assert current.log == ["event on current", "waited for the event"]
+
+
+def test_a_card_is_timed_by_its_events(streams) -> None:
+    """Each pair is a millisecond apart; what the host waits for is timed by the host."""
+    watch = Stopwatch(CARD)
+    for name in ("transforms", "insertion", "transforms"):
+        with watch.working(name):
+            pass
+    with watch.waiting("images"):
+        time.sleep(0.01)
+    seconds = watch.seconds()
+    assert seconds["transforms"] == pytest.approx(0.002)
+    assert seconds["insertion"] == pytest.approx(0.001)
+    assert seconds["images"] >= 0.01
+    assert streams[0].log[-1] == "waited for all"
+    assert watch.seconds() == seconds
