@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from emsplat import maps
+from emsplat import fit_gpu, maps
 from emsplat.correlation import fsc
 from emsplat.devices import CPU
 from emsplat.fit import FitSettings, QuadraticLoss, fit_gaussians, gaussians_of, initial_gaussians
@@ -164,6 +164,7 @@ class Aside(str):
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     streams = Streams(current=Aside("default"))
+    monkeypatch.setattr(fit_gpu, "_REFUSED", set())
     for name, value in {
         "Stream": lambda device: Aside("aside"),
         "current_stream": streams.stream,
@@ -194,7 +195,9 @@ def test_work_that_cannot_be_recorded_is_done_all_the_same(streams: Streams) -> 
     assert [float(work()) for _ in range(4)] == [1, 2, 3, 4]
     work.forget()
     assert float(work()) == 5
-    assert streams.done == ["aside"] * 2 + ["default"] * 3
+    another = Replayed(lambda: streams.add_to(total), torch.device("cuda", 0), say=said.append)
+    assert [float(another()) for _ in range(3)] == [6, 7, 8]
+    assert streams.done == ["aside"] * 2 + ["default"] * 6
     assert said == ["steps are launched one by one: CUDA error: operation not permitted when stream is capturing"]
 
 

@@ -19,6 +19,9 @@ from emsplat.statistics import Statistics
 
 T = TypeVar("T")
 
+# Devices that would not record. It is not tried again: torch's allocator keeps counting a recording that failed as one
+# that goes on.
+_REFUSED: set[torch.device] = set()
 _WARM_UP = 2  # steps that are done before one is recorded: what is made at first use must not be part of it
 
 
@@ -71,8 +74,7 @@ class Replayed(Generic[T]):
 
     def __init__(self, work: Callable[[], T], device: torch.device, say: Callable[[str], None]) -> None:
         self._work, self._device, self._say = work, device, say
-        self._is_recordable = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._is_recordable else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.forget()
 
     def forget(self) -> None:
@@ -82,7 +84,7 @@ class Replayed(Generic[T]):
         self._done = 0
 
     def __call__(self) -> T:
-        if not self._is_recordable:
+        if self._stream is None or self._device in _REFUSED:
             return self._work()
         if self._graph is None and self._done < _WARM_UP:
             self._done += 1
@@ -119,8 +121,10 @@ class Replayed(Generic[T]):
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._is_recordable, self._result = False, None
-            self._say(f"steps are launched one by one: {str(error).splitlines()[0]}")
+            self._result = None
+            _REFUSED.add(self._device)
+            said, _, _ = str(error).partition("\n")
+            self._say(f"steps are launched one by one: {said}")
             return False
         self._graph = graph
         return True
