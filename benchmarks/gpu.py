@@ -236,8 +236,9 @@ def main() -> None:
         untimed = {"images/s": None, "both, µs an image": None, "MB beyond images and gradients": None}
         rows = [{"Gaussians": n, "images": m, "box": d, "σ, pixels": scale} | untimed for n, m, d, scale in _TIMED]
         text = (
-            "**Nothing was timed: this machine has no graphics card.** Images per second, memory and the distance to\n"
-            "the floors are to be measured on one, by the same command. Below is what can be checked without."
+            "**No graphics card was at hand: nothing was timed, and nothing of this has run on one.** Images per\n"
+            "second, memory and the distance to the floors are left out; the same command measures them on a card.\n"
+            "Below is what can be checked without."
         )
         report.table("Project", rows, text)
     sizes = [(20, 9)] if args.quick else [(32, 12), (32, 13)] if not _CARD else [(200, 24), (200, 25)]

@@ -306,7 +306,10 @@ def nothing_timed(report: Report) -> None:
         {"what": "100,000 images of 128², beyond reading the file", "required": "30 s", "measured": None},
         {"what": "FSC of maps of cuda and of cpu, every shell", "required": "0.999", "measured": None},
     ]
-    text = "**Nothing was timed: this machine has no graphics card.** The same command measures these on one."
+    text = (
+        "**No graphics card was at hand: nothing was timed, and nothing of this has run on one.** The same command\n"
+        "measures these on a card."
+    )
     report.table("The job", rows, text)
 
 
