@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +152,18 @@ def test_a_lack_of_memory_is_known_whoever_tells_it(lack: Exception) -> None:
     said, _ = in_one_line(lack) or ("", 0)
     assert said.startswith("out of memory on the graphics card (")
     assert "\n" not in said
+
+
+def test_a_host_without_memory_to_pin_is_not_taken_for_the_card(monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nmore")
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(MemoryError) as caught:
+        devices.memory_to_send((16, 1000, 1000), CARD)
+    said, _ = in_one_line(caught.value) or ("", 0)
+    assert said.startswith("out of memory (64 MB of the host's memory cannot be pinned for the graphics card)")
 
 
 def test_only_a_lack_of_memory_is_answered_with_another_attempt() -> None:

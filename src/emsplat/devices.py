@@ -185,11 +185,21 @@ def release_reserve(device: torch.device) -> None:
 
 
 def memory_to_send(shape: Sequence[int], device: torch.device) -> Tensor:
-    """float32 host memory that a device can fetch from by itself: pinned, where it is a graphics card."""
+    """float32 host memory that a device can fetch from by itself: pinned, where it is a graphics card.
+
+    Raises:
+        MemoryError: the host has none left, or lends none, whatever CUDA says of it.
+    """
     if device.type != "cuda":
         return torch.empty(tuple(shape), dtype=torch.float32)
-    with torch.cuda.device(device):  # another thread's may be another card
-        return torch.empty(tuple(shape), dtype=torch.float32, pin_memory=True)
+    try:
+        with torch.cuda.device(device):  # another thread's may be another card
+            return torch.empty(tuple(shape), dtype=torch.float32, pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_card(error):
+            raise
+        size = 4 * math.prod(shape) / 1e6
+        raise MemoryError(f"{size:.0f} MB of the host's memory cannot be pinned for the graphics card") from error
 
 
 class Courier:
