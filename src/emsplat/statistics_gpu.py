@@ -71,7 +71,10 @@ def filled_on_device(
     working = settings.box_size
     b = DeviceGrids.empty(n_subsets, working, working, torch.complex64, device)
     t = DeviceGrids.empty(n_subsets, kernel_extent(settings), working, torch.float32, device)
-    _fill(b, t, particles, images, order, subset, settings, progress, say, stopwatch)
+    weighting = Weighting.of(particles, images.box_size, settings, device)
+    blocks = _Blocks(particles, images, order, subset, settings, device)
+    _fill(b, t, particles, weighting, blocks, progress, say, stopwatch)
+    del weighting
     devices.release_reserve(device)
     return [(b.of(number), t.of(number)) for number in range(n_subsets)]
 
@@ -80,18 +83,13 @@ def _fill(
     b: DeviceGrids,
     t: DeviceGrids,
     particles: Particles,
-    images: Images,
-    order: NDArray[np.int64],
-    subset: NDArray[np.int8],
-    settings: PassSettings,
+    weighting: Weighting,
+    blocks: _Blocks,
     progress: Callable[[int], None],
     say: Callable[[str], None],
     stopwatch: Stopwatch,
 ) -> None:
-    """Add the images to the grids. Nothing else of it is left on the device."""
-    device = b.values.device
-    weighting = Weighting.of(particles, images.box_size, settings, device)
-    blocks = _Blocks(particles, images, order, subset, settings, device)
+    """Add the images to the grids; no block is left on the device."""
     done = 0
     under_way: deque[Callable[[], None]] = deque()
     for block in blocks.stream(stopwatch):
@@ -100,7 +98,7 @@ def _fill(
                 for views in prepared.views:
                     b.insert(prepared.spectra, views, prepared.sets)
                     t.insert(prepared.weights, views, prepared.sets)
-            under_way.append(_checked_later(particles, prepared, blocks.courier, device))
+            under_way.append(_checked_later(particles, prepared, blocks.courier, blocks.device))
             if len(under_way) > _UNDER_WAY:
                 with stopwatch.waiting("waiting for the card"):
                     under_way.popleft()()
