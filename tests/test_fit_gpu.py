@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from emsplat import fit_gpu, maps
+from emsplat import fit, fit_gpu, maps
 from emsplat.correlation import fsc
 from emsplat.devices import CPU
 from emsplat.fit import FitSettings, QuadraticLoss, fit_gaussians, gaussians_of, initial_gaussians
@@ -94,6 +95,32 @@ def test_the_fit_leads_to_the_map_of_the_processor(
     assert histories[1].counts[0] < histories[1].counts[-1]
     assert histories[1].losses[-1] == pytest.approx(histories[0].losses[-1], rel=1e-3)
     assert fsc(*models).min() > 0.999
+
+
+def test_a_step_asks_nothing_of_the_host(
+    statistics: tuple[Statistics, Statistics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No value is read, nothing is as large as a value says: else no graph could hold it. By all that torch does."""
+    done: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            done.add(function._schema.name.removeprefix("aten::"))
+            return function(*args, **(kwargs or {}))
+
+    class Watched(Replayed):
+        def __call__(self):
+            with Watch():
+                return super().__call__()
+
+    monkeypatch.setattr(fit, "Replayed", Watched)
+    seen, _ = statistics
+    settings = replace(FitSettings.for_particle(60, 4000.0, False, seed=1), max_steps=3)
+    start = initial_gaussians(seen, maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX), BOX, settings, device=STAND_IN)
+    fit_gaussians(seen, None, start, BOX, settings, device=STAND_IN)
+    assert done > {"_fft_r2c", "_fft_c2r", "lerp_", "clamp_", "bmm"}
+    reading = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "equal", "repeat_interleave"}
+    assert not done & reading
 
 
 def test_work_that_needs_no_recording_is_done_every_time() -> None:
