@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numba
 import numpy as np
 import pytest
@@ -187,3 +192,27 @@ def test_what_spans_no_plane_is_refused(bad: NDArray) -> None:
     grid = SliceGrid.empty(12, 12, np.complex64)
     with pytest.raises(ValueError, match="matrices hold"):
         grid.insert(random_slices(1, 12, np.complex64), bad[None])
+
+
+IN_A_PROCESS = """
+import sys
+import numpy as np
+from test_insertion import SliceGrid, random_slices, rotation_matrices
+for dtype in (np.complex64, np.float32):
+    grid = SliceGrid.empty(33, 33, dtype)
+    angles = np.random.default_rng(5).uniform(-180, 180, (40, 3))
+    grid.insert(random_slices(40, 33, dtype), rotation_matrices(angles))
+    np.save(f"{sys.argv[1]}-{np.dtype(dtype)}.npy", grid.values)
+"""
+
+
+def test_a_process_that_compiles_has_the_sums_of_one_that_does_not(tmp_path: Path) -> None:
+    """What numba keeps is optimised once more than what it runs at first."""
+    path = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    environ = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": path}
+    for name in ("compiles", "loads"):
+        subprocess.run([sys.executable, "-c", IN_A_PROCESS, tmp_path / name], env=environ, check=True)
+    for dtype in ("complex64", "float32"):
+        compiled, loaded = (np.load(tmp_path / f"{name}-{dtype}.npy") for name in ("compiles", "loads"))
+        assert np.abs(compiled).max() > 0
+        np.testing.assert_array_equal(compiled, loaded)

@@ -27,6 +27,7 @@ from emsplat.window import Window
 HALO = 3  # grid points kept beyond ±n/2, where a kernel can reach
 STEPS = 512  # of the tabulated kernel
 _TILE = 12
+_FAST = {"nnan", "ninf", "nsz"}  # nothing that rounds otherwise: see `simd.spread_sample`
 
 
 @dataclass
@@ -200,13 +201,13 @@ def _rows_of(az, bz, ay, by, z_low, z_high, y_low, y_high, radius):
     return max(-radius, int(max(low, np.float32(-radius)))), min(radius, int(min(high, np.float32(radius))))
 
 
-@numba.njit(error_model="numpy", fastmath=True)
+@numba.njit(error_model="numpy")
 def _first_tap(x):
     """First grid point of the kernel about x."""
     return np.ceil(x - np.float32(WIDTH / 2))
 
 
-@numba.njit(error_model="numpy", fastmath=True)
+@numba.njit(error_model="numpy")
 def _place(first, x):
     """Row of the table for a kernel about x that begins at a grid point, and how far towards the next row."""
     p = (first - x + np.float32(WIDTH / 2)) * np.float32(STEPS)
@@ -222,7 +223,7 @@ def _rows_in_stack(i, ky, box_size, columns):
     return (i * box_size + up) * columns, (i * box_size + down) * columns
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
+@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=_FAST)
 def _insert(grid, slices, frames, ends, taps, tiles, colours):
     """Spread all samples of all slices, tile by tile.
 

@@ -117,6 +117,9 @@ def spread_sample(typingctx, grid, offset, row, plane, value, taps, jx, fx, jy, 
     row, plane: from one row and from one plane of the grid to the next; value: float32 or complex64, as the grid;
     taps: (steps, 8) the window's four taps, and what each gains up to the next row; j, f: row of it, and how far
     towards the next one.
+
+    Every operation is rounded as it is written here. Were the compiler free to regroup them, as elsewhere, it would do
+    so once more in the code that it keeps for later processes, and their sums would differ from the first one's.
     """
     del typingctx
     f, i = types.float32, types.int64
@@ -124,23 +127,22 @@ def spread_sample(typingctx, grid, offset, row, plane, value, taps, jx, fx, jy, 
     lanes = WIDTH * components
     vector = ir.VectorType(ir.FloatType(), lanes)
 
-    def times(builder, a, b):
-        return builder.fmul(a, b, flags=_FAST)
-
     def codegen(context, builder, signature, args):
         grid_, offset_, row_, plane_, value_, taps_, *places = args
         table = context.make_array(taps)(context, builder, value=taps_).data
         along = [_window_at(builder, table, j, f) for j, f in (places[:2], places[2:4], places[4:])]
         y, z = ([_lanes(builder, four, [tap] * lanes) for tap in range(WIDTH)] for four in along[1:])
         x = _lanes(builder, along[0], [lane // components for lane in range(lanes)])
-        x = times(builder, x, _repeated(context, builder, value, value_, lanes))
+        x = builder.fmul(x, _repeated(context, builder, value, value_, lanes))
         for c in range(WIDTH):
             start = builder.add(offset_, builder.mul(plane_, ir.Constant(ir.IntType(64), c)))
-            on_plane = times(builder, x, z[c])
+            on_plane = builder.fmul(x, z[c])
             for b in range(WIDTH):
                 at = builder.add(start, builder.mul(row_, ir.Constant(ir.IntType(64), b)))
                 pointer = _lanes_of(context, builder, grid, grid_, at, vector)
-                _add_to(builder, pointer, times(builder, on_plane, y[b]))
+                before = builder.load(pointer)
+                before.align = 4
+                builder.store(_fma(builder, on_plane, y[b], before), pointer).align = 4
         return context.get_dummy_value()
 
     return types.void(grid, i, i, i, value, taps, i, f, i, f, i, f), codegen
@@ -168,4 +170,11 @@ def _window_at(builder, table, row, f):
     both = builder.load(builder.bitcast(pointer, ir.VectorType(ir.FloatType(), 2 * WIDTH).as_pointer()))
     both.align = 4
     taps, slopes = (_lanes(builder, both, list(range(first, first + WIDTH))) for first in (0, WIDTH))
-    return builder.fadd(taps, builder.fmul(slopes, _spread(builder, f, WIDTH), flags=_FAST), flags=_FAST)
+    return _fma(builder, slopes, _spread(builder, f, WIDTH), taps)
+
+
+def _fma(builder, a, b, c):
+    """a b + c, rounded once."""
+    function = ir.FunctionType(a.type, [a.type] * 3)
+    name = f"llvm.fma.v{a.type.count}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), [a, b, c])
