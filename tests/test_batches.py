@@ -81,7 +81,7 @@ def test_a_buffer_does_not_grow_with_the_number_of_images() -> None:
 def test_a_sweep_keeps_the_order() -> None:
     rows = some_rows(23)
     with Loader(Recorded()) as loader:
-        blocks = list(loader.sweep(rows, 5))
+        blocks = list(loader.sweep([rows[i : i + 5] for i in range(0, len(rows), 5)]))
     np.testing.assert_array_equal(np.concatenate([r for r, _ in blocks]), rows)
     assert [len(r) for r, _ in blocks] == [5, 5, 5, 5, 3]
 

@@ -110,9 +110,8 @@ class Loader:
                 mine = batch[self._share(len(batch))]
                 yield batches.rows[batch], block[np.searchsorted(positions, mine)]
 
-    def sweep(self, rows: Rows, at_once: int) -> Iterator[Block]:
-        """These rows once, in this order, a few at a time."""
-        blocks = (rows[i : i + at_once] for i in range(0, len(rows), at_once))
+    def sweep(self, blocks: Iterable[Rows]) -> Iterator[Block]:
+        """The rows of block after block once."""
         yield from self._ahead(lambda block: (block, self._images.read(block)), blocks)
 
     def _ahead(self, read: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:

@@ -12,7 +12,8 @@ left to Adam: the covariance of a batch's gradient is the Fisher information, so
 diagonal, up to a factor.
 
 Several ranks have the same Gaussians and go through the same batches; each renders its share of a batch, the gradients
-are summed, and all take the same step.
+are summed, and all take the same step. What is summed is cut into the same pieces for any number of ranks up to four,
+and added in their order, so that these come to the same bits.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from emsplat.ranks import World
 from emsplat.splat import project
 
 _AT_ONCE_BYTES = 8 << 20  # of the images that are rendered together: what a step needs beside its buffers
-_PIECES, _FEWEST_IN_PIECE = 4, 4  # of a batch, and images
+_PIECES = 4  # of a batch, at least
 
 
 @dataclass(frozen=True)
@@ -167,18 +168,18 @@ def fit_images(
 
 @dataclass(frozen=True)
 class Cut:
-    """How a batch is cut into pieces, each of which one rank renders at once.
+    """How images are cut into pieces, each of which one rank renders at once.
 
-    Gradients are summed piece by piece, in order: as long as there are at most `_PIECES` ranks the pieces are the same
-    for any number of them, and so is each bit of the sum.
+    Sums are taken piece by piece, in order: as long as there are at most `_PIECES` ranks the pieces are the same for
+    any number of them, and so is each bit of the sum.
     """
 
     at_once: int  # images at most
     world: World
 
     def pieces(self, n: int) -> list[slice]:
-        """Of a batch of n images."""
-        number = max(-(-n // self.at_once), min(_PIECES, n // _FEWEST_IN_PIECE), min(self.world.size, n), 1)
+        """Of n images."""
+        number = max(-(-n // self.at_once), min(max(_PIECES, self.world.size), n), 1)
         return [slice(n * piece // number, n * (piece + 1) // number) for piece in range(number)]
 
     def share(self, n: int) -> slice:
@@ -235,7 +236,6 @@ class _Fit:
                 self.progress(len(state.history.losses), (most + schedule.anneal_rounds) * schedule.round)
             self._align(state)
             if wanted:
-                self.world.sum(wanted.values)
                 control(state.optimiser, wanted.adjoint(), self.settings.n_gaussians, schedule.density, state.rng)
             state.done += 1
             stale = len(half.unseen) > 0 and self._is_stale(state)
@@ -273,13 +273,14 @@ class _Fit:
 
         Args:
             images: (m, D, D) of this rank's share of the rows.
-            wanted: is given the gradient of these by the density.
+            wanted: is given the gradient of all of the rows by the density.
         """
         n = len(rows)
         operators = state.rng.integers(len(self.half.symmetry), size=n)
         parameters, pieces = state.optimiser.parameters, self.cut.pieces(n)
         first = self.cut.share(n).start
         values, gradients = np.zeros(len(pieces)), torch.zeros(len(pieces), _length(parameters))
+        of_all = torch.zeros(n if wanted else 0, *[self.half.box_size] * 2)
         for number in range(len(pieces))[self.world.share(len(pieces))]:
             piece = pieces[number]
             some = rows[piece], images[piece.start - first : piece.stop - first], operators[piece]
@@ -288,11 +289,15 @@ class _Fit:
             self._refuse_not_finite(losses.detach() + residuals.sum(dim=(1, 2)), rows[piece])
             projections.backward(self.misfit.ramped(residuals, rate) / n)
             if wanted:
-                self.misfit.back_project(wanted, residuals, rows[piece], operators[piece])
+                of_all[piece] = residuals
             values[number] = float(losses.detach().sum())
             gradients[number] = _gradient(parameters)
         self.world.sum(values)  # a piece's comes from one rank
         self.world.sum(gradients)
+        if wanted:
+            self.world.sum(of_all)
+            for piece in pieces:  # all of them, on every rank: grids that each had filled would add up to other bits
+                self.misfit.back_project(wanted, of_all[piece], rows[piece], operators[piece])
         _set_gradient(parameters, gradients.sum(dim=0))
         state.history.losses.append(float(values.sum()) / n)
         state.history.counts.append(len(state.optimiser.parameters))
@@ -303,13 +308,14 @@ class _Fit:
     def _is_stale(self, state: FitState) -> bool:
         """Whether the misfit of the unseen images, or of enough of them, has ceased to fall."""
         rows = self.half.unseen[:: -(-len(self.half.unseen) // self.schedule.most_unseen)]
-        total = np.zeros(1)
-        for block, images in self.loader.sweep(rows[self.world.share(len(rows))], self.cut.at_once):
+        pieces = [rows[piece] for piece in self.cut.pieces(len(rows))]
+        values, mine = np.zeros(len(pieces)), self.world.share(len(pieces))
+        for number, (block, images) in enumerate(self.loader.sweep(pieces[mine]), mine.start):
             losses, _ = self.misfit.of(state.optimiser.parameters, block, images, np.zeros(len(block), dtype=np.int64))
             self._refuse_not_finite(losses, block)
-            total += float(losses.sum())
-        self.world.sum(total)
-        now = float(total[0]) / len(rows)
+            values[number] = float(losses.sum())
+        self.world.sum(values)
+        now = float(values.sum()) / len(rows)
         state.history.checks.append((len(state.history.losses) - 1, now))
         improved = not state.history.checks[1:] or now < state.best - self.schedule.improvement * abs(state.best)
         state.waited = 0 if improved else state.waited + 1

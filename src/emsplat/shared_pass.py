@@ -1,13 +1,11 @@
-"""The pass over the images with the images dealt out to the ranks of a job.
+"""The pass over the images, its work dealt out to the ranks of a job as `dealing` says.
 
-The statistics are sums over images. Each half belongs to some of the ranks, in order, and each of these reads a stretch
-of that half's images; what they have inserted is summed, in place, on the rank that will fit the half. So two ranks
-have a half each and nothing to sum, and what they get is the same bits as one rank gets.
+What they have filled goes to the rank that will fit the half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 import torch
@@ -15,14 +13,13 @@ from numpy.typing import NDArray
 
 from emsplat.batches import Images
 from emsplat.checkpoint import UNKEPT, Checkpoint
+from emsplat.dealing import GridId, Share, deal
 from emsplat.devices import CPU
 from emsplat.io.images import reading_order
 from emsplat.particles import Particles
 from emsplat.ranks import World
-from emsplat.statistics import FilledGrids, PassSettings, Statistics, empty_grids, fill_grids, statistics_of
+from emsplat.statistics import FilledGrid, Grids, PassSettings, Statistics, empty_grid, fill_grids, statistics_of
 from emsplat.stopwatch import Stopwatch
-
-_SNAP = 0.2  # of a rank's share: by so much it may differ so that it has one half's images alone
 
 
 def gather_shared(
@@ -52,59 +49,73 @@ def gather_shared(
         The statistics of the subsets that this rank owns, by number. Memory does not depend on N.
     """
     order = reading_order(particles)
-    to = np.array([owners.get(number, 0) for number in range(max(owners) + 1)])  # by subset
-    dealt = deal(order, to[subset[order]], world.size)
-    mine = dealt[world.rank]
-    here = np.unique(to[subset[mine]])
-    # Of the subsets of those halves that this rank has images of, and of the half it owns.
-    numbers = [number for number in sorted(owners) if owners[number] in here or owners[number] == world.rank]
+    shares = deal(order, subset, owners, world.size, particles.box_size, whole=device == CPU)
+    blocks, mine = shares[world.rank].blocks, shares[world.rank].grids
+    n_mine = sum(map(len, blocks))
+    numbers = sorted({number for number, _ in mine})
     dense = np.searchsorted(numbers, subset).astype(np.int8)  # of this rank's rows
     stopwatch = stopwatch or Stopwatch(device)
 
     def advance(done: int) -> None:
-        progress(round(done / len(mine) * len(order)), len(order))
+        progress(round(done / n_mine * len(order)), len(order))
 
-    grids: list[FilledGrids | None]
+    pairs: Sequence[tuple[FilledGrid | None, FilledGrid | None]]
     if device == CPU:
-        grids = list(empty := empty_grids(len(numbers), settings))
-        fill_grids(empty, particles, images, mine, dense, settings, advance, stopwatch, checkpoint)
+        pairs = empty = [_empty_grids(number, mine, settings) for number in numbers]
+        fill_grids(empty, particles, images, blocks, dense, settings, advance, stopwatch, checkpoint)
         del empty
     else:
         from emsplat.statistics_gpu import filled_on_device  # only where there is a card is Triton, too
 
-        what = len(numbers), particles, images, mine, dense, settings
-        grids = list(filled_on_device(*what, device, advance, say, stopwatch))
+        rows = np.concatenate([order[:0], *blocks])
+        what = len(numbers), particles, images, rows, dense, settings
+        pairs = filled_on_device(*what, device, advance, say, stopwatch)
+    filled = _by_grid(numbers, pairs)
+    del pairs
     with stopwatch.waiting("finish"):
-        groups = {owner: world.form(_ranks_with(owner, dealt, to, subset)) for owner in sorted(set(owners.values()))}
-        for place, number in enumerate(numbers):
-            for grid in grids[place] or ():
-                world.sum_to(grid.values, owners[number], groups[owners[number]])
-            if owners[number] != world.rank:
-                grids[place] = None
+        _give_to_owners(filled, shares, owners, settings, world)
         result: dict[int, Statistics] = {}
-        for number in numbers:  # freed one by one: their transforms need room of their own
-            if (one := grids.pop(0)) is not None:
-                result[number] = statistics_of(one, settings, int(np.sum(subset == number)))
+        for number in (number for number in sorted(owners) if owners[number] == world.rank):
+            pair = filled.pop((number, 0)), filled.pop((number, 1))
+            result[number] = statistics_of(pair, settings, int(np.sum(subset == number)))
+            del pair  # one by one: their transforms need room of their own
     return result
 
 
-def deal(order: NDArray[np.int64], owner: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Rows for each of `size` ranks, about as many for each, and of as few owners as can be.
+def _empty_grids(number: int, mine: Set[GridId], settings: PassSettings) -> Grids:
+    b, t = (empty_grid(kind, settings) if (number, kind) in mine else None for kind in (0, 1))
+    return b, t
 
-    Args:
-        order: (M,) rows as they lie on the disk.
-        owner: (M,) the rank that their statistics go to.
+
+def _by_grid(
+    numbers: Sequence[int], pairs: Sequence[tuple[FilledGrid | None, FilledGrid | None]]
+) -> dict[GridId, FilledGrid]:
+    return {(n, kind): grid for n, pair in zip(numbers, pairs, strict=True) for kind, grid in enumerate(pair) if grid}
+
+
+def _give_to_owners(
+    filled: dict[GridId, FilledGrid],
+    shares: Sequence[Share],
+    owners: Mapping[int, int],
+    settings: PassSettings,
+    world: World,
+) -> None:
+    """Sum grids on their owners, in place; this rank has those that it owns, then.
+
+    What one rank alone has filled is added to nothing, which changes no bit.
     """
-    cuts = [len(order) * rank // size for rank in range(size + 1)]
-    for border in np.cumsum(np.bincount(owner)):
-        nearest = int(np.argmin(np.abs(np.subtract(cuts, border))))
-        if 0 < nearest < size and abs(cuts[nearest] - border) <= _SNAP * len(order) / size:
-            cuts[nearest] = int(border)
-    return np.split(order[np.argsort(owner, kind="stable")], cuts[1:-1])
-
-
-def _ranks_with(
-    owner: int, dealt: Sequence[NDArray[np.int64]], to: NDArray[np.int64], subset: NDArray[np.int8]
-) -> tuple[int, ...]:
-    """The owner, and the ranks that have images of its half."""
-    return tuple(rank for rank, rows in enumerate(dealt) if rank == owner or (to[subset[rows]] == owner).any())
+    with_grid: dict[GridId, tuple[int, ...]] = {
+        (number, kind): tuple(r for r, s in enumerate(shares) if r == owners[number] or (number, kind) in s.grids)
+        for number in sorted(owners)
+        for kind in (0, 1)
+    }
+    groups = {ranks: world.form(ranks) for ranks in sorted(set(with_grid.values()))}
+    for grid, ranks in with_grid.items():
+        owner = owners[grid[0]]
+        if world.rank not in ranks:
+            filled.pop(grid, None)
+            continue
+        filled[grid] = filled.get(grid) or empty_grid(grid[1], settings)
+        world.sum_to(filled[grid].values, owner, groups[ranks])
+        if owner != world.rank:
+            del filled[grid]

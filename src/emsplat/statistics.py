@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from emsplat import maps
 from emsplat.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
-from emsplat.batches import Images
+from emsplat.batches import Images, Rows
 from emsplat.checkpoint import UNKEPT, Checkpoint, State
 from emsplat.cropping import fourier_crop
 from emsplat.insertion import SliceGrid
@@ -92,7 +92,8 @@ class FilledGrid(Protocol):
 
 
 FilledGrids = tuple[FilledGrid, FilledGrid]  # those of b and of T
-Grids = tuple[SliceGrid, SliceGrid]
+Grids = tuple[SliceGrid | None, SliceGrid | None]  # of b and of T; None: somebody else fills it
+Prepared = tuple[tuple[Rows, NDArray[np.complex64]], tuple[Rows, NDArray[np.float32]]]
 
 
 def gather_statistics(
@@ -113,8 +114,9 @@ def gather_statistics(
         one Statistics a subset. Memory does not depend on N.
     """
     order, stopwatch = reading_order(particles), stopwatch or Stopwatch()
-    grids = empty_grids(int(subset.max()) + 1, settings)
-    fill_grids(grids, particles, images, order[subset[order] >= 0], subset, settings, progress, stopwatch)
+    grids = [(empty_grid(0, settings), empty_grid(1, settings)) for _ in range(int(subset.max()) + 1)]
+    blocks = blocks_of(order[subset[order] >= 0], particles.box_size)
+    fill_grids(grids, particles, images, blocks, subset, settings, progress, stopwatch)
     result: list[Statistics] = []
     with stopwatch.working("finish"):
         while grids:  # freed one by one: their transforms need room of their own
@@ -122,22 +124,24 @@ def gather_statistics(
     return result
 
 
-def empty_grids(n_subsets: int, settings: PassSettings) -> list[Grids]:
-    """Those of every subset, for `fill_grids`."""
-    return [
-        (
-            SliceGrid.empty(settings.box_size, settings.box_size, np.complex64),
-            SliceGrid.empty(kernel_extent(settings), settings.box_size, np.float32),
-        )
-        for _ in range(n_subsets)
-    ]
+def empty_grid(kind: int, settings: PassSettings) -> SliceGrid:
+    """That of b (kind 0) or of T (kind 1), for `fill_grids`."""
+    if kind == 0:
+        return SliceGrid.empty(settings.box_size, settings.box_size, np.complex64)
+    return SliceGrid.empty(kernel_extent(settings), settings.box_size, np.float32)
+
+
+def blocks_of(order: NDArray[np.int64], box_size: int) -> list[NDArray[np.int64]]:
+    """The rows that are read at once, block after block."""
+    at_once = max(1, _BLOCK_BYTES // (4 * box_size**2))
+    return [order[i : i + at_once] for i in range(0, len(order), at_once)]
 
 
 def fill_grids(
     grids: Sequence[Grids],
     particles: Particles,
     images: Images,
-    order: NDArray[np.int64],
+    blocks: Sequence[NDArray[np.int64]],
     subset: NDArray[np.int8],
     settings: PassSettings,
     progress: Callable[[int], None] = lambda done: None,
@@ -146,28 +150,39 @@ def fill_grids(
 ) -> None:
     """Add images to the grids of their subsets; what several calls, or several processes, have filled adds up.
 
+    How the sums are rounded depends on the order of a subset's images and on the blocks they come in, not on the
+    images of other subsets among them, nor on which of the grids there are, nor on the number of threads.
+
     Args:
-        order: (M,) rows, as they are to be read.
+        blocks: rows, as they are to be read; of a subset without a grid of b the images are not.
         subset: (N,) whose grids each row's image goes into.
         checkpoint: is offered the grids after every block; those it loads, of the same images, are filled on.
     """
     stopwatch = stopwatch or Stopwatch()
     matrices = slice_matrices(particles)
     values = {
-        f"{what}{n}": g.values.view(np.float32) for n, (b, t) in enumerate(grids) for what, g in (("b", b), ("t", t))
+        f"{what}{n}": g.values.view(np.float32)
+        for n, pair in enumerate(grids)
+        for what, g in zip("bt", pair, strict=True)
+        if g
     }
     saved = checkpoint.load(into=values)
-    done = saved.facts["images"] if saved else 0  # whole blocks: the same ones follow, and so the same sums
+    done = 0
+    blocks = list(blocks)
+    while saved and done < saved.facts["images"]:  # whole blocks: the same ones follow, and so the same sums
+        done += len(blocks.pop(0))
     tensors = {name: torch.from_numpy(array) for name, array in values.items()}
-    for rows, spectra, weights in _prepared_blocks(particles, images, order[done:], settings, stopwatch):
+    has_b, has_t = (np.array([pair[kind] is not None for pair in grids]) for kind in (0, 1))
+    parts = [(rows[has_b[subset[rows]]], rows[has_t[subset[rows]]]) for rows in blocks]
+    for rows, prepared in zip(blocks, _prepared_blocks(particles, images, parts, settings, stopwatch), strict=True):
         with stopwatch.working("insertion"):
-            for number, (b, t) in enumerate(grids):
-                chosen = subset[rows] == number
-                if not chosen.any():
-                    continue
-                for operator in settings.symmetry:
-                    b.insert(spectra[chosen], matrices[rows[chosen]] @ operator)
-                    t.insert(weights[chosen], matrices[rows[chosen]] @ operator)
+            for number, pair in enumerate(grids):
+                for grid, (of_kind, slices) in zip(pair, prepared, strict=True):
+                    chosen = subset[of_kind] == number
+                    if grid is None or not chosen.any():
+                        continue
+                    for operator in settings.symmetry:
+                        grid.insert(slices[chosen], matrices[of_kind[chosen]] @ operator)
         done += len(rows)
         checkpoint.offer(partial(State, tensors, {"images": done}))
         progress(done)
@@ -203,12 +218,14 @@ def restored_statistics(state: State) -> tuple[Statistics, Statistics | None]:
 
 
 def _prepared_blocks(
-    particles: Particles, images: Images, order: NDArray, settings: PassSettings, stopwatch: Stopwatch
-) -> Iterator[tuple[NDArray, NDArray[np.complex64], NDArray[np.float32]]]:
-    """(rows, C W² y centred, C² W²) of block after block; the next block is read while one is worked on."""
+    particles: Particles, images: Images, blocks: Sequence[tuple[Rows, Rows]], settings: PassSettings,
+    stopwatch: Stopwatch,
+) -> Iterator[Prepared]:  # fmt: skip
+    """Rows and C W² y centred, rows and C² W², of block after block; the next block is read while one is worked on.
+
+    Args: blocks: the rows of either kind, both in the order of the block.
+    """
     box_size, working = particles.box_size, settings.box_size
-    at_once = max(1, _BLOCK_BYTES // (4 * box_size**2))
-    blocks = [order[i : i + at_once] for i in range(0, len(order), at_once)]
     parameters = ctf_parameters(particles)
     centres = box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
     premultiplied = np.array([g.premultiplied for g in particles.optics])
@@ -220,24 +237,35 @@ def _prepared_blocks(
     if not blocks:
         return
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(images.read, blocks[0])
-        for number, rows in enumerate(blocks):
+        ahead = reader.submit(images.read, blocks[0][0])
+        for number, (of_b, of_t) in enumerate(blocks):
             with stopwatch.waiting("waiting for images"):
                 block = ahead.result()
             if number + 1 < len(blocks):
-                ahead = reader.submit(images.read, blocks[number + 1])
+                ahead = reader.submit(images.read, blocks[number + 1][0])
             with stopwatch.working("transforms and weights"):
-                subtract_background(
-                    block, outside_circle(block.shape[-1])
-                )  # smaller than the box where they are cached
-                spectra = fourier_crop(_transforms(block), working)
-                weights = np.empty(spectra.shape, dtype=np.float32)
+                spectra = np.empty((0, working, working // 2 + 1), dtype=np.complex64)
+                if len(of_b):
+                    subtract_background(
+                        block, outside_circle(block.shape[-1])
+                    )  # smaller than the box where they are cached
+                    spectra = fourier_crop(_transforms(block), working)
+                weights = np.empty((len(of_t), *spectra.shape[1:]), dtype=np.float32)
+                rows = np.union1d(of_b, of_t)
                 group = particles.optics_group[rows]
                 _weigh(
-                    spectra, weights, parameters[rows], centres[rows], whitening, group, premultiplied[group],
-                    symmetric, symmetric_of[rows], antisymmetric, antisymmetric_of[rows], scale, box_size, step,
+                    spectra, weights, _places(rows, of_b), _places(rows, of_t), parameters[rows], centres[rows],
+                    whitening, group, premultiplied[group], symmetric, symmetric_of[rows], antisymmetric,
+                    antisymmetric_of[rows], scale, box_size, step,
                 )  # fmt: skip
-            yield rows, spectra, weights
+            yield (of_b, spectra), (of_t, weights)
+
+
+def _places(rows: Rows, among: Rows) -> NDArray[np.int64]:
+    """(n,) where each of n sorted rows is among others, which are of them; −1 for nowhere."""
+    places = np.full(len(rows), -1)
+    places[np.searchsorted(rows, among)] = np.arange(len(among))
+    return places
 
 
 def _transforms(images: NDArray[np.float32]) -> NDArray[np.complex64]:
@@ -252,18 +280,18 @@ def _transforms(images: NDArray[np.float32]) -> NDArray[np.complex64]:
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath={"contract"})
 def _weigh(
-    spectra, weights, parameters, centres, whitening, group, premultiplied,
+    spectra, weights, spectrum_of, weight_of, parameters, centres, whitening, group, premultiplied,
     symmetric, symmetric_of, antisymmetric, antisymmetric_of, scale, box_size, step,
 ):  # fmt: skip
     """Turn transforms into C W² y, centred and rid of antisymmetric phases, in place, and fill C² W².
 
     whitening: (groups, D′, D′//2+1) from `inverse_noise`. Phases and factors as `aberrations` gives them for a group,
-    and which of them is each image's, −1 for none.
+    and which of them, of the spectra and of the weights is each image's, −1 for none.
     """
-    n, rows, columns = spectra.shape
+    rows, columns = weights.shape[1:]
     to_map = np.float32(1.0 / scale)
     none = np.zeros(columns, dtype=np.float32)
-    for i in numba.prange(n):
+    for i in numba.prange(len(parameters)):
         # The spectrum of a particle centred at p carries exp(−2πi k·p/D); undo it.
         turn_x = 2 * np.pi * centres[i, 0] / box_size
         turn_y = 2 * np.pi * centres[i, 1] / box_size
@@ -275,9 +303,14 @@ def _weigh(
             ky = row if 2 * row < rows else row - rows
             along_y = np.complex64(np.exp(1j * turn_y * ky))
             ctf_along(p, ky * step, step, symmetric[even, row] if even >= 0 else none, c)
-            w2, spectrum, weight = whitening[group[i], row], spectra[i, row], weights[i, row]
-            for kx in range(columns):
-                weight[kx] = c[kx] * c[kx] * w2[kx] * (to_map * to_map)
+            w2 = whitening[group[i], row]
+            if weight_of[i] >= 0:
+                weight = weights[weight_of[i], row]
+                for kx in range(columns):
+                    weight[kx] = c[kx] * c[kx] * w2[kx] * (to_map * to_map)
+            if spectrum_of[i] < 0:
+                continue
+            spectrum = spectra[spectrum_of[i], row]
             for kx in range(columns):
                 factor = (np.float32(1) if times_ctf else c[kx]) * w2[kx] * to_map
                 spectrum[kx] *= factor * along_y * along_x[kx]
