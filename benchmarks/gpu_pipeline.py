@@ -27,11 +27,12 @@ from common import Report, arguments, cores
 from emsplat import insertion_gpu
 from emsplat.conventions import rotation_matrices
 from emsplat.correlation import fsc
-from emsplat.fit import FitSettings, fit_gaussians, fitting_period, initial_gaussians
+from emsplat.fit import FitSettings, fit_gaussians, initial_gaussians
 from emsplat.insertion_gpu import DeviceGrids, Views
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import StackWriter
 from emsplat.io.star import write_star
+from emsplat.loss import fitting_period
 from emsplat.maps import soft_sphere
 from emsplat.optics import ctf
 from emsplat.particles import Particles
@@ -173,9 +174,9 @@ def fit_row(box_size: int, n_gaussians: int, steps: int, n_images: int, work: Pa
     return {
         "box": box_size,
         "Gaussians": history.counts[-1],
-        "steps": len(history.losses),
+        "steps": history.n_steps,
         "seconds": seconds,
-        "ms a step": 1e3 * seconds / len(history.losses),
+        "ms a step": 1e3 * seconds / history.n_steps,
         "required, s": 5,
     }
 

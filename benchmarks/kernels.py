@@ -14,8 +14,8 @@ import torch
 
 from common import Report, arguments, cores
 from emsplat.conventions import rotation_matrices
-from emsplat.fit import QuadraticLoss
 from emsplat.insertion import SliceGrid
+from emsplat.loss import QuadraticLoss
 from emsplat.splat import CUTOFF, voxelise
 from emsplat.statistics import Statistics
 

@@ -25,9 +25,11 @@ def rung(star: Any, truth: np.ndarray, mask: np.ndarray, count: int | None) -> d
         "kept": kept,
         "F half": float(np.mean([mean_fsc(v, truth, mask) for v in volumes])),
         "F average": mean_fsc(0.5 * (volumes[0] + volumes[1]), truth, mask),
-        "steps a half": int(np.mean([len(half.history.losses) for half in result.halves])),
+        "steps a half": int(np.mean([half.n_steps for half in result.halves])),
         "fit, s a half": seconds["fit"] / 2,
-        "unseen loss": float(np.mean([h.history.checks[-1][1] for h in result.halves if h.history.checks] or [np.nan])),
+        "unseen loss": float(
+            np.mean([min(loss for _, loss in h.history.checks) for h in result.halves if h.history.checks] or [np.nan])
+        ),
     }
 
 

@@ -58,7 +58,7 @@ def judge(case: Case, work: Path, seed: int) -> dict[str, Any]:
         "(1−F) ratio": (1 - average) / (1 - rival),
         "one half ≥ RELION all": min(halves) >= rival,
         "Gaussians a half": int(np.median([len(half.gaussians) for half in result.halves])),
-        "steps": int(np.median([len(half.history.losses) for half in result.halves])),
+        "steps": int(np.median([half.n_steps for half in result.halves])),
         "fit, s a half": seconds["fit"] / 2,
         "pass, s": seconds["pass"],
     }

@@ -54,7 +54,7 @@ def compare(case: Case, work: Path, seed: int) -> list[dict[str, Any]]:
             "F required": f > base_f - _MOST_F,
             "FSC and c_map": bool(between.min() >= _LEAST_FSC and np.nanmax(off) <= _MOST_C_MAP),
             "Gaussians": len(result.gaussians),
-            "steps a half": int(np.mean([len(half.history.losses) for half in result.halves])),
+            "steps a half": int(np.mean([half.n_steps for half in result.halves])),
             "fit, s": seconds["fit"],
             "ratio": seconds["fit"] / base_seconds["fit"],
         })  # fmt: skip

@@ -102,7 +102,7 @@ def against_relion(case: Case, args: Any, report: Report) -> None:
 def _row(facts: dict[str, Any], source: Any, **settings: Any) -> dict[str, Any]:
     """Facts and seconds by stage of one run in this process."""
     result, seconds = reconstructed(source, **settings)
-    steps = [len(half.history.losses) for half in result.halves]
+    steps = [half.n_steps for half in result.halves]
     counts = [len(half.gaussians) for half in result.halves]
     names = ("read", "preview", "pass", "inversion", "fit", "validation")
     return (

@@ -30,10 +30,11 @@ from emsplat import fit, imaging, maps
 from emsplat.correlation import fsc
 from emsplat.count import automatic_count
 from emsplat.figures import BLUE, GREEN, ORANGE, SKY, VERMILION, correlation_axes, save, style
-from emsplat.fit import FitSettings, QuadraticLoss, confine, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit import FitSettings, confine, fit_gaussians, gaussians_of, initial_gaussians
 from emsplat.fit_images import HalfSet, Schedule, fit_images
 from emsplat.gaussians import Gaussians
 from emsplat.io import ImageSource, read_particles
+from emsplat.loss import QuadraticLoss, fitting_period
 from emsplat.parameters import NAMES, Parameters
 from emsplat.particles import Particles
 from emsplat.preview import look_at_sample
@@ -95,7 +96,7 @@ def prepared(case: Case, work: Path) -> Data:
         extent = min(size, next_fast_len(math.ceil(diameter / pixel_size) + 6, real=True))
         subset = (np.random.default_rng(0).permutation(len(half)) % 5 == 0).astype(np.int8)
         start = time.process_time()
-        settings = PassSettings(size, fit.fitting_period(extent), preview.noise, _WHOLE)
+        settings = PassSettings(size, fitting_period(extent), preview.noise, _WHOLE)
         seen, unseen = gather_statistics(half, images, subset, settings)
         seconds = time.process_time() - start
     data_mask = maps.soft_mask((seen + unseen).raw_map(), pixel_size, diameter)
@@ -240,7 +241,7 @@ def _plain_fit(data: Data, settings: FitSettings, masses: str) -> tuple[NDArray[
     sizes = [*(settings.step_sizes[name] for name in NAMES[:3]), settings.step_sizes["log_masses"]]
     groups = [{"params": [leaf], "lr": size} for leaf, size in zip(leaves.values(), sizes, strict=True)]
     optimiser = torch.optim.Adam(groups, betas=(0.8, 0.99), eps=1e-12)
-    period = fit.fitting_period(data.extent)
+    period = fitting_period(data.extent)
     loss = QuadraticLoss(data.seen + data.unseen, data.extent, period)
     steps, anneal = settings.max_steps, settings.anneal_steps
 

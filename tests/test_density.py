@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,11 +65,10 @@ def test_control_prunes_and_grows_to_its_target() -> None:
     start = some_parameters(40)
     start.log_masses[:5] = -20.0  # carry nothing
     optimiser = Adam(start, STEPS)
-    gradient = rng.standard_normal((24, 24, 24)).astype(np.float32)
     settings = DensitySettings()
     counts = []
     for _ in range(8):
-        control(optimiser, gradient, 150, settings, rng)
+        control(optimiser, 150, settings, rng)
         counts.append(len(optimiser.parameters))
         step(optimiser, some_parameters(counts[-1]))  # every state has a row for every Gaussian
     assert counts[0] == 35 + math.ceil(settings.grow * 40)
@@ -83,19 +81,30 @@ def test_control_at_its_target_only_prunes() -> None:
     start = some_parameters(30)
     start.log_masses[4] = -20.0
     optimiser = Adam(start, STEPS)
-    control(optimiser, np.zeros((16, 16, 16), np.float32), 29, DensitySettings(), np.random.default_rng(0))
+    control(optimiser, 29, DensitySettings(), np.random.default_rng(0))
     assert equal(optimiser.parameters, start.rows(torch.arange(30) != 4))
 
 
-def test_new_gaussians_come_where_the_gradient_asks() -> None:
-    gradient = np.ones((24, 24, 24), dtype=np.float32)
-    gradient[5:8, 14:17, 10:13] = -50  # mass is missing about x, y, z = −1, 3, −6
-    optimiser = Adam(some_parameters(40), STEPS)
-    settings = replace(DensitySettings(), split_share=0.0)
-    control(optimiser, gradient, 54, settings, np.random.default_rng(0))
-    born = optimiser.parameters.centres[40:]
-    assert len(born) == 14
-    assert torch.all((born - torch.tensor([-1.0, 3.0, -6.0])).norm(dim=1) < 5)
+def test_what_is_pulled_hardest_is_split() -> None:
+    """In σ: a wide Gaussian moves the map more than a narrow one."""
+    start, gradients = some_parameters(40), some_parameters(40, seed=1)
+    start.log_masses.zero_()
+    gradients.centres.fill_(0.1)
+    gradients.centres[7] = 5.0
+    start.log_scales[11] = 6.0
+    optimiser = Adam(start, STEPS)
+    step(optimiser, gradients)
+    before = optimiser.parameters
+    control(optimiser, 42, DensitySettings(), np.random.default_rng(0))
+    born = optimiser.parameters.rows(torch.arange(38, 42))
+    assert len(optimiser.parameters) == 42
+    assert equal(
+        optimiser.parameters.rows(torch.arange(38)), before.rows((torch.arange(40) != 7) & (torch.arange(40) != 11))
+    )
+    middles = 0.5 * (born.centres[:2] + born.centres[2:])
+    torch.testing.assert_close(
+        middles[middles[:, 0].argsort()], before.centres[[7, 11]][before.centres[[7, 11], 0].argsort()]
+    )
 
 
 @pytest.mark.parametrize("isotropic", [False, True])

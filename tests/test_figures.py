@@ -94,7 +94,7 @@ def test_a_direction_is_counted_where_it_points() -> None:
 
 def test_losses(tmp_path: Path) -> None:
     steps = np.arange(50)
-    figures.figure_loss([steps, steps], [1 / (1 + steps)] * 2, [2 / (1 + steps), None], tmp_path / "loss.png")
+    figures.figure_loss([steps, steps], [1 / (1 + steps)] * 2, [[(0, 2.0), (8, 1.0)], []], tmp_path / "loss.png")
     assert is_a_picture(tmp_path / "loss.png")
 
 

@@ -11,8 +11,9 @@ import torch
 from emsplat import maps
 from emsplat.checkpoint import Checkpoints, Pace
 from emsplat.correlation import fsc
-from emsplat.fit import FitSettings, QuadraticLoss, fit_gaussians, fitting_period, gaussians_of, initial_gaussians
+from emsplat.fit import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
 from emsplat.gaussians import merge
+from emsplat.loss import QuadraticLoss, fitting_period
 from emsplat.parameters import Parameters
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation.run import signal_images
@@ -67,6 +68,7 @@ def test_the_average_of_fits_is_nearer_the_truth_than_each() -> None:
     average = merge(*models)
     assert len(average) == sum(map(len, models))
     assert torch.isclose(average.masses().sum(), torch.stack([m.masses().sum() for m in models]).mean(), rtol=1e-4)
+    print([quality(m) for m in models], quality(average))
     assert quality(average) > max(map(quality, models))
 
 

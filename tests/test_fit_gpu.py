@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emsplat import fit, fit_gpu, maps
 from emsplat.correlation import fsc
+from emsplat.density import DensitySettings
 from emsplat.devices import CPU
-from emsplat.fit import FitSettings, QuadraticLoss, fit_gaussians, gaussians_of, initial_gaussians
-from emsplat.fit_gpu import DeviceLoss, Replayed, smoothed
+from emsplat.fit import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit_gpu import DeviceLoss, Replayed
+from emsplat.loss import QuadraticLoss
 from emsplat.simulation.run import signal_images
 from emsplat.simulation.slices import fourier_volume
 from emsplat.statistics import PassSettings, Statistics, gather_statistics
@@ -63,13 +64,6 @@ def test_the_gradient_of_the_loss_is_its_slope(statistics: tuple[Statistics, Sta
     assert float((loss.at(volume)[1] * direction).sum()) == pytest.approx(0.5 * (up - down), rel=1e-3)
 
 
-@pytest.mark.parametrize("sigma", [0.7, 1.9])
-def test_the_smoothing_of_the_gradient_is_scipys(sigma: float) -> None:
-    volume = np.random.default_rng(3).standard_normal((3, 14, 11)).astype(np.float32)
-    expected = gaussian_filter(volume, sigma)
-    assert np.abs(smoothed(torch.from_numpy(volume), sigma).numpy() - expected).max() < 1e-5
-
-
 @on_cards
 @pytest.mark.parametrize("isotropic", [False, True])
 def test_the_fit_leads_to_the_map_of_the_processor(
@@ -83,7 +77,8 @@ def test_the_fit_leads_to_the_map_of_the_processor(
     mask = maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX)
     settings = FitSettings.for_particle(150, float(mask.sum()), isotropic, seed=1)
     steps = {name: 0.2 * size for name, size in settings.step_sizes.items()}
-    settings = replace(settings, step_sizes=steps, max_steps=50)
+    density = DensitySettings(first=6, every=6)
+    settings = replace(settings, step_sizes=steps, approach_steps=32, density=density)
     models, histories = [], []
     for device in (CPU, card):
         start = initial_gaussians(seen, mask, BOX, settings, device=device)

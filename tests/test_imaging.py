@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emsplat.aberrations import slice_matrices
-from emsplat.fit import QuadraticLoss
 from emsplat.imaging import (
     contrast_transfer,
     image_spectra,
@@ -23,6 +22,7 @@ from emsplat.imaging import (
 )
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
+from emsplat.loss import QuadraticLoss
 from emsplat.optics import ctf
 from emsplat.particles import Particles
 from emsplat.simulation.acquisition import star_tables

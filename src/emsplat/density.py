@@ -1,7 +1,8 @@
-"""Density control: remove Gaussians that carry nothing, add some where the gradient volume asks for mass.
+"""Density control: remove Gaussians that carry nothing, split those that the loss pulls at hardest.
 
-The gradient of the loss by the map, ``T∗V − b``, is negative where mass is missing; the most negative places get new
-Gaussians, and Gaussians that matter most are split in two of half the mass, which leaves the map as it was.
+A Gaussian whose centre the gradient `T∗V − b` pulls about stands for more than one Gaussian can show: it is split in
+two of half the mass, which leaves the map as it was. That is the criterion of 3D Gaussian splatting (Kerbl et al.
+2023). New Gaussians where the gradient is most negative were measured to do harm: their mass comes on top.
 """
 
 from __future__ import annotations
@@ -12,10 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from torch import Tensor
 
-from emsplat.fit_gpu import smoothed
 from emsplat.parameters import Adam, Parameters, concatenate
 from emsplat.splat import rotation_of_quaternions
 
@@ -25,12 +23,10 @@ class DensitySettings:
     """When and how much."""
 
     every: int = 12  # steps between two rounds
-    first: int = 16  # step of the first round
+    first: int = 24  # step of the first round
     until_share: float = 0.75  # of the steps before annealing
     prune_below: float = 0.03  # of the median mass
     grow: float = 0.35  # at most this share of the present number is added in a round
-    split_share: float = 0.5  # of the additions that are splits
-    born_mass: float = 0.25  # of the median mass, for a Gaussian added in an empty place
 
 
 def is_due(step: int, anneal_from: int, settings: DensitySettings) -> bool:
@@ -39,33 +35,18 @@ def is_due(step: int, anneal_from: int, settings: DensitySettings) -> bool:
     return since >= 0 and since % settings.every == 0 and step < settings.until_share * anneal_from
 
 
-def control(
-    optimiser: Adam,
-    gradient: NDArray[np.float32] | Tensor,
-    target: int,
-    settings: DensitySettings,
-    rng: np.random.Generator,
-) -> None:
-    """One round: prune, then grow towards the target number by splitting and by filling.
-
-    Args:
-        gradient: (d, d, d) ``T∗V − b``, of the model before its latest step, or anything in proportion to it; a
-            tensor of the optimiser's device, or an array where that is the CPU.
-    """
+def control(optimiser: Adam, target: int, settings: DensitySettings, rng: np.random.Generator) -> None:
+    """One round: prune, then grow towards the target number by splitting."""
     parameters = optimiser.parameters
     masses = parameters.log_masses.detach().exp()
-    median = masses.median()
-    keep = masses > settings.prune_below * median
-    room = target - int(keep.sum())
-    growth = max(0, min(room, math.ceil(settings.grow * len(parameters))))
-    n_split = round(settings.split_share * growth)
-    # Splitting the heaviest refines where most of the mass is.
-    heaviest = torch.topk(torch.where(keep, masses, torch.zeros_like(masses)), min(n_split, int(keep.sum()))).indices
-    halves = _split(parameters.rows(heaviest), rng)
-    keep[heaviest] = False
-    kept = parameters.rows(keep)
-    filled = _fill(gradient, growth - len(heaviest), float(median) * settings.born_mass, kept, rng)
-    optimiser.replace(keep, concatenate(halves, filled))
+    keep = masses > settings.prune_below * masses.median()
+    n_kept = int(keep.sum())
+    growth = max(0, min(target - n_kept, math.ceil(settings.grow * len(parameters)), n_kept))
+    pulls = torch.where(keep, optimiser.pulls(), -torch.ones_like(masses))
+    parents = torch.topk(pulls, growth).indices
+    halves = _split(parameters.rows(parents), rng)
+    keep[parents] = False
+    optimiser.replace(keep, halves)
 
 
 def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
@@ -90,20 +71,6 @@ def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
         for sign in (1, -1)
     ]
     return concatenate(*halves)
-
-
-def _fill(
-    gradient: NDArray[np.float32] | Tensor, number: int, mass: float, like: Parameters, rng: np.random.Generator
-) -> Parameters:
-    """New round Gaussians drawn where the smoothed gradient is most negative."""
-    log_scale = float(like.log_scales.mean()) if len(like) else 0.0
-    if isinstance(gradient, Tensor):
-        smooth = smoothed(gradient, math.exp(log_scale)).cpu().numpy()
-    else:
-        smooth = gaussian_filter(gradient, math.exp(log_scale))
-    centres = sample_centres(np.maximum(-smooth, 0) ** 2, number, rng)
-    new = round_gaussians(centres, log_scale, math.log(mass), like.log_scales.shape[1])
-    return new.to(like.centres.device)
 
 
 def sample_centres(weight: NDArray, number: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -210,22 +210,23 @@ def figure_fsc_pair(
 def figure_loss(
     steps: Sequence[ArrayLike],
     losses: Sequence[ArrayLike],
-    held_out: Sequence[ArrayLike | None],
+    held_out: Sequence[Sequence[tuple[int, float]]],
     path: str | Path,
 ) -> None:
     """Loss against step for each half, beside the loss on the split held out within that half where there is one.
 
     Args:
-        steps, losses, held_out: one entry a half, (n,) each; a held-out entry may be None.
+        steps, losses: one entry a half, (n,) each.
+        held_out: one entry a half: steps, and the losses after them, of the search for the number of steps.
     """
     with style():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for half, (colour, x, y, held) in enumerate(zip((BLUE, VERMILION), steps, losses, held_out, strict=False), 1):
             axes.plot(x, y, color=colour, lw=1.8, label=f"half {half}")
-            if held is not None:
-                label = f"half {half}, held out within it"
-                axes.plot(x, held, color=colour, lw=1.2, ls=(0, (3, 2)), label=label)
+            if len(held):
+                label = f"half {half}, held out within it (search)"
+                axes.plot(*zip(*held, strict=True), color=colour, lw=1.2, ls=(0, (3, 2)), label=label)
         axes.set(xlabel="step", ylabel="loss", xlim=(0, None))
         axes.grid(axis="y", color=FAINT, lw=0.6)
         axes.legend(loc="upper right")

@@ -1,7 +1,8 @@
 """Gaussians from statistics: full-batch minimisation of the quadratic loss.
 
-A step costs one 3D splat, two FFTs and one gather, whatever the number of images. The loop runs on most of a half's
-images; when the loss on the others no longer falls, it anneals on all of them.
+A step costs one 3D splat, two FFTs and one gather, whatever the number of images. How many are taken is what keeps the
+noise out, and it is searched for within the half: steps down the loss of most of its images, until that of the others
+no longer falls. The fit then begins again, on all of them, and its steps add up to as many as were best.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
-import scipy.fft
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
@@ -25,12 +24,12 @@ from emsplat.errors import InputError
 from emsplat.fit_gpu import DeviceLoss, Replayed
 from emsplat.fit_state import FitHistory, FitState
 from emsplat.gaussians import Gaussians
+from emsplat.loss import QuadraticLoss, cube, fitting_period
 from emsplat.parameters import Adam, Parameters
 from emsplat.splat import voxelise
-from emsplat.splat.bandlimit import WIDENING, boost, boosted, narrowed
+from emsplat.splat.bandlimit import WIDENING, narrowed
 from emsplat.statistics import Statistics
 
-_PERIOD_PER_EXTENT, _EXACT_PERIOD = 1.25, 96  # voxels, up to which a convolution is exact
 _MIN_SCALE = 0.2  # σ in pixels: no atom that a grid can show is sharper
 _WIDEST_PER_SPACING, _START_PER_WIDEST = 0.65, 0.6  # σ at most, and at the start
 _START_BLUR = 1.0  # pixels, of the inversion that centres are drawn from
@@ -43,10 +42,11 @@ class FitSettings:
     n_gaussians: int
     isotropic: bool = False
     max_steps: int = 90
-    anneal_steps: int = 18  # the last ones, with falling step sizes
+    anneal_steps: int = 18  # the last ones, with falling step sizes; together worth half as many
+    approach_steps: int | None = None  # before them; None: searched for
     check_every: int = 4
     improvement: float = 2e-3  # of the loss on unseen images that counts as one, relative, between checks
-    patience: int = 2  # checks on unseen images without improvement before annealing
+    patience: int = 2  # checks on unseen images without improvement that end the search
     start_share: float = 0.7  # of the Gaussians that are there from the start; density control adds the rest
     cutoff: float = 3.0
     step_sizes: dict[str, float] = field(
@@ -63,70 +63,11 @@ class FitSettings:
         return FitSettings(n_gaussians, isotropic, max_scale=max(1.0, _WIDEST_PER_SPACING * spacing), seed=seed)
 
 
-class QuadraticLoss:
-    """``½⟨V, T∗V⟩ − ⟨b, V⟩`` per image for ``V = boost ∗ S``, as a function of the splat S in a cube of edge d.
-
-    The convolution is exact with a period of 2d (Toeplitz embedding), if T reaches that far. A shorter period wraps
-    what lies far apart onto what lies near.
-    """
-
-    def __init__(self, statistics: Statistics, extent: int, period: int | None = None) -> None:
-        self.extent = extent
-        self.period = min(period or 2 * extent, statistics.kernel.shape[0])
-        share = np.float32(1 / statistics.n_images)
-        self.transfer = statistics.transfer(self.period) * boost(self.period) ** 2 * share
-        self.adjoint = boosted(statistics.adjoint)[cube(statistics.box_size, extent)] * share
-
-    def convolve(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
-        """T∗V on the cube; the zeros of the padding are never transformed."""
-        d, n = self.extent, self.period
-        f = scipy.fft.rfft(volume, n=n, axis=2)
-        f = scipy.fft.fft(f, n=n, axis=1)
-        f = scipy.fft.fft(f, n=n, axis=0)
-        f *= self.transfer
-        f = scipy.fft.ifft(f, axis=0, overwrite_x=True)[:d]
-        f = scipy.fft.ifft(f, axis=1)[:, :d]
-        return scipy.fft.irfft(f, n=n, axis=2)[:, :, :d]
-
-    def value_and_gradient(self, volume: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
-        """The loss and ``T∗V − b``, (d, d, d)."""
-        gradient = np.empty_like(self.adjoint)
-        of_planes = _value_and_gradient(volume, self.convolve(volume), self.adjoint, gradient)
-        return float(of_planes.sum()), gradient
-
-    def at(self, volume: Tensor) -> tuple[float, Tensor]:
-        """The same of a tensor."""
-        value, gradient = self.value_and_gradient(volume.numpy())
-        return value, torch.from_numpy(gradient)
-
-    def best_mass(self, volume: Tensor) -> float:
-        """The factor of this volume that makes the loss least."""
-        v = volume.numpy()
-        return _inner(self.adjoint, v) / _inner(v, self.convolve(v))
-
-
 def _loss(statistics: Statistics, extent: int, device: torch.device) -> QuadraticLoss | DeviceLoss:
     period = fitting_period(extent)
     if device == CPU:
         return QuadraticLoss(statistics, extent, period)
     return DeviceLoss(statistics, extent, period, device)
-
-
-def fitting_period(extent: int) -> int:
-    """Voxels; of the convolution that a fit in a cube of this edge is made with.
-
-    T falls off so fast that a quarter more than the cube is enough: on three simulated sets (96², 100², 128²) the mean
-    FSC of the averaged map with the truth was not lower than with the exact period (0.8949 for 0.8937, 0.9736 for
-    0.9735, 0.9404 for 0.9401), in half the time or less. Small cubes are embedded exactly, for it costs nothing.
-    """
-    needed = max(math.ceil(_PERIOD_PER_EXTENT * extent), min(2 * extent, _EXACT_PERIOD))
-    return scipy.fft.next_fast_len(needed, real=True)
-
-
-def cube(box_size: int, extent: int) -> tuple[slice, slice, slice]:
-    """The middle of a (D, D, D) volume, edge d, voxel D//2 becoming voxel d//2."""
-    first = box_size // 2 - extent // 2
-    return (slice(first, first + extent),) * 3
 
 
 def initial_gaussians(
@@ -180,8 +121,7 @@ def fit_gaussians(
     """Fit Gaussians to the images of one half.
 
     Args:
-        seen, unseen: a split of the half; the second only decides when to anneal, then joins in. Without it all
-            steps are taken.
+        seen, unseen: a split of the half, for the search; all of it is fitted. Without the second all steps are taken.
         start: from `initial_gaussians`.
         extent: edge of the cube, in voxels, in which the Gaussians live.
         progress: called with the steps done and to do.
@@ -192,57 +132,112 @@ def fit_gaussians(
     Raises:
         InputError: the loss, or a Gaussian, is no longer finite.
     """
-    loss = _loss(seen, extent, device)
-    check = _loss(unseen, extent, device) if unseen else None
     saved = checkpoint.load()
-    if saved:
-        state = FitState.restored(saved, settings.step_sizes, device)
-    else:
-        state = FitState(Adam(start.to(device), settings.step_sizes), np.random.default_rng(settings.seed))
-    optimiser, history, rate = state.optimiser, state.history, torch.ones((), device=device)
+    state = FitState.restored(saved, settings.step_sizes, device) if saved else _beginning(start, settings, device)
+    fit = _Fit(state, extent, settings, device, progress, say, watch, checkpoint)
+    if state.anneal_from is None:
+        state.anneal_from = settings.approach_steps
+        state.history.stopped_by = "as in the first fit" if settings.approach_steps is not None else "no split"
+    if state.anneal_from is None and unseen:
+        fit.search(_loss(seen, extent, device), _loss(unseen, extent, device))
+        fit.begin_again(start)
+    if state.anneal_from is None:
+        state.anneal_from = settings.max_steps - fit.annealing
+    fit.descend(_loss(seen + unseen if unseen else seen, extent, device), state.anneal_from)
+    return state.optimiser.parameters.to(CPU), state.history
 
-    def descend() -> tuple[float | Tensor, Tensor, Tensor]:
-        """A step; the loss, the density and the gradient before it."""
-        optimiser.forget_gradients()
-        volume = _density(optimiser.parameters, extent, settings.cutoff)
-        value, gradient = loss.at(volume.detach())
-        volume.backward(gradient)
-        optimiser.step(rate)
-        confine(optimiser.parameters, extent, settings.max_scale)
-        return value, volume.detach(), gradient
 
-    descent = Replayed(descend, device, say)
-    length = min(settings.anneal_steps, settings.max_steps)
-    anneal_from = settings.max_steps - length if state.anneal_from is None else state.anneal_from
-    while state.done < anneal_from + length:
-        annealing = state.done >= anneal_from
-        if annealing and unseen:
-            loss, unseen = _loss(seen + unseen, extent, device), None
-            descent.forget()
-        rate.fill_(0.5 + 0.5 * math.cos(math.pi * (state.done - anneal_from) / length) if annealing else 1.0)
-        value, volume, gradient = descent()
-        _refuse_not_finite(float(value), state)
-        history.losses.append(float(value))
-        history.counts.append(len(optimiser.parameters))
-        if check and not annealing and (state.done + 1) % settings.check_every == 0:
-            now = float(check.at(volume)[0])
-            history.checks.append((state.done, now))
-            improved = not history.checks[1:] or now < state.best - settings.improvement * abs(state.best)
-            state.waited = 0 if improved else state.waited + 1
-            state.best = min(state.best, now)
-            if state.waited >= settings.patience:
-                state.anneal_from = anneal_from = state.done + 1
-                history.stopped_by = "loss on unseen images"
-        if not annealing and is_due(state.done, anneal_from, settings.density):
-            asked_for = gradient.numpy() if device == CPU else gradient
-            control(optimiser, asked_for, settings.n_gaussians, settings.density, state.rng)
-            descent.forget()
-        state.done += 1
-        progress(state.done, anneal_from + length)
-        watch(optimiser.parameters)
-        checkpoint.offer(state.saved)
-    history.anneal_from = anneal_from
-    return optimiser.parameters.to(CPU), history
+def _beginning(start: Parameters, settings: FitSettings, device: torch.device) -> FitState:
+    return FitState(Adam(start.to(device), settings.step_sizes), np.random.default_rng(settings.seed))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The two parts of a fit, and what both need."""
+
+    state: FitState
+    extent: int
+    settings: FitSettings
+    device: torch.device
+    progress: Callable[[int, int], None]
+    say: Callable[[str], None]
+    watch: Callable[[Parameters], None]
+    checkpoint: Checkpoint
+
+    def search(self, loss: QuadraticLoss | DeviceLoss, check: QuadraticLoss | DeviceLoss) -> None:
+        """Whole steps down the loss, until the other one no longer falls."""
+        state, settings, history = self.state, self.settings, self.state.history
+        most = settings.max_steps - self.annealing
+        step = self._steps_down(loss, most)
+        while state.waited < settings.patience and state.done < most:
+            volume = step(1.0)
+            if state.done % settings.check_every == 0:
+                now = float(check.at(volume)[0])
+                history.checks.append((state.done, now))
+                improved = not history.checks[1:] or now < state.best - settings.improvement * abs(state.best)
+                state.waited = 0 if improved else state.waited + 1
+                if now < state.best:
+                    state.best, state.best_at = now, state.done
+            self._end_step(most + self.annealing)
+        history.stopped_by = "loss on unseen images" if state.waited >= settings.patience else "maximum number of steps"
+
+    def begin_again(self, start: Parameters) -> None:
+        """From the start, with as many steps as were best: one that falls to nothing is worth half a whole one."""
+        state, history = self.state, self.state.history
+        fresh = _beginning(start, self.settings, self.device)
+        state.optimiser, state.rng, state.done = fresh.optimiser, fresh.rng, 0
+        state.anneal_from = max(0, state.best_at - self.annealing // 2)
+        history.searched, history.losses, history.counts = history.losses, [], []
+
+    def descend(self, loss: QuadraticLoss | DeviceLoss, anneal_from: int) -> None:
+        """The fit proper: whole steps, then falling ones."""
+        state, history = self.state, self.state.history
+        history.anneal_from = anneal_from
+        step = self._steps_down(loss, anneal_from)
+        while (annealed := state.done - anneal_from) < self.annealing:
+            step(0.5 + 0.5 * math.cos(math.pi * max(annealed, 0) / self.annealing))
+            self._end_step(len(history.searched) + anneal_from + self.annealing)
+
+    @property
+    def annealing(self) -> int:
+        """Steps."""
+        return min(self.settings.anneal_steps, self.settings.max_steps)
+
+    def _steps_down(self, loss: QuadraticLoss | DeviceLoss, anneal_from: int) -> Callable[[float], Tensor]:
+        """What takes a step, of a share of the step sizes, and returns the density before it."""
+        state, settings = self.state, self.settings
+        rate = torch.ones((), device=self.device)
+
+        def descend() -> tuple[float | Tensor, Tensor]:
+            optimiser = state.optimiser
+            optimiser.forget_gradients()
+            volume = _density(optimiser.parameters, self.extent, settings.cutoff)
+            value, gradient = loss.at(volume.detach())
+            volume.backward(gradient)
+            optimiser.step(rate)
+            confine(optimiser.parameters, self.extent, settings.max_scale)
+            return value, volume.detach()
+
+        descent = Replayed(descend, self.device, self.say)
+
+        def step(share: float) -> Tensor:
+            rate.fill_(share)
+            value, volume = descent()
+            _refuse_not_finite(float(value), state)
+            state.history.losses.append(float(value))
+            state.history.counts.append(len(state.optimiser.parameters))
+            if is_due(state.done, anneal_from, settings.density):
+                control(state.optimiser, settings.n_gaussians, settings.density, state.rng)
+                descent.forget()
+            return volume
+
+        return step
+
+    def _end_step(self, total: int) -> None:
+        self.state.done += 1
+        self.progress(self.state.history.n_steps, total)
+        self.watch(self.state.optimiser.parameters)
+        self.checkpoint.offer(self.state.saved)
 
 
 def _refuse_not_finite(loss: float, state: FitState) -> None:
@@ -262,30 +257,11 @@ def gaussians_of(parameters: Parameters, pixel_size_in_angstroms: float) -> Gaus
     )
 
 
-def _inner(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """⟨a, b⟩, the same whatever the number of threads, as that of a BLAS is not."""
-    return float(np.multiply(a, b).sum(dtype=np.float64))
-
-
 def _density(parameters: Parameters, extent: int, cutoff: float) -> Tensor:
     """(d, d, d) density of the Gaussians on the cube."""
     return voxelise(
         parameters.centres, parameters.log_scales, parameters.quaternions, parameters.log_masses, extent, cutoff
     )
-
-
-@numba.njit(parallel=True, cache=True, error_model="numpy")
-def _value_and_gradient(volume, convolved, adjoint, gradient):
-    """(d,) the loss by planes, in an order that no number of threads changes; fills the gradient ``T∗V − b``."""
-    d = volume.shape[0]
-    values = np.zeros(d)
-    for z in numba.prange(d):
-        for y in range(d):
-            for x in range(d):
-                v, tv, b = volume[z, y, x], convolved[z, y, x], adjoint[z, y, x]
-                gradient[z, y, x] = tv - b
-                values[z] += v * (np.float32(0.5) * tv - b)
-    return values
 
 
 @torch.no_grad()

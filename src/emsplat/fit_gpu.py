@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ _WARM_UP = 2  # steps that are done before one is recorded: what is made at firs
 
 
 class DeviceLoss:
-    """`fit.QuadraticLoss` in torch, of volumes on a device."""
+    """`loss.QuadraticLoss` in torch, of volumes on a device."""
 
     def __init__(self, statistics: Statistics, extent: int, period: int, device: torch.device) -> None:
         self.extent, self.period = extent, min(period, statistics.kernel.shape[0])
@@ -128,20 +127,3 @@ class Replayed(Generic[T]):
             return False
         self._graph = graph
         return True
-
-
-def smoothed(volume: Tensor, sigma: float) -> Tensor:
-    """(d, d, d) convolved with a Gaussian, cut off at 4σ and reflected at the borders, as SciPy's `gaussian_filter`."""
-    reach = int(4 * sigma + 0.5)
-    offsets = np.arange(-reach, reach + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    weights /= weights.sum()
-    for axis in range(3):
-        places = torch.arange(volume.shape[axis], device=volume.device)
-        total = torch.zeros_like(volume)
-        for offset, weight in zip(offsets.tolist(), weights.tolist(), strict=True):
-            here = (places + offset).remainder(2 * len(places))
-            here = torch.minimum(here, 2 * len(places) - 1 - here)
-            total.add_(volume.index_select(axis, here), alpha=weight)
-        volume = total
-    return volume

@@ -37,7 +37,6 @@ from emsplat.errors import InputError
 from emsplat.fit import FitSettings, confine
 from emsplat.fit_state import FitHistory, FitState
 from emsplat.imaging import contrast_transfer, image_spectra, misfits, observe, projection_factors, shifts_in_pixels
-from emsplat.insertion import SliceGrid
 from emsplat.io.images import reading_order
 from emsplat.parameters import NAMES, Adam, Parameters
 from emsplat.particles import Particles
@@ -114,15 +113,6 @@ class Misfit:
             return residuals
         filtered = torch.fft.rfft2(residuals) * (4 * self._radius) ** exponent
         return torch.fft.irfft2(filtered, s=residuals.shape[1:])
-
-    def back_project(self, grid: SliceGrid, residuals: Tensor, rows: Rows, operators: NDArray[np.int64]) -> None:
-        """Add gradients by projections to their gradient by the density, up to a factor."""
-        turn = 2j * math.pi * (self._shifts[rows] + self._half.box_size // 2).float()
-        k = torch.fft.fftfreq(self._half.box_size)
-        along_x = torch.exp(turn[:, :1] * torch.fft.rfftfreq(self._half.box_size))
-        along_y = torch.exp(turn[:, 1:] * k)
-        spectra = torch.fft.rfft2(residuals) * along_y[:, :, None] * along_x[:, None, :]
-        grid.insert(spectra.numpy(), self.matrices(rows, operators))
 
 
 def fit_images(
@@ -229,14 +219,12 @@ class _Fit:
         most = schedule.max_rounds if len(half.unseen) else schedule.rounds_without_unseen
         stream = self.loader.stream(self._batches(half.seen, self.settings.seed), state.done * schedule.round)
         while state.anneal_from is None:
-            controlled = is_due(state.done, most, schedule.density)
-            wanted = SliceGrid.empty(half.extent, half.box_size, np.complex64) if controlled else None
             for rows, images in islice(stream, schedule.round):
-                self._step(state, rows, images, 1.0, wanted)
+                self._step(state, rows, images, 1.0)
                 self.progress(len(state.history.losses), (most + schedule.anneal_rounds) * schedule.round)
             self._align(state)
-            if wanted:
-                control(state.optimiser, wanted.adjoint(), self.settings.n_gaussians, schedule.density, state.rng)
+            if is_due(state.done, most, schedule.density):
+                control(state.optimiser, self.settings.n_gaussians, schedule.density, state.rng)
             state.done += 1
             stale = len(half.unseen) > 0 and self._is_stale(state)
             if stale or state.done >= most:
@@ -266,21 +254,13 @@ class _Fit:
         order = reading_order(self.half.particles)
         return Batches.of(order[np.isin(order, rows)], size, self.half.particles.box_size, seed)
 
-    def _step(
-        self, state: FitState, rows: Rows, images: NDArray[np.float32], rate: float, wanted: SliceGrid | None = None
-    ) -> None:
-        """One step along the preconditioned gradient of a batch.
-
-        Args:
-            images: (m, D, D) of this rank's share of the rows.
-            wanted: is given the gradient of all of the rows by the density.
-        """
+    def _step(self, state: FitState, rows: Rows, images: NDArray[np.float32], rate: float) -> None:
+        """One step along the preconditioned gradient of a batch; images: (m, D, D) of this rank's share of the rows."""
         n = len(rows)
         operators = state.rng.integers(len(self.half.symmetry), size=n)
         parameters, pieces = state.optimiser.parameters, self.cut.pieces(n)
         first = self.cut.share(n).start
         values, gradients = np.zeros(len(pieces)), torch.zeros(len(pieces), _length(parameters))
-        of_all = torch.zeros(n if wanted else 0, *[self.half.box_size] * 2)
         for number in range(len(pieces))[self.world.share(len(pieces))]:
             piece = pieces[number]
             some = rows[piece], images[piece.start - first : piece.stop - first], operators[piece]
@@ -288,16 +268,10 @@ class _Fit:
             [residuals] = torch.autograd.grad(losses.sum(), projections, retain_graph=True)
             self._refuse_not_finite(losses.detach() + residuals.sum(dim=(1, 2)), rows[piece])
             projections.backward(self.misfit.ramped(residuals, rate) / n)
-            if wanted:
-                of_all[piece] = residuals
             values[number] = float(losses.detach().sum())
             gradients[number] = _gradient(parameters)
         self.world.sum(values)  # a piece's comes from one rank
         self.world.sum(gradients)
-        if wanted:
-            self.world.sum(of_all)
-            for piece in pieces:  # all of them, on every rank: grids that each had filled would add up to other bits
-                self.misfit.back_project(wanted, of_all[piece], rows[piece], operators[piece])
         _set_gradient(parameters, gradients.sum(dim=0))
         state.history.losses.append(float(values.sum()) / n)
         state.history.counts.append(len(state.optimiser.parameters))

@@ -19,9 +19,15 @@ class FitHistory:
 
     losses: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    searched: list[float] = field(default_factory=list)  # losses of the search for the number of steps
     checks: list[tuple[int, float]] = field(default_factory=list)  # step, loss on the unseen images
     anneal_from: int = 0
     stopped_by: str = "maximum number of steps"
+
+    @property
+    def n_steps(self) -> int:
+        """All that were taken."""
+        return len(self.searched) + len(self.losses)
 
     @staticmethod
     def restored(saved: dict) -> FitHistory:
@@ -41,7 +47,8 @@ class FitState:
     done: int = 0  # steps, or rounds of them
     anneal_from: int | None = None  # step or round; None: not yet known
     best: float = math.inf  # loss on unseen images
-    waited: int = 0  # checks since it was found
+    best_at: int = 0  # step it was found at
+    waited: int = 0  # checks since one was better by enough
 
     @property
     def is_finite(self) -> bool:
@@ -51,7 +58,7 @@ class FitState:
 
     def saved(self) -> State:
         """For a checkpoint."""
-        facts = {name: getattr(self, name) for name in ("done", "anneal_from", "best", "waited")}
+        facts = {name: getattr(self, name) for name in ("done", "anneal_from", "best", "best_at", "waited")}
         return State(
             self.optimiser.tensors(), facts | {"rng": self.rng.bit_generator.state, "history": asdict(self.history)}
         )

@@ -22,7 +22,7 @@ from emsplat.settings import ReconstructSettings
 from emsplat.statistics import Statistics
 from emsplat.working_grid import Grid
 
-_FITS = 2  # of a half, averaged
+_FITS = 3  # of a half, averaged
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 
 Parts = tuple[Statistics, Statistics | None]  # of a half: of its seen and of its unseen images, if it has any
@@ -57,6 +57,11 @@ class Half:
         """Of the first fit; the others look alike."""
         return self.histories[0]
 
+    @property
+    def n_steps(self) -> int:
+        """Of all fits together."""
+        return sum(history.n_steps for history in self.histories)
+
 
 def fits_of_half(settings: ReconstructSettings) -> int:
     """How many fits of each half are averaged."""
@@ -82,7 +87,11 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
         starts = [initial_gaussians(seen, mask, grid.extent, one, grid.symmetry, device) for one in each]
     fit = by_images or partial(_by_statistics, job, parts)
     del seen, unseen, parts
-    fits = [_one_fit(job, number, place, *given, fit) for place, given in enumerate(zip(starts, each, strict=True), 1)]
+    fits: list[tuple[Parameters, FitHistory]] = []
+    for place, (start, one) in enumerate(zip(starts, each, strict=True), 1):
+        if fits:  # the first one has found out how many steps are best
+            one = replace(one, approach_steps=fits[0][1].anneal_from)
+        fits.append(_one_fit(job, number, place, start, one, fit))
     with reporter.stage("fit"):
         gaussians = merge(*(gaussians_of(parameters, grid.pixel_size) for parameters, _ in fits))
         density = gaussians.voxelise(grid.box_size, grid.pixel_size)

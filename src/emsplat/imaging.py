@@ -8,7 +8,7 @@ without its constant ``½ ‖W y‖²`` it is
     ½ ‖W C p‖² − ⟨W² C y, p⟩
 
 which premultiplied data y′ = C y give as well: their gradient is ``W² (C² p − y′)``, not that of a squared distance.
-Summed over images it is the loss that `statistics` gathers and `fit.QuadraticLoss` evaluates: the mean of an image and
+Summed over images it is the loss that `statistics` gathers and `loss.QuadraticLoss` evaluates: the mean of an image and
 what lies beyond Nyquist's radius weigh nothing here and there.
 
 Everything is differentiable with respect to projections, contrasts, shifts and defocus. Half planes have ky in fft

@@ -8,7 +8,7 @@ import torch
 
 from emsplat.batches import Images
 from emsplat.checkpoint import Checkpoints
-from emsplat.fit import fitting_period
+from emsplat.loss import fitting_period
 from emsplat.preview import Preview
 from emsplat.ranks import World
 from emsplat.reporting import Reporter

@@ -21,7 +21,6 @@ from emsplat.checkpoint import FOLDER as CHECKPOINTS
 from emsplat.closing import Summary, closing_rows, resolution_text
 from emsplat.figures_local import figure_local_resolution
 from emsplat.figures_refinement import figure_refinement
-from emsplat.fit_state import FitHistory
 from emsplat.io.folders import check_folder, claiming, filling
 from emsplat.io.mrc import write_map
 from emsplat.io.write_refined import NAMES, write_refined
@@ -179,20 +178,12 @@ def draw_figures(folder: Path, r: Reconstruction, truth: NDArray[np.float64] | N
     figures.figure_slices(r.map, folder / "slices.png", r.pixel_size_in_angstroms, raw)
     figures.figure_projections(r.map, folder / "projections.png", r.pixel_size_in_angstroms, raw)
     figures.figure_orientations(r.particles.euler_angles_in_degrees, folder / "orientations.png")
-    figures.figure_loss(steps, [h.losses for h in histories], [_held_out(h) for h in histories], folder / "loss.png")
+    figures.figure_loss(steps, [h.losses for h in histories], [h.checks for h in histories], folder / "loss.png")
     if r.refinement is not None:
         figure_refinement(r.refinement.moved(), r.particles.half_set, folder / "refinement.png")
     figure_local_resolution(
         r.local_resolution, r.map, folder / "local_resolution.png", r.pixel_size_in_angstroms, r.validation.resolution
     )
-
-
-def _held_out(history: FitHistory) -> NDArray[np.float64] | None:
-    """The loss on unseen images at every step between the first check and the last."""
-    if not history.checks:
-        return None
-    at, losses = zip(*history.checks, strict=True)
-    return np.interp(np.arange(len(history.losses)), at, losses, left=np.nan, right=np.nan)
 
 
 def configuration(r: Reconstruction) -> dict[str, Any]:
@@ -207,7 +198,7 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
             "box_size": len(r.map),
             "diameter_in_angstroms": r.preview.diameter_in_angstroms,
             "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
-            "fit_steps_of_halves": [len(half.history.losses) for half in r.halves],
+            "fit_steps_of_halves": [half.n_steps for half in r.halves],
         },
     }
 

@@ -83,6 +83,12 @@ class Adam:
                 size_of_gradient += _ROUND * self._square.log_scales.sum(dim=1, keepdim=True).sqrt()
             leaf.sub_((mean * scale).div_(size_of_gradient.add_(_EPSILON)).mul_(rate * size))
 
+    def pulls(self) -> Tensor:
+        """(K,) how hard the loss has lately pulled at each centre: its slope along a way of one σ, root mean square."""
+        seen = 1 - _BETAS[1] ** self._age.clamp_min(1)
+        slopes = (self._square.centres.sum(dim=1) / seen).sqrt()
+        return slopes * self.parameters.log_scales.detach().mean(dim=1).exp()
+
     def replace(self, keep: Tensor, added: Parameters) -> None:
         """Keep these rows with their moments and append new Gaussians with none."""
         nothing = added.map(lambda _, tensor: torch.zeros_like(tensor))

@@ -21,9 +21,9 @@ from emsplat import devices, maps
 from emsplat.batches import Rows
 from emsplat.cropping import fourier_crop, fourier_cropped
 from emsplat.density import round_gaussians
-from emsplat.fit import QuadraticLoss, fitting_period
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.local_resolution import frequency_bands, local_resolution
+from emsplat.loss import QuadraticLoss, fitting_period
 from emsplat.parameters import Adam
 from emsplat.particles import Particles
 from emsplat.plan.model import Job, volume_work

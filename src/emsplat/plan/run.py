@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from emsplat.count import supported_count
-from emsplat.fit import fitting_period
 from emsplat.halves import fits_of_half
 from emsplat.io import read_input
 from emsplat.io.images import ImageSource
+from emsplat.loss import fitting_period
 from emsplat.particles import Particles
 from emsplat.plan.cluster import Cluster
 from emsplat.plan.model import STEPS, Job, Stage, held_bytes, stages, storage
