@@ -103,9 +103,9 @@ def held_bytes(job: Job, rates: Rates) -> float:
     return rates.base_bytes + job.n_images * (rates.table_bytes_per_image + ROW_BYTES)
 
 
-def _slowness(cluster: Cluster) -> int:
-    """By how much a process is slower than its machine: processes share the cores."""
-    return cluster.processes_of_a_machine
+def _slowness(cluster: Cluster, at_work: int | None = None) -> int:
+    """By how much a process is slower than its machine: as many as are at work there share the cores."""
+    return min(cluster.processes_of_a_machine, at_work or cluster.ranks)
 
 
 def storage(cluster: Cluster, rates: Rates) -> float:
@@ -126,7 +126,7 @@ def _pass(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
     grids = SUBSETS * grid_bytes(job.working_box, job.reach)
     work, then = grids_work(job.working_box, job.reach), grids_work(rates.pass_box, rates.pass_reach)
     # The halves are on two processes where there are two.
-    extra = rates.grids_seconds * work / then / min(cluster.ranks, 2) * _slowness(cluster)
+    extra = rates.grids_seconds * work / then / min(cluster.ranks, 2) * _slowness(cluster, 2)
     if card:
         parts[PROCESSOR] = each * load * _slowness(cluster)
         parts[CARD] = each * _card_seconds(job, card)
@@ -157,7 +157,7 @@ def _inversion(job: Job, cluster: Cluster, rates: Rates) -> Stage:
     """Both halves, one after the other or on two processes."""
     seconds = 2 / min(cluster.ranks, 2) * rates.inversion_seconds * volume_work(job.working_box)
     volume = 4 * job.working_box**3
-    return Stage("inversion", {PROCESSOR: seconds * _slowness(cluster)}, 6 * volume + 2 * 4 * job.reach**3)
+    return Stage("inversion", {PROCESSOR: seconds * _slowness(cluster, 2)}, 6 * volume + 2 * 4 * job.reach**3)
 
 
 def _fit(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
@@ -169,7 +169,7 @@ def _fit(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
         step = 2 * volume_work(job.reach) * card.transform_seconds + splat
         return Stage("fit", {CARD: fits * STEPS * step}, memory, card_bytes=memory)
     step = rates.convolution_seconds * volume_work(job.reach) + rates.splat_seconds_per_gaussian * job.n_gaussians
-    return Stage("fit", {PROCESSOR: fits * STEPS * step * _slowness(cluster)}, memory)
+    return Stage("fit", {PROCESSOR: fits * STEPS * step * _slowness(cluster, 2)}, memory)
 
 
 def _refinement(job: Job, cluster: Cluster, rates: Rates, solving: list[Stage]) -> Stage:

@@ -37,7 +37,7 @@ _READ_SECONDS, _READ_BYTES = 1.0, 256 << 20  # of the stacks, at most
 _PIECE_BYTES = 8 << 20
 _LARGEST_PASS = 128  # voxels: the grids of four subsets stay below 0.5 GB
 _PASS_BYTES, _MOST_IMAGES = 32 << 20, 1024
-_MAP_EDGE, _FIT_EDGE, _FIT_GAUSSIANS = 48, 64, 4000
+_MAP_EDGE, _LOCAL_EDGE, _FIT_EDGE, _FIT_GAUSSIANS = 48, 96, 64, 4000
 _TRANSFORMS_BYTES = 8 << 20
 _CARD_BYTES = 256 << 20
 
@@ -253,19 +253,25 @@ def _fit_rates(job: Job) -> tuple[float, float]:
 
 def _map_rates() -> tuple[float, float, float]:
     """Seconds per unit of work: inverting and masking a half, validation, a band of the local resolution."""
-    edge, rng = _MAP_EDGE, np.random.default_rng(0)
-    shape = np.exp(-0.5 * (maps.distance_from_origin(edge) / (edge / 6)) ** 2).astype(np.float32)
-    # Signal at all frequencies, so that no band is the last before its time.
-    signal = shape * (1 + rng.standard_normal(shape.shape, dtype=np.float32))
-    r1, r2, v1, v2 = (signal + 0.05 * rng.standard_normal(shape.shape, dtype=np.float32) for _ in range(4))
-    mask = maps.soft_mask(shape, 1.0, 0.8 * edge)
+    shape, mask, r1, r2, v1, v2 = _map_like(_MAP_EDGE)
     statistics = Statistics(r1, r2, 1)
-    work, limit = volume_work(edge), edge // 2 - 2
-    return (
-        best_of(lambda: (statistics.raw_map(), maps.soft_mask(shape, 1.0, 0.8 * edge))) / work,
-        best_of(lambda: validate(r1, r2, v1, v2, mask, 1.0, 0)) / work,
-        best_of(lambda: local_resolution(r1, r2, v1, v2, mask, 1.0, limit)) / work / len(frequency_bands(limit)),
-    )
+    work = volume_work(_MAP_EDGE)
+    invert = best_of(lambda: (statistics.raw_map(), maps.soft_mask(shape, 1.0, 0.8 * _MAP_EDGE))) / work
+    judge = best_of(lambda: validate(r1, r2, v1, v2, mask, 1.0, 0)) / work
+    # Bands of low frequency are cheap, and small maps all overhead.
+    _, mask, r1, r2, v1, v2 = _map_like(_LOCAL_EDGE)
+    work, limit = volume_work(_LOCAL_EDGE), _LOCAL_EDGE // 2 - 2
+    locate = best_of(lambda: local_resolution(r1, r2, v1, v2, mask, 1.0, limit), 1) / work / len(frequency_bands(limit))
+    return invert, judge, locate
+
+
+def _map_like(edge: int) -> list[NDArray[np.float32]]:
+    """A particle, its mask, two raw half maps and two of Gaussians, with signal up to Nyquist."""
+    rng = np.random.default_rng(0)
+    shape = np.exp(-0.5 * (maps.distance_from_origin(edge) / (edge / 6)) ** 2).astype(np.float32)
+    signal = shape * (1 + rng.standard_normal(shape.shape, dtype=np.float32))
+    halves = [signal + 0.05 * rng.standard_normal(shape.shape, dtype=np.float32) for _ in range(4)]
+    return [shape, maps.soft_mask(shape, 1.0, 0.8 * edge), *halves]
 
 
 def card() -> Card:
