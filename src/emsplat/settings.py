@@ -38,7 +38,7 @@ class ReconstructSettings(InputSettings):
 
     invert: bool = False  # the particles are dark
     n_gaussians: int | None = None  # of each fit; default: from the particle's size, the SNR and the number of images
-    n_fits: int | None = None  # of each half, from different starts, averaged; default: 2, with --solver images 1
+    n_fits: int | None = None  # of each half, from different starts, averaged; default: 3, with --solver images 1
     isotropic: bool = False  # round Gaussians only
     symmetry: str = "C1"  # point group: RELION's names and axes
     mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
