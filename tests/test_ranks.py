@@ -155,7 +155,10 @@ def test_four_ranks_make_what_one_makes(images: Path, tmp_path: Path) -> None:
     for name in many_ranks.JOBS:
         four, one = (np.load(folder / f"{name}.npz") for folder in folders)
         for entry in one:
-            np.testing.assert_array_equal(four[entry], one[entry], f"{name}: {entry}")
+            if entry == "changes":  # float64, by LAPACK, whose last digits depend on where in memory a matrix lies
+                np.testing.assert_allclose(four[entry], one[entry], rtol=0, atol=1e-12)
+            else:
+                np.testing.assert_array_equal(four[entry], one[entry], f"{name}: {entry}")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
