@@ -182,11 +182,14 @@ class _Fit:
         history.stopped_by = "loss on unseen images" if state.waited >= settings.patience else "maximum number of steps"
 
     def begin_again(self, start: Parameters) -> None:
-        """From the start, with as many steps as were best: one that falls to nothing is worth half a whole one."""
+        """From the start, with as many steps as were best: one that falls to nothing is worth half a whole one.
+
+        Half of the best ones are taken whole at least: the first steps bring what is strong, which rules the loss.
+        """
         state, history = self.state, self.state.history
         fresh = _beginning(start, self.settings, self.device)
         state.optimiser, state.rng, state.done = fresh.optimiser, fresh.rng, 0
-        state.anneal_from = max(0, state.best_at - self.annealing // 2)
+        state.anneal_from = max(state.best_at - self.annealing // 2, state.best_at // 2)
         history.searched, history.losses, history.counts = history.losses, [], []
 
     def descend(self, loss: QuadraticLoss | DeviceLoss, anneal_from: int) -> None:
