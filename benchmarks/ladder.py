@@ -10,7 +10,7 @@ from cases import ANTIBODY, BETAGAL, MSBA, QUICK, RUVB
 from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.io import read_particles
 
-_TEXT = """F as in quality.md. Counts are asked for of a fit and kept by a half, which is the average of two fits.
+_TEXT = """F as in quality.md. Counts are asked for of a fit and kept by a half, which is the average of three fits.
 "automatic" is what the program chooses by itself; "lost" is how far its average lies
 below the best of the ladder, as a share of 1 − F of the best."""
 
