@@ -5,7 +5,7 @@ the inverse transform the kernel's own transform is divided out (a type-1 non-un
 of whole x rows that fit a core's cache: a sample belongs to the tile its kernel begins in, and a tile to one thread,
 which walks through the stretch of each slice that lies in it. Kernels reach into the next tiles, so tiles of one
 colour of four, no two of which are neighbours, are worked on at a time. No atomics, no copies per thread, no sample
-looked at twice, and a sum that does not depend on the number of threads.
+spread twice, and a sum that does not depend on the number of threads.
 
 Only the half z ≥ 0 is wanted; samples with z < 0 whose kernel reaches into it are inserted as they come, since a slice
 brings both k and −k.

@@ -104,7 +104,7 @@ def _sine_of_turns(turns):
     return ((((_SINE[4] * u + _SINE[3]) * u + _SINE[2]) * u + _SINE[1]) * u + _SINE[0]) * t
 
 
-@numba.njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@numba.njit(error_model="numpy", fastmath={"contract", "nsz"})
 def ctf_along(p, fy, step, symmetric_phases, out):
     """CTFs of one image along a row of frequencies, (kx · step, fy) for kx = 0, 1, …; as `ctf_at`, in float32.
 
