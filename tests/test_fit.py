@@ -56,11 +56,13 @@ def test_the_average_of_fits_is_nearer_the_truth_than_each() -> None:
     truth = lopsided_map(BOX)
     seen, unseen = statistics_of(400, fitting_period(BOX), sigma=6.0)
     mask = maps.soft_mask(seen.raw_map(), PIXEL, PIXEL * BOX)
-    models = []
+    models, steps = [], None
     for seed in range(3):
-        settings = replace(FitSettings.for_particle(300, float(mask.sum()), False, seed), max_steps=40)
+        settings = replace(FitSettings.for_particle(300, float(mask.sum()), False, seed), approach_steps=steps)
         start = initial_gaussians(seen, mask, BOX, settings)
-        models.append(gaussians_of(fit_gaussians(seen, unseen, start, BOX, settings)[0], PIXEL))
+        parameters, history = fit_gaussians(seen, unseen, start, BOX, settings)
+        models.append(gaussians_of(parameters, PIXEL))
+        steps = history.anneal_from  # as in a job: the first one searches
 
     def quality(model):
         return fsc(model.voxelise(BOX, PIXEL), truth, np.ones((BOX,) * 3, dtype=np.float32)).mean()
@@ -68,7 +70,7 @@ def test_the_average_of_fits_is_nearer_the_truth_than_each() -> None:
     average = merge(*models)
     assert len(average) == sum(map(len, models))
     assert torch.isclose(average.masses().sum(), torch.stack([m.masses().sum() for m in models]).mean(), rtol=1e-4)
-    assert quality(average) > np.mean([quality(model) for model in models]) + 0.003
+    assert quality(average) > max(map(quality, models))
 
 
 def test_the_number_of_fits_must_be_positive(refuses) -> None:
