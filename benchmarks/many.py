@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -26,7 +27,6 @@ from memory import with_images
 from programs import GB, measured
 
 _RATE = 0.9  # of the rate of a tenth
-
 _BYTES_AN_IMAGE = 1000  # that memory may grow by: the table's row, not the image, which has 65,536 at 128²
 _DISTINCT, _BLOCK = 4000, 500  # noise-free images; images that are written together
 
@@ -34,8 +34,9 @@ _TEXT = """One stack, a tenth of it and all of it, each run a process of its own
 memory is dropped before each. Where the machine allows it (Linux, as root), run and page cache together are held to
 {limit:g} GB by a memory cgroup, so that most of the large stack cannot be in the page cache. The images are
 {distinct:,} simulated ones over and over, each time with noise of its own. Peak resident size is the program's alone.
-**Required: the rate of the pass of all images within 10 % of that of a tenth; flat memory, which is to say that no more
-than {bytes_an_image:,} bytes an image come with more of them: a row of the table, not an image.**"""
+**Required: of all images at least {rate} of the rate of a tenth in the pass, on which what is done once weighs; flat
+memory, which is to say that no more than {bytes_an_image:,} bytes an image come with more of them: a row of the table,
+not an image.**"""
 
 
 def tiled(case: Case, n: int, work: Path) -> Path:
@@ -110,6 +111,7 @@ def row(star: Path, work: Path, n: int, group: Path | None, limit: float) -> dic
     environ = {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])}
     took = measured(command, star.parent, environ=environ)
     summary = json.loads((output / "summary.json").read_text())
+    spent = re.search(r"the pass: (.*)", (output / "run.log").read_text())
     shutil.rmtree(output)
     return {
         "images": n,
@@ -118,6 +120,7 @@ def row(star: Path, work: Path, n: int, group: Path | None, limit: float) -> dic
         "memory held to, GB": limit if group else None,
         "read, s": summary["seconds"]["read"],
         "pass, s": summary["seconds"]["pass"],
+        "of which": spent[1] if spent else None,
         "images/s in the pass": n / summary["seconds"]["pass"],
         "whole job, s": took.seconds,
         "peak, GB": took.peak_bytes / GB,
@@ -135,7 +138,7 @@ def verdict(rows: list[dict[str, Any]], few: int, many: int) -> dict[str, Any]:
     grown = (median(many, "peak, GB") - median(few, "peak, GB")) * GB / (many - few)
     return {
         "rate, all / a tenth": rate,
-        "within 10 %": rate > _RATE,
+        f"at least {_RATE}": rate > _RATE,
         "memory, bytes an image more": grown,
         "flat": grown < _BYTES_AN_IMAGE,
     }
@@ -153,7 +156,7 @@ def main() -> None:
     base, distinct = (QUICK, 100) if args.quick else (MANY, _DISTINCT)
     case = Case("7PBL without noise", base.model, replace(base.settings, n_images=distinct, snr=np.inf))
     report = Report("many", "More images than memory", args)
-    text = _TEXT.format(limit=args.held_to, distinct=distinct, bytes_an_image=_BYTES_AN_IMAGE)
+    text = _TEXT.format(limit=args.held_to, distinct=distinct, rate=_RATE, bytes_an_image=_BYTES_AN_IMAGE)
     star = tiled(case, many, args.work)
     try:
         small = with_images(star, few)

@@ -29,8 +29,9 @@ processes costs little, not speed. More images than were simulated: the star nam
 from the page cache. The plan does not know how far the signal reaches, which decides the number of Gaussians and of
 steps; it takes Nyquist's shell."""
 
-_FAR_TEXT = """The rates of this machine with a stack of 512² at hand, and a graphics card as assumed (H100, data sheet)
-unless one is there. Eight machines of eight GPUs, a process each. Predictions: nothing of this was run."""
+_FAR_TEXT = f"""The rates of this machine with a stack of 512² at hand, and a graphics card as assumed (H100, data
+sheet) unless one is there. Eight machines of eight GPUs, a process each; each machine has the {cores()} cores of this
+one, which load the images. Predictions: nothing of this was run."""
 
 _PROGRAM = [sys.executable, "-c", "import sys; from emsplat.cli import main; sys.exit(main())"]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class NoHostsError(Exception):
@@ -19,10 +21,12 @@ class Hosts:
 
     prefix: str
     size: int
+    names: Path  # a file of all hosts' names and addresses, in the form of /etc/hosts
 
     def command(self, host: int, command: Sequence[object]) -> list[str]:
-        """The command, run on a host, which has a name of its own."""
-        named = ["unshare", "--uts", "sh", "-c", f'hostname h{host} && exec "$@"', "sh"]
+        """The command, run on a host, which has a name of its own and knows those of the others."""
+        named = ["unshare", "--uts", "--mount", "sh", "-c"]
+        named += [f'hostname h{host} && mount --bind "$0" /etc/hosts && exec "$@"', str(self.names)]
         return ["ip", "netns", "exec", self._name(host), *named, *map(str, command)]
 
     @staticmethod
@@ -33,6 +37,9 @@ class Hosts:
         """Pull the cable: packets vanish, nobody is told."""
         _ip("-n", self._switch, "link", "set", f"port{host}", "down")
 
+    def plug_in(self, host: int) -> None:
+        _ip("-n", self._switch, "link", "set", f"port{host}", "up")
+
     @property
     def _switch(self) -> str:
         return f"{self.prefix}-switch"
@@ -41,6 +48,8 @@ class Hosts:
         return f"{self.prefix}-h{host}"
 
     def set_up(self) -> None:
+        known = "".join(f"{self.address(host)} h{host}\n" for host in range(self.size))
+        self.names.write_text(f"127.0.0.1 localhost\n{known}")
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", self._switch, "link", "set", "bridge", "up")
@@ -62,15 +71,16 @@ class Hosts:
 @contextmanager
 def hosts(size: int) -> Iterator[Hosts]:
     """Raises NoHostsError without the right, or the tools, to make them."""
-    made = Hosts(f"emsplat{os.getpid()}", size)
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        made = Hosts(f"emsplat{os.getpid()}", size, Path(folder) / "hosts")
         try:
-            made.set_up()
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise NoHostsError(getattr(error, "stderr", None) or str(error)) from None
-        yield made
-    finally:
-        made.take_down()
+            try:
+                made.set_up()
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise NoHostsError(getattr(error, "stderr", None) or str(error)) from None
+            yield made
+        finally:
+            made.take_down()
 
 
 def _ip(*arguments: str) -> None:

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -73,6 +74,13 @@ metadata.version = lambda name: "0.1" if name == "scipy" else real(name)
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SimulationSettings(n_images=120, box_size=32, pixel_size_in_angstroms=5.0, snr=0.2)
     return simulate(bundled_model(), tmp_path_factory.mktemp("images"), settings, overwrite=True).parent
+
+
+@pytest.fixture(scope="module")
+def in_blocks(images: Path) -> Reconstruction:
+    """What one process makes of them in the blocks of `PROGRAM`."""
+    with mock.patch.object(statistics, "_BLOCK_BYTES", many_ranks.BLOCK_BYTES):
+        return reconstruct(images / "particles.star", FEW)
 
 
 def arguments(images: Path, output: Path, *options: object) -> list[str]:
@@ -257,6 +265,15 @@ def test_the_script_for_slurm(images: Path, tmp_path: Path) -> None:
     assert subprocess.run(["bash", script], capture_output=True).returncode == 2
 
 
+def test_torchrun(images: Path, tmp_path: Path) -> None:
+    """As docs/cluster.md has it, on one machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emsplat"]
+    ended = subprocess.run([*command, *arguments(images, tmp_path / "run")], capture_output=True, text=True, timeout=90)
+    assert ended.returncode == 0, ended.stderr
+    assert "2 ranks on" in ended.stdout
+    same_maps(tmp_path / "run", reconstruct(images / "particles.star", FEW))
+
+
 # --- when something is wrong ------------------------------------------------------------------------------------------
 
 
@@ -333,7 +350,7 @@ def test_images_that_one_rank_cannot_read(images: Path, tmp_path: Path) -> None:
     assert str(short / "particles.mrcs") in said[0]
 
 
-def test_a_rank_that_hangs_or_is_told_to_end(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_hangs_or_is_told_to_end(images: Path, in_blocks: Reconstruction, tmp_path: Path) -> None:
     """Mid-pass; what was done by then is gone on with, to the same maps."""
     jobs = {name: start([arguments(images, tmp_path / name)] * 2, dwells=True) for name in ("hangs", "told")}
     for ranks in jobs.values():
@@ -353,32 +370,38 @@ def test_a_rank_that_hangs_or_is_told_to_end(images: Path, tmp_path: Path, monke
     assert [name[: len("pass-rank0")] for name in kept] == ["pass-rank0", "pass-rank1"]
 
     ranks = start([arguments(images, tmp_path / "hangs", "--resume")] * 2)
-    monkeypatch.setattr(statistics, "_BLOCK_BYTES", many_ranks.BLOCK_BYTES)
-    alone = reconstruct(images / "particles.star", FEW)
     outputs = [rank.communicate(timeout=60) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
     assert "going on from pass-rank0of2" in outputs[0][0]
-    same_maps(tmp_path / "hangs", alone)
+    same_maps(tmp_path / "hangs", in_blocks)
 
 
-@pytest.fixture
-def two_hosts() -> Iterator[object]:
+@pytest.mark.parametrize(("size", "cut"), [(2, 1), (4, 2)])
+def test_a_machine_that_is_cut_off(
+    size: int, cut: int, images: Path, in_blocks: Reconstruction, tmp_path: Path
+) -> None:
+    """Mid-pass: both sides end, each with a line on the other; when it is back, the run goes on to the same maps."""
     try:
-        with hosts(2) as made:
-            yield made
+        with hosts(size) as machines:
+            place = {"wrap": machines.command, "MASTER_ADDR": machines.address(0)}
+            ranks = start([arguments(images, tmp_path / "run")] * size, dwells=True, **place)
+            until_in_the_pass(ranks)
+            machines.cut_off(cut)
+            codes, said = ends(ranks)
+            assert codes == [3] * size
+            assert len(said) == 2, said
+            for line in (
+                f"rank {cut} on h{cut} has not been heard of",
+                f"rank {cut} on h{cut}, in stage pass: rank 0 on h0, where the ranks meet, cannot be reached",
+            ):
+                assert any(line in one for one in said), said
+            assert not (tmp_path / "run" / "map.mrc").exists()
+
+            machines.plug_in(cut)
+            ranks = start([arguments(images, tmp_path / "run", "--resume")] * size, **place)
+            outputs = [rank.communicate(timeout=60) for rank in ranks]
     except NoHostsError as error:
         pytest.skip(f"NO NETWORK NAMESPACES ({error}): a machine that is cut off is untested here")
-
-
-def test_a_machine_that_is_cut_off(two_hosts: object, images: Path, tmp_path: Path) -> None:
-    """Mid-pass: both sides end, each with a line on the other."""
-    commands = [arguments(images, tmp_path / "run")] * 2
-    ranks = start(commands, dwells=True, wrap=two_hosts.command, MASTER_ADDR=two_hosts.address(0))  # type: ignore[attr-defined]
-    until_in_the_pass(ranks)
-    two_hosts.cut_off(1)  # type: ignore[attr-defined]
-    codes, said = ends(ranks)
-    assert codes == [3, 3]
-    assert len(said) == 2, said
-    assert "rank 1 on h1 has not been heard of" in said[0]
-    assert "rank 1 on h1, in stage pass: rank 0 on h0, where the ranks meet, cannot be reached" in said[1]
-    assert not (tmp_path / "run" / "map.mrc").exists()
+    assert [rank.returncode for rank in ranks] == [0] * size, outputs
+    assert f"going on from pass-rank0of{size}" in outputs[0][0]
+    same_maps(tmp_path / "run", in_blocks)
