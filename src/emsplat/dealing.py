@@ -35,6 +35,11 @@ class Share:
     grids: frozenset[GridId]  # that it fills
 
 
+def ranks_told_apart(size: int) -> str:
+    """Numbers of ranks that come to the same bits have one name: any of them goes on with what another has begun."""
+    return f"up to {_MOST_WITH_WHOLE_GRIDS}" if size <= _MOST_WITH_WHOLE_GRIDS else str(size)
+
+
 def deal(
     order: Rows, subset: NDArray[np.int8], owners: Mapping[int, int], size: int, box_size: int, whole: bool = True
 ) -> list[Share]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from emsplat import devices, maps
 from emsplat.batches import Images
 from emsplat.checkpoint import NO_CHECKPOINTS, Checkpoints, identity
+from emsplat.dealing import ranks_told_apart
 from emsplat.errors import InputError
 from emsplat.gaussians import Gaussians, merge
 from emsplat.halves import Half
@@ -103,7 +104,7 @@ def reconstruct(
         images: Images = source
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
-        checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": world.size})
+        checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
         symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
         with reporter.stage("preview"):
@@ -129,9 +130,9 @@ def reconstruct(
         else:
             solution = solve(job, table)
         first, second = solution.halves
-        result, b_factor, local = world.broadcast(
-            _judged(solution, table.pixel_size_in_angstroms, settings, reporter) if world.is_first else None
-        )
+        judged = _judged(solution, table.pixel_size_in_angstroms, settings, reporter) if world.is_first else None
+        with reporter.stage("local resolution"):
+            result, b_factor, local = world.broadcast(judged)
         checkpoints.tell_cost()
         forward_warnings(reporter, world)
     return Reconstruction(

@@ -43,14 +43,14 @@ def solve(job: Job, table: Particles) -> Solution:
     job = replace(job, checkpoints=job.checkpoints.within(fingerprint(table)))
     world, subset = job.world, subsets_of(table, job.settings.seed)
     halves = _by_images(job, table, subset) if job.settings.solver == "images" else _by_statistics(job, table, subset)
-    if not world.is_first:
-        return world.broadcast(None)
-    first, second = halves
     with job.reporter.stage("validation"):
+        if not world.is_first:
+            return world.broadcast(None)
+        first, second = halves
         pixel_size = table.pixel_size_in_angstroms
         mask = maps.soft_mask(0.5 * (first.map + second.map), pixel_size, job.grid.diameter_in_angstroms)
         validation = validate(first.raw, second.raw, first.map, second.map, mask, pixel_size, job.settings.seed)
-    return world.broadcast(Solution(halves, mask, validation))
+        return world.broadcast(Solution(halves, mask, validation))
 
 
 def _by_statistics(job: Job, table: Particles, subset: NDArray[np.int8]) -> tuple[Half, Half]:
@@ -118,8 +118,9 @@ def _finished(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list[in
 
 
 def _exchanged(job: Job, mine: dict[int, Half], owner: dict[int, int]) -> tuple[Half, Half]:
-    """Both halves, on every rank."""
-    first, second = (job.world.broadcast(mine.get(number), owner[number]) for number in (1, 2))
+    """Both halves, on every rank, when they are fitted."""
+    with job.reporter.stage("fit"):
+        first, second = (job.world.broadcast(mine.get(number), owner[number]) for number in (1, 2))
     return first, second
 
 

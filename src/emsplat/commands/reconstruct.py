@@ -76,6 +76,7 @@ def reconstruct(
             with checkpoints.told_of_if_ended():
                 result = reconstruct(particles, settings, reporter, checkpoints, world)
                 if not world.is_first:
+                    reporter.current = "writing"  # by the first rank, which all others wait for
                     return
                 summary = outputs.write_run(output, result, reporter, overwrite=overwrite, ranks=world.size)
         reporter.closing(closing_rows(summary, output), closing_curve(result.validation))
