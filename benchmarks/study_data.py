@@ -1,0 +1,117 @@
+"""One half of a simulation, the fit to its statistics, and how good that is: what all parts of the study share."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import next_fast_len
+
+from common import Case, mean_fsc, simulated, truth_and_mask
+from emsplat import maps
+from emsplat.count import automatic_count
+from emsplat.fit import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.gaussians import Gaussians
+from emsplat.io import ImageSource, read_particles
+from emsplat.loss import fitting_period
+from emsplat.parameters import Parameters
+from emsplat.particles import Particles
+from emsplat.preview import look_at_sample
+from emsplat.statistics import PassSettings, Statistics, gather_statistics
+
+WHOLE = np.eye(3)[None]  # no symmetry
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all parts are given."""
+
+    cases: tuple[Case, ...]  # of falling SNR; the first is the one that all parts use
+    work: Path
+    seeds: int
+    quick: bool
+
+    @property
+    def counts(self) -> list[int]:
+        return [100, 200] if self.quick else [500, 1000, 2000, 4000, 8000]
+
+
+@dataclass(frozen=True)
+class Data:
+    """One half of a simulation, and what its maps are judged by."""
+
+    case: Case
+    particles: Particles
+    noise: NDArray[np.float64]
+    seen: Statistics
+    unseen: Statistics
+    is_unseen: NDArray[np.bool_]
+    extent: int
+    truth: NDArray[np.float32]
+    mask: NDArray[np.float32]  # the true one
+    data_mask: NDArray[np.float32]  # as a job finds it
+    pass_seconds: float
+
+    @property
+    def count(self) -> int:
+        """Gaussians that the program would choose for a single fit."""
+        return automatic_count(self.seen, self.unseen, self.data_mask, 1)[0]
+
+    def settings(self, count: int | None = None, seed: int = 0, isotropic: bool = False) -> FitSettings:
+        return FitSettings.for_particle(count or self.count, float(self.data_mask.sum()), isotropic, seed)
+
+    def start(self, settings: FitSettings) -> Parameters:
+        return initial_gaussians(self.seen, self.data_mask, self.extent, settings, WHOLE)
+
+    def volume(self, model: Gaussians) -> NDArray[np.float32]:
+        pixel_size = self.particles.pixel_size_in_angstroms
+        return model.voxelise(len(self.truth), pixel_size)
+
+    def quality(self, volume: NDArray[np.float32]) -> float:
+        return mean_fsc(volume, self.truth, self.mask)
+
+
+def prepared(case: Case, work: Path) -> Data:
+    """Simulate, look at a sample and stream over the first half, as a job does."""
+    star = simulated(case, work)
+    table = read_particles(star)
+    half = table.select(np.flatnonzero(table.half_set == 1))
+    with ImageSource(half) as images:
+        preview = look_at_sample(half, images, WHOLE, 0)
+        size, pixel_size = half.box_size, half.pixel_size_in_angstroms
+        diameter = preview.diameter_in_angstroms or 0.85 * size * pixel_size
+        extent = min(size, next_fast_len(math.ceil(diameter / pixel_size) + 6, real=True))
+        subset = (np.random.default_rng(0).permutation(len(half)) % 5 == 0).astype(np.int8)
+        start = time.process_time()
+        settings = PassSettings(size, fitting_period(extent), preview.noise, WHOLE)
+        seen, unseen = gather_statistics(half, images, subset, settings)
+        seconds = time.process_time() - start
+    data_mask = maps.soft_mask((seen + unseen).raw_map(), pixel_size, diameter)
+    truth, mask = truth_and_mask(star)
+    is_unseen = subset == 1
+    data = Data(case, half, preview.noise, seen, unseen, is_unseen, extent, truth, mask, data_mask, seconds)
+    by_statistics(data, replace(data.settings(100), max_steps=2))  # compiled before any time is taken
+    return data
+
+
+def by_statistics(data: Data, settings: FitSettings) -> tuple[NDArray[np.float32], float, int]:
+    """The map, processor seconds of the fit, and Gaussians."""
+    start = data.start(settings)
+    begin = time.process_time()
+    parameters, _ = fit_gaussians(data.seen, data.unseen, start, data.extent, settings)
+    seconds = time.process_time() - begin
+    model = gaussians_of(parameters, data.particles.pixel_size_in_angstroms)
+    return data.volume(model), seconds, len(parameters)
+
+
+def averaged(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows that differ by the seed alone: the means of their numbers."""
+    numbers = {k: float(np.mean([r[k] for r in runs])) for k, v in runs[0].items() if isinstance(v, float)}
+    return runs[0] | numbers | {"± F": float(np.std([r["F"] for r in runs])) if len(runs) > 1 else None}

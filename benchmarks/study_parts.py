@@ -1,0 +1,205 @@
+"""The parts of the study, each of which yields the rows of its table."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emsplat import fit, imaging
+from emsplat.correlation import fsc
+from emsplat.fit import FitSettings, confine, gaussians_of
+from emsplat.fit_images import HalfSet, Schedule, fit_images
+from emsplat.io import ImageSource
+from emsplat.loss import QuadraticLoss, fitting_period
+from emsplat.parameters import NAMES, Parameters
+from emsplat.splat import bandlimit, voxelise
+from study_data import WHOLE, Data, Row, Study, averaged, by_statistics, prepared
+
+
+def solvers(study: Study) -> Iterator[Row]:
+    """Both solvers, ended early and late."""
+    data = prepared(study.cases[0], study.work)
+    for steps in (10, 20) if study.quick else (8, 15, 30, 60, 90, 180):
+        anneal = max(2, steps // 5)
+        settings = replace(data.settings(), approach_steps=steps - anneal, anneal_steps=anneal)
+        volume, seconds, count = by_statistics(data, settings)
+        yield _solver_row("statistics", f"{steps} steps", data, volume, seconds, count)
+    rounds = ((1, 1),) if study.quick else ((1, 1), (3, 3), (10, 10))
+    # The first run is not counted: it compiles.
+    for number, (approach, anneal) in enumerate((rounds[0], *rounds)):
+        parameters, seconds = by_images(data, approach, anneal)
+        volume = data.volume(gaussians_of(parameters, data.particles.pixel_size_in_angstroms))
+        if number:
+            yield _solver_row("images", f"{approach} + {anneal} rounds", data, volume, seconds, len(parameters))
+
+
+def by_images(data: Data, approach: int, anneal: int) -> tuple[Parameters, float]:
+    """The Gaussians, and processor seconds of the fit."""
+    settings, rows = data.settings(), np.arange(len(data.particles))
+    schedule = Schedule(max_rounds=approach, anneal_rounds=anneal, anneal_epochs=1, patience=10**6)
+    with ImageSource(data.particles) as images:
+        split = rows[~data.is_unseen], rows[data.is_unseen]
+        half = HalfSet(data.particles, images, *split, data.noise, len(data.truth), data.extent, WHOLE)
+        start, begin = data.start(settings), time.process_time()
+        parameters, _ = fit_images(half, start, settings, schedule)
+        return parameters, time.process_time() - begin
+
+
+def _solver_row(solver: str, length: str, data: Data, volume: NDArray, seconds: float, count: int) -> Row:
+    row = {"solver": solver, "length": length, "F": data.quality(volume), "fit, s": seconds}
+    return row | {"pass, s": data.pass_seconds, "Gaussians": count}
+
+
+def anisotropy(study: Study) -> Iterator[Row]:
+    """Ellipsoids and balls, by number."""
+    data = prepared(study.cases[0], study.work)
+    for isotropic in (False, True):
+        for count in study.counts:
+            runs = []
+            for seed in range(study.seeds):
+                volume, seconds, kept = by_statistics(data, data.settings(count, seed, isotropic))
+                runs.append({"shape": "balls" if isotropic else "ellipsoids", "Gaussians": kept,
+                             "F": data.quality(volume), "fit, s": seconds})  # fmt: skip
+            yield averaged(runs)
+
+
+def count(study: Study) -> Iterator[Row]:
+    """How many, at several SNRs."""
+    for case in study.cases:
+        data = prepared(case, study.work)
+        for number in sorted({*study.counts, data.count}):
+            runs = []
+            for seed in range(study.seeds):
+                volume, seconds, kept = by_statistics(data, data.settings(number, seed))
+                runs.append({"SNR": f"{case.settings.snr:g}", "Gaussians": kept, "F": data.quality(volume),
+                             "fit, s": seconds, "chosen": "◀" if number == data.count else ""})  # fmt: skip
+            yield averaged(runs)
+
+
+def positivity(study: Study) -> Iterator[Row]:
+    """Masses that must be positive, and masses that may have any sign, in one loop that is the same but for that."""
+    for case in study.cases:
+        data = prepared(case, study.work)
+        for masses in _MASSES:
+            for number in study.counts[::2]:
+                runs = []
+                for seed in range(study.seeds):
+                    volume, negative = _plain_fit(data, data.settings(number, seed), masses)
+                    runs.append({"SNR": f"{case.settings.snr:g}", "masses": masses,
+                                 "Gaussians": number, "F": data.quality(volume),
+                                 "negative mass / positive": negative})  # fmt: skip
+                yield averaged(runs)
+
+
+_MASSES = ("positive", "any sign", "any sign, half start negative")
+
+
+def _plain_fit(data: Data, settings: FitSettings, masses: str) -> tuple[NDArray[np.float32], float]:
+    """The fit to statistics without density control, and negative mass over positive.
+
+    Masses are parametrised by their logarithms or, of any sign, as they are; steps are then the same share of the
+    median mass at the start that those of a logarithm are of each.
+    """
+    signed = masses != "positive"
+    settings = replace(settings, start_share=1.0)
+    start = data.start(settings)
+    median = float(start.log_masses.exp().median())
+    leaves = {name: getattr(start, name).clone().requires_grad_() for name in NAMES[:3]}
+    if signed:
+        leaves["mass"] = (start.log_masses.exp() / median).requires_grad_()
+        if masses == _MASSES[2]:
+            with torch.no_grad():
+                leaves["mass"][::2] *= -1
+    else:
+        leaves["log_mass"] = start.log_masses.clone().requires_grad_()
+    sizes = [*(settings.step_sizes[name] for name in NAMES[:3]), settings.step_sizes["log_masses"]]
+    groups = [{"params": [leaf], "lr": size} for leaf, size in zip(leaves.values(), sizes, strict=True)]
+    optimiser = torch.optim.Adam(groups, betas=(0.8, 0.99), eps=1e-12)
+    period = fitting_period(data.extent)
+    loss = QuadraticLoss(data.seen + data.unseen, data.extent, period)
+    steps, anneal = settings.max_steps, settings.anneal_steps
+
+    def density(sign: int) -> Tensor:
+        if signed:
+            chosen = sign * leaves["mass"] > 0
+            log_masses = torch.log(sign * median * leaves["mass"][chosen])
+            shapes = [leaves[name][chosen] for name in NAMES[:3]]
+            return sign * voxelise(*shapes, log_masses, data.extent, settings.cutoff)
+        shapes = [leaves[name] for name in NAMES[:3]]
+        return voxelise(*shapes, leaves["log_mass"], data.extent, settings.cutoff)
+
+    for step in range(steps):
+        volume = density(1) + density(-1) if signed else density(1)
+        _, gradient = loss.value_and_gradient(volume.detach().numpy())
+        optimiser.zero_grad()
+        volume.backward(torch.from_numpy(gradient))
+        left = max(0.0, (step - (steps - anneal)) / anneal)
+        for group, size in zip(optimiser.param_groups, sizes, strict=True):
+            group["lr"] = size * (0.5 + 0.5 * math.cos(math.pi * left))
+        optimiser.step()
+        with torch.no_grad():
+            held = [leaves[name].detach() for name in NAMES[:3]]
+            confine(Parameters(*held, start.log_masses), data.extent, settings.max_scale)
+    found = median * leaves["mass"].detach() if signed else leaves["log_mass"].detach().exp()
+    pixel_size = data.particles.pixel_size_in_angstroms
+    total = np.zeros_like(data.truth)
+    for sign in (1, -1):
+        chosen = sign * found > 0
+        if chosen.any():
+            part = Parameters(*(leaves[n].detach()[chosen] for n in NAMES[:3]), torch.log(sign * found[chosen]))
+            total += sign * data.volume(gaussians_of(part, pixel_size))
+    return total, float(-found[found < 0].sum() / found[found > 0].sum())
+
+
+def truncation(study: Study) -> Iterator[Row]:
+    """Where a Gaussian is cut off."""
+    data = prepared(study.cases[0], study.work)
+    for cutoff in (2.0, 3.0) if study.quick else (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0):
+        runs = []
+        for seed in range(study.seeds):
+            settings = replace(data.settings(seed=seed), cutoff=cutoff)
+            volume, seconds, _ = by_statistics(data, settings)
+            runs.append({"cut-off": f"{cutoff:g}", "F": data.quality(volume), "fit, s": seconds})
+        yield averaged(runs)
+
+
+@contextmanager
+def widening(kappa: float, least_scale: float) -> Iterator[None]:
+    """κ, and the smallest σ, of all that is splatted meanwhile."""
+    before = bandlimit.WIDENING, fit._MIN_SCALE
+    try:
+        for module in (bandlimit, fit, imaging):
+            module.WIDENING = kappa
+        fit._MIN_SCALE = least_scale
+        yield
+    finally:
+        for module in (bandlimit, fit, imaging):
+            module.WIDENING = before[0]
+        fit._MIN_SCALE = before[1]
+
+
+def bandlimiting(study: Study) -> Iterator[Row]:
+    """Splatted wider and undone in Fourier space, or not; and with other cut-offs, which the undoing amplifies."""
+    data = prepared(study.cases[0], study.work)
+    ways = [(0.0, 0.2), (0.0, 0.8), (0.25, 0.2), (0.5, 0.2), (1.0, 0.2)]
+    for cutoff in (3.0,) if study.quick else (3.0, 5.0):
+        for kappa, least in ways:
+            runs, curves = [], []
+            for seed in range(study.seeds):
+                with widening(kappa, least):
+                    settings = replace(data.settings(seed=seed), cutoff=cutoff)
+                    volume, seconds, _ = by_statistics(data, settings)
+                runs.append({"κ": kappa, "σ at least": least, "cut-off": f"{cutoff:g}", "F": data.quality(volume),
+                             "fit, s": seconds})  # fmt: skip
+                curves.append(fsc(volume, data.truth, data.mask))
+            curve = np.mean(curves, axis=0)
+            last = float(curve[-len(curve) // 4 :].mean())
+            yield averaged(runs) | {"F of the last quarter": last, "curve": curve}
