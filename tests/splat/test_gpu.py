@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from clouds import gaussians
 from emsplat.splat import project, voxelise
@@ -15,29 +14,18 @@ from parity import poses
 
 pytest.importorskip("triton", reason="NO TRITON: the splats' kernels for graphics cards untested; pip install triton")
 HERE = Path(__file__).resolve().parent
-PARITY = HERE.parent / "interpreted" / "splats.py"
-on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card here")
 
 
-def output_of(command: list[str], interpreted: bool) -> str:
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpreted else "0"}
+def output_of(command: list[str]) -> str:
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
     return done.stdout
 
 
-def test_parity_by_the_interpreter() -> None:
-    assert " passed" in output_of(["-m", "pytest", "-q", str(PARITY)], interpreted=True)
-
-
-@on_a_card
-def test_parity_on_the_card() -> None:
-    assert " passed" in output_of(["-m", "pytest", "-q", str(PARITY)], interpreted=False)
-
-
 def test_every_kernel_compiles_and_only_the_way_there_has_atomics() -> None:
     """What the interpreter lets pass, a compiler may refuse; no card is needed for it."""
-    rows = json.loads(output_of([str(HERE / "gpu_compile.py")], interpreted=False))
+    rows = json.loads(output_of([str(HERE / "gpu_compile.py")]))
     names = {row["kernel"] for row in rows}
     assert {row["kernel"] for row in rows if row["atomics"]} == {"gpu._splat", "gpu_projection._splat"}
     assert names > {"gpu._gradients", "gpu_projection._moments", "gpu_projection._pull_back", "gpu_projection._shadows"}
@@ -59,7 +47,7 @@ try:
 except InputError as error:
     print(error)
 """
-    message = output_of(["-c", program], interpreted=False).strip()
+    message = output_of(["-c", program]).strip()
     assert message.count("\n") == 0
     assert "Triton" in message
     assert "pip install 'emsplat[gpu]'" in message
