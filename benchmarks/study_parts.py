@@ -109,7 +109,6 @@ def _plain_fit(data: Data, settings: FitSettings, masses: str) -> tuple[NDArray[
     median mass at the start that those of a logarithm are of each.
     """
     signed = masses != "positive"
-    settings = replace(settings, start_share=1.0)
     start = data.start(settings)
     median = float(start.log_masses.exp().median())
     leaves = {name: getattr(start, name).clone().requires_grad_() for name in NAMES[:3]}

@@ -53,7 +53,9 @@ def statistics_of(half: HalfSet) -> tuple[Statistics, Statistics]:
 
 
 def start_of(seen: Statistics) -> Parameters:
-    return initial_gaussians(seen, maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX), BOX, SETTINGS)
+    """Fewer than were asked for, so that density control has some to add."""
+    few = replace(SETTINGS, n_gaussians=42)
+    return initial_gaussians(seen, maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX), BOX, few)
 
 
 def equal(one: Parameters, other: Parameters) -> bool:

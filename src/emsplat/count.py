@@ -16,7 +16,7 @@ from emsplat import maps
 from emsplat.statistics import Statistics
 
 EXPONENT = 0.8  # count = elements to this power
-_SHARE_OF_SEVERAL = 0.7  # of that count, where fits are averaged
+_SHARE_OF_SEVERAL = 0.56  # of that count, where fits are averaged
 FEWEST, MOST = 300, 200_000
 _POOL = 2  # shells pooled on either side
 _AGREEMENT = 0.01  # FSC between the uneven parts of a half below which a shell is lost

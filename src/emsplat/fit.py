@@ -31,7 +31,7 @@ from emsplat.splat.bandlimit import WIDENING, narrowed
 from emsplat.statistics import Statistics
 
 _MIN_SCALE = 0.2  # σ in pixels: no atom that a grid can show is sharper
-_WIDEST_PER_SPACING, _START_PER_WIDEST = 0.65, 0.6  # σ at most, and at the start
+_WIDEST_PER_SPACING, _START_PER_WIDEST = 0.6, 0.6  # σ at most, and at the start
 _START_BLUR = 1.0  # pixels, of the inversion that centres are drawn from
 
 
@@ -47,7 +47,6 @@ class FitSettings:
     check_every: int = 4
     improvement: float = 2e-3  # of the loss on unseen images that counts as one, relative, between checks
     patience: int = 2  # checks on unseen images without improvement that end the search
-    start_share: float = 0.7  # of the Gaussians that are there from the start; density control adds the rest
     cutoff: float = 3.0
     step_sizes: dict[str, float] = field(
         default_factory=lambda: {"centres": 0.6, "log_scales": 0.05, "quaternions": 0.05, "log_masses": 0.07}
@@ -86,14 +85,13 @@ def initial_gaussians(
         device: where they are, and where their mass is found.
     """
     middle = cube(statistics.box_size, extent)
-    number = max(1, round(settings.start_share * settings.n_gaussians))
     mask = mask[middle]
     smooth = gaussian_filter(statistics.raw_map(), _START_BLUR)[middle] * mask
     # A little weight everywhere in the mask: the inversion's weak parts must not be left empty.
     weight = np.maximum(smooth - 0.1 * smooth.max(), 0) + 0.02 * smooth.max() * (mask > 0.5)
     log_scale = math.log(max(_START_PER_WIDEST * settings.max_scale, 1.0))
     operators = np.eye(3)[None] if symmetry is None else symmetry
-    number = max(1, number // len(operators))
+    number = max(1, settings.n_gaussians // len(operators))
     centres = sample_centres(weight, number, np.random.default_rng(settings.seed))
     centres = np.einsum("gij,kj->gki", operators, centres).reshape(-1, 3).astype(np.float32)
     parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3).to(device)

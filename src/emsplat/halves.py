@@ -114,7 +114,7 @@ def _settings_of_fits(job: Job, number: int, parts: Parts, mask: NDArray[np.floa
     if count is None:
         count, reason = _count(*parts, mask, job.grid, n_fits)
         of = f", {n_fits} fits each" if n_fits > 1 else ""
-        job.reporter.line(f"half {number}: up to {count:,} Gaussians{of}, {reason}")
+        job.reporter.line(f"half {number}: {count:,} Gaussians{of}, {reason}")
     first = FitSettings.for_particle(count, float(mask.sum()), settings.isotropic, settings.seed + number)
     if parts[1] is None:
         first = replace(first, max_steps=_STEPS_WITHOUT_SPLIT)
