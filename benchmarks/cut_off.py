@@ -51,8 +51,8 @@ sys.exit(main())
 _TEXT = f"""One rank a host, started by `torchrun` on every host as docs/cluster.md has it; hosts are network namespaces
 on a switch, all on this machine, so that nothing here says anything of speed. At a random moment of the pass the cable
 of one is pulled, packets vanish and no connection is closed. **Ended** is when the last process of all hosts had, from
-then on; required: at most {_WITHIN:.0f} s. **Lines** are those of emsplat on each side of the cut, and **at fault** the
-host that the side of the others (or, without the first host, each of them) names; torchrun adds a page of its own.
+then on; required: at most {_WITHIN:.0f} s. **Lines** are those of emsplat on each side of the cut; **names it**: those
+of the others (each says one, where the first host is cut off) tell which host; torchrun adds a page of its own.
 Then the cable is back and the same command with `--resume` makes the maps, which are compared with those of a run that
 nothing happened to: half maps, raw half maps and the final one. **Only its files**: the folder holds what that run's
 holds, hidden files and checkpoints included. A state is written after every block of images."""
@@ -118,10 +118,8 @@ class Place:
         for process in processes:
             process.kill()
             process.wait()
-        texts = [
-            [(self.work / f"cut-off-{h}.{kind}").read_text() for kind in ("out", "err")] for h in range(len(processes))
-        ]
-        return [Ended(p.returncode, at.get(h, float("inf")), *texts[h]) for h, p in enumerate(processes)]
+        said = [[self._said(host, kind).read_text() for kind in ("out", "err")] for host in range(len(processes))]
+        return [Ended(p.returncode, at.get(h, float("inf")), *said[h]) for h, p in enumerate(processes)]
 
     def whole(self, machines: Hosts, output: Path, *options: str) -> tuple[float, list[Ended]]:
         """A run to its end: seconds of its pass, and its ends."""
@@ -136,6 +134,7 @@ def row(place: Place, machines: Hosts, whole: Path, cut: int, after: float) -> d
     shutil.rmtree(output, ignore_errors=True)
     processes = place.start(machines, output)
     while not place.mark.exists():
+        assert not any(process.poll() for process in processes), "ended before the pass"
         time.sleep(0.02)
     time.sleep(after)
     machines.cut_off(cut)

@@ -36,7 +36,7 @@ class Share:
 
 
 def ranks_told_apart(size: int) -> str:
-    """Numbers of ranks that come to the same bits have one name: any of them goes on with what another has begun."""
+    """Numbers of ranks that come to the same bits (on processors) have one name: any goes on with another's states."""
     return f"up to {_MOST_WITH_WHOLE_GRIDS}" if size <= _MOST_WITH_WHOLE_GRIDS else str(size)
 
 
