@@ -91,3 +91,20 @@ def browser(playwright: Any) -> Iterator[Any]:
     launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
     yield launched
     launched.close()
+
+
+@pytest.fixture(scope="session")
+def one_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tenth of 7PBL, for what any model can show."""
+    import gzip
+
+    import gemmi
+
+    from emsplat.simulation import bundled_model
+
+    structure = gemmi.read_structure(str(bundled_model()))
+    for name in [chain.name for chain in structure[0]][1:]:
+        structure[0].remove_chain(name)
+    path = tmp_path_factory.mktemp("model") / "one.pdb.gz"
+    path.write_bytes(gzip.compress(structure.make_pdb_string().encode()))
+    return path
