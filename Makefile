@@ -16,6 +16,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The constraint's exact version lets pip take a build of torch without CUDA where one is offered.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import emsplat
-from emsplat.correlation import fsc
 from emsplat.io.mrc import read_map
-from emsplat.reporting import Reporter
+from emsplat.runtime.reporting import Reporter
+from emsplat.runtime.threads import relax_openmp
 from emsplat.settings import ReconstructSettings, SimulationSettings
-from emsplat.threads import relax_openmp
+from emsplat.validation.correlation import fsc
 
 relax_openmp()  # before anything imports torch
 

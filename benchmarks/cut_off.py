@@ -34,8 +34,8 @@ _OPTIONS = ("--threads", "1", "--n-gaussians", "500", "--n-fits", "1")
 _PROGRAM = """
 import sys
 from pathlib import Path
-import emsplat.checkpoint as checkpoint
-import emsplat.console as console
+import emsplat.runtime.checkpoint as checkpoint
+import emsplat.runtime.console as console
 stage = console.ConsoleReporter.stage
 def begun(self, name):
     if name == "pass":

@@ -31,7 +31,7 @@ _GB = 10**9
 # The command, with something done as a stage begins or at the n-th time the system is asked for something.
 _PROGRAM = """
 import os, signal, sys, time
-import emsplat.console as console
+import emsplat.runtime.console as console
 signal.signal(signal.SIGINT, signal.default_int_handler)  # both may be ignored where this is started by & or nohup
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 at, calls, stage = {at!r}, 0, console.ConsoleReporter.stage

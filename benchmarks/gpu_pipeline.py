@@ -24,27 +24,27 @@ import triton
 
 import emsplat
 from common import Report, arguments, cores
-from emsplat import insertion_gpu
 from emsplat.conventions import rotation_matrices
-from emsplat.correlation import fsc
-from emsplat.fit import FitSettings, fit_gaussians, initial_gaussians
-from emsplat.insertion_gpu import DeviceGrids, Views
+from emsplat.fit.by_statistics import FitSettings, fit_gaussians, initial_gaussians
+from emsplat.fourier import insertion_gpu
+from emsplat.fourier.insertion_gpu import DeviceGrids, Views
+from emsplat.fourier.maps import soft_sphere
+from emsplat.imaging.ctf import ctf
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import StackWriter
 from emsplat.io.star import write_star
-from emsplat.loss import fitting_period
-from emsplat.maps import soft_sphere
-from emsplat.optics import ctf
-from emsplat.particles import Particles
-from emsplat.reporting import Reporter
+from emsplat.particles.table import Particles
+from emsplat.runtime.reporting import Reporter
+from emsplat.runtime.stopwatch import Stopwatch
 from emsplat.settings import ReconstructSettings, SimulationSettings
 from emsplat.simulation import bundled_model
 from emsplat.simulation.acquisition import acquire, star_tables
 from emsplat.simulation.atoms import read_atoms
 from emsplat.splat import project
-from emsplat.statistics import PassSettings, gather_statistics, statistics_of
-from emsplat.statistics_gpu import filled_on_device
-from emsplat.stopwatch import Stopwatch
+from emsplat.statistics.accumulate import PassSettings, gather_statistics, statistics_of
+from emsplat.statistics.accumulate_gpu import filled_on_device
+from emsplat.statistics.loss import fitting_period
+from emsplat.validation.correlation import fsc
 
 _CARD = torch.cuda.is_available()
 _DEVICE = torch.device("cuda" if _CARD else "cpu", 0)

@@ -10,15 +10,15 @@ import numpy as np
 
 from cases import ANTIBODY, BETAGAL, MSBA, QUICK, QUICK_ODD, QUICK_UNEVEN, RUVB, RUVB_SMALL, UNEVEN, resized
 from common import SHARED, Case, Report, arguments, reconstructed, simulated, truth_and_mask
-from emsplat.correlation import fsc, resolution_at
 from emsplat.errors import InputError
-from emsplat.figures import figure_fsc
+from emsplat.figures.reconstruction import figure_fsc
 from emsplat.io import read_particles
 from emsplat.io.mrc import StackWriter
-from emsplat.outputs import resolution_text
-from emsplat.outputs import verdict as verdict_of
-from emsplat.particles import Particles
-from emsplat.validation import C_AT_RESOLUTION, FIRST_SHELL
+from emsplat.outputs.reconstruction import resolution_text
+from emsplat.outputs.reconstruction import verdict as verdict_of
+from emsplat.particles.table import Particles
+from emsplat.validation.correlation import fsc, resolution_at
+from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL
 
 _TEXT = """Error: c_map minus the FSC of the unweighted average of the two Gaussian half maps with the truth, both under
 the run's own mask, in every shell up to the limit of measurability. **Required: |error| ≤ max(0.03, 2 c_map_se) in

@@ -14,10 +14,10 @@ import torch
 
 from common import Report, arguments, cores
 from emsplat.conventions import rotation_matrices
-from emsplat.insertion import SliceGrid
-from emsplat.loss import QuadraticLoss, fitting_period
+from emsplat.fourier.insertion import SliceGrid
 from emsplat.splat import CUTOFF, voxelise
-from emsplat.statistics import Statistics
+from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.loss import QuadraticLoss, fitting_period
 
 _REPEATS = 7
 

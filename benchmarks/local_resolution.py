@@ -15,16 +15,16 @@ from scipy.spatial import cKDTree
 import emsplat
 from cases import QUICK, RUVB
 from common import Report, arguments, reconstructed, truth_and_mask
-from emsplat import maps
-from emsplat.correlation import fsc, inverse, resolution_at
-from emsplat.figures_local import figure_local_resolution
+from emsplat.figures.local_resolution import figure_local_resolution
+from emsplat.fourier import maps
 from emsplat.io import read_particles
-from emsplat.local_resolution import WINDOW_REACH, LocalResolution, frequency_bands, local_resolution
-from emsplat.reconstruction import Reconstruction
+from emsplat.reconstruction.reconstruct import Reconstruction
 from emsplat.settings import SimulationSettings
 from emsplat.simulation import bundled_model
 from emsplat.simulation.atoms import read_atoms
-from emsplat.validation import C_AT_RESOLUTION, FIRST_SHELL
+from emsplat.validation.correlation import fsc, inverse, resolution_at
+from emsplat.validation.local_resolution import WINDOW_REACH, LocalResolution, frequency_bands, local_resolution
+from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL
 from honesty import noise_alone
 
 B_OF_CHAINS = {"A": 300.0, "B": 300.0, "C": 150.0, "D": 150.0}  # Å²; two neighbouring subunits each

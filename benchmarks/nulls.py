@@ -10,11 +10,11 @@ import numpy as np
 
 from cases import QUICK, RUVB_SMALL
 from common import SHARED, Report, arguments, reconstructed, simulated
-from emsplat import reconstruction
-from emsplat.correlation import resolution_at
 from emsplat.io import read_particles
-from emsplat.particles import Particles
-from emsplat.refinement import Refinement, refined
+from emsplat.particles.table import Particles
+from emsplat.poses.rounds import Refinement, refined
+from emsplat.reconstruction import reconstruct as reconstruction
+from emsplat.validation.correlation import resolution_at
 from honesty import noise_alone, shuffled
 
 _ALL = "poses,shifts,contrast,defocus"

@@ -11,7 +11,7 @@ from cases import ANTIBODY, BETAGAL, FERRITIN, MSBA, QUICK, QUICK_ODD, RUVB, UNE
 from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.io.images import ImageSource
 from emsplat.io.mrc import read_map
-from emsplat.statistics import PassSettings, gather_statistics
+from emsplat.statistics.accumulate import PassSettings, gather_statistics
 from programs import has_relion, run_relion
 
 _REQUIRED = 0.70

@@ -13,8 +13,8 @@ import numpy as np
 
 from cases import QUICK, RUVB, RUVB_SMALL
 from common import Case, Report, arguments, simulated
-from emsplat.correlation import fsc
 from emsplat.io.mrc import read_map
+from emsplat.validation.correlation import fsc
 from programs import measured
 
 _LEAST_RATIO, _LEAST_FSC = 1.7, 0.9999

@@ -9,11 +9,11 @@ import numpy as np
 
 from common import SHARED, Report, arguments, reconstructed
 from emsplat.errors import InputError
-from emsplat.figures import figure_fsc, figure_projections, figure_slices
+from emsplat.figures.reconstruction import figure_fsc, figure_projections, figure_slices
 from emsplat.io import read_particles
-from emsplat.outputs import resolution_text
-from emsplat.outputs import verdict as verdict_of
-from emsplat.validation import FIRST_SHELL
+from emsplat.outputs.reconstruction import resolution_text
+from emsplat.outputs.reconstruction import verdict as verdict_of
+from emsplat.validation.validate import FIRST_SHELL
 from honesty import shuffled
 
 _TILTS = "ribosome-tilts/particles.star"

@@ -16,12 +16,12 @@ from scipy.spatial.transform import Rotation
 
 from cases import QUICK, RUVB_SMALL, resized
 from common import Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
-from emsplat.correlation import fsc
 from emsplat.io import ImageSource, read_particles
-from emsplat.particles import Particles
-from emsplat.preview import look_at_sample
-from emsplat.refine import RefineSettings, changed, reference, refine_half
-from emsplat.threads import threads
+from emsplat.particles.table import Particles
+from emsplat.poses.refine import RefineSettings, changed, reference, refine_half
+from emsplat.runtime.threads import threads
+from emsplat.statistics.preview import look_at_sample
+from emsplat.validation.correlation import fsc
 
 _DEGREES, _PIXELS = 3.0, 1.5  # root mean square
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import SHARED, Report, arguments, reconstructed
-from emsplat.correlation import fsc
 from emsplat.io import read_particles
-from emsplat.validation import FIRST_SHELL
+from emsplat.validation.correlation import fsc
+from emsplat.validation.validate import FIRST_SHELL
 
 _TEXT = f"""1,430 images of 40 ribosomes, 32², 12 Å/px, with the poses and half sets of their file, before and after
 `--refine poses,shifts`. Mean FSC of the raw half maps from shell {FIRST_SHELL} to Nyquist, in the whole box and in the

@@ -12,7 +12,7 @@ from cases import QUICK, RUVB_SMALL, resized
 from common import Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.io import read_particles
 from emsplat.io.write_refined import write_refined
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 from programs import measured
 from refine import errors, perturbed
 

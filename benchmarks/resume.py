@@ -27,8 +27,8 @@ _FACTS = {"seconds of writing": r"states, [\d.]+ GB in ([\d.]+) s", "states": r"
 _PROGRAM = """
 import sys
 from pathlib import Path
-import emsplat.checkpoint as checkpoint
-import emsplat.console as console
+import emsplat.runtime.checkpoint as checkpoint
+import emsplat.runtime.console as console
 stage = console.ConsoleReporter.stage
 def begun(self, name):
     Path({at!r}).write_text(name)

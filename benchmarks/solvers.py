@@ -9,8 +9,8 @@ import numpy as np
 
 from cases import QUICK, RUVB, resized
 from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
-from emsplat.correlation import fsc, resolution_at
-from emsplat.validation import FIRST_SHELL
+from emsplat.validation.correlation import fsc, resolution_at
+from emsplat.validation.validate import FIRST_SHELL
 
 _LEAST_FSC, _MOST_C_MAP, _MOST_F = 0.99, 0.02, 0.01
 

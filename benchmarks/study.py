@@ -19,8 +19,8 @@ import study_figures
 import study_parts
 from cases import QUICK, RUVB, resized
 from common import REPOSITORY, RESULTS, Report, arguments
-from emsplat.figures import save, style
-from emsplat.threads import threads
+from emsplat.figures.reconstruction import save, style
+from emsplat.runtime.threads import threads
 from study_data import Row, Study
 
 _SIZE = (5.0, 3.5)  # inches

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
 from common import Case, mean_fsc, simulated, truth_and_mask
-from emsplat import maps
-from emsplat.count import automatic_count
-from emsplat.fit import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
-from emsplat.gaussians import Gaussians
+from emsplat.fit.by_statistics import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit.count import automatic_count
+from emsplat.fourier import maps
 from emsplat.io import ImageSource, read_particles
-from emsplat.loss import fitting_period
-from emsplat.parameters import Parameters
-from emsplat.particles import Particles
-from emsplat.preview import look_at_sample
-from emsplat.statistics import PassSettings, Statistics, gather_statistics
+from emsplat.models.gaussians import Gaussians
+from emsplat.models.parameters import Parameters
+from emsplat.particles.table import Particles
+from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.loss import fitting_period
+from emsplat.statistics.preview import look_at_sample
 
 WHOLE = np.eye(3)[None]  # no symmetry
 

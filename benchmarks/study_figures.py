@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from emsplat.figures import BLUE, GREEN, ORANGE, SKY, VERMILION, correlation_axes
+from emsplat.figures.reconstruction import BLUE, GREEN, ORANGE, SKY, VERMILION, correlation_axes
 from study_data import Row
 
 

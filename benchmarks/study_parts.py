@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emsplat import fit, imaging
-from emsplat.correlation import fsc
-from emsplat.fit import FitSettings, confine, gaussians_of
-from emsplat.fit_images import HalfSet, Schedule, fit_images
+from emsplat.fit import by_statistics as fit
+from emsplat.fit.by_images import HalfSet, Schedule, fit_images
+from emsplat.fit.by_statistics import FitSettings, confine, gaussians_of
+from emsplat.imaging import forward as imaging
 from emsplat.io import ImageSource
-from emsplat.loss import QuadraticLoss, fitting_period
-from emsplat.parameters import NAMES, Parameters
+from emsplat.models.parameters import NAMES, Parameters
 from emsplat.splat import bandlimit, voxelise
+from emsplat.statistics.loss import QuadraticLoss, fitting_period
+from emsplat.validation.correlation import fsc
 from study_data import WHOLE, Data, Row, Study, averaged, by_statistics, prepared
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import emsplat
 from cases import QUICK, RUVB
 from common import Report, arguments, simulated
-from emsplat.reporting import Reporter
+from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.viewer.live import watched
 

@@ -12,12 +12,12 @@ import pytest
 
 from chromium import CHROMIUM, FLAGS
 from emsplat.errors import InputError
-from emsplat.reporting import Reporter
+from emsplat.runtime.reporting import Reporter
+from emsplat.runtime.threads import relax_openmp
 from emsplat.settings import ReconstructSettings
-from emsplat.threads import relax_openmp
 
 if TYPE_CHECKING:
-    from emsplat.reconstruction import Reconstruction
+    from emsplat.reconstruction.reconstruct import Reconstruction
 
 relax_openmp()  # before the first test imports torch
 
@@ -60,7 +60,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reconstructed(simulated: Path) -> tuple[Reconstruction, Reporter]:
     """The main job on `simulated`, and what it told."""
-    from emsplat.reconstruction import reconstruct
+    from emsplat.reconstruction.reconstruct import reconstruct
 
     reporter = Reporter()
     return reconstruct(simulated / "particles.star", ReconstructSettings(seed=3, threads=2), reporter), reporter
@@ -69,7 +69,7 @@ def reconstructed(simulated: Path) -> tuple[Reconstruction, Reporter]:
 @pytest.fixture(scope="session")
 def run_folder(reconstructed: tuple[Reconstruction, Reporter], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the reconstruction of 600 simulated images, with a truth beside it."""
-    from emsplat.outputs import write_run
+    from emsplat.outputs.reconstruction import write_run
 
     result, reporter = reconstructed
     folder = tmp_path_factory.mktemp("reported") / "run"

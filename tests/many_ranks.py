@@ -8,11 +8,13 @@ from unittest import mock
 
 import numpy as np
 
-from emsplat import fit_images, refine, statistics
-from emsplat.fit_images import Schedule
-from emsplat.ranks import World, joined
-from emsplat.reconstruction import reconstruct
+from emsplat.fit import by_images as fit_images
+from emsplat.fit.by_images import Schedule
+from emsplat.poses import refine
+from emsplat.reconstruction.reconstruct import reconstruct
+from emsplat.runtime.ranks import World, joined
 from emsplat.settings import ReconstructSettings
+from emsplat.statistics import accumulate as statistics
 
 BLOCK_BYTES = 30 * 4 * 32**2  # of 30 images
 JOBS = {"statistics": {"refine": "poses,contrast"}, "images": {"solver": "images"}}

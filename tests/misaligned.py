@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from emsplat import refine
-from emsplat.particles import Particles
-from emsplat.refine import reference
+from emsplat.fourier.slices import fourier_volume
+from emsplat.particles.table import Particles
+from emsplat.poses import refine
+from emsplat.poses.refine import reference
 from emsplat.simulation.run import signal_images
-from emsplat.simulation.slices import fourier_volume
 from phantom import ImagesInMemory, imagined_particles, lopsided_map
 
 BOX, PIXEL_SIZE, LIMIT = 48, 3.0, 16

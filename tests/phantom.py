@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emsplat.gaussians import Gaussians
-from emsplat.particles import Particles
+from emsplat.models.gaussians import Gaussians
+from emsplat.particles.table import Particles
 from emsplat.simulation import SimulationSettings
 from emsplat.simulation.acquisition import acquire
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 import valid_files
 from emsplat.errors import InputError
-from emsplat.gaussians import Gaussians
 from emsplat.io import ImageSource, StackReader, read_map, read_particles, read_star
 from emsplat.io.subset import read_ids
 from emsplat.io.unpickle import read_arrays
 from emsplat.io.write_back import open_source, write_back
-from emsplat.particles import Particles
+from emsplat.models.gaussians import Gaussians
+from emsplat.particles.table import Particles
 from emsplat.simulation.atoms import read_atoms
 from mutations import ANY, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
 from valid_files import N

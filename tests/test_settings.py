@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emsplat.reconstruction import reconstruct
+from emsplat.reconstruction.reconstruct import reconstruct
 from emsplat.settings import InputSettings, ReconstructSettings
 from phantom import imagined_particles
 

@@ -10,8 +10,8 @@ import gemmi
 import numpy as np
 import torch
 
-from emsplat.gaussians import Gaussians
 from emsplat.io import Table, write_map, write_star
+from emsplat.models.gaussians import Gaussians
 
 N, BOX = 40, 16
 

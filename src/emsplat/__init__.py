@@ -8,41 +8,40 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from emsplat.threads import relax_openmp
+from emsplat.runtime.threads import relax_openmp
+from emsplat.versions import __version__
 
 if TYPE_CHECKING:
     from emsplat.errors import InputError as InputError
-    from emsplat.gaussians import Gaussians as Gaussians
     from emsplat.io import read_map as read_map
     from emsplat.io import read_particles as read_particles
     from emsplat.io import write_map as write_map
-    from emsplat.outputs import write_run as write_run
-    from emsplat.particles import Particles as Particles
-    from emsplat.reconstruction import Reconstruction as Reconstruction
-    from emsplat.reconstruction import reconstruct as reconstruct
-    from emsplat.reporting import Reporter as Reporter
+    from emsplat.models.gaussians import Gaussians as Gaussians
+    from emsplat.outputs.reconstruction import write_run as write_run
+    from emsplat.particles.table import Particles as Particles
+    from emsplat.reconstruction.reconstruct import Reconstruction as Reconstruction
+    from emsplat.reconstruction.reconstruct import reconstruct as reconstruct
+    from emsplat.runtime.reporting import Reporter as Reporter
     from emsplat.settings import ReconstructSettings as ReconstructSettings
     from emsplat.settings import SimulationSettings as SimulationSettings
     from emsplat.simulation import simulate as simulate
-    from emsplat.validation import Validation as Validation
-
-__version__ = "0.1.0"
+    from emsplat.validation.validate import Validation as Validation
 
 _HOMES = {
-    "Gaussians": "gaussians",
+    "Gaussians": "models.gaussians",
     "InputError": "errors",
-    "Particles": "particles",
+    "Particles": "particles.table",
     "ReconstructSettings": "settings",
-    "Reconstruction": "reconstruction",
-    "Reporter": "reporting",
+    "Reconstruction": "reconstruction.reconstruct",
+    "Reporter": "runtime.reporting",
     "SimulationSettings": "settings",
-    "Validation": "validation",
+    "Validation": "validation.validate",
     "read_map": "io",
     "read_particles": "io",
-    "reconstruct": "reconstruction",
+    "reconstruct": "reconstruction.reconstruct",
     "simulate": "simulation",
     "write_map": "io",
-    "write_run": "outputs",
+    "write_run": "outputs.reconstruction",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

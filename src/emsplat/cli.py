@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff
 
-import emsplat
 from emsplat.commands import COMMANDS
 from emsplat.errors import in_one_line
-from emsplat.threads import relax_openmp
+from emsplat.runtime.threads import relax_openmp
+from emsplat.versions import __version__
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["-V"]):
-        print(f"emsplat {emsplat.__version__}")
+        print(f"emsplat {__version__}")
         return 0
     relax_openmp()
     if threading.current_thread() is threading.main_thread():

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import emsplat
-
+__version__ = "0.1.0"
 _LIBRARIES = ("numpy", "scipy", "torch", "numba")
 
 
 def versions() -> dict[str, str]:
     """Of everything that could change a number."""
-    found = {"emsplat": emsplat.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    found = {"emsplat": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in _LIBRARIES:
         try:
             found[name] = version(name)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from emsplat.check.inversion import SmallData
 from emsplat.check.sample import Sample, choose_rows, take_sample
+from emsplat.imaging.noise import noise_spectra
 from emsplat.io import ImageSource, read_particles
 from emsplat.io.star import Table, read_star, write_star
-from emsplat.noise import noise_spectra
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
 
 Columns = dict[str, list[str]]

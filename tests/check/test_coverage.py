@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emsplat.check.coverage import coverage_findings, measure_coverage
+from emsplat.check.coverage import coverage_findings
 from emsplat.conventions import rotation_matrices
+from emsplat.particles.coverage import measure_coverage
 from emsplat.symmetry import symmetry_operators
 from phantom import imagined_particles
 

@@ -10,7 +10,7 @@ import pytest
 
 from emsplat.check.facts import Facts, fact_rows, gather_facts, table_findings
 from emsplat.io import read_particles
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from emsplat.check.inversion import QuickMap, SmallData, gather_parts, map_findings, quarters, quick_map
-from emsplat.correlation import fsc
+from emsplat.fourier.slices import fourier_volume
+from emsplat.imaging.noise import noise_spectra
 from emsplat.io.mrc import read_map
-from emsplat.noise import noise_spectra
 from emsplat.simulation.run import noise_images, signal_images
-from emsplat.simulation.slices import fourier_volume
+from emsplat.validation.correlation import fsc
 from phantom import imagined_particles, lopsided_map
 
 ALONE = np.eye(3)[None]

@@ -15,7 +15,7 @@ from emsplat.check.run import check, closing_line
 from emsplat.check.settings import CheckSettings
 from emsplat.check.write import check_output, write_check
 from emsplat.cli import main
-from emsplat.reporting import Reporter
+from emsplat.runtime.reporting import Reporter
 
 
 def test_a_good_set(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from emsplat.check.oddities import find_odd_images, image_findings, masked_findings
 from emsplat.check.sample import Sample, choose_rows, look_at_images, take_sample
+from emsplat.imaging.noise import outside_circle
 from emsplat.io import ImageSource, read_particles
 from emsplat.io.mrc import StackWriter
-from emsplat.noise import outside_circle
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 from phantom import imagined_particles
 
 

@@ -9,8 +9,8 @@ import pytest
 import scipy.fft
 
 from emsplat.check.thon import ThonFit, fit_thon_rings, images_are_multiplied, phase_powers, thon_findings
-from emsplat.optics import ctf, ctf_parameters
-from emsplat.particles import Particles
+from emsplat.imaging.ctf import ctf, ctf_parameters
+from emsplat.particles.table import Particles
 from phantom import imagined_particles
 
 BOX, PIXEL_SIZE, N = 64, 2.5, 400

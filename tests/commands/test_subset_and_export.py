@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from emsplat.cli import main
-from emsplat.gaussians import Gaussians
 from emsplat.io.star import read_star
+from emsplat.models.gaussians import Gaussians
 
 Typed = Callable[..., tuple[int, str, str]]
 

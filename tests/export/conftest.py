@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from emsplat.gaussians import Gaussians, merge
 from emsplat.io.mrc import write_map
+from emsplat.models.gaussians import Gaussians, merge
 
 BOX, PIXEL_SIZE = 33, 2.0  # Å
 WIDEST, FARTHEST = 3.0, 12.0  # Å: nothing reaches the box's faces, as in a run

@@ -9,8 +9,8 @@ import gemmi
 import numpy as np
 
 from emsplat.export.cif import write_cif
-from emsplat.gaussians import Gaussians
 from emsplat.io.mrc import write_map
+from emsplat.models.gaussians import Gaussians
 
 
 def atoms_of(path: Path) -> list[gemmi.Atom]:

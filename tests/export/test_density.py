@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emsplat.export import mrc
 from emsplat.export.mrc import density_on_grid, write_density
-from emsplat.gaussians import Gaussians
+from emsplat.models.gaussians import Gaussians
 
 
 def analytic(gaussians: Gaussians, box_size: int, pixel_size: float) -> NDArray[np.complex128]:

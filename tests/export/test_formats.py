@@ -12,9 +12,9 @@ import pytest
 
 from emsplat.export.formats import export
 from emsplat.io.mrc import read_map
-from emsplat.outputs import write_run
-from emsplat.reconstruction import Reconstruction
-from emsplat.reporting import Reporter
+from emsplat.outputs.reconstruction import write_run
+from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.runtime.reporting import Reporter
 from relion import run_relion
 
 

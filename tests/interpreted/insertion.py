@@ -9,9 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from emsplat import insertion_gpu, trial_gpu
 from emsplat.conventions import rotation_matrices
-from emsplat.insertion_gpu import DeviceGrids, Views
+from emsplat.fourier import insertion_gpu
+from emsplat.fourier.insertion_gpu import DeviceGrids, Views
+from emsplat.runtime import trial_gpu
 from test_insertion import EXTREME, direct_sum, filled, magnified, points_and_values, random_slices, within_sphere
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -14,16 +14,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from emsplat import devices, insertion_gpu, reconstruction, statistics_gpu
-from emsplat.correlation import fsc
-from emsplat.cropping import fourier_cropped
-from emsplat.fit import FitSettings
-from emsplat.particles import Particles
+from emsplat.fit.by_statistics import FitSettings
+from emsplat.fourier import insertion_gpu
+from emsplat.fourier.cropping import fourier_cropped
+from emsplat.particles.table import Particles
+from emsplat.reconstruction import reconstruct as reconstruction
+from emsplat.runtime import devices
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
-from emsplat.statistics import PassSettings, Statistics, gather_statistics, statistics_of
-from emsplat.statistics_gpu import Block, Prepared, Weighting, filled_on_device
+from emsplat.statistics import accumulate_gpu as statistics_gpu
+from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics, statistics_of
+from emsplat.statistics.accumulate_gpu import Block, Prepared, Weighting, filled_on_device
 from emsplat.symmetry import symmetry_operators
+from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, imagined_particles
 from test_statistics import direct_gradient, gradient_of, one_set, two_kinds
 

@@ -18,15 +18,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from emsplat.correlation import fsc
-from emsplat.cropping import fourier_crop, fourier_cropped
-from emsplat.imaging import observe
+from emsplat.fourier.cropping import fourier_crop, fourier_cropped
+from emsplat.imaging.forward import observe
 from emsplat.io import ImageSource, StackWriter, Table, cache, read_particles, write_star
 from emsplat.io.cache import CachedImages
-from emsplat.particles import Particles
-from emsplat.reconstruction import reconstruct
-from emsplat.reporting import Reporter
+from emsplat.particles.table import Particles
+from emsplat.reconstruction.reconstruct import reconstruct
+from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
+from emsplat.validation.correlation import fsc
 
 N, BOX = 40, 16
 RECORD = 12 + 2 * BOX**2
@@ -196,10 +196,10 @@ PROGRAM = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from emsplat.imaging import observe
+from emsplat.imaging.forward import observe
 from emsplat.io import ImageSource, read_particles
 from emsplat.io.cache import CachedImages
-from emsplat.reporting import Reporter
+from emsplat.runtime.reporting import Reporter
 star, folder, seed, last = sys.argv[1:]
 table = read_particles(star)
 rows = np.random.default_rng(int(seed)).permutation(len(table))

@@ -11,11 +11,11 @@ from cs_project import BOX_SIZE, N_IMAGES, UID, column, complete, write_cs, writ
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from emsplat.imaging.noise import noise_spectra
 from emsplat.io import ImageSource, StackWriter, read_particles
 from emsplat.io.cs import read_cs
-from emsplat.noise import noise_spectra
-from emsplat.particles import Particles
-from emsplat.statistics import PassSettings, gather_statistics
+from emsplat.particles.table import Particles
+from emsplat.statistics.accumulate import PassSettings, gather_statistics
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.io import cs_columns
 from emsplat.io.cs import read_cs
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from emsplat.io import folders
-from emsplat.io.folders import claiming, filling
+from emsplat.runtime import folders
+from emsplat.runtime.folders import claiming, filling
 
 OLD, NEW = (
     {"a": "old", "sub/b": "old", "c": "old", "end": "old"},
@@ -90,7 +90,7 @@ def test_a_move_that_fails_is_taken_back(
 
 
 def test_another_process_is_refused(tmp_path: Path) -> None:
-    program = f"from emsplat.io.folders import *; p = Path({str(tmp_path)!r})\nwith claiming(p): pass"
+    program = f"from emsplat.runtime.folders import *; p = Path({str(tmp_path)!r})\nwith claiming(p): pass"
     with claiming(tmp_path) as found:
         assert found == []
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -131,7 +131,7 @@ KILLED_AT_EVERY_CALL = """
 import os, shutil, signal, sys
 from pathlib import Path
 import test_folders as t
-from emsplat.io.folders import claiming
+from emsplat.runtime.folders import claiming
 
 base, old = Path(sys.argv[1]), t.OLD if sys.argv[2] == "old" else {}
 for n in range(1, 200):

@@ -13,7 +13,7 @@ import pytest
 from mrcfile.dtypes import HEADER_DTYPE
 
 from emsplat.io import StackReader, StackWriter, mrc, read_map, write_map
-from emsplat.io.files import temporary_name
+from emsplat.runtime.files import temporary_name
 
 VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 

@@ -10,7 +10,7 @@ import pytest
 from emsplat.io import read_particles
 from emsplat.io.relion_aberrations import aberration_columns, with_aberrations
 from emsplat.io.star import read_star
-from emsplat.particles import OpticsGroup
+from emsplat.particles.table import OpticsGroup
 
 N_IMAGES = 6  # of the data set fixture
 FIELDS = ("beam_tilt_in_milliradians", "odd_zernike", "even_zernike", "magnification")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from emsplat.correlation import fsc
 from emsplat.io import read_map, read_particles, read_star
 from emsplat.io.subset import read_ids, subset
 from emsplat.settings import InputSettings
+from emsplat.validation.correlation import fsc
 from relion import run_relion
 
 IDS = [f"{i + 1:06d}@stack.mrcs" for i in range(6)]

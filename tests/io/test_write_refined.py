@@ -11,8 +11,8 @@ from cs_project import complete, write_cs
 
 from emsplat.io import read_particles, read_star
 from emsplat.io.write_refined import write_refined
-from emsplat.particles import Particles
-from emsplat.refine import changed
+from emsplat.particles.table import Particles
+from emsplat.poses.refine import changed
 from emsplat.settings import REFINABLE
 
 COLUMNS = {"poses": [0, 1, 2], "shifts": [3, 4], "contrast": [5], "defocus": [6]}

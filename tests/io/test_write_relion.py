@@ -11,7 +11,7 @@ import pytest
 
 from emsplat.io import read_map, read_particles, read_star, write_star
 from emsplat.io.write_relion import write_relion
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 from relion import run_relion
 
 ABERRATIONS = {

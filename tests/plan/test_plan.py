@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from emsplat.cli import main
-from emsplat.insertion import SliceGrid
+from emsplat.fourier.insertion import SliceGrid
 from emsplat.plan.cluster import Cluster
 from emsplat.plan.model import DISK, NETWORK, PROCESSOR, Job, Stage, grid_bytes, stages
 from emsplat.plan.rates import ASSUMED_CARD, Rates, disk_rate, measured_card
 from emsplat.plan.run import of_rates
 from emsplat.plan.text import size_text, time_text
-from emsplat.reconstruction import reconstruct
-from emsplat.reporting import Reporter
+from emsplat.reconstruction.reconstruct import reconstruct
+from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 
 JOB = Job(

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emsplat.gaussians import Gaussians
+from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.io.images import ImageSource
-from emsplat.noise import outside_circle, subtract_background
-from emsplat.particles import Particles
-from emsplat.reconstruction import Reconstruction
-from emsplat.report.evidence import Evidence, gather_evidence
-from emsplat.reporting import Reporter
+from emsplat.models.gaussians import Gaussians
+from emsplat.outputs.evidence import Evidence, gather_evidence
+from emsplat.particles.table import Particles
+from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.runtime.reporting import Reporter
 
 WAVELENGTH = 0.0196875  # Å at 300 kV
 

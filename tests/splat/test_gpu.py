@@ -37,7 +37,7 @@ def test_every_kernel_compiles_and_only_the_way_there_has_atomics() -> None:
 def test_importing_needs_no_triton_and_a_kernel_says_what_to_install() -> None:
     program = """
 import sys
-import emsplat.splat, emsplat.gaussians, torch
+import emsplat.splat, emsplat.models.gaussians, torch
 from emsplat.errors import InputError
 from emsplat.splat.functions_gpu import kernels
 assert not [name for name in sys.modules if name.startswith("emsplat.splat.gpu")]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from emsplat.gaussians import Gaussians
 from emsplat.io.mrc import read_map
+from emsplat.models.gaussians import Gaussians
 from emsplat.simulation import bundled_model
 from emsplat.viewer.atoms import load_model, load_uploaded
 from emsplat.viewer.colours import Scale

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from chromium import CHROMIUM, FLAGS, pixels
-from emsplat.parameters import Parameters
-from emsplat.reconstruction import Reconstruction, reconstruct
-from emsplat.reporting import Reporter
+from emsplat.models.parameters import Parameters
+from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
+from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 
 pytest.importorskip("viser")

@@ -18,14 +18,14 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emsplat.aberrations import antisymmetric_factors, slice_matrices
 from emsplat.check.findings import Finding, fine, note, problem
 from emsplat.check.inversion import SmallData, expected_map, gather_parts
 from emsplat.conventions import spatial_frequency_radii
-from emsplat.correlation import Curve, fsc
-from emsplat.optics import ctf
-from emsplat.simulation.slices import central_slices, fourier_volume
-from emsplat.statistics import Statistics
+from emsplat.fourier.slices import central_slices, fourier_volume
+from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
+from emsplat.imaging.ctf import ctf
+from emsplat.statistics.accumulate import Statistics
+from emsplat.validation.correlation import Curve, fsc
 
 OTHERS = 8  # K
 SHUFFLES = 4  # curves of shuffled poses that are drawn

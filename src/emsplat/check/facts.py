@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from emsplat.check.findings import Finding, fine, note, problem
 from emsplat.conventions import electron_wavelength_in_angstroms
 from emsplat.io.mrc import StackReader
-from emsplat.particles import OpticsGroup, Particles
+from emsplat.particles.table import OpticsGroup, Particles
 
 Range = tuple[float, float, float]  # lowest, median, highest
 

@@ -10,12 +10,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
-from emsplat import maps
 from emsplat.check.gallery import Gallery
 from emsplat.check.inversion import QuickMap
 from emsplat.check.run import Check, Inversion, closing_line
 from emsplat.check.thon import ThonFit
-from emsplat.figures import (
+from emsplat.figures.reconstruction import (
     BLUE,
     FAINT,
     GREEN,
@@ -30,6 +29,7 @@ from emsplat.figures import (
     scale_bar,
     style,
 )
+from emsplat.fourier import maps
 
 _WIDTH, _GALLERY_HEIGHT, _CURVES_HEIGHT, _LINE = 13.0, 5.6, 4.0, 0.22  # inches
 _HEAD_CHARACTERS, _CHARACTERS = 140, 180  # of a line across the picture

@@ -8,13 +8,13 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emsplat import maps
 from emsplat.check.agreement import predict
 from emsplat.check.inversion import SmallData
 from emsplat.check.sample import Sample
 from emsplat.conventions import spatial_frequency_radii
+from emsplat.fourier import maps
 from emsplat.io.images import ImageSource
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 
 _SHOWN = 6
 _FINEST, _SHARE_OF_BOX = 25.0, 0.12  # Å and box edges: single images say nothing beyond the larger of the two

@@ -8,13 +8,13 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat import maps
 from emsplat.check.findings import Finding, fine, note, problem
-from emsplat.correlation import Curve, fsc
+from emsplat.fourier import maps
 from emsplat.io.images import ImageSource
-from emsplat.particles import Particles
-from emsplat.preview import contrast, contrast_is_sure, outline_diameter
-from emsplat.statistics import PassSettings, Statistics, gather_statistics
+from emsplat.particles.table import Particles
+from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.preview import contrast, contrast_is_sure, outline_diameter
+from emsplat.validation.correlation import Curve, fsc
 
 _OFF_CENTRE = 0.1  # of the box: the centre of mass so far from the box centre is worth a word
 _SMOOTHED_OVER = 2  # shells on either side

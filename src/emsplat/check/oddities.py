@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from emsplat.check.findings import Finding, fine, note, problem
 from emsplat.check.sample import ImageStatistics, Sample
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 
 _FAR = 8.0  # robust standard deviations from the median of the optics group
 _FEWEST = 20  # images of a group, to say what is usual

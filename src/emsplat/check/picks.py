@@ -14,7 +14,7 @@ from emsplat.check.findings import Finding, fine, problem
 from emsplat.errors import InputError
 from emsplat.io.formats import Format, sniff
 from emsplat.io.star import Table, read_star
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 
 _X, _Y, _MICROGRAPH = "rlnCoordinateX", "rlnCoordinateY", "rlnMicrographName"
 _PIXEL_SIZES = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")  # of RELION 5 and 3.1

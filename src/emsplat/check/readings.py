@@ -18,7 +18,7 @@ from emsplat.check.agreement import Agreement, MatchedFilter, crossed_maps
 from emsplat.check.findings import Finding, problem
 from emsplat.check.inversion import SmallData, gather_parts
 from emsplat.conventions import euler_angles
-from emsplat.optics import ctf
+from emsplat.imaging.ctf import ctf
 
 _BETTER, _BETTER_BY = 6.0, 0.015  # standard deviations and relative gain of a reading that is better than the table's
 _LEAST_SHIFT = 0.1  # pixels of the small copies, rms; below it a shift cannot be told from none

@@ -18,7 +18,7 @@ from emsplat.check.agreement import (
     measure_agreement,
     shuffled_half_maps,
 )
-from emsplat.check.coverage import Coverage, coverage_findings, measure_coverage
+from emsplat.check.coverage import coverage_findings
 from emsplat.check.facts import Facts, fact_rows, gather_facts, table_findings
 from emsplat.check.findings import Finding, note
 from emsplat.check.gallery import Gallery, choose_gallery
@@ -29,15 +29,16 @@ from emsplat.check.readings import Reading, alternatives, compare, reading_findi
 from emsplat.check.sample import ImageStatistics, Sample, choose_rows, look_at_images, take_sample
 from emsplat.check.settings import CheckSettings
 from emsplat.check.thon import ThonFit, fit_thon_rings, images_are_multiplied, thon_findings
-from emsplat.correlation import Curve
 from emsplat.errors import InputError
+from emsplat.imaging.noise import noise_spectra
 from emsplat.io import read_input
 from emsplat.io.images import ImageSource, reading_order
-from emsplat.noise import noise_spectra
-from emsplat.particles import Particles
-from emsplat.reporting import Reporter
+from emsplat.particles.coverage import Coverage, measure_coverage
+from emsplat.particles.table import Particles
+from emsplat.runtime.reporting import Reporter
+from emsplat.runtime.threads import threads
 from emsplat.symmetry import symmetry_operators
-from emsplat.threads import threads
+from emsplat.validation.correlation import Curve
 
 _FEWEST = 16  # particles, for a map to be worth making
 

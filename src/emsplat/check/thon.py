@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.check.findings import Finding, fine, note, problem
-from emsplat.optics import ctf_parameters
-from emsplat.particles import Particles
+from emsplat.imaging.ctf import ctf_parameters
+from emsplat.particles.table import Particles
 
 _FIRST_SHELL = 3  # the shells before hold the background's slope
 _LONGEST_STEP = 1.0  # radians of phase from shell to shell; beyond, a shell mixes peaks and zeros

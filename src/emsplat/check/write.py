@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import emsplat
 from emsplat.check.figure import draw_check
 from emsplat.check.run import Check, Inversion
-from emsplat.correlation import Curve
-from emsplat.io.folders import check_folder, filling
-from emsplat.reporting import Reporter
+from emsplat.runtime.folders import check_folder, filling
+from emsplat.runtime.reporting import Reporter
+from emsplat.validation.correlation import Curve
+from emsplat.versions import __version__
 
 PICTURE, NUMBERS = "check.png", "check.json"
 _NAMED = 1000  # ids of odd images that are written
@@ -57,7 +57,7 @@ def numbers(result: Check, reporter: Reporter) -> dict[str, Any]:
         },
         "map": None if result.inversion is None else _map_numbers(result.inversion),
         "seconds": {stage: round(time, 3) for stage, time in reporter.seconds.items()},
-        "version": emsplat.__version__,
+        "version": __version__,
     }
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-import emsplat
 from emsplat.check.settings import CheckSettings
+from emsplat.versions import __version__
 
 
 def check(
@@ -27,10 +27,10 @@ def check(
         settings: what is left out is found from the data.
         overwrite: replace a check the folder holds.
     """
-    from emsplat.console import ConsoleReporter
+    from emsplat.runtime.console import ConsoleReporter
 
     reporter = ConsoleReporter()
-    reporter.line(f"emsplat {emsplat.__version__}: checking {particles}")
+    reporter.line(f"emsplat {__version__}: checking {particles}")
     with reporter.stage("loading"):
         from emsplat.check.run import check, closing_line
         from emsplat.check.write import PICTURE, check_output, write_check

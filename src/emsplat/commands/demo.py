@@ -13,6 +13,6 @@ def demo(output: Output, seed: int = 0, overwrite: bool = False) -> None:
         seed: of everything that is drawn.
         overwrite: replace a run the folder holds.
     """
-    from emsplat.demo import run_demo
+    from emsplat.commands.run_demo import run_demo
 
     run_demo(output, seed, overwrite)

@@ -30,7 +30,7 @@ def export(
         box_size: of an mrc, voxels; left out: as large as the run's map.
         overwrite: replace what exists.
     """
-    from emsplat.console import ConsoleReporter
+    from emsplat.runtime.console import ConsoleReporter
 
     reporter = ConsoleReporter()
     with reporter.stage("loading"):

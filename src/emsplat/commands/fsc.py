@@ -24,6 +24,6 @@ def fsc(
         output: the figure to draw: .png, .svg or .pdf.
         pixel_size: Å; overrides the maps' headers.
     """
-    from emsplat.compare import compare
+    from emsplat.check.compare import compare
 
     compare(first, second, mask, output, pixel_size)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-import emsplat
 from emsplat.plan.cluster import Cluster
 from emsplat.settings import ReconstructSettings
+from emsplat.versions import __version__
 
 
 def plan(
@@ -30,10 +30,10 @@ def plan(
     """
     from json import dumps
 
-    from emsplat.console import ConsoleReporter
+    from emsplat.runtime.console import ConsoleReporter
 
     reporter = ConsoleReporter(to_stderr=json)
-    reporter.line(f"emsplat {emsplat.__version__}: planning {particles}")
+    reporter.line(f"emsplat {__version__}: planning {particles}")
     with reporter.stage("loading"):
         from emsplat.plan.run import plan
         from emsplat.plan.text import plan_table

@@ -9,10 +9,10 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-import emsplat
 from emsplat.commands.arguments import Output
-from emsplat.reporting import Reporter
+from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
+from emsplat.versions import __version__
 
 
 def reconstruct(
@@ -44,8 +44,8 @@ def reconstruct(
     """
     from json import dumps
 
-    from emsplat.console import ConsoleReporter
-    from emsplat.ranks import joined
+    from emsplat.runtime.console import ConsoleReporter
+    from emsplat.runtime.ranks import joined
 
     if view:
         from emsplat.viewer.server import check_installed
@@ -55,14 +55,14 @@ def reconstruct(
     with joined(lambda: reporter.current) as world:
         if not world.is_first:
             reporter = ConsoleReporter(quiet=True)
-        reporter.line(f"emsplat {emsplat.__version__}: {particles} → {output}")
+        reporter.line(f"emsplat {__version__}: {particles} → {output}")
         if world.size > 1:
             reporter.line(f"{world.size} ranks on {', '.join(dict.fromkeys(world.hosts))}")
         with reporter.stage("loading"):
-            from emsplat import outputs
-            from emsplat.checkpoint import checkpoints_of
-            from emsplat.closing import closing_curve, closing_rows
-            from emsplat.reconstruction import reconstruct
+            from emsplat.outputs import reconstruction as outputs
+            from emsplat.reconstruction.reconstruct import reconstruct
+            from emsplat.runs.closing import closing_curve, closing_rows
+            from emsplat.runtime.checkpoint import checkpoints_of
 
         look = world.is_first and resume and not overwrite
         if world.broadcast(look and outputs.is_complete(output, particles, settings, reporter)):

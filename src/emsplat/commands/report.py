@@ -20,7 +20,7 @@ def report(
         run: the folder that emsplat reconstruct wrote.
         output: the file to write; left out: report.html in DIR.
     """
-    from emsplat.console import ConsoleReporter
+    from emsplat.runtime.console import ConsoleReporter
 
     reporter = ConsoleReporter()
     with reporter.stage("loading"):

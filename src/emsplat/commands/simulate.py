@@ -55,8 +55,8 @@ def simulate(
         like: a star file whose poses, shifts and CTFs are used instead of drawn ones.
         overwrite: replace a simulation the folder holds.
     """
-    from emsplat.console import ConsoleReporter
-    from emsplat.io.folders import claiming
+    from emsplat.runtime.console import ConsoleReporter
+    from emsplat.runtime.folders import claiming
     from emsplat.simulation import simulate
 
     settings = SimulationSettings(

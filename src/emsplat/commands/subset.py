@@ -29,9 +29,9 @@ def subset(
         settings: act where a file is converted.
         overwrite: replace a file that exists.
     """
-    from emsplat.console import ConsoleReporter
     from emsplat.errors import InputError
     from emsplat.io.subset import subset
+    from emsplat.runtime.console import ConsoleReporter
 
     if output.exists() and not overwrite:
         raise InputError(f"{output}: exists already; choose another name, or replace it with --overwrite")

@@ -24,8 +24,8 @@ def view(
         port: to listen at; 0: any that is free.
         most_gaussians: that are drawn; of more, some are drawn by lot.
     """
-    from emsplat.console import ConsoleReporter
     from emsplat.errors import InputError
+    from emsplat.runtime.console import ConsoleReporter
     from emsplat.viewer.server import check_installed
 
     check_installed()

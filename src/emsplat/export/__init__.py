@@ -1,1 +1,4 @@
-"""A run's Gaussians and maps for other programs."""
+"""Results in the formats of other programs.
+
+- ``formats``: which formats there are; ``ply``, ``cif``, ``mrc``, ``relion``: one each
+"""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emsplat.gaussians import Gaussians
-from emsplat.io.files import replacing
+from emsplat.models.gaussians import Gaussians
+from emsplat.runtime.files import replacing
 
 _ATOM_SITE = (
     *("group_PDB", "id", "type_symbol", "label_atom_id", "label_alt_id", "label_comp_id", "label_asym_id"),

@@ -10,9 +10,9 @@ from emsplat.export.cif import write_cif
 from emsplat.export.mrc import write_density
 from emsplat.export.ply import write_ply
 from emsplat.export.relion import NAMES, write_relion_maps
-from emsplat.export.run_folder import RunFolder, open_run
-from emsplat.gaussians import Gaussians
-from emsplat.io.folders import check_folder
+from emsplat.models.gaussians import Gaussians
+from emsplat.runs.run_folder import RunFolder, open_run
+from emsplat.runtime.folders import check_folder
 from emsplat.settings import SMALLEST_BOX
 
 MODELS = {

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.gaussians import Gaussians
+from emsplat.fourier.maps import fourier_resize
 from emsplat.io.mrc import write_map
-from emsplat.maps import fourier_resize
+from emsplat.models.gaussians import Gaussians
 from emsplat.splat.bandlimit import WIDENING
 
 _REACH = 5.0  # σ, widened as for splatting, where a Gaussian ends on a grid

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.gaussians import Gaussians
-from emsplat.io.files import replacing
+from emsplat.models.gaussians import Gaussians
+from emsplat.runtime.files import replacing
 
 _PROPERTIES = (
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from emsplat.export.run_folder import RunFolder
-from emsplat.io.folders import filling
+from emsplat.runs.run_folder import RunFolder
+from emsplat.runtime.folders import filling
 
 MAP, HALF_1, HALF_2 = "run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"
 MASK = "mask.mrc"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from emsplat.errors import InputError
 from emsplat.io.cs import read_cs
-from emsplat.io.files import replacing
 from emsplat.io.formats import REMEDY, Format, sniff
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import Map, StackReader, StackWriter, read_map, write_map
@@ -15,7 +14,8 @@ from emsplat.io.pkl import read_cryodrgn
 from emsplat.io.relion import read_relion
 from emsplat.io.star import Table, read_star, write_star
 from emsplat.io.tomo import read_tomo
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
+from emsplat.runtime.files import replacing
 from emsplat.settings import InputSettings
 
 __all__ = [

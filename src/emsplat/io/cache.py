@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from emsplat.cropping import fourier_cropped
 from emsplat.errors import InputError
+from emsplat.fourier.cropping import fourier_cropped
 from emsplat.io.cache_folder import place
-from emsplat.io.files import reason
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import consecutive_runs
-from emsplat.reporting import Reporter
+from emsplat.runtime.files import reason
+from emsplat.runtime.reporting import Reporter
 
 _FORMAT = "emsplat image cache 1"
 _LARGEST_READ_IN_BYTES = 8 << 20

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emsplat.errors import InputError
-from emsplat.io.files import reason, replacing
+from emsplat.runtime.files import reason, replacing
 
 _PREFIX = "emsplat-"  # of the folders that are ours: what else lies there is not touched
 _LOCK, _IMAGES, _FACTS = ".emsplat-cache", "images", "facts.json"

@@ -17,7 +17,7 @@ from emsplat.errors import InputError
 from emsplat.io.cs_alignments import Alignment, read_alignment
 from emsplat.io.cs_columns import Columns, read_columns
 from emsplat.io.stacks import ImageNames, StackFacts, agreed_pixel_size, check_stacks, find_stacks
-from emsplat.particles import OpticsGroup, Particles
+from emsplat.particles.table import OpticsGroup, Particles
 
 _MANDATORY = ("blob/path", "blob/idx", "ctf/df1_A", "ctf/df2_A")
 _OTHER_NAMES = {  # of older versions, or of the slot a column came from

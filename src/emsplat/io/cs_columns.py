@@ -21,7 +21,7 @@ from numpy.lib import format as array_format
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.io.files import check_memory, open_regular
+from emsplat.runtime.files import check_memory, open_regular
 
 _LARGEST_HEADER_IN_BYTES = 1 << 18  # a table of a hundred classes needs a third of it
 _BLOCK_IN_BYTES = 16 << 20  # rows are read a block at a time: most of a table's columns are not kept

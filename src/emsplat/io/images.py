@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import StackReader
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 
 _OPEN_STACKS = 16  # a data set may have tens of thousands, a process some hundreds of open files
 

@@ -18,7 +18,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from numpy.typing import ArrayLike, NDArray
 
 from emsplat.errors import InputError
-from emsplat.io.files import check_memory, open_regular, replacing
+from emsplat.runtime.files import check_memory, open_regular, replacing
 
 _HEADER_BYTES = 1024
 _VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # by mode

@@ -32,7 +32,7 @@ from emsplat.io.stacks import (
 )
 from emsplat.io.star import read_star
 from emsplat.io.unpickle import read_arrays
-from emsplat.particles import OpticsGroup, Particles
+from emsplat.particles.table import OpticsGroup, Particles
 
 _LARGEST_ROTATION_ERROR = 1e-3  # poses may be in single precision
 

@@ -22,7 +22,7 @@ from emsplat.io.stacks import (
     find_stacks,
     parse_image_names,
 )
-from emsplat.particles import OpticsGroup, Particles
+from emsplat.particles.table import OpticsGroup, Particles
 
 
 def read_relion(

@@ -1,7 +1,7 @@
 """The columns in which RELION 3.1 keeps the aberrations of an optics group.
 
 Beam tilts are in mrad; the Zernike coefficients are lists, ``[0.1,0,-2]``, in radians for frequencies in 1/Å; see
-`emsplat.aberrations`. Source: the label definitions of RELION 3.1 (``relion_refine --print_metadata_labels``).
+`emsplat.imaging.aberrations`. Source: the label definitions of RELION 3.1 (``relion_refine --print_metadata_labels``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from emsplat.errors import InputError
-from emsplat.particles import OpticsGroup
+from emsplat.particles.table import OpticsGroup
 
 _TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
 _ODD, _EVEN = "rlnOddZernike", "rlnEvenZernike"

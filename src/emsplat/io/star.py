@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.io.files import open_regular, replacing
+from emsplat.runtime.files import open_regular, replacing
 
 _PIECE = 1 << 20  # bytes read at once, and the longest line
 _WORDS_IN_A_BATCH = 1 << 16  # read before they are sorted into columns

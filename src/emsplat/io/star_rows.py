@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.io.files import replacing
 from emsplat.io.star import quoted
+from emsplat.runtime.files import replacing
 
 _WORD = re.compile(r"""'.*?'(?=\s|$)|".*?"(?=\s|$)|\S+""")
 

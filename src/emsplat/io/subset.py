@@ -12,10 +12,10 @@ import numpy as np
 
 from emsplat.errors import InputError
 from emsplat.io import read_input
-from emsplat.io.files import open_regular
 from emsplat.io.write_back import check_other_file, open_source, write_back
 from emsplat.io.write_relion import write_relion
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
+from emsplat.runtime.files import open_regular
 from emsplat.settings import InputSettings
 
 

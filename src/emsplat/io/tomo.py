@@ -23,7 +23,7 @@ from emsplat.io.relion_rows import KEPT, Rows, read_rows
 from emsplat.io.stacks import ImageNames, StackFacts, check_stacks, find_file, find_stacks
 from emsplat.io.star import Table, read_star
 from emsplat.io.tilt_series import TiltSeries, parse_list, read_tilt_series
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 
 _ANGLES = ("Rot", "Tilt", "Psi")
 _MANDATORY = (

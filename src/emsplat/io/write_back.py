@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.cs_columns import read_columns
-from emsplat.io.files import replacing
 from emsplat.io.formats import REMEDY, Format, sniff
 from emsplat.io.star import read_star
 from emsplat.io.star_rows import copy_rows
 from emsplat.io.unpickle import read_arrays
+from emsplat.runtime.files import replacing
 
 Writer = Callable[[Path, NDArray[np.int64], Mapping[str, NDArray]], None]
 

@@ -14,7 +14,7 @@ from emsplat.io.formats import Format, sniff
 from emsplat.io.star import read_star
 from emsplat.io.write_back import write_back
 from emsplat.io.write_relion import write_relion
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 
 NAMES = ("particles.star", "particles.cs")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emsplat.io.relion_aberrations import aberration_columns
 from emsplat.io.star import Table, write_star
-from emsplat.particles import OpticsGroup, Particles
+from emsplat.particles.table import OpticsGroup, Particles
 
 
 def write_relion(particles: Particles, path: str | Path, project: str | Path | None = None) -> None:

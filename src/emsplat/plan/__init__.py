@@ -1,1 +1,5 @@
-"""What a reconstruction will take: time, memory and disk of every stage, from rates measured on the spot."""
+"""`emsplat plan`: how long a job will take, how much memory and disk it needs, and why.
+
+- ``rates``: this machine's speed, measured in seconds; ``model``: what a job costs at these rates
+- ``cluster``: the same for many machines; ``run``: from a particle table to the plan; ``text``: the plan in words
+"""

@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from emsplat.insertion import WIDTH, grid_period, grid_shape
-from emsplat.local_resolution import frequency_bands
+from emsplat.fourier.insertion import WIDTH, grid_period, grid_shape
 from emsplat.plan.cluster import Cluster
+from emsplat.validation.local_resolution import frequency_bands
 
 if TYPE_CHECKING:
     from emsplat.plan.rates import Card, Rates

@@ -17,21 +17,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emsplat import devices, maps
-from emsplat.batches import Rows
-from emsplat.cropping import fourier_crop, fourier_cropped
-from emsplat.density import round_gaussians
+from emsplat.fourier import maps
+from emsplat.fourier.cropping import fourier_crop, fourier_cropped
 from emsplat.io.images import ImageSource, reading_order
-from emsplat.local_resolution import frequency_bands, local_resolution
-from emsplat.loss import QuadraticLoss, fitting_period
-from emsplat.parameters import Adam
-from emsplat.particles import Particles
+from emsplat.models.densification import round_gaussians
+from emsplat.models.parameters import Adam
+from emsplat.particles.batches import Rows
+from emsplat.particles.table import Particles
 from emsplat.plan.model import Job, volume_work
-from emsplat.preview import Preview
-from emsplat.reporting import peak_memory_in_bytes
+from emsplat.runtime import devices
+from emsplat.runtime.reporting import peak_memory_in_bytes
 from emsplat.splat import voxelise
-from emsplat.statistics import PassSettings, Statistics, gather_statistics
-from emsplat.validation import validate
+from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.loss import QuadraticLoss, fitting_period
+from emsplat.statistics.preview import Preview
+from emsplat.validation.local_resolution import frequency_bands, local_resolution
+from emsplat.validation.validate import validate
 
 _READ_SECONDS, _READ_BYTES = 1.0, 256 << 20  # of the stacks, at most
 _PIECE_BYTES = 8 << 20

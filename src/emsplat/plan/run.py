@@ -9,21 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emsplat.count import supported_count
-from emsplat.halves import fits_of_half
+from emsplat.fit.count import supported_count
 from emsplat.io import read_input
 from emsplat.io.images import ImageSource
-from emsplat.loss import fitting_period
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
 from emsplat.plan.cluster import Cluster
 from emsplat.plan.model import STEPS, Job, Stage, held_bytes, stages, storage
 from emsplat.plan.rates import Card, Rates, card, measured
-from emsplat.preview import look_at_sample
-from emsplat.reporting import Reporter
+from emsplat.reconstruction.halves import fits_of_half
+from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
+from emsplat.runtime.reporting import Reporter
+from emsplat.runtime.threads import threads
 from emsplat.settings import ReconstructSettings
+from emsplat.statistics.loss import fitting_period
+from emsplat.statistics.preview import look_at_sample
 from emsplat.symmetry import symmetry_operators
-from emsplat.threads import threads
-from emsplat.working_grid import Grid, working_box, working_grid
 
 _FILLING = 0.35  # of its sphere that a particle takes
 _SIGMA_PER_SPACING = 0.5  # of a Gaussian, of the edge of the room that each has

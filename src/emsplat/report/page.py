@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from emsplat.io.files import replacing
 from emsplat.report import plots, sections
-from emsplat.report.run import Run
+from emsplat.runs.run import Run
+from emsplat.runtime.files import replacing
 
 REPORT = "report.html"
 _SCRIPTS = ("unpack.js", "curves.js", "slices.js", "isosurface.js", "surface.js")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.gaussians import Gaussians
 from emsplat.io.mrc import Map
+from emsplat.models.gaussians import Gaussians
 from emsplat.report.charts import Axis, Band, Chart, Frame, Line, linear_axis, resolution_axis
-from emsplat.report.run import Run
-from emsplat.validation import C_AT_RESOLUTION
+from emsplat.runs.run import Run
+from emsplat.validation.validate import C_AT_RESOLUTION
 
 Section = dict[str, Any] | None
 

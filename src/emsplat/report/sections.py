@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.closing import true_resolution_text
 from emsplat.report import volumes
 from emsplat.report.charts import sphere_map
 from emsplat.report.picture import as_data_uri, grey, png_as_data_uri, surface_picture
-from emsplat.report.run import Run
 from emsplat.report.volumes import Window
+from emsplat.runs.closing import true_resolution_text
+from emsplat.runs.run import Run
 
 Section = dict[str, Any] | None
 

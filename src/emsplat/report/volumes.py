@@ -12,7 +12,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emsplat import maps
+from emsplat.fourier import maps
 
 SLICES_EDGE = 112  # voxels of the volumes that are sliced, at most: 1.4 MB before packing
 SURFACE_EDGE = 120  # of the one whose surface is shown: finer than the map where that is small, so that it is smooth

@@ -11,7 +11,7 @@ from emsplat.conventions import rotation_matrices
 from emsplat.errors import InputError
 from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, aberration_columns, with_aberrations
 from emsplat.io.star import Table, read_star
-from emsplat.particles import OpticsGroup, Particles, split_by_particle
+from emsplat.particles.table import OpticsGroup, Particles, split_by_particle
 from emsplat.settings import SimulationSettings
 
 # "uneven": three quarters of the views gather about one direction, as where particles stick to the air-water interface

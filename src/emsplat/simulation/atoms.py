@@ -16,7 +16,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.io.files import open_regular
+from emsplat.runtime.files import open_regular
 
 VOLTS_PER_SCATTERING_DENSITY = 47.878  # h²/(2π m e) in V·Å², from Å of scattering length per Å³ to volts
 

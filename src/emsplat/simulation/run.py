@@ -10,15 +10,15 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emsplat.aberrations import antisymmetric_factors, slice_matrices
-from emsplat.io.folders import check_folder, filling
+from emsplat.fourier.slices import FourierVolume, central_slices, fourier_volume
+from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
+from emsplat.imaging.ctf import ctf
 from emsplat.io.mrc import StackWriter, write_map
 from emsplat.io.star import write_star
-from emsplat.optics import ctf
-from emsplat.particles import Particles
+from emsplat.particles.table import Particles
+from emsplat.runtime.folders import check_folder, filling
 from emsplat.settings import SimulationSettings
 from emsplat.simulation.acquisition import acquire, star_tables
-from emsplat.simulation.slices import FourierVolume, central_slices, fourier_volume
 from emsplat.simulation.truth import molecular_map, soft_mask
 
 _STAR, _STACK = "particles.star", "particles.mrcs"

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from emsplat.errors import InputError
+from emsplat.fourier.slices import fourier_volume, transform_at
 from emsplat.io.mrc import StackReader, read_map
 from emsplat.settings import SimulationSettings
 from emsplat.simulation.atoms import potential_of_atoms, read_atoms
-from emsplat.simulation.slices import fourier_volume, transform_at
 
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrcs", ".rec")
 

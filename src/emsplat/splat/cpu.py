@@ -13,7 +13,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from emsplat.simd import LANES, add_gaussian, gaussian_sums
+from emsplat.runtime.simd import LANES, add_gaussian, gaussian_sums
 
 PADDING = LANES
 # What is allowed to the compiler short of assuming that NaN and infinity never occur: the guards below count on them.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from emsplat.simd import LANES, add_gaussian, gaussian_sums
+from emsplat.runtime.simd import LANES, add_gaussian, gaussian_sums
 from emsplat.splat.cpu import FAST, PADDING, span
 
 _SHARES = 32

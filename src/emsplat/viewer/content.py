@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.export.formats import MODELS
-from emsplat.export.run_folder import RunFolder, open_run
-from emsplat.gaussians import Gaussians
 from emsplat.io.mrc import read_map
+from emsplat.models.gaussians import Gaussians
 from emsplat.report import volumes
-from emsplat.report.run import Run
 from emsplat.report.volumes import Window, window_about
+from emsplat.runs.run import Run
+from emsplat.runs.run_folder import RunFolder, open_run
 from emsplat.viewer.colours import Scale
 from emsplat.viewer.fields import Field
 from emsplat.viewer.splats import Model, thinned

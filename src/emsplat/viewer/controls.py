@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emsplat.closing import resolution_text
 from emsplat.errors import InputError
+from emsplat.runs.closing import resolution_text
 from emsplat.viewer import pictures
 from emsplat.viewer.atoms import AtomicModel, load_model, load_uploaded
 from emsplat.viewer.content import Content

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from emsplat.fit import gaussians_of
-from emsplat.parameters import Parameters
-from emsplat.reporting import Reporter
+from emsplat.fit.by_statistics import gaussians_of
+from emsplat.models.parameters import Parameters
+from emsplat.runtime.reporting import Reporter
 from emsplat.viewer.scene import ANISOTROPY, MASS, ONE, SIZE, Splats, aim, colouring
 from emsplat.viewer.server import addresses, start
 from emsplat.viewer.splats import Look, Model, thinned

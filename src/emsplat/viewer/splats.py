@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.gaussians import Gaussians
+from emsplat.models.gaussians import Gaussians
 from emsplat.viewer.fields import Plane
 
 _DEPTH = 4.0  # optical depth through the middle of the particle: a fiftieth of what is behind it shines through

@@ -1,0 +1,117 @@
+"""Radial noise spectra, one an optics group, and whitening by them."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from emsplat.conventions import spatial_frequency_radii
+from emsplat.errors import InputError
+from emsplat.imaging.ctf import ctf
+from emsplat.particles.table import Particles
+
+_CIRCLE = 0.9  # diameter of the particle's circle as a share of the box: noise is measured outside
+_EDGE = 4.0  # pixels of soft edge
+_AT_ONCE = 64  # images whose transforms are held together
+
+
+def outside_circle(box_size: int) -> NDArray[np.float32]:
+    """(D, D) 1 outside the circle that holds the particle, 0 inside, cosine edge."""
+    axis = np.arange(box_size) - box_size // 2
+    radius = np.hypot(axis[:, None], axis[None, :])
+    edge = min(_EDGE, box_size / 16)
+    ramp = np.clip((radius - _CIRCLE * box_size / 2) / edge + 0.5, 0, 1)
+    return (0.5 - 0.5 * np.cos(np.pi * ramp)).astype(np.float32)
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def subtract_background(images, window):
+    """Take each image's mean over the window off it, in place. images: (n, D, D) float32, window: (D, D)."""
+    total = np.float64(0)  # by hand: numba would sum in parts, one a thread, and round by their number
+    for y in range(window.shape[0]):
+        for x in range(window.shape[1]):
+            total += window[y, x]
+    for i in numba.prange(images.shape[0]):
+        image = images[i]
+        mean = np.float32(0)
+        for y in range(image.shape[0]):
+            row_sum = np.float64(0)
+            for x in range(image.shape[1]):
+                row_sum += image[y, x] * window[y, x]
+            mean += np.float32(row_sum / total)
+        for y in range(image.shape[0]):
+            for x in range(image.shape[1]):
+                image[y, x] -= mean
+
+
+def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:
+    """(D//2 + 1,) means over the shells of the last two axes, a half plane (D, D//2+1), averaged over the others."""
+    shells = np.rint(spatial_frequency_radii(box_size)).astype(int).ravel()
+    mean = values.reshape(-1, shells.size).mean(axis=0, dtype=np.float64)
+    n = box_size // 2 + 1
+    return np.bincount(shells, mean, minlength=n)[:n] / np.bincount(shells, minlength=n)[:n]
+
+
+def noise_spectra(images: NDArray[np.float32], particles: Particles) -> NDArray[np.float64]:
+    """Power of the noise in every optics group.
+
+    Premultiplied images hold CTF × noise: their power over the mean CTF² is the noise's before multiplication.
+
+    Args:
+        images: (n, D, D), background subtracted; particles: the same n rows.
+    Returns:
+        (groups, D//2+1): mean |DFT of the noise|² in each shell, of a whole image, unnormalised DFT.
+    """
+    box_size = images.shape[-1]
+    window = outside_circle(box_size)
+    counts = np.bincount(particles.optics_group, minlength=len(particles.optics))
+    spectra = np.zeros((len(particles.optics), box_size // 2 + 1))
+    for number in np.flatnonzero(counts):
+        rows = np.flatnonzero(particles.optics_group == number)
+        spectrum = _mean_spectrum(images, rows, window)
+        group = particles.optics[number]
+        if group.premultiplied:
+            transfer = ctf(particles.select(rows))
+            spectrum /= np.maximum(shell_means(_smeared((transfer**2).mean(axis=0), window), box_size), 1e-6)
+        if not np.all(spectrum[1:] > 0):
+            raise InputError(
+                f"{particles.source}: images are blank outside the particle's circle, so their noise cannot be "
+                "measured; use images that were not masked"
+            )
+        spectra[number] = np.maximum(spectrum, 1e-6 * spectrum.mean())
+    # A group the sample missed is a rare one: it borrows the mean of the others.
+    spectra[counts == 0] = np.average(spectra, axis=0, weights=counts)
+    return spectra
+
+
+def inverse_noise(noise: NDArray[np.float64], working: int, box_size: int) -> NDArray[np.float64]:
+    """(groups, D′, D′//2+1) 1/noise on a half plane cropped to D′; 0 at DC and from Nyquist's radius on.
+
+    Args:
+        noise: (groups, D//2+1) from `noise_spectra`, interpolated between the shells.
+    """
+    ky, kx = np.meshgrid(np.fft.fftfreq(working, 1 / working), np.arange(working // 2 + 1), indexing="ij")
+    radius = np.hypot(kx, ky)
+    inverse = 1 / noise
+    inverse[:, 0] = 0.0  # the mean of an image says nothing about the particle
+    found = np.stack([np.interp(radius, np.arange(noise.shape[1]), values) for values in inverse])
+    return np.where(2 * radius < box_size, found, 0.0)
+
+
+def _mean_spectrum(images: NDArray[np.float32], rows: NDArray, window: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(D//2+1,) power of whole images, measured through the window."""
+    box_size = images.shape[-1]
+    total = np.zeros((box_size, box_size // 2 + 1))
+    for first in range(0, len(rows), _AT_ONCE):
+        spectra = scipy.fft.rfft2(images[rows[first : first + _AT_ONCE]] * window)
+        total += (spectra.real**2 + spectra.imag**2).sum(axis=0, dtype=np.float64)
+    to_whole_image = box_size**2 / np.sum(window.astype(np.float64) ** 2)
+    return shell_means(total, box_size) * to_whole_image / len(rows)
+
+
+def _smeared(power: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A power spectrum (D, D//2+1) as it is seen through a window (D, D): near the CTF's zeros this matters."""
+    of_window = scipy.fft.irfft2(np.abs(scipy.fft.rfft2(window.astype(np.float64))) ** 2, s=window.shape)
+    return scipy.fft.rfft2(scipy.fft.irfft2(power, s=window.shape) * of_window / of_window[0, 0]).real

@@ -1,0 +1,105 @@
+"""Density control: remove Gaussians that carry nothing, split those that the loss pulls at hardest.
+
+A Gaussian whose centre the gradient `T∗V − b` pulls about stands for more than one Gaussian can show: it is split in
+two of half the mass, which leaves the map as it was. That is the criterion of 3D Gaussian splatting (Kerbl et al.
+2023). New Gaussians where the gradient is most negative were measured to do harm: their mass comes on top.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emsplat.models.parameters import Adam, Parameters, concatenate
+from emsplat.splat import rotation_of_quaternions
+
+
+@dataclass(frozen=True)
+class DensitySettings:
+    """When and how much."""
+
+    every: int = 12  # steps between two rounds
+    first: int = 24  # step of the first round
+    until_share: float = 0.75  # of the steps before annealing
+    prune_below: float = 0.03  # of the median mass
+    grow: float = 0.35  # at most this share of the present number is added in a round
+
+
+def is_due(step: int, anneal_from: int, settings: DensitySettings) -> bool:
+    """Whether a round follows this step."""
+    since = step - settings.first
+    return since >= 0 and since % settings.every == 0 and step < settings.until_share * anneal_from
+
+
+def control(optimiser: Adam, target: int, settings: DensitySettings, rng: np.random.Generator) -> None:
+    """One round: prune, then grow towards the target number by splitting."""
+    parameters = optimiser.parameters
+    masses = parameters.log_masses.detach().exp()
+    keep = masses > settings.prune_below * masses.median()
+    n_kept = int(keep.sum())
+    growth = max(0, min(target - n_kept, math.ceil(settings.grow * len(parameters)), n_kept))
+    pulls = torch.where(keep, optimiser.pulls(), -torch.ones_like(masses))
+    parents = torch.topk(pulls, growth).indices
+    halves = _split(parameters.rows(parents), rng)
+    keep[parents] = False
+    optimiser.replace(keep, halves)
+
+
+def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
+    """Two Gaussians for one, half the mass each, set apart along the longest axis so that mean and variance stay.
+
+    Two copies in one place would be the same map exactly, but get the same gradients and stay one Gaussian for ever.
+    Isotropic ones are set apart along a random axis: they keep the mean, and the variance along that axis only.
+    """
+    rows = torch.arange(len(parents), device=parents.centres.device)
+    log_scales = parents.log_scales.clone()
+    if log_scales.shape[1] == 3:
+        longest = log_scales.argmax(dim=1)
+        axis = rotation_of_quaternions(parents.quaternions)[rows, :, longest]
+    else:
+        longest = torch.zeros_like(rows)
+        axis = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(len(rows), 3))).to(log_scales), dim=1)
+    # Variance along the axis: σ² = (0.5 σ)² + shrunk², so shrunk = sqrt(3)/2 σ.
+    offset = 0.5 * torch.exp(log_scales[rows, longest])[:, None] * axis
+    log_scales[rows, longest] += math.log(math.sqrt(3) / 2)
+    halves = [
+        Parameters(parents.centres + sign * offset, log_scales, parents.quaternions, parents.log_masses - math.log(2))
+        for sign in (1, -1)
+    ]
+    return concatenate(*halves)
+
+
+def sample_centres(weight: NDArray, number: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(number, 3) x, y, z in voxels from the centre (voxel d//2), drawn in proportion to the weight, jittered."""
+    values = weight.ravel().astype(np.float64)
+    total = np.cumsum(values)
+    if number == 0 or total[-1] <= 0:
+        return np.empty((0, 3), dtype=np.float32)
+    # One draw per equal share of the weight spreads the centres more evenly than independent draws.
+    drawn = (np.arange(number) + rng.random(number)) / number * total[-1]
+    picks = np.minimum(np.searchsorted(total, drawn, side="right"), total.size - 1)
+    zyx = np.stack(np.unravel_index(picks, weight.shape), axis=1) - weight.shape[0] // 2
+    jitter = rng.uniform(-0.5, 0.5, (number, 3))
+    # Along x the draw itself says where in the voxel: weights that differ by their rounding move a centre a little,
+    # not to another voxel, and a fit that starts elsewhere ends elsewhere.
+    jitter[:, 2] = np.clip((drawn - total[picks]) / np.maximum(values[picks], 1e-300) + 0.5, -0.5, 0.5)
+    return (zyx + jitter)[:, ::-1].astype(np.float32)
+
+
+def round_gaussians(
+    centres: NDArray[np.float32], log_scale: float, log_mass: float, scales_per_gaussian: int
+) -> Parameters:
+    """Equal spheres at these centres."""
+    n = len(centres)
+    quaternions = torch.zeros(n, 4)
+    quaternions[:, 0] = 1
+    return Parameters(
+        torch.from_numpy(np.ascontiguousarray(centres)),
+        torch.full((n, scales_per_gaussian), log_scale),
+        quaternions,
+        torch.full((n,), log_mass),
+    )

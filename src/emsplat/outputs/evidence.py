@@ -1,0 +1,167 @@
+"""What a run leaves for its report beside maps and curves: small arrays that would otherwise need the images again."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emsplat.conventions import spatial_frequency_radii
+from emsplat.figures.reconstruction import direction_counts
+from emsplat.fourier.cropping import fourier_crop
+from emsplat.imaging.aberrations import slice_matrices
+from emsplat.imaging.ctf import ctf
+from emsplat.imaging.forward import (
+    contrast_transfer,
+    image_spectra,
+    predicted_images,
+    projection_factors,
+    shifts_in_pixels,
+)
+from emsplat.imaging.noise import outside_circle, shell_means, subtract_background
+from emsplat.io.images import ImageSource
+from emsplat.models.gaussians import Gaussians
+from emsplat.particles.coverage import measure_coverage
+from emsplat.particles.table import Particles
+from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.runs.run import EVIDENCE
+from emsplat.runtime.files import replacing
+from emsplat.splat import project
+from emsplat.splat.bandlimit import widened
+from emsplat.symmetry import symmetry_operators
+
+_PAIRS = 6
+_PAIR_EDGE = 96  # pixels at most
+_CTFS, _CTF_VALUES = 120, 1_000_000  # images whose CTFs are averaged, fewer where they are large
+_CTFS_AT_ONCE = 10
+_VIEWS = 20_000  # images whose views are asked how evenly they cover Fourier space
+_SPLAT_CUTOFF = 5.0  # the inverse of the widening amplifies what truncation leaves out
+
+Evidence = dict[str, NDArray]
+
+
+def gather_evidence(r: Reconstruction, truth: NDArray[np.float64] | None = None) -> Evidence:
+    """Named arrays; D is the box, G the number of optics groups, F = D//2 + 1 shells from 0.
+
+    - ``frequency`` (F,) 1/Å, ``noise`` (G, F) variance a pixel, ``group_names`` (G,)
+    - ``ctf_mean`` (F,) CTF² averaged over the images, ``ctf_typical`` (F,) of the one of median defocus
+    - ``defocus_counts`` (n,), ``defocus_edges`` (n + 1,) in µm
+    - ``directions`` (rows, 2 rows) of `figures.direction_counts`, ``efficiency`` of `particles.coverage`
+    - ``loss_1``, ``loss_2`` (steps,) per image, ``checks_1``, ``checks_2`` (n, 2) step and loss on unseen images
+    - ``recorded``, ``filtered``, ``predicted`` (n, d, d) images, what a Wiener filter leaves of them, and what the
+      Gaussians predict, filtered alike; ``pair_ids``, ``pair_defocus`` in µm, ``pair_correlation`` (n,) of the two
+    - ``truth`` (D//2,) the correlation with a known truth, where there is one
+    """
+    table = r.particles
+    box_size, pixel_size = table.box_size, table.pixel_size_in_angstroms
+    defocus = 0.5e-4 * (table.defocus_u_in_angstroms + table.defocus_v_in_angstroms)
+    evidence: Evidence = {
+        "frequency": np.arange(box_size // 2 + 1) / (box_size * pixel_size),
+        "noise": r.preview.noise / box_size**2,
+        "group_names": np.array([group.name for group in table.optics]),
+        "directions": direction_counts(table.euler_angles_in_degrees, _rows_of_directions(len(table))),
+    }
+    by_defocus = np.argsort(defocus, kind="stable")
+    rotations = table.select(_spread(by_defocus, _VIEWS)).rotations()
+    coverage = measure_coverage(rotations, symmetry_operators(r.settings.symmetry), r.settings.seed)
+    evidence["efficiency"] = np.array(coverage.efficiency)
+    affordable = min(_CTFS, 10 + 2 * _CTF_VALUES // box_size**2)
+    evidence["ctf_mean"] = _mean_squared_ctf(table, _spread(by_defocus, affordable))
+    evidence["ctf_typical"] = _mean_squared_ctf(table, _spread(by_defocus, 1))
+    evidence["defocus_counts"], evidence["defocus_edges"] = np.histogram(defocus, bins=30)
+    for number, half in enumerate(r.halves, start=1):
+        evidence[f"loss_{number}"] = np.array(half.history.losses)
+        evidence[f"checks_{number}"] = np.array(half.history.checks, dtype=np.float64).reshape(-1, 2)
+    # Of a tilt series, the images that damage has not yet made hopeless.
+    fresh = table.pre_exposure[by_defocus] <= np.quantile(table.pre_exposure, 0.25)
+    rows = _spread(by_defocus[fresh], _PAIRS)
+    evidence |= _pairs(r, rows) | {"pair_ids": table.ids[rows], "pair_defocus": defocus[rows]}
+    if truth is not None:
+        evidence["truth"] = truth
+    return evidence
+
+
+def write_evidence(folder: Path, evidence: Evidence) -> None:
+    arrays: dict[str, Any] = {name: _smaller(values) for name, values in evidence.items()}
+    with replacing(folder / EVIDENCE) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _smaller(values: NDArray) -> NDArray:
+    return values.astype(np.float32) if values.dtype == np.float64 else values
+
+
+def _rows_of_directions(n_images: int) -> int:
+    """About 20 images in each bin; bins no smaller than an eye can tell apart."""
+    return int(np.clip(np.sqrt(n_images / 40), 6, 18))
+
+
+def _spread(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """n of the rows, or all, at equal distances; the middle one for n = 1."""
+    n = min(n, len(rows))
+    return rows[((np.arange(n) + 0.5) * len(rows) / n).astype(np.int64)]
+
+
+def _mean_squared_ctf(table: Particles, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(D//2+1,) shell means."""
+    total = np.zeros(table.box_size // 2 + 1)
+    for first in range(0, len(rows), _CTFS_AT_ONCE):
+        block = rows[first : first + _CTFS_AT_ONCE]
+        total += len(block) * shell_means(ctf(table.select(block)) ** 2, table.box_size)
+    return total / len(rows)
+
+
+def _pairs(r: Reconstruction, rows: NDArray[np.int64]) -> Evidence:
+    """Recorded images beside what the average of the Gaussians predicts for them, in units of the recorded's spread."""
+    chosen = r.particles.select(rows)
+    box_size = chosen.box_size
+    with ImageSource(chosen, r.settings.invert) as images:
+        recorded = images.read(np.arange(len(rows)))
+    subtract_background(recorded, outside_circle(box_size))
+    recorded_spectra, predicted_spectra = np.fft.rfft2(recorded), np.fft.rfft2(_predicted(r.gaussians, chosen))
+    signal = shell_means(np.abs(predicted_spectra) ** 2, box_size)
+    noise = r.preview.noise[chosen.optics_group].mean(axis=0)
+    radius = spatial_frequency_radii(box_size)
+    wiener = np.interp(radius, np.arange(len(signal)), signal / (signal + noise))
+    wiener[0, 0] = 0.0  # the mean of an image says nothing about the particle
+    edge = min(box_size, _PAIR_EDGE)
+    filtered, predicted = (_cropped(s * wiener, edge) for s in (recorded_spectra, predicted_spectra))
+    axis = np.arange(edge) - edge // 2
+    within = np.hypot(axis[:, None], axis) < 0.45 * edge
+    spread = recorded.std(axis=(1, 2), keepdims=True)
+    return {
+        "recorded": (_cropped(recorded_spectra, edge) / spread).astype(np.float16),
+        "filtered": (filtered / spread).astype(np.float16),
+        "predicted": (predicted / spread).astype(np.float16),
+        "pair_correlation": np.array(
+            [np.corrcoef(a[within], b[within])[0, 1] for a, b in zip(filtered, predicted, strict=True)]
+        ),
+    }
+
+
+def _predicted(gaussians: Gaussians, particles: Particles) -> NDArray[np.float32]:
+    """(n, D, D) images of the Gaussians with the particles' poses, shifts and CTFs."""
+    box_size, log_pixel = particles.box_size, math.log(particles.pixel_size_in_angstroms)
+    projections = project(
+        gaussians.centres / particles.pixel_size_in_angstroms,
+        widened(gaussians.log_scales - log_pixel),
+        gaussians.quaternions,
+        gaussians.log_masses - 3 * log_pixel,
+        torch.from_numpy(slice_matrices(particles)),
+        shifts_in_pixels(particles, box_size),
+        box_size,
+        _SPLAT_CUTOFF,
+    )
+    spectra = image_spectra(projections, projection_factors(particles, box_size, widened=True))
+    premultiplied = np.array([group.premultiplied for group in particles.optics])[particles.optics_group]
+    return predicted_images(spectra, contrast_transfer(particles, box_size), torch.from_numpy(premultiplied)).numpy()
+
+
+def _cropped(spectra: NDArray[np.complexfloating], edge: int) -> NDArray[np.floating]:
+    """(n, edge, edge) images of (n, D, D//2+1) transforms, their grey values kept."""
+    full = spectra.shape[1]
+    return np.fft.irfft2(fourier_crop(spectra, edge), s=(edge, edge)) * (edge / full) ** 2

@@ -1,0 +1,253 @@
+"""A run folder: everything a reconstruction leaves on the disk, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.figures import reconstruction as figures
+from emsplat.figures.local_resolution import figure_local_resolution
+from emsplat.figures.refinement import figure_refinement
+from emsplat.io.mrc import write_map
+from emsplat.io.write_refined import NAMES, write_refined
+from emsplat.outputs.evidence import Evidence, gather_evidence, write_evidence
+from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.report.page import REPORT, write_report
+from emsplat.runs.closing import Summary, closing_rows, resolution_text
+from emsplat.runtime.checkpoint import FOLDER as CHECKPOINTS
+from emsplat.runtime.folders import check_folder, claiming, filling
+from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
+from emsplat.settings import ReconstructSettings
+from emsplat.validation.validate import write_fsc_csv
+from emsplat.versions import versions
+
+SUMMARY, LOG = "summary.json", "run.log"
+MAPS = (
+    "map.mrc",
+    "map_half1.mrc",
+    "map_half2.mrc",
+    "raw_half1.mrc",
+    "raw_half2.mrc",
+    "mask.mrc",
+    "local_resolution.mrc",
+)
+GAUSSIANS = ("gaussians.safetensors", "gaussians_half1.safetensors", "gaussians_half2.safetensors")
+_FILES = (*MAPS, *GAUSSIANS, "fsc.csv", SUMMARY, "config.json", LOG, *NAMES)
+
+
+def check_output(folder: Path, overwrite: bool = False) -> None:
+    """InputError where a run could not be written to `folder`: better said before the work than after it."""
+    check_folder(folder, _FILES, overwrite, "run")
+
+
+@contextmanager
+def claimed(folder: Path, overwrite: bool, reporter: Reporter) -> Iterator[None]:
+    """Keeps `folder` for the run that the block makes, and warns of what killed runs have left in it.
+
+    Raises:
+        InputError: a run could not be written to it, or another one is at work on it.
+    """
+    check_output(folder, overwrite)
+    with claiming(folder) as found:
+        for line in found:
+            reporter.warn(line)
+        check_output(folder, overwrite)  # once more: a killed run may just have been brought to its end
+        yield
+
+
+def is_complete(folder: Path, particles: Path, settings: ReconstructSettings, reporter: Reporter) -> bool:
+    """Whether a run of this is in the folder, perhaps because one that was killed at its very end is brought to it."""
+    if not folder.is_dir():
+        return False
+    with claiming(folder) as found:
+        for line in found:
+            reporter.warn(line)
+    if (folder / CHECKPOINTS).exists() or not (folder / SUMMARY).exists():
+        return False
+    try:
+        made_with = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    asked = json.loads(json.dumps(asdict(settings), default=str))
+    return (made_with.get("particles"), made_with.get("settings")) == (str(particles.absolute()), asked)
+
+
+def write_run(
+    folder: Path | str,
+    reconstruction: Reconstruction,
+    reporter: Reporter | None = None,
+    *,
+    overwrite: bool = False,
+    truth: NDArray[np.float64] | None = None,
+    **facts: object,
+) -> Summary:
+    """Writes maps, Gaussians, curves, figures, settings, log and summary; an old run stays until all are complete.
+
+    Args:
+        reporter: the one that was given to `reconstruct`: its log and its times are written too.
+        truth: (D//2,) the map's correlation with a known truth, drawn beside the estimate.
+        facts: more entries for the summary.
+    Returns:
+        What summary.json holds.
+    """
+    folder, reporter = Path(folder), reporter or reconstruction.reporter
+    check_output(folder, overwrite)
+    with filling(folder, last=SUMMARY, obsolete=CHECKPOINTS) as staging:
+        with reporter.stage("writing"):
+            _write_maps(staging, reconstruction)
+            _write_gaussians(staging, reconstruction)
+            write_fsc_csv(staging / "fsc.csv", reconstruction.validation)
+            _write_json(staging / "config.json", configuration(reconstruction))
+            _write_particles(staging, reconstruction, reporter)
+        with reporter.stage("figures"):
+            draw_figures(staging / "figures", reconstruction, truth)
+        evidence: Evidence = {}
+        with reporter.stage("report"), _costing_no_run(folder, reporter):
+            evidence = gather_evidence(reconstruction, truth)
+        write_evidence(staging, evidence)
+        summary = summarise(reconstruction, reporter) | facts
+        _write_json(staging / SUMMARY, summary)
+        log = [*reporter.log, "", *(f"{name}: {text}" for name, text in closing_rows(summary, folder))]
+        (staging / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
+        (staging / REPORT).touch()
+        with _costing_no_run(folder, reporter):
+            write_report(staging, name=folder.resolve().name)
+    return summary
+
+
+@contextmanager
+def _costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
+    """What fails in the block is said and no more: the result of hours is worth more than its report.
+
+    Its files are written empty then, lest those of an older run stay.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reporter.warn(f"the report is not complete ({reason}), all else is; emsplat report {folder} makes it again")
+
+
+def _write_maps(folder: Path, r: Reconstruction) -> None:
+    first, second = r.halves
+    volumes = (r.map, first.map, second.map, first.raw, second.raw, r.mask, r.local_resolution.filled())
+    for name, volume in zip(MAPS, volumes, strict=True):
+        write_map(folder / name, volume, r.pixel_size_in_angstroms)
+
+
+def _write_gaussians(folder: Path, r: Reconstruction) -> None:
+    box = {
+        "box_size": str(len(r.map)),
+        "pixel_size_in_angstroms": f"{r.pixel_size_in_angstroms:.6g}",
+        "symmetry": r.settings.symmetry,
+    }
+    models = (r.gaussians, *(half.gaussians for half in r.halves))
+    for name, model in zip(GAUSSIANS, models, strict=True):
+        model.save(folder / name, **box)
+
+
+def _write_particles(folder: Path, r: Reconstruction, reporter: Reporter) -> None:
+    """Those that were refined."""
+    if r.refinement is None:
+        return
+    contrast = 1 + r.refinement.changes[:, 5]
+    path = write_refined(r.particles, contrast, r.settings.refined, folder, by_column=r.settings.poses is None)
+    reporter.line(f"{path.name}: the refined particles, their images named as in {r.particles.source} (--datadir)")
+    if r.particles.dark is not None and r.particles.dark.any() and path.suffix == ".star":
+        reporter.warn(f"{path.name} cannot say that images are dark; read it with --invert")
+
+
+def draw_figures(folder: Path, r: Reconstruction, truth: NDArray[np.float64] | None = None) -> None:
+    """The six pictures of a run, into a new folder."""
+    folder.mkdir()
+    raw = 0.5 * (r.halves[0].raw + r.halves[1].raw)
+    histories = [half.history for half in r.halves]
+    steps = [np.arange(len(history.losses)) for history in histories]
+    figures.figure_fsc(r.validation, folder / "fsc.png", truth, f"resolution: {resolution_text(verdict(r))}")
+    figures.figure_slices(r.map, folder / "slices.png", r.pixel_size_in_angstroms, raw)
+    figures.figure_projections(r.map, folder / "projections.png", r.pixel_size_in_angstroms, raw)
+    figures.figure_orientations(r.particles.euler_angles_in_degrees, folder / "orientations.png")
+    figures.figure_loss(steps, [h.losses for h in histories], [h.checks for h in histories], folder / "loss.png")
+    if r.refinement is not None:
+        figure_refinement(r.refinement.moved(), r.particles.half_set, folder / "refinement.png")
+    figure_local_resolution(
+        r.local_resolution, r.map, folder / "local_resolution.png", r.pixel_size_in_angstroms, r.validation.resolution
+    )
+
+
+def configuration(r: Reconstruction) -> dict[str, Any]:
+    """Every setting, and what was found from the data where a setting was left out."""
+    return {
+        "command": command_line(),
+        "directory": os.getcwd(),
+        "particles": str(Path(r.particles.source).absolute()),
+        "settings": asdict(r.settings),
+        "found": {
+            "pixel_size_in_angstroms": r.pixel_size_in_angstroms,
+            "box_size": len(r.map),
+            "diameter_in_angstroms": r.preview.diameter_in_angstroms,
+            "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
+            "fit_steps_of_halves": [half.n_steps for half in r.halves],
+        },
+    }
+
+
+def command_line() -> str:
+    """What was typed, or the program that made the run."""
+    if Path(sys.argv[0]).name in ("emsplat", "__main__.py"):
+        return shlex.join(["emsplat", *sys.argv[1:]])
+    return shlex.join(sys.orig_argv)
+
+
+def verdict(r: Reconstruction) -> Summary:
+    """The part of the summary that `resolution_text` puts into words."""
+    v = r.validation
+    return {
+        "resolution": v.resolution,
+        "resolution_kind": v.resolution_kind,
+        "poses_shared": r.poses_shared,
+        "measurable_limit": float(1 / v.frequency[v.limit_shell - 1]) if v.limit_shell else None,
+        "nyquist": v.nyquist,
+    }
+
+
+def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
+    """What summary.json holds; lengths in Å, times in seconds, memory in bytes."""
+    seconds = r.seconds | reporter.seconds
+    return {
+        **verdict(r),
+        "local_resolution": r.local_resolution.summary(),
+        "refinement": r.refinement.summary(r.particles.half_set) if r.refinement else None,
+        "n_images": r.n_images,
+        "n_particles": len(np.unique(r.particles.particle)),
+        "n_gaussians": len(r.gaussians),
+        "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
+        "box_size": len(r.map),
+        "pixel_size": r.pixel_size_in_angstroms,
+        "symmetry": r.settings.symmetry,
+        "b_factor": r.b_factor,
+        "seconds": {stage: round(time, 3) for stage, time in seconds.items()},
+        "resumed": reporter.resumed,  # and the seconds are those since then
+        "images_per_second": round(r.n_images / seconds["pass"], 1) if not reporter.resumed else None,
+        "peak_memory_in_bytes": peak_memory_in_bytes(),
+        "peak_memory_after_in_bytes": reporter.peak_memory_in_bytes,
+        "seed": r.settings.seed,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "warnings": reporter.warnings,
+        "versions": versions(),
+    }
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,61 @@
+"""Whether all ranks run the same program on the same particles, and what one rank alone was warned of."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+from emsplat.errors import InputError
+from emsplat.particles.table import Particles
+from emsplat.runtime.ranks.world import World
+from emsplat.runtime.reporting import Reporter
+from emsplat.settings import ReconstructSettings
+from emsplat.versions import versions
+
+_SHOWN = 3  # differences told
+
+
+def check_agreement(particles: Particles, settings: ReconstructSettings, world: World) -> None:
+    """InputError, the same on every rank, where they would not do the same, or are more than the images."""
+    if world.size == 1:
+        return
+    same = versions() | {"the program's code": _code()}
+    del same["platform"]  # may differ between the machines of a cluster
+    _refuse_different(same, world, "install one version of everything on all machines")
+    asked = {f"--{name.replace('_', '-')}": str(value) for name, value in asdict(settings).items()}
+    _refuse_different(asked, world, "start all ranks with the same command")
+    source = world.broadcast(particles.source)
+    table = {"images": f"{len(particles):,}", "content": particles.fingerprint()}
+    _refuse_different(table, world, "give all ranks the same file", f"{source}: ")
+    if world.size > len(particles):
+        raise InputError(f"{source}: {len(particles)} images for {world.size} ranks; each needs one: start fewer")
+
+
+def forward_warnings(reporter: Reporter, world: World) -> None:
+    """Let the first rank warn of what only others were warned of."""
+    for rank, warnings in enumerate(world.gather(reporter.warnings)):
+        if world.is_first:
+            for text in warnings:
+                if text not in reporter.warnings:
+                    reporter.warn(f"rank {rank} on {world.hosts[rank]}: {text}")
+
+
+def _refuse_different(facts: dict[str, str], world: World, remedy: str, about: str = "") -> None:
+    first, *others = world.gather(facts)
+    for rank, theirs in enumerate(others, 1):
+        told = [f"{n} {first.get(n)} against {theirs.get(n)}" for n in first | theirs if first.get(n) != theirs.get(n)]
+        if told:
+            raise InputError(
+                f"{about}rank 0 on {world.hosts[0]} and rank {rank} on {world.hosts[rank]} differ: "
+                f"{'; '.join(told[:_SHOWN])}; {remedy}"
+            )
+
+
+def _code() -> str:
+    """Eight digits that change with the package's sources."""
+    folder = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,112 @@
+"""Particles: the table of images with their poses, optics and half sets."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.conventions import rotation_matrices
+from emsplat.errors import InputError
+
+
+@dataclass(frozen=True)
+class OpticsGroup:
+    """What all images of one optics group share."""
+
+    name: str
+    pixel_size_in_angstroms: float
+    box_size: int
+    voltage_in_kilovolts: float
+    spherical_aberration_in_millimetres: float
+    amplitude_contrast: float
+    premultiplied: bool = False  # images already hold CTF × image
+    beam_tilt_in_milliradians: tuple[float, float] = (0.0, 0.0)  # x, y
+    odd_zernike: tuple[float, ...] = ()  # RELION's coefficients of the antisymmetric phase, beyond the beam tilt
+    even_zernike: tuple[float, ...] = ()  # RELION's coefficients of the symmetric phase, beyond defocus and Cs
+    magnification: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 1.0)  # RELION's rlnMagMat00, 01, 10, 11
+
+
+@dataclass(frozen=True)
+class Particles:
+    """One row an image. Rows carry a stable id and are never joined by position.
+
+    Shapes: N rows; angles in degrees, lengths in Å, dose in e/Å².
+    """
+
+    source: Path
+    optics: tuple[OpticsGroup, ...]
+    stacks: tuple[Path, ...]
+    ids: NDArray[np.str_]  # (N,) "index@stack" as the file says, or cryoSPARC's uid
+    stack: NDArray[np.int32]  # (N,) index into stacks
+    section: NDArray[np.int64]  # (N,) image number within its stack, from 0
+    optics_group: NDArray[np.int32]  # (N,) index into optics
+    euler_angles_in_degrees: NDArray[np.float64]  # (N, 3) rot, tilt, psi
+    origin_in_angstroms: NDArray[np.float64]  # (N, 2) x, y: the shift that centres the image
+    defocus_u_in_angstroms: NDArray[np.float64]  # (N,)
+    defocus_v_in_angstroms: NDArray[np.float64]  # (N,)
+    defocus_angle_in_degrees: NDArray[np.float64]  # (N,)
+    phase_shift_in_degrees: NDArray[np.float64]  # (N,)
+    b_factor_in_square_angstroms: NDArray[np.float64]  # (N,) envelope exp(−B s²/4)
+    ctf_scale: NDArray[np.float64]  # (N,)
+    pre_exposure: NDArray[np.float64]  # (N,) e/Å², 0 where it does not vary within a particle
+    particle: NDArray[np.int64]  # (N,) rows of one particle (its tilts) share a number
+    half_set: NDArray[np.int8]  # (N,) 1 or 2; 0 where the file gives none
+    warnings: tuple[str, ...] = ()  # what the reader could not honour, one line each
+    dark: NDArray[np.bool_] | None = None  # (N,) images the file says to be dark, negated when read; None: none
+
+    def __len__(self) -> int:
+        return len(self.section)
+
+    @property
+    def box_size(self) -> int:
+        return self.optics[0].box_size
+
+    @property
+    def pixel_size_in_angstroms(self) -> float:
+        return self.optics[0].pixel_size_in_angstroms
+
+    def rotations(self) -> NDArray[np.float64]:
+        """(N, 3, 3) RELION matrices."""
+        return rotation_matrices(self.euler_angles_in_degrees)
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with anything in the table but where its files lie."""
+        digest = hashlib.sha256(repr(self.optics).encode())
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, np.ndarray):
+                digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()[:16]
+
+    def select(self, rows: NDArray) -> Particles:
+        """The particles of these rows (indices or a mask), in that order."""
+        n = len(self)
+        per_row = {
+            f.name: value[rows]
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), np.ndarray) and len(value) == n
+        }
+        return replace(self, **per_row)
+
+    def with_half_sets(self, seed: int) -> Particles:
+        """Half sets as the file gives them, else drawn by particle from the seed."""
+        if np.all(self.half_set > 0):
+            return self
+        if np.any(self.half_set > 0):
+            raise InputError(
+                f"{self.source}: rlnRandomSubset is set for some images and not for others; "
+                "it must be 1 or 2 for all, or absent: remove the column to have half sets drawn"
+            )
+        return replace(self, half_set=(1 + split_by_particle(self.particle, seed)).astype(np.int8))
+
+
+def split_by_particle(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
+    """(N,) 0 or 1, equal within a particle, the two sets equal in particles to within one."""
+    names, inverse = np.unique(particle, return_inverse=True)
+    side = np.arange(len(names)) % 2
+    np.random.default_rng(seed).shuffle(side)
+    return side[inverse].astype(np.int8)

@@ -1,0 +1,345 @@
+"""Local refinement: each image's pose, shift, contrast and defocus against the map of its own half.
+
+An image's misfit to a map (`imaging`) is minus the logarithm of its likelihood, and what its file says of it is taken
+as a measurement, too: the values are normally distributed about those of the file. How widely, is learnt from the
+images (the EM algorithm, block by block), so that poses that are right stay where they are, and an image that says
+little moves little. A few Gauss–Newton steps with Levenberg and Marquardt's damping an image minimise
+
+    misfit + ½ Σ (change / width)²
+
+from coarse frequencies to the finest that the half maps share. A step that does not lower it is not taken.
+
+The images of a half meet slices of the transform of their own half's Gaussians on a grid: the same definition as
+splatting them, and many times as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from emsplat.conventions import electron_wavelength_in_angstroms, euler_angles
+from emsplat.fourier import maps
+from emsplat.fourier.slices import FourierVolume, fourier_volume
+from emsplat.imaging.aberrations import antisymmetric_factors, symmetric_phases
+from emsplat.imaging.ctf import ctf_parameters
+from emsplat.imaging.forward import observe
+from emsplat.io.images import reading_order
+from emsplat.particles.batches import Images
+from emsplat.particles.table import Particles
+from emsplat.poses.refine_kernels import N_PARAMETERS, WINDOW, normal_equations, tap_table
+from emsplat.runtime.ranks import World
+from emsplat.settings import REFINABLE
+
+_COLUMNS = {"poses": (0, 1, 2), "shifts": (3, 4), "contrast": (5,), "defocus": (6,)}
+_BANDS = (0.5, 0.75, 1.0)  # shares of the measurable band, each on top of what the coarser ones found
+_STEPS = 3  # tries in each band
+_WIDTH_UPDATES = 4  # of the EM algorithm, with each step's slopes and curvatures
+_START_SHARE = 1 / 3  # of the range: the widths to start from
+_PHASE_OF_CONTRAST = 3.0  # a contrast changes by a third at a step
+_LARGEST_PHASE = 1.0  # radians by which one step may turn a measured sample: beyond, the slopes mean nothing
+_CONTRAST_RANGE, _DEFOCUS_RANGE = 0.6, 1500.0  # largest changes: of the contrast 1, Å
+_FIRST_DAMPING, _DAMPING_FACTOR = 1e-2, 10.0  # share of the curvature added to itself
+_SHELLS_BEYOND = 6  # of the map, beyond the finest that is looked at
+_BLOCK_BYTES, _LARGEST_BLOCK = 96 << 20, 4096
+_READ_BYTES, _FEWEST_IN_BLOCK = 32 << 20, 256  # read at once; widths of fewer images are not well known
+_TAP_TABLE = tap_table()
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """What is refined, and how far it may move."""
+
+    quantities: tuple[str, ...]  # of REFINABLE
+    range_in_degrees: float
+    range_in_angstroms: float
+
+    @property
+    def columns(self) -> list[int]:
+        """Which of the seven parameters."""
+        return [column for name in REFINABLE if name in self.quantities for column in _COLUMNS[name]]
+
+    @property
+    def ranges(self) -> NDArray[np.float64]:
+        """(7,) radians, Å, 1, Å."""
+        turn, shift = np.deg2rad(self.range_in_degrees), self.range_in_angstroms
+        return np.array([turn] * 3 + [shift] * 2 + [_CONTRAST_RANGE, _DEFOCUS_RANGE])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The map of one half, as its images meet it."""
+
+    volume: FourierVolume  # box D′ ≤ D
+    limit_shell: int  # the finest that is looked at
+    diameter_in_angstroms: float
+
+
+def reference(
+    half_map: NDArray[np.float32], gain: NDArray[np.float64], limit_shell: int, diameter_in_angstroms: float
+) -> Reference:
+    """A half's map up to the limit, each shell times its gain.
+
+    Args:
+        half_map: (D, D, D); gain: (D//2,) the least-squares factor from this map to the truth, shells from 1.
+    """
+    full = len(half_map)
+    # Slices are interpolated: what is looked at needs some shells beyond it.
+    curve = np.concatenate([gain[:1], gain[:limit_shell], np.full(full // 2 - limit_shell, gain[limit_shell - 1])])
+    box_size = min(full, scipy.fft.next_fast_len(2 * (limit_shell + _SHELLS_BEYOND), real=True))
+    volume = maps.fourier_resize(maps.radial_filter(half_map, curve), box_size)
+    return Reference(fourier_volume(volume, WINDOW), limit_shell, diameter_in_angstroms)
+
+
+def refine_half(
+    particles: Particles,
+    changes: NDArray[np.float64],
+    images: Images,
+    rows: NDArray[np.int64],
+    noise: NDArray[np.float64],
+    against: Reference,
+    settings: RefineSettings,
+    progress: Callable[[int, int, float], None] = lambda done, total, gain: None,
+    before: tuple[int, float] = (0, 0.0),
+    world: World | None = None,
+) -> float:
+    """Refine the images of one half against its map, block by block.
+
+    Args:
+        particles: (N) as their file has them.
+        changes: (N, 7) how they differ from that: turns about the image's axes (radians), shift of the particle x, y
+            (Å), contrast − 1, defocus (Å). Where to start from; filled with what is found.
+        rows: those of the half.
+        noise: (groups, D//2+1) from `noise_spectra`.
+        progress: called with the images done and to do, and how much their misfits fell in all.
+        before: the first and the last of these, of an earlier call that was ended, whose `changes` this one is given.
+        world: the ranks that share the blocks, which are the same for any number of them; by default, one.
+    Returns:
+        How much the misfit fell, in units of log-likelihood an image.
+    """
+    order = rows[reading_order(particles.select(rows))]
+    samples = _samples(against.limit_shell)
+    at_once = int(np.clip(_BLOCK_BYTES // (12 * len(samples)), _FEWEST_IN_BLOCK, _LARGEST_BLOCK))
+    first, fallen = before
+    done = 0
+    world = world or World()
+    blocks = np.array_split(order, -(-len(order) // at_once))
+    while done < first:
+        done += len(blocks.pop(0))
+    while blocks:
+        together, blocks = blocks[: world.size], blocks[world.size :]
+        found, gains = [np.zeros((len(block), changes.shape[1])) for block in together], np.zeros(len(together))
+        if world.rank < len(together):
+            block = together[world.rank]
+            problem = _Problem(particles.select(block), images, block, noise, against, samples)
+            found[world.rank], gains[world.rank] = _minimised(problem, changes[block], settings)
+        world.sum(gains)
+        for block, moved, gain in zip(together, found, gains.tolist(), strict=True):
+            world.sum(moved)  # a block's changes come from one rank
+            changes[block] = moved
+            fallen += gain
+            done += len(block)
+        progress(done, len(order), fallen)
+    return fallen / len(rows)
+
+
+def changed(particles: Particles, changes: NDArray[np.float64]) -> Particles:
+    """The particles with (N, 7) changes as `refine_half` has them."""
+    turns = Rotation.from_rotvec(changes[:, :3]).as_matrix()
+    return replace(
+        particles,
+        euler_angles_in_degrees=euler_angles(turns @ particles.rotations()),
+        origin_in_angstroms=particles.origin_in_angstroms - changes[:, 3:5],
+        ctf_scale=particles.ctf_scale * (1 + changes[:, 5]),
+        defocus_u_in_angstroms=particles.defocus_u_in_angstroms + changes[:, 6],
+        defocus_v_in_angstroms=particles.defocus_v_in_angstroms + changes[:, 6],
+    )
+
+
+def _samples(limit_shell: int) -> NDArray[np.int64]:
+    """(m, 2) kx, ky of a half plane within the limit, band after band, neighbours together; not the mean."""
+    k = np.arange(-limit_shell, limit_shell + 1)
+    ky, kx = (a.ravel() for a in np.meshgrid(k, k[limit_shell:], indexing="ij"))
+    radius = np.hypot(kx, ky)
+    chosen = np.flatnonzero((radius > 0) & (radius <= limit_shell))
+    band = np.searchsorted(np.multiply(_BANDS, limit_shell), radius[chosen])
+    chosen = chosen[np.argsort(band, kind="stable")]
+    return np.stack([kx[chosen], ky[chosen]], axis=1)
+
+
+class _Problem:
+    """The misfits of a block of images, whose samples are held in memory."""
+
+    def __init__(
+        self,
+        particles: Particles,
+        images: Images,
+        rows: NDArray[np.int64],
+        noise: NDArray[np.float64],
+        against: Reference,
+        samples: NDArray[np.int64],
+    ) -> None:
+        """Args: rows: (n,) of these particles among all that `images` reads."""
+        self.particles, self.samples, self.against = particles, samples, against
+        self.rotations = particles.rotations()
+        groups = np.array([(g.voltage_in_kilovolts, g.premultiplied) for g in particles.optics])[particles.optics_group]
+        self.phase_slopes = np.pi * electron_wavelength_in_angstroms(groups[:, 0])
+        self.premultiplied = groups[:, 1].astype(bool)
+        box_size = against.volume.box_size
+        at = (slice(None), samples[:, 1] % box_size, samples[:, 0])
+        phases, self.symmetric_of = symmetric_phases(particles, box_size)
+        self.symmetric = phases[at] if len(phases) else np.zeros((1, len(samples)), dtype=np.float32)
+        odd, odd_of = antisymmetric_factors(particles, box_size)
+        self.spectra = np.empty((len(particles), len(samples)), dtype=np.complex64)
+        self.weights = np.empty((len(particles), len(samples)), dtype=np.float32)
+        at_once = max(1, _READ_BYTES // (4 * particles.box_size**2))
+        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
+            observed = observe(images.read(rows[part]), particles.select(part), noise, box_size)
+            self.spectra[part] = observed.spectra.numpy()[at]
+            self.weights[part] = observed.weights.numpy()[at]
+        for image in np.flatnonzero(odd_of >= 0):
+            self.spectra[image] *= odd[odd_of[image]][at[1:]].conj()
+
+    def evaluate(
+        self, changes: NDArray[np.float64], n_samples: int, with_defocus: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """(n,) misfits to the coarsest samples, their (n, 7) slopes and (n, 7, 7) Gauss–Newton curvatures."""
+        n, particles = len(changes), self.particles
+        moved = replace(
+            particles,
+            defocus_u_in_angstroms=particles.defocus_u_in_angstroms + changes[:, 6],
+            defocus_v_in_angstroms=particles.defocus_v_in_angstroms + changes[:, 6],
+        )
+        step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
+        centre = particles.box_size // 2 * particles.pixel_size_in_angstroms
+        misfits, slopes = np.empty(n), np.empty((n, N_PARAMETERS))
+        curvatures = np.empty((n, N_PARAMETERS, N_PARAMETERS))
+        normal_equations(
+            self.against.volume.grid, _TAP_TABLE, self.against.volume.box_size, self.samples[:n_samples], self.spectra,
+            self.weights, ctf_parameters(moved), self.phase_slopes * with_defocus, self.symmetric, self.symmetric_of,
+            self.premultiplied, Rotation.from_rotvec(changes[:, :3]).as_matrix() @ self.rotations,
+            (centre - particles.origin_in_angstroms + changes[:, 3:5]) * step, 1 + changes[:, 5], step,
+            misfits, slopes, curvatures,
+        )  # fmt: skip
+        return misfits, slopes, curvatures
+
+
+def _minimised(
+    problem: _Problem, start: NDArray[np.float64], settings: RefineSettings
+) -> tuple[NDArray[np.float64], float]:
+    """(n, 7) changes of a block, and how much its misfits fell."""
+    against = problem.against
+    radius = np.hypot(*problem.samples.T)
+    with_defocus = "defocus" in settings.quantities
+    at_start = problem.evaluate(start, len(radius), with_defocus)[0]
+    prior = _Prior.wide(settings)
+    changes = start
+    for band in _BANDS:
+        limit = band * against.limit_shell
+        n_samples = int(np.count_nonzero(radius <= limit))
+        measures = _phase_measures(problem, limit, against.diameter_in_angstroms)
+        misfits, slopes, curvatures = problem.evaluate(changes, n_samples, with_defocus)
+        damping = np.full(len(start), _FIRST_DAMPING)
+        for _ in range(_STEPS):
+            prior.learn(changes, slopes, curvatures)
+            trial = _within(_turned(changes, prior.step(changes, slopes, curvatures, damping, measures)), settings)
+            tried = problem.evaluate(trial, n_samples, with_defocus)
+            better = tried[0] + prior.misfits(trial) < misfits + prior.misfits(changes)
+            changes = np.where(better[:, None], trial, changes)
+            misfits = np.where(better, tried[0], misfits)
+            slopes = np.where(better[:, None], tried[1], slopes)
+            curvatures = np.where(better[:, None, None], tried[2], curvatures)
+            damping = np.where(better, damping / _DAMPING_FACTOR, damping * _DAMPING_FACTOR)
+    # What the coarse bands liked may please the whole less.
+    worse = misfits + prior.misfits(changes) > at_start + prior.misfits(start)
+    return np.where(worse[:, None], start, changes), float(np.where(worse, 0, at_start - misfits).sum())
+
+
+class _Prior:
+    """How widely the values are spread about those of the file: one width for all axes of a quantity."""
+
+    def __init__(self, settings: RefineSettings, widths: NDArray[np.float64]) -> None:
+        """Args: widths: (p,) of the parameters that are refined."""
+        self.columns, self.widths = settings.columns, widths
+        self.least = 1e-3 * widths
+        self.largest = settings.ranges[self.columns]
+        self.groups = [np.isin(self.columns, _COLUMNS[name]) for name in settings.quantities]
+
+    @staticmethod
+    def wide(settings: RefineSettings) -> _Prior:
+        return _Prior(settings, _START_SHARE * settings.ranges[settings.columns])
+
+    def misfits(self, changes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) ½ Σ (change / width)²."""
+        return 0.5 * ((changes[:, self.columns] / self.widths) ** 2).sum(axis=1)
+
+    def _posterior(
+        self, changes: NDArray[np.float64], slopes: NDArray[np.float64], curvatures: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(n, p) slopes and (n, p, p) curvatures of the misfit and the prior together."""
+        precision = 1 / self.widths**2
+        return (
+            slopes[:, self.columns] + precision * changes[:, self.columns],
+            curvatures[:, self.columns][:, :, self.columns] + np.diag(precision),
+        )
+
+    def learn(self, changes: NDArray[np.float64], slopes: NDArray[np.float64], curvatures: NDArray[np.float64]) -> None:
+        """The widths that make the images most likely, as far as slopes and curvatures tell: the EM algorithm."""
+        for _ in range(_WIDTH_UPDATES):
+            g, h = self._posterior(changes, slopes, curvatures)
+            spread = np.linalg.inv(h)
+            mean = changes[:, self.columns] - np.einsum("nij,nj->ni", spread, g)
+            square = np.clip(mean, -self.largest, self.largest) ** 2 + np.einsum("nii->ni", spread)
+            for group in self.groups:
+                self.widths[group] = np.sqrt(square[:, group].mean())
+            self.widths = np.clip(self.widths, self.least, self.largest)
+
+    def step(
+        self,
+        changes: NDArray[np.float64],
+        slopes: NDArray[np.float64],
+        curvatures: NDArray[np.float64],
+        damping: NDArray[np.float64],
+        measures: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """(n, 7) damped steps, shortened where they would turn a sample's phase too far.
+
+        Args:
+            damping: (n,); measures: (n, 7) largest phase a unit of each parameter turns a sample by.
+        """
+        g, h = self._posterior(changes, slopes, curvatures)
+        diagonal = np.einsum("nii->ni", h)
+        h = h + (damping[:, None] * diagonal)[:, :, None] * np.eye(len(self.columns))
+        steps = np.zeros_like(changes)
+        steps[:, self.columns] = -np.linalg.solve(h, g[:, :, None])[:, :, 0]
+        phases = np.abs(steps * measures).max(axis=1)
+        return steps / np.maximum(phases / _LARGEST_PHASE, 1)[:, None]
+
+
+def _phase_measures(problem: _Problem, limit: float, diameter_in_angstroms: float) -> NDArray[np.float64]:
+    """(n, 7) radians a unit of each parameter turns the phase of a sample at the limit by, at most."""
+    p = problem.particles
+    frequency = limit / (p.box_size * p.pixel_size_in_angstroms)
+    per_angstrom = 2 * np.pi * frequency
+    common = [per_angstrom * diameter_in_angstroms / 2] * 3 + [per_angstrom] * 2 + [_PHASE_OF_CONTRAST]
+    return np.concatenate([np.tile(common, (len(p), 1)), (problem.phase_slopes * frequency**2)[:, None]], axis=1)
+
+
+def _turned(changes: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Changes after a step: turns follow one another, the rest adds up."""
+    after = changes + steps
+    after[:, :3] = (Rotation.from_rotvec(steps[:, :3]) * Rotation.from_rotvec(changes[:, :3])).as_rotvec()
+    return after
+
+
+def _within(changes: NDArray[np.float64], settings: RefineSettings) -> NDArray[np.float64]:
+    """Changes no larger than the ranges, whatever their direction."""
+    for columns in _COLUMNS.values():
+        part, largest = changes[:, columns], settings.ranges[columns[0]]
+        changes[:, columns] = part / np.maximum(np.linalg.norm(part, axis=1) / largest, 1)[:, None]
+    return changes

@@ -1,0 +1,243 @@
+"""Rounds of local refinement: each half's images against its own map, then both maps anew from the refined images.
+
+Between the rounds the halves share two numbers and a curve, as the field's refinements do: how far the raw half maps
+agree, whether another round is worth it, and how much of each shell of a half's map is signal. No half ever sees the
+other's images or map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emsplat.errors import InputError
+from emsplat.particles.batches import Images
+from emsplat.particles.table import Particles
+from emsplat.poses.refine import RefineSettings, changed, reference, refine_half
+from emsplat.runtime.checkpoint import UNKEPT, Checkpoint, State
+from emsplat.runtime.ranks import World
+from emsplat.runtime.reporting import Reporter
+from emsplat.settings import ReconstructSettings
+from emsplat.validation.validate import Validation
+
+_MOST_ROUNDS = 4
+_WORTH_ANOTHER = 0.1  # share of the first round's gain in likelihood
+_DEFAULT_RANGE_IN_DEGREES = 10.0
+
+
+class _Half(Protocol):
+    @property
+    def map(self) -> NDArray[np.float32]: ...
+
+
+class _Solution(Protocol):
+    """What the refinement needs to know of a pair of half maps."""
+
+    @property
+    def halves(self) -> Sequence[_Half]: ...
+
+    @property
+    def validation(self) -> Validation: ...
+
+
+Solution = TypeVar("Solution", bound=_Solution)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the rounds have done."""
+
+    settings: RefineSettings
+    changes: NDArray[np.float64]  # (N, 7) from the file's values, as `refine.refine_half` has them
+    gains: tuple[float, ...]  # by which each round raised the log-likelihood of an image
+
+    def moved(self) -> dict[str, NDArray[np.float64]]:
+        """(N,) by how much each image's quantities changed, by name and unit."""
+        moved = {
+            "poses": ("poses_in_degrees", np.rad2deg(np.linalg.norm(self.changes[:, :3], axis=1))),
+            "shifts": ("shifts_in_angstroms", np.linalg.norm(self.changes[:, 3:5], axis=1)),
+            "contrast": ("contrast", self.changes[:, 5]),
+            "defocus": ("defocus_in_angstroms", self.changes[:, 6]),
+        }
+        return dict(named for quantity, named in moved.items() if quantity in self.settings.quantities)
+
+    def summary(self, half_set: NDArray[np.int8]) -> dict[str, Any]:
+        """What was allowed, what was gained, and the root mean square changes of both halves."""
+        halves = [half_set == half for half in (1, 2)]
+        return {
+            "quantities": list(self.settings.quantities),
+            "range_in_degrees": self.settings.range_in_degrees,
+            "range_in_angstroms": round(self.settings.range_in_angstroms, 3),
+            "log_likelihood_gains": [round(gain, 4) for gain in self.gains],
+            "rms_changes_of_halves": {
+                name: [round(float(np.sqrt(np.mean(values[half] ** 2))), 4) for half in halves]
+                for name, values in self.moved().items()
+            },
+        }
+
+
+def refine_settings(settings: ReconstructSettings, diameter_in_angstroms: float) -> RefineSettings:
+    """What was asked for; without a range, 10° and as far as that moves the particle's rim."""
+    if settings.refine_range is not None:
+        degrees, angstroms = settings.refine_range
+    else:
+        degrees = _DEFAULT_RANGE_IN_DEGREES
+        angstroms = float(np.deg2rad(degrees)) * diameter_in_angstroms / 2
+    return RefineSettings(settings.refined, degrees, angstroms)
+
+
+def check_refinable(particles: Particles, settings: ReconstructSettings) -> None:
+    """InputError where the images do not hold what is to be refined."""
+    premultiplied = any(particles.optics[group].premultiplied for group in np.unique(particles.optics_group))
+    fixed = [name for name in settings.refined if name in ("contrast", "defocus")]
+    if premultiplied and fixed:
+        raise InputError(
+            f"--refine {settings.refine}: the images are premultiplied with their CTF, so its {' and '.join(fixed)} "
+            "can no longer change; refine poses,shifts, or extract the images without premultiplication"
+        )
+
+
+@dataclass
+class _Progress:
+    """All that a refinement goes on from, beside the maps of where its present round began."""
+
+    changes: NDArray[np.float64]  # (N, 7) so far
+    start: NDArray[np.float64]  # (N, 7) of the particles that the present maps are of
+    gains: list[float] = field(default_factory=list)  # of the rounds that are done
+    half: int = 1  # that is being refined
+    images: int = 0  # of it that are done
+    fallen: float = 0.0  # the sum of their misfits, by this much
+    fallen_before: float = 0.0  # that of the half before
+
+    def next_half(self, fallen: float) -> None:
+        self.half, self.images, self.fallen, self.fallen_before = self.half + 1, 0, 0.0, self.fallen_before + fallen
+
+    def next_round(self) -> None:
+        self.gains.append(self.fallen_before / len(self.changes))
+        self.start = self.changes.copy()
+        self.half, self.images, self.fallen, self.fallen_before = 1, 0, 0.0, 0.0
+
+    def saved(self) -> State:
+        """For a checkpoint."""
+        facts = {name: getattr(self, name) for name in ("gains", "half", "images", "fallen", "fallen_before")}
+        return State({name: torch.from_numpy(getattr(self, name)) for name in ("changes", "start")}, facts)
+
+    @staticmethod
+    def restored(state: State | None, n: int) -> _Progress:
+        """What `saved` was taken from; of n particles that are as they were, if nothing was."""
+        if state is None:
+            return _Progress(np.zeros((n, 7)), np.zeros((n, 7)))
+        return _Progress(state.tensors["changes"].numpy(), state.tensors["start"].numpy(), **state.facts)
+
+
+def refined(
+    particles: Particles,
+    solve: Callable[[Particles], Solution],
+    images: Images,
+    noise: NDArray[np.float64],
+    settings: RefineSettings,
+    diameter_in_angstroms: float,
+    reporter: Reporter,
+    checkpoint: Checkpoint = UNKEPT,
+    world: World | None = None,
+) -> tuple[Particles, Solution, Refinement]:
+    """Solve, refine and solve in turn, with two to four refinements.
+
+    Args:
+        particles: with half sets.
+        solve: makes the half maps of particles.
+        noise: (groups, D//2+1) from `noise_spectra`.
+        checkpoint: is offered the changes again and again; the refinement goes on from those it loads.
+        world: the ranks that do this together, each with the same half maps; by default, one.
+    """
+    progress = _Progress.restored(checkpoint.load(), len(particles))
+    gains = progress.gains
+    world = world or World()
+    reporter.line(
+        f"refining {', '.join(settings.quantities)} within {settings.range_in_degrees:.3g}° "
+        f"and {settings.range_in_angstroms:.3g} Å of the file's"
+    )
+    current = particles
+    if gains:
+        current = changed(particles, _with_mean_contrast_1(progress.start, particles.half_set))
+    solution = solve(current)
+    while len(gains) < _MOST_ROUNDS and (not gains or gains[-1] > _WORTH_ANOTHER * gains[0]):
+        limit = solution.validation.limit_shell
+        if limit == 0:
+            reporter.warn("nothing is measurable that images could be refined against; they stay as they are")
+            break
+        with reporter.stage("refinement"):
+            _round(
+                particles,
+                progress,
+                solution,
+                images,
+                noise,
+                settings,
+                diameter_in_angstroms,
+                reporter,
+                checkpoint,
+                world,
+            )
+        reporter.line(
+            f"refinement round {len(gains)}: to {1 / solution.validation.frequency[limit - 1]:.3g} Å, "
+            f"log-likelihood +{gains[-1]:.3g} an image"
+        )
+        current = changed(particles, _with_mean_contrast_1(progress.changes, particles.half_set))
+        solution = solve(current)
+    result = Refinement(settings, _with_mean_contrast_1(progress.changes, particles.half_set), tuple(gains))
+    for name, (first, second) in result.summary(particles.half_set)["rms_changes_of_halves"].items():
+        reporter.line(
+            f"changed by (root mean square, half 1 and 2): {name.replace('_', ' ')} {first:.3g}, {second:.3g}"
+        )
+    return current, solution, result
+
+
+def _with_mean_contrast_1(changes: NDArray[np.float64], half_set: NDArray[np.int8]) -> NDArray[np.float64]:
+    """A common factor of a half's images is its map's."""
+    changes = changes.copy()
+    for half in (1, 2):
+        factors = 1 + changes[half_set == half, 5]
+        changes[half_set == half, 5] = factors / factors.mean() - 1
+    return changes
+
+
+def _round(
+    particles: Particles,
+    progress: _Progress,
+    solution: _Solution,
+    images: Images,
+    noise: NDArray[np.float64],
+    settings: RefineSettings,
+    diameter_in_angstroms: float,
+    reporter: Reporter,
+    checkpoint: Checkpoint,
+    world: World,
+) -> None:
+    """Both halves against their maps, from where the round has got to; `progress` has the changes and the gain."""
+    v = solution.validation
+    # ⟨V₁,t⟩/⟨V₁,V₁⟩ for halves of equal power: the gain of their average, times the average's share of that power.
+    to_truth = np.nan_to_num(v.gain * 0.5 * (1 + v.gaussian_half))
+    while progress.half <= 2:
+        half = progress.half
+        rows = np.flatnonzero(particles.half_set == half)
+        against = reference(solution.halves[half - 1].map, to_truth, v.limit_shell, diameter_in_angstroms)
+        with reporter.bar(f"refining half {half}", "images") as advance:
+
+            def advanced(done: int, total: int, fallen: float) -> None:
+                advance(done, total)
+                progress.images, progress.fallen = done, fallen
+                checkpoint.offer(progress.saved)
+
+            before = progress.images, progress.fallen
+            what = particles, progress.changes, images, rows, noise, against, settings
+            gain = refine_half(*what, advanced, before, world)
+        progress.next_half(gain * len(rows))
+    progress.next_round()
+    if checkpoint.offer(progress.saved):
+        checkpoint.remove_others()  # the maps of where the round began, and what they were made of

@@ -1,0 +1,265 @@
+"""The main job: particle images → Gaussians, maps and what can be believed of them.
+
+Read it top to bottom: read the table, look at a sample, solve for both halves (`solution`), judge, hand back.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emsplat.errors import InputError
+from emsplat.fourier import maps
+from emsplat.io import read_input
+from emsplat.io.cache import CachedImages
+from emsplat.io.images import ImageSource
+from emsplat.models.gaussians import Gaussians, merge
+from emsplat.particles.agreement import check_agreement, forward_warnings
+from emsplat.particles.batches import Images
+from emsplat.particles.parts import SUBSETS
+from emsplat.particles.table import Particles
+from emsplat.poses.rounds import Refinement, check_refinable, refine_settings, refined
+from emsplat.reconstruction.halves import Half
+from emsplat.reconstruction.identity import identity
+from emsplat.reconstruction.job import Job, pass_settings
+from emsplat.reconstruction.solution import Solution, solve
+from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
+from emsplat.runtime import devices
+from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
+from emsplat.runtime.ranks import World
+from emsplat.runtime.reporting import Reporter
+from emsplat.runtime.threads import threads
+from emsplat.settings import InputSettings, ReconstructSettings
+from emsplat.statistics.preview import Preview, look_at_sample
+from emsplat.statistics.schedule import ranks_told_apart
+from emsplat.symmetry import symmetry_operators
+from emsplat.validation.local_resolution import LocalResolution, local_resolution
+from emsplat.validation.validate import Validation, final_map
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a run hands back; maps are (D, D, D) ``[z, y, x]``, the origin at voxel D//2."""
+
+    map: NDArray[np.float32]  # average of the halves, weighted by the measured gain, sharpened if asked for
+    gaussians: Gaussians  # the average as a model: both halves' Gaussians with half the masses
+    halves: tuple[Half, Half]
+    mask: NDArray[np.float32]
+    validation: Validation
+    local_resolution: LocalResolution
+    pixel_size_in_angstroms: float
+    particles: Particles  # with the half sets used, refined if that was asked for
+    poses_shared: bool  # half sets were not given: the resolution is an upper bound
+    refinement: Refinement | None  # of the particles, if asked for
+    b_factor: float | None
+    preview: Preview
+    settings: ReconstructSettings
+    reporter: Reporter  # the log, the warnings and the seconds of every stage
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every stage."""
+        return self.reporter.seconds
+
+    @property
+    def n_images(self) -> int:
+        """Number of images used."""
+        return len(self.particles)
+
+
+def reconstruct(
+    particles: Path | str | Particles,
+    settings: ReconstructSettings | None = None,
+    reporter: Reporter | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+    world: World | None = None,
+) -> Reconstruction:
+    """Reconstruct a map from particle images with poses and CTFs.
+
+    Args:
+        particles: a particle file, or the table read from one.
+        settings: defaults are found from the data.
+        reporter: told of progress; silent by default.
+        checkpoints: where every stage writes its state down, and may go on from; by default, nowhere.
+        world: the ranks that share the work, each of which calls this and is given the same; by default, one.
+    Raises:
+        InputError: one line on what is wrong with the input and what to do.
+    """
+    settings = settings or ReconstructSettings()
+    reporter = reporter or Reporter()
+    world = world or World()
+    with threads(settings.threads or world.cores), ExitStack() as stack:
+        device = devices.chosen(settings.device, reporter)
+        with reporter.stage("read"):
+            table, poses_shared = _table_with_halves(particles, settings, reporter)
+            check_agreement(table, settings, world)
+        source = stack.enter_context(ImageSource(table, settings.invert))
+        if world.watch:
+            source.watch = world.watch.reading
+        box_size = working_box(table, settings)
+        images: Images = source
+        if settings.cache is not None:
+            images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
+        checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
+        symmetry = symmetry_operators(settings.symmetry)
+        check_refinable(table, settings)
+        with reporter.stage("preview"):
+            # The noise is measured outside the particle: in images that were not cropped.
+            whole = images if box_size == table.box_size else source
+            preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
+            diameter = _diameter(preview, table, settings, reporter)
+        grid = working_grid(table, diameter, symmetry, box_size)
+        reporter.line(
+            f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
+            f"Gaussians within {grid.extent * grid.pixel_size:.0f} Å"
+        )
+        device = _with_room(device, grid, preview, settings, reporter, world)
+
+        job = Job(images, preview, grid, device, settings, reporter, world, checkpoints)
+        refinement = None
+        if settings.refined:
+            limits = refine_settings(settings, diameter)
+            kept = checkpoints.named("refinement", world)
+            table, solution, refinement = refined(
+                table, partial(solve, job), images, preview.noise, limits, diameter, reporter, kept, world
+            )
+        else:
+            solution = solve(job, table)
+        first, second = solution.halves
+        judged = _judged(solution, table.pixel_size_in_angstroms, settings, reporter) if world.is_first else None
+        with reporter.stage("local resolution"):
+            result, b_factor, local = world.broadcast(judged)
+        checkpoints.tell_cost()
+        forward_warnings(reporter, world)
+    return Reconstruction(
+        map=result,
+        gaussians=merge(first.gaussians, second.gaussians),
+        halves=(first, second),
+        mask=solution.mask,
+        validation=solution.validation,
+        local_resolution=local,
+        pixel_size_in_angstroms=table.pixel_size_in_angstroms,
+        particles=table,
+        poses_shared=poses_shared,
+        refinement=refinement,
+        b_factor=b_factor,
+        preview=preview,
+        settings=settings,
+        reporter=reporter,
+    )
+
+
+def _table_with_halves(
+    source: Path | str | Particles, settings: ReconstructSettings, reporter: Reporter
+) -> tuple[Particles, bool]:
+    """The particle table, its half sets, and whether they had to be drawn."""
+    if isinstance(source, Particles):
+        idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
+        if idle:
+            raise InputError(f"{', '.join(idle)}: of use only when a file is read; give them to read_particles")
+        table = source
+    else:
+        table = read_input(Path(source), settings)
+    for warning in table.warnings:
+        reporter.warn(warning)
+    particles = len(np.unique(table.particle))
+    if particles < 2:
+        raise InputError(f"{table.source}: {particles} particle; at least 2 are needed, one for each half set")
+    reporter.line(
+        f"{len(table):,} images of {particles:,} particles, box {table.box_size}, "
+        f"{table.pixel_size_in_angstroms:.4g} Å/px, {len(table.optics)} optics group(s)"
+    )
+    given = bool(np.any(table.half_set > 0))
+    if given and len(np.unique(table.half_set[table.half_set > 0])) == 1:
+        reporter.warn("the half sets put all images into one half, so they are not used")
+        table, given = replace(table, half_set=np.zeros_like(table.half_set)), False
+    if not given:
+        reporter.warn(
+            f"half sets are drawn with seed {settings.seed}. The poses came from one reference, "
+            "so the resolution will be an upper bound"
+        )
+    return table.with_half_sets(settings.seed), not given
+
+
+def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter) -> float:
+    """Å; as asked for, else as the sample shows it, else the box. Refuses particles that are surely dark."""
+    reporter.line(
+        f"contrast from {preview.n_sampled} images: half-sample correlation {preview.correlation:.2f}, "
+        f"skewness {preview.skewness:+.2f}"
+    )
+    if preview.surely_dark:
+        raise InputError(
+            f"{table.source}: the particles are dark (skewness {preview.skewness:+.2f} of the density); "
+            f"they must be white: {'leave out' if settings.invert else 'add'} --invert"
+        )
+    if not preview.contrast_is_sure:
+        reporter.warn("the sample does not show whether particles are white; if the map is inside out, use --invert")
+    box = table.box_size * table.pixel_size_in_angstroms
+    if settings.mask_diameter is not None:
+        return min(settings.mask_diameter, box)
+    if preview.diameter_in_angstroms is None:
+        reporter.line(
+            f"no particle outline in the sample; its diameter is taken as 85 % of the box, {0.85 * box:.0f} Å"
+        )
+        return 0.85 * box
+    reporter.line(f"particle diameter {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample")
+    return min(preview.diameter_in_angstroms, box)
+
+
+def _with_room(
+    device: torch.device, grid: Grid, preview: Preview, settings: ReconstructSettings, reporter: Reporter, world: World
+) -> torch.device:
+    """The device, if its memory is enough for the pass, which takes most of it, and every rank has one of its kind."""
+    if device.type == "cuda":
+        from emsplat.statistics.accumulate_gpu import bytes_needed  # only where there is a card is Triton, too
+
+        needed = bytes_needed(SUBSETS, grid.full_box_size, pass_settings(grid, preview))
+        device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
+    if {device.type} != set(world.gather(device.type)):
+        reporter.warn("working on the CPU: not every rank has a graphics card it can use")
+        return devices.CPU
+    return device
+
+
+def _judged(
+    solution: Solution, pixel_size: float, settings: ReconstructSettings, reporter: Reporter
+) -> tuple[NDArray[np.float32], float | None, LocalResolution]:
+    """The map handed out, the B-factor applied to it, and the local resolution."""
+    first, second = solution.halves
+    with reporter.stage("validation"):
+        mean = 0.5 * (first.map + second.map)
+        result, b_factor = _finished(mean, solution.validation, pixel_size, settings, reporter)
+    with reporter.stage("local resolution"):
+        four = (first.raw, second.raw, first.map, second.map)
+        local = local_resolution(*four, solution.mask, pixel_size, solution.validation.limit_shell)
+        reporter.line(local.text())
+    return result, b_factor, local
+
+
+def _finished(
+    mean: NDArray[np.float32],
+    validation: Validation,
+    pixel_size: float,
+    settings: ReconstructSettings,
+    reporter: Reporter,
+) -> tuple[NDArray[np.float32], float | None]:
+    """The map handed out and the B-factor applied to it."""
+    if validation.resolution_kind == "not_measurable":
+        reporter.warn("nothing could be measured: map.mrc is the plain average of the Gaussian half maps")
+        return mean, None
+    weighted = final_map(mean, validation)
+    b_factor = settings.sharpen
+    if b_factor == "auto":
+        b_factor = maps.estimate_b_factor(weighted, pixel_size, validation.resolution)
+        if b_factor is None:
+            reporter.warn("the resolution does not reach far enough to estimate a B-factor; the map is not sharpened")
+    if b_factor is None:
+        return weighted, None
+    reporter.line(f"sharpened with a B-factor of {b_factor:.0f} Å²")
+    return maps.sharpen(weighted, b_factor, pixel_size, validation.resolution), b_factor

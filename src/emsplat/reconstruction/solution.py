@@ -1,0 +1,160 @@
+"""Particles with poses → both half maps and what can be believed of them: one pass, the fits, the validation.
+
+What is finished is kept in checkpoints, and taken from them where a job goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.fit.by_images import HalfSet, fit_images
+from emsplat.fit.by_statistics import FitSettings
+from emsplat.fit.state import FitHistory
+from emsplat.fourier import maps
+from emsplat.io.images import reading_order
+from emsplat.models.parameters import Parameters
+from emsplat.particles.parts import subsets_of
+from emsplat.particles.table import Particles
+from emsplat.reconstruction.halves import Half, Parts, fit_half, kept_half, watching
+from emsplat.reconstruction.job import Job
+from emsplat.runtime.checkpoint import UNKEPT, Checkpoint
+from emsplat.runtime.stopwatch import Stopwatch
+from emsplat.statistics.accumulate import restored_statistics, saved_statistics
+from emsplat.statistics.distributed import gather_shared
+from emsplat.validation.validate import Validation, validate
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Both half maps, and what can be believed of them."""
+
+    halves: tuple[Half, Half]
+    mask: NDArray[np.float32]  # (D, D, D)
+    validation: Validation
+
+
+def solve(job: Job, table: Particles) -> Solution:
+    """One pass over the images, the fits of each half, and how far to believe them; the same on every rank."""
+    job = replace(job, checkpoints=job.checkpoints.within(table.fingerprint()))
+    world, subset = job.world, subsets_of(table, job.settings.seed)
+    halves = _by_images(job, table, subset) if job.settings.solver == "images" else _by_statistics(job, table, subset)
+    with job.reporter.stage("validation"):
+        if not world.is_first:
+            return world.broadcast(None)
+        first, second = halves
+        pixel_size = table.pixel_size_in_angstroms
+        mask = maps.soft_mask(0.5 * (first.map + second.map), pixel_size, job.grid.diameter_in_angstroms)
+        validation = validate(first.raw, second.raw, first.map, second.map, mask, pixel_size, job.settings.seed)
+        return world.broadcast(Solution(halves, mask, validation))
+
+
+def _by_statistics(job: Job, table: Particles, subset: NDArray[np.int8]) -> tuple[Half, Half]:
+    """Each half is fitted by the rank that its statistics are summed on."""
+    owner = {half: job.world.owner(half) for half in (1, 2)}
+    mine, needed = _finished(job, owner)
+    statistics = _statistics(job, table, subset, owner, needed)
+    for number in sorted(statistics):
+        # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
+        mine[number] = fit_half(job, number, statistics.pop(number), None)
+    return _exchanged(job, mine, owner)
+
+
+def _by_images(job: Job, table: Particles, subset: NDArray[np.int8]) -> tuple[Half, Half]:
+    """All ranks fit to the images of one half after the other, and the first one leads."""
+    world, order = job.world, reading_order(table)
+
+    def join_in(
+        asked: tuple[int, Parameters, FitSettings] | None,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+        checkpoint: Checkpoint = UNKEPT,
+    ) -> tuple[Parameters, FitHistory] | None:
+        """A fit by all ranks, as the first one gives it; None when that has no more."""
+        asked = world.broadcast(asked)
+        if asked is None:
+            return None
+        number, start, settings = asked
+        seen, unseen = (order[subset[order] == 2 * (number - 1) + part] for part in (0, 1))
+        grid = job.grid
+        half = HalfSet(table, job.images, seen, unseen, job.preview.noise, grid.box_size, grid.extent, grid.symmetry)
+        return fit_images(
+            half, start, settings, checkpoint=checkpoint, progress=advance, watch=watching(job, number), world=world
+        )
+
+    def lead(
+        number: int,
+        start: Parameters,
+        settings: FitSettings,
+        advance: Callable[[int, int], None],
+        checkpoint: Checkpoint,
+    ) -> tuple[Parameters, FitHistory]:
+        found = join_in((number, start, settings), advance, checkpoint)
+        assert found
+        return found
+
+    gatherer, owner = {half: world.owner(half) for half in (1, 2)}, {1: 0, 2: 0}
+    mine, needed = _finished(job, owner)
+    statistics = _statistics(job, table, subset, gatherer, needed)
+    statistics = {half: world.broadcast(statistics.pop(half, None), gatherer[half]) for half in needed}
+    if world.is_first:
+        for number in sorted(statistics):
+            mine[number] = fit_half(job, number, statistics.pop(number), lead)
+    del statistics
+    with job.reporter.stage("fit"):
+        while join_in(None):  # what the first rank has begun; it has no more itself
+            pass
+    return _exchanged(job, mine, owner)
+
+
+def _finished(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list[int]]:
+    """The halves of this rank that were finished before the job was ended, and those that no rank has."""
+    world = job.world
+    mine = {half: kept for half in (1, 2) if owner[half] == world.rank and (kept := kept_half(job, half))}
+    return mine, [half for half in (1, 2) if not world.broadcast(half in mine, owner[half])]
+
+
+def _exchanged(job: Job, mine: dict[int, Half], owner: dict[int, int]) -> tuple[Half, Half]:
+    """Both halves, on every rank, when they are fitted."""
+    with job.reporter.stage("fit"):
+        first, second = (job.world.broadcast(mine.get(number), owner[number]) for number in (1, 2))
+    return first, second
+
+
+def _statistics(
+    job: Job, table: Particles, subset: NDArray[np.int8], owner: dict[int, int], needed: list[int]
+) -> dict[int, Parts]:
+    """By half that is needed, and that this rank owns: gathered, or kept since before the job was ended."""
+    world, checkpoints = job.world, job.checkpoints
+    mine = [half for half in needed if owner[half] == world.rank]
+    kept = {half: state for half in mine if (state := checkpoints.named(f"statistics{half}").load())}
+    if all(world.gather(len(kept) == len(mine))):
+        return {half: restored_statistics(state) for half, state in kept.items()}
+    del kept
+    checkpoint = checkpoints.named("pass" if world.size == 1 else f"pass-rank{world.rank}of{world.size}")
+    found = _gather(job, table, subset, owner, checkpoint)
+    statistics = {half: found[half] for half in mine}
+    written = [
+        checkpoint.followed_by(f"statistics{half}").offer(partial(saved_statistics, *statistics[half])) for half in mine
+    ]
+    if all(world.gather(all(written))):
+        checkpoint.remove()
+    return statistics
+
+
+def _gather(
+    job: Job, table: Particles, subset: NDArray[np.int8], owner: dict[int, int], checkpoint: Checkpoint
+) -> dict[int, Parts]:
+    """By half this rank owns, of 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
+    owners = {number: owner[1 + number // 2] for number in np.unique(subset).tolist()}
+    world, reporter, stopwatch = job.world, job.reporter, Stopwatch(job.device)
+    with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
+        found = gather_shared(
+            table, job.images, subset, job.pass_settings, owners, world, job.device, advance, reporter.line, stopwatch,
+            checkpoint,
+        )  # fmt: skip
+    reporter.line(f"the pass: {stopwatch.text()}")
+    return {half: (found[2 * half - 2], found.get(2 * half - 1)) for half in (1, 2) if owner[half] == world.rank}

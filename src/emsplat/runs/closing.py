@@ -1,0 +1,69 @@
+"""A finished run in words: its verdict, and what is said of it at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emsplat.runtime.text_curve import text_curve
+from emsplat.validation.validate import FIRST_SHELL, Validation
+
+Summary = dict[str, Any]  # what summary.json holds
+
+
+def resolution_text(summary: Summary) -> str:
+    """The verdict in one line, its curve and its kind named."""
+    kind, resolution = summary["resolution_kind"], summary["resolution"]
+    if kind == "not_measurable" and summary["measurable_limit"]:
+        return f"not measurable: c_map is below 0.5 from shell {FIRST_SHELL} on"
+    if kind == "not_measurable":
+        return "not measurable: the raw half maps share no significant signal"
+    if kind == "better_than":
+        text = f"better than {resolution:.2f} Å, the limit of measurability (c_map is above 0.5 up to there)"
+    else:
+        text = f"{resolution:.2f} Å (c_map = 0.5, measured)"
+    return text + (", upper bound: poses shared" if summary["poses_shared"] else "")
+
+
+def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]:
+    """What the user wants to know at the end: name and value of each line of the closing table."""
+    stages = sorted(summary["seconds"].items(), key=lambda item: -item[1])
+    limit = summary["measurable_limit"]
+    first, second = summary["n_gaussians_of_halves"]
+    rows: list[tuple[str, str | Path]] = [("resolution", resolution_text(summary))]
+    if "true_resolution" in summary:
+        rows.append(("true resolution", true_resolution_text(summary["true_resolution"])))
+    return [
+        *rows,
+        ("measurable to", f"{limit:.2f} Å (Nyquist {summary['nyquist']:.2f} Å)" if limit else "no shell"),
+        ("images", f"{summary['n_images']:,} of {summary['n_particles']:,} particles"),
+        ("Gaussians", f"{first:,} + {second:,}, one set a half"),
+        (
+            "time",
+            f"{sum(summary['seconds'].values()):.1f} s{' since it was resumed' if summary['resumed'] else ''}: "
+            + ", ".join(f"{n} {t:.1f}" for n, t in stages if t >= 0.05),
+        ),
+        *([("pass", f"{rate:,.0f} images/s")] if (rate := summary["images_per_second"]) else []),
+        ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
+        ("map", folder / "map.mrc"),
+        ("report", folder / "report.html"),
+        ("figures", folder / "figures"),
+    ]
+
+
+def closing_curve(validation: Validation) -> list[str]:
+    """The honest curve in text, as far as anything can be measured, and an empty line; nothing where nothing can."""
+    known = validation.shells <= validation.limit_shell
+    if not known.any():
+        return []
+    name = "c_map, the correlation of the map with the truth"
+    return [*text_curve(name, validation.frequency, np.where(known, validation.c_map, np.nan)), ""]
+
+
+def true_resolution_text(resolution: float | None) -> str:
+    """Of a simulation, whose truth is known."""
+    if resolution is None:
+        return "better than Nyquist (FSC of the map with the truth is above 0.5)"
+    return f"{resolution:.2f} Å (FSC of the map with the truth = 0.5, same mask)"

@@ -1,0 +1,133 @@
+"""What the user sees of a job in the terminal: lines, warnings, progress, and a closing table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from emsplat.runtime.reporting import Reporter
+
+_WORTH_A_LINE = 2.0  # seconds; what took longer leaves a line when it is done
+_SIGN_OF_LIFE = 60.0  # seconds between two lines about the same work, where nothing moves
+_WIDTH_OF_A_FILE = 200  # columns, where there is no terminal to ask
+
+
+class _Rate(ProgressColumn):
+    """Done, total and rate: "1,200 / 10,000 images, 410/s"; elapsed seconds where no total is known."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text(f"{task.elapsed or 0:.0f} s", style="dim")
+        rate = f", {task.speed:,.0f}/s" if task.speed else ""
+        return Text(f"{task.completed:,.0f} / {task.total:,.0f} {task.fields['unit']}{rate}", style="dim")
+
+
+class _Left(TimeRemainingColumn):
+    """Time left, or nothing for what has no total."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else Text("left ", style="dim") + super().render(task)
+
+
+class ConsoleReporter(Reporter):
+    """Shows everything; moving parts, colours and links only on a terminal, so that a log file holds lines alone."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, to_stderr: bool = False) -> None:
+        """Args: quiet: show nothing, keep the log; to_stderr: leave the standard output to someone else."""
+        super().__init__()
+        stream = sys.stderr if to_stderr else sys.stdout
+        # What an environment may force upon other programs has no place in a log file.
+        terminal = stream is not None and stream.isatty()
+        self.console = console or Console(highlight=False, quiet=quiet, stderr=to_stderr, force_terminal=terminal)
+        self.is_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
+        if not self.is_terminal:
+            self.console.width = _WIDTH_OF_A_FILE
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), _Rate(), _Left(compact=True),
+            console=self.console, transient=True,
+        )  # fmt: skip
+
+    def line(self, text: str) -> None:
+        super().line(text)
+        style = "yellow" if text.startswith("warning:") else None
+        self.console.print(text, style=style, markup=False, soft_wrap=not self.is_terminal)
+
+    @contextmanager
+    def bar(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        start = time.perf_counter()
+        last, told = 0, start
+        with self._task(title, unit) as update:
+
+            def advance(done: int, total: int) -> None:
+                nonlocal last, told
+                last = done
+                update(done, total)
+                now = time.perf_counter()
+                if not self.is_terminal and done < total and now - told > _SIGN_OF_LIFE:
+                    told = now
+                    self._plain(_sign_of_life(title, unit, done, total, now - start))
+
+            yield advance
+        elapsed = time.perf_counter() - start
+        if elapsed > _WORTH_A_LINE:
+            self.line(f"{title}: {last:,} {unit} in {elapsed:.1f} s, {last / elapsed:,.0f} {unit}/s")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        with super().stage(name), self._task(name, ""):
+            yield
+
+    @contextmanager
+    def _task(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """A line that moves while the block runs: alone on the screen, the stage around it is hidden."""
+        if not self.is_terminal:
+            yield lambda done, total: None
+            return
+        outer = [task.id for task in self._progress.tasks if task.visible]
+        for task_id in outer:
+            self._progress.update(task_id, visible=False)
+        mine = self._progress.add_task(title, total=None, unit=unit)
+        self._progress.start()
+        try:
+            yield lambda done, total: self._progress.update(mine, completed=done, total=total)
+        finally:
+            self._progress.remove_task(mine)
+            for task_id in outer:
+                self._progress.update(task_id, visible=True)
+            if not outer:
+                self._progress.stop()
+
+    def closing(self, rows: Iterable[tuple[str, str | Path]], curve: Iterable[str]) -> None:
+        """What a run ends with: a curve in text, and names and values of which paths can be clicked on."""
+        self._plain("")
+        for line in curve:
+            self._plain(line)
+        if not self.is_terminal:
+            for name, value in rows:
+                self._plain(f"{name:<15}  {value}")
+            return
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            link = value.absolute().as_uri() if isinstance(value, Path) else None
+            table.add_row(name, Text().append(str(value), Style(bold="resolution" in name, link=link)))
+        self.console.print(table)
+
+    def _plain(self, text: str) -> None:
+        """A line for the eye only, not for the log."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def _sign_of_life(title: str, unit: str, done: int, total: int, seconds: float) -> str:
+    left = seconds * (total - done) / max(done, 1) / 60
+    return f"{title}: {done:,} / {total:,} {unit}, {done / seconds:,.0f}/s, about {max(left, 1):.0f} min left"

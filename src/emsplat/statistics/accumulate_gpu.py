@@ -1,0 +1,392 @@
+"""The pass over the particles on a graphics card: `statistics.fill_grids` while the images are on their way.
+
+While the card works on a block of images, the next is read into pinned memory and the one after that is on the bus. On
+the card a block is transformed and weighted by torch and inserted by `insertion_gpu`. All that takes memory comes
+before a block's first insertion, so that a block which does not fit can be halved and begun again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emsplat.errors import InputError
+from emsplat.fourier.insertion import frames_of
+from emsplat.fourier.insertion_gpu import DeviceGrid, DeviceGrids, Views
+from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
+from emsplat.imaging.ctf import critical_dose, ctf_parameters
+from emsplat.imaging.noise import inverse_noise, outside_circle
+from emsplat.io.images import check_images, refuse_images
+from emsplat.particles.batches import Images
+from emsplat.particles.table import Particles
+from emsplat.runtime import devices
+from emsplat.runtime.stopwatch import Stopwatch
+from emsplat.statistics.accumulate import PassSettings, kernel_extent
+
+_BLOCK_BYTES = 64 << 20  # of a block's images at most: the bus and the card are busy long enough with that
+_FIRST_BYTES = 4 << 20  # of the first block's, which tells what an image takes
+_FREE_SHARE = 0.6  # of the free memory for a block: the one before it may not have let go of its own
+_UNDER_WAY = 2  # blocks that the card has been asked to do and has not done
+_BYTES_A_PIXEL = 80  # that an image takes on the card, about; only for a first guess at what a reconstruction needs
+
+
+def bytes_needed(n_subsets: int, box_size: int, settings: PassSettings) -> int:
+    """Device memory for the statistics of so many subsets of images of this box, and for the smallest blocks."""
+    working = settings.box_size
+    grids = DeviceGrids.bytes_needed(n_subsets, working, working, torch.complex64)
+    grids += DeviceGrids.bytes_needed(n_subsets, kernel_extent(settings), working, torch.float32)
+    return grids + _BYTES_A_PIXEL * max(box_size**2, _FIRST_BYTES // 4)
+
+
+def filled_on_device(
+    n_subsets: int,
+    particles: Particles,
+    images: Images,
+    order: NDArray[np.int64],
+    subset: NDArray[np.int8],
+    settings: PassSettings,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda done: None,
+    say: Callable[[str], None] = lambda text: None,
+    stopwatch: Stopwatch | None = None,
+) -> list[tuple[DeviceGrid, DeviceGrid]]:
+    """The grids of every subset, full: `statistics.empty_grids` and `statistics.fill_grids` on a device.
+
+    Args:
+        order: (M,) rows, as they are to be read.
+        subset: (N,) whose grids each row's image goes into.
+        device: a graphics card; torch's "cpu", with Triton's interpreter, in the tests.
+        say: told of the size of the blocks, and of memory that did not suffice.
+        stopwatch: of this device; told where the time goes.
+    """
+    stopwatch = stopwatch or Stopwatch(device)
+    working = settings.box_size
+    b = DeviceGrids.empty(n_subsets, working, working, torch.complex64, device)
+    t = DeviceGrids.empty(n_subsets, kernel_extent(settings), working, torch.float32, device)
+    weighting = Weighting.of(particles, images.box_size, settings, device)
+    blocks = _Blocks(particles, images, order, subset, settings, device)
+    _fill(b, t, particles, weighting, blocks, progress, say, stopwatch)
+    del weighting
+    devices.release_reserve(device)
+    return [(b.of(number), t.of(number)) for number in range(n_subsets)]
+
+
+def _fill(
+    b: DeviceGrids,
+    t: DeviceGrids,
+    particles: Particles,
+    weighting: Weighting,
+    blocks: _Blocks,
+    progress: Callable[[int], None],
+    say: Callable[[str], None],
+    stopwatch: Stopwatch,
+) -> None:
+    """Add the images to the grids; no block is left on the device."""
+    done = 0
+    under_way: deque[Callable[[], None]] = deque()
+    for block in blocks.stream(stopwatch):
+        for prepared in _prepared(block, weighting, blocks, say, stopwatch):
+            with stopwatch.working("insertion"):
+                for views in prepared.views:
+                    b.insert(prepared.spectra, views, prepared.sets)
+                    t.insert(prepared.weights, views, prepared.sets)
+            under_way.append(_checked_later(particles, prepared, blocks.courier, blocks.device))
+            if len(under_way) > _UNDER_WAY:
+                with stopwatch.waiting("waiting for the card"):
+                    under_way.popleft()()
+            done += len(prepared.rows)
+            progress(done)
+    while under_way:
+        under_way.popleft()()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images and what is known of each, on the device."""
+
+    rows: NDArray[np.int64]  # (n,) on the host
+    images: Tensor  # (n, B, B) float32, as read
+    coefficients: Tensor  # (n, 12) float64 from `_coefficients`
+    centres: Tensor  # (n, 2) float64 x, y in pixels
+    kinds: Tensor  # (n, 3) int64: optics group, symmetric phase, antisymmetric factor; −1 for none
+    sets: Tensor  # (n,) int32
+    frames: Tensor  # (m, n, 3, 2) float32, for each of the m symmetry operators
+    ends: Tensor  # (n, 2r+1, 2) float32
+
+    def part(self, first: int, last: int) -> Block:
+        """Some of its images, without a copy."""
+        here = slice(first, last)
+        return Block(
+            self.rows[here], self.images[here], self.coefficients[here], self.centres[here], self.kinds[here],
+            self.sets[here], self.frames[:, here], self.ends[here],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A block ready to be inserted."""
+
+    rows: NDArray[np.int64]
+    spectra: Tensor  # (n, D′, D′//2+1) complex64 C W² y, centred
+    weights: Tensor  # (n, D′, D′//2+1) float32 C² W²
+    facts: Tensor  # (n, 3) float32: lowest and highest pixel, and a sum over the spectrum
+    sets: Tensor
+    views: list[Views]  # one for each symmetry operator
+
+
+class _Blocks:
+    """Reads block after block ahead of its use, and sends it to the device; for one stream at a time."""
+
+    def __init__(
+        self,
+        particles: Particles,
+        images: Images,
+        order: NDArray[np.int64],
+        subset: NDArray[np.int8],
+        settings: PassSettings,
+        device: torch.device,
+    ) -> None:
+        self.device, self.courier = device, devices.Courier(device)
+        self.image_bytes = 4 * images.box_size**2
+        self.at_once = max(1, _FIRST_BYTES // self.image_bytes)
+        self.is_measured = False
+        self._images, self._order, self._subset = images, order, subset
+        self._box_size, self._working = images.box_size, settings.box_size
+        self._coefficients = _coefficients(particles)
+        self._centres = particles.box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
+        self._matrices, self._symmetry = slice_matrices(particles), settings.symmetry
+        phases = (f(particles, settings.box_size)[1] for f in (symmetric_phases, antisymmetric_factors))
+        self._kinds = np.stack([particles.optics_group, *phases], axis=1).astype(np.int64)
+
+    def stream(self, stopwatch: Stopwatch) -> Iterator[Block]:
+        """All of them. How many images the next one holds is asked for as late as possible."""
+        position = 0
+
+        def next_rows() -> NDArray[np.int64]:
+            nonlocal position
+            rows = self._order[position : position + self.at_once]
+            position += len(rows)
+            return rows
+
+        with ThreadPoolExecutor(1) as reader:
+            ahead: Future | None = reader.submit(self._read, next_rows()) if len(self._order) else None
+            while ahead is not None:
+                with stopwatch.waiting("waiting for images"):
+                    rows, tensors = ahead.result()
+                following = next_rows()
+                ahead = reader.submit(self._read, following) if len(following) else None
+                found = devices.attempt(partial(self.courier.send, *tensors), self.device)
+                if found is None:  # what earlier blocks took may be free by now
+                    devices.release_reserve(self.device)
+                yield Block(rows, *(found[0] if found else self.courier.send(*tensors)))
+
+    def _read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Tensor]]:
+        """The images in memory the device can fetch from, and the columns of `Block` that follow."""
+        images = devices.memory_to_send((len(rows), self._box_size, self._box_size), self.device)
+        self._images.read_into(rows, images.numpy())
+        matrices = self._matrices[rows]
+        _, ends = Views.arrays(matrices, self._working)  # a rotation of the volume leaves them as they are
+        frames = np.stack([frames_of(matrices @ operator) for operator in self._symmetry])
+        columns = (
+            self._coefficients[rows],
+            self._centres[rows],
+            self._kinds[rows],
+            self._subset[rows].astype(np.int32),
+            frames,
+            ends,
+        )
+        return rows, [images, *(torch.from_numpy(np.ascontiguousarray(column)) for column in columns)]
+
+    def measure(self, bytes_taken: int | None, n_images: int, say: Callable[[str], None]) -> None:
+        """Settle how many images a block holds, from what the first block took."""
+        if self.is_measured:
+            return
+        self.is_measured = True
+        most = max(1, _BLOCK_BYTES // self.image_bytes)
+        free = devices.free_bytes(self.device)
+        if bytes_taken is None or free is None:
+            self.at_once = most
+            return
+        each = bytes_taken / n_images + self.image_bytes
+        self.at_once = int(min(most, max(1, _FREE_SHARE * free // each)))
+        say(
+            f"blocks of {self.at_once:,} images: each takes {each / 1e6:.2f} MB on the card, "
+            f"which has {free / 1e9:.1f} GB free beside the grids"
+        )
+
+    def halved(self, n_images: int, say: Callable[[str], None]) -> int:
+        """Settle for half as many images as these, which did not fit."""
+        if n_images == 1:
+            raise InputError(
+                f"{devices.name_of(self.device)} is out of memory with a single image of {self._box_size} pixels; "
+                "free some of it, look at coarser detail with --max-resolution, or use --device cpu"
+            )
+        self.at_once, self.is_measured = min(self.at_once, (n_images + 1) // 2), True
+        say(f"out of memory on the card with {n_images:,} images at once: going on with {self.at_once:,}")
+        return self.at_once
+
+
+def _prepared(
+    block: Block, weighting: Weighting, blocks: _Blocks, say: Callable[[str], None], stopwatch: Stopwatch
+) -> Iterator[Prepared]:
+    """The block, ready to be inserted, in as many parts as the memory asks for."""
+    first, size = 0, len(block.rows)
+    while first < len(block.rows):
+        part = block.part(first, min(first + size, len(block.rows)))
+        if not blocks.is_measured and devices.free_bytes(blocks.device) is not None:
+            # What libraries take for themselves when first used is no image's.
+            devices.attempt(partial(weighting.prepare, block.part(0, 1)), blocks.device)
+        with stopwatch.working("transforms and weights"):
+            found = devices.attempt(partial(weighting.prepare, part), blocks.device)
+        if found is None:
+            devices.release_reserve(blocks.device)
+            size = blocks.halved(len(part.rows), say)
+            continue
+        prepared, taken = found
+        blocks.measure(taken, len(part.rows), say)
+        yield prepared
+        first += len(part.rows)
+
+
+def _checked_later(
+    particles: Particles, prepared: Prepared, courier: devices.Courier, device: torch.device
+) -> Callable[[], None]:
+    """A function that waits until the device has done with a block, and raises InputError for a bad image in it."""
+    rows, arrive = prepared.rows, courier.fetch(prepared.facts)
+
+    def check() -> None:
+        lowest, highest, total = arrive().T
+        check_images(particles, rows, lowest, highest)
+        if not np.isfinite(total).all():
+            what = f"its transform, weighted by CTF and noise, is not finite on {devices.name_of(device)}"
+            refuse_images(particles, rows[~np.isfinite(total)], what)
+
+    return check
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """From images to what is inserted; tables on the device. P = D′ (D′//2+1) samples of a half plane."""
+
+    box_size: int  # D
+    working: int  # D′
+    window: Tensor  # (B²,) mean of the background, as weights
+    monomials: Tensor  # (3, P) float64 kx², kx ky, ky²
+    inverse_noise: Tensor  # (groups, P) W², 0 beyond Nyquist and at DC
+    times_ctf: Tensor  # (groups,) whether images are premultiplied
+    symmetric: Tensor | None  # (a + 1, P) phases, the last one 0; None: nobody has any
+    antisymmetric: Tensor | None  # (a + 1, D′, D′//2+1) conjugate factors, the last one 1
+    has_dose: bool
+    to_map: float  # units of a slice of the full grid, of the working grid's
+
+    @staticmethod
+    def of(particles: Particles, image_size: int, settings: PassSettings, device: torch.device) -> Weighting:
+        """The tables for these particles, with images of B × B pixels, D′ ≤ B ≤ D."""
+        box_size, working = particles.box_size, settings.box_size
+        ky, kx = np.meshgrid(np.fft.fftfreq(working, 1 / working), np.arange(working // 2 + 1), indexing="ij")
+        window = outside_circle(image_size).astype(np.float64).ravel()
+        symmetric, antisymmetric = (f(particles, working)[0] for f in (symmetric_phases, antisymmetric_factors))
+
+        def table(array: NDArray, dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
+
+        none = np.zeros((1, working, working // 2 + 1))
+        return Weighting(
+            box_size,
+            working,
+            table(window / window.sum(), torch.float32),
+            table(np.stack([kx * kx, kx * ky, ky * ky]).reshape(3, -1), torch.float64),
+            table(inverse_noise(settings.noise, working, box_size).reshape(len(settings.noise), -1), torch.float32),
+            table(np.array([group.premultiplied for group in particles.optics]), torch.bool),
+            table(np.concatenate([symmetric, none]).reshape(len(symmetric) + 1, -1), torch.float64)
+            if len(symmetric)
+            else None,
+            table(np.concatenate([antisymmetric.conj(), none + 1]), torch.complex64) if len(antisymmetric) else None,
+            bool(np.any(particles.pre_exposure > 0)),
+            float((box_size / working) ** 3),
+        )
+
+    def prepare(self, block: Block) -> Prepared:
+        """Transforms of the images, centred and weighted, and their weights; see `statistics._weigh`."""
+        n, half = len(block.rows), self.working // 2 + 1
+        flat = block.images.view(n, -1)
+        lowest, highest = flat.amin(dim=1), flat.amax(dim=1)
+        centred = block.images - (flat @ self.window)[:, None, None]
+        spectra = self._cropped(torch.fft.rfft2(centred)).contiguous()  # cuFFT's layout is torch's own affair
+        del centred
+        groups, odd = block.kinds[:, 0], block.kinds[:, 2]
+        contrast = self._contrast(block)
+        weights = self.inverse_noise[groups] * self.to_map
+        factors = torch.where(self.times_ctf[groups, None], weights, weights * contrast)
+        weights.mul_(contrast.square_()).mul_(self.to_map)
+        spectra.mul_(factors.view(n, self.working, half))
+        del contrast, factors
+        # The spectrum of a particle centred at p carries exp(−2πi k·p/D); undo it.
+        turns = 2 * torch.pi / self.box_size * block.centres
+        kx = torch.arange(half, device=turns.device)
+        ky = torch.fft.fftfreq(self.working, 1 / self.working, device=turns.device, dtype=torch.float64)
+        spectra.mul_(_phase_factors(turns[:, :1] * kx)[:, None, :])
+        spectra.mul_(_phase_factors(turns[:, 1:] * ky)[:, :, None])
+        if self.antisymmetric is not None:
+            spectra.mul_(self.antisymmetric[odd])
+        total = torch.view_as_real(spectra).sum(dim=(1, 2, 3))
+        facts = torch.stack([lowest, highest, total], dim=1)
+        views = [Views(frames.contiguous(), block.ends) for frames in block.frames]
+        return Prepared(block.rows, spectra, weights.view(n, self.working, half), facts, block.sets, views)
+
+    def _cropped(self, spectra: Tensor) -> Tensor:
+        """(n, B, B//2+1) half planes cropped to (n, D′, D′//2+1), as by `cropping.fourier_crop`."""
+        full, working = spectra.shape[1], self.working
+        if working == full:
+            return spectra
+        upper, lower = (working + 1) // 2, working // 2
+        columns = spectra[:, :, : working // 2 + 1]
+        return torch.cat([columns[:, :upper], columns[:, full - lower :]], dim=1)
+
+    def _contrast(self, block: Block) -> Tensor:
+        """(n, P) float32 CTFs, as `optics.ctf_at` has them; phases of hundreds of radians need float64."""
+        c = block.coefficients
+        squared = c[:, 3:6] @ self.monomials
+        phase = (c[:, :3] @ self.monomials).addcmul_(squared * squared, c[:, 6:7]).add_(c[:, 7:8])
+        if self.symmetric is not None:
+            phase += self.symmetric[block.kinds[:, 1]]
+        contrast = phase.remainder_(2 * torch.pi).float().sin_()
+        del phase
+        envelope = (squared * c[:, 9:10]).float()
+        if self.has_dose:
+            dose, of_voltage = c[:, 10:11], c[:, 11:12]
+            critical = critical_dose(squared.clamp_min(1e-12))
+            envelope -= (dose / (of_voltage * critical)).float()
+        return contrast.mul_(envelope.exp_()).mul_(c[:, 8:9].float())
+
+
+def _phase_factors(angles: Tensor) -> Tensor:
+    """exp(i angle), complex64, of float64 angles."""
+    angles = angles.remainder(2 * torch.pi).float()
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _coefficients(particles: Particles) -> NDArray[np.float64]:
+    """(N, 12) of `optics.ctf_parameters`, the frequency in steps of the grid and the magnification multiplied out.
+
+    The phase is ``c0 kx² + c1 kx ky + c2 ky² + c6 s⁴ + c7`` with ``s² = c3 kx² + c4 kx ky + c5 ky²`` in 1/Å²,
+    the factor ``c8 exp(c9 s²)``, the dose weight ``exp(−c10 / (c11 critical(s)))``.
+    """
+    p = ctf_parameters(particles).T
+    step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
+    xx, xy, yx, yy = p[9:13] * step  # sx = xx kx + xy ky, sy = yx kx + yy ky
+    columns = np.empty((12, len(particles)))
+    columns[0] = p[0] * xx * xx + p[1] * xx * yx + p[2] * yx * yx
+    columns[1] = 2 * p[0] * xx * xy + p[1] * (xx * yy + xy * yx) + 2 * p[2] * yx * yy
+    columns[2] = p[0] * xy * xy + p[1] * xy * yy + p[2] * yy * yy
+    columns[3:6] = xx * xx + yx * yx, 2 * (xx * xy + yx * yy), xy * xy + yy * yy
+    columns[6:12] = p[3], p[4], p[5], p[6], np.maximum(p[7], 0), p[8]
+    return np.ascontiguousarray(columns.T)

@@ -1,0 +1,94 @@
+"""A first look at a sample of the images: the noise, the particle's size, the sign of its contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.fourier import maps
+from emsplat.imaging.noise import noise_spectra, outside_circle, subtract_background
+from emsplat.particles.batches import Images
+from emsplat.particles.table import Particles
+from emsplat.statistics.accumulate import PassSettings, gather_statistics
+
+_SAMPLE, _FEWEST = 1000, 100  # images: the noise to 1 % a shell, a map good enough to measure the particle
+_SAMPLE_BYTES = 96 << 20  # fewer images where they are large
+_BOX = 48  # voxels of the preview map at most
+_LOW_PASS = 8  # preview voxels: detail finer than this says nothing about the sign of the contrast
+# A contrast is beyond doubt where both halves show the same density and its skewness is clear. Measured skewness:
+# 0.9 to 1.9 on ribosomes and simulations, correlations 0.78 to 0.99; 5 or 17 images correlate at 0.28.
+_SURE_CORRELATION, _SURE_SKEWNESS = 0.5, 0.5
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a sample of the images shows."""
+
+    n_sampled: int
+    noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`
+    diameter_in_angstroms: float | None  # of the sphere about the box centre that holds the particle; None: not seen
+    correlation: float  # of the low-passed halves of the sample
+    skewness: float  # of their density; positive: particle white
+
+    @property
+    def contrast_is_sure(self) -> bool:
+        """Whether the sample tells white particles from dark ones."""
+        return contrast_is_sure(self.correlation, self.skewness)
+
+    @property
+    def surely_dark(self) -> bool:
+        """Whether the particles are dark, as in images as recorded, beyond doubt."""
+        return self.contrast_is_sure and self.skewness < 0
+
+
+def look_at_sample(particles: Particles, images: Images, symmetry: NDArray[np.float64], seed: int) -> Preview:
+    """Noise spectra and a low-resolution inversion of both halves of a random sample."""
+    rng = np.random.default_rng(seed)
+    affordable = max(_FEWEST, _SAMPLE_BYTES // (4 * particles.box_size**2))
+    rows = np.sort(rng.choice(len(particles), min(len(particles), _SAMPLE, affordable), replace=False))
+    block = images.read(rows)
+    subtract_background(block, outside_circle(particles.box_size))
+    chosen = particles.select(rows)
+    noise = noise_spectra(block, chosen)
+    del block
+    box_size = min(particles.box_size, _BOX)
+    subset = np.full(len(particles), -1, dtype=np.int8)
+    subset[rows] = rng.permutation(len(rows)) % 2
+    settings = PassSettings(box_size, box_size, noise, symmetry)
+    halves = [s.raw_map() for s in gather_statistics(particles, images, subset, settings)]
+    pixel_size = particles.pixel_size_in_angstroms * particles.box_size / box_size
+    return Preview(len(rows), noise, outline_diameter(halves, pixel_size), *contrast(halves, pixel_size))
+
+
+def contrast_is_sure(correlation: float, skewness: float) -> bool:
+    """Whether these two of a sample tell white particles from dark ones."""
+    return correlation > _SURE_CORRELATION and abs(skewness) > _SURE_SKEWNESS
+
+
+def outline_diameter(halves: Sequence[NDArray[np.float32]], pixel_size: float) -> float | None:
+    """Å; twice the distance from the box centre that holds the mask of the low-passed map; None: no particle seen."""
+    box_size = len(halves[0])
+    mean = 0.5 * (halves[0] + halves[1])
+    mask = maps.data_mask(mean, pixel_size, resolution=4 * pixel_size)
+    if mask is None:
+        return None
+    return float(2 * maps.distance_from_origin(box_size)[mask > 0.5].max() * pixel_size)
+
+
+def contrast(halves: Sequence[NDArray[np.float32]], pixel_size: float) -> tuple[float, float]:
+    """Correlation of the low-passed halves and the skewness of the density they share.
+
+    Molecules are bright and compact on a dark background, so the third moment of their density has the sign of the
+    contrast; products across independent halves keep the noise out of it.
+    """
+    inside = maps.distance_from_origin(len(halves[0])) < 0.45 * len(halves[0])
+    a, b = (maps.low_pass(h, pixel_size, _LOW_PASS * pixel_size)[inside].astype(np.float64) for h in halves)
+    a, b = a - a.mean(), b - b.mean()
+    shared = np.mean(a * b)
+    norm = np.sqrt(np.mean(a * a) * np.mean(b * b))
+    if shared <= 0 or norm == 0:
+        return 0.0, 0.0
+    return float(shared / norm), float(np.mean(0.5 * a * b * (a + b)) / shared**1.5)

@@ -1,0 +1,237 @@
+"""The fit as a graphics card does it: on one, if there is one, and on torch's CPU, without streams and graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from emsplat.fit import by_statistics as fit
+from emsplat.fit import by_statistics_gpu as fit_gpu
+from emsplat.fit.by_statistics import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit.by_statistics_gpu import DeviceLoss, Replayed
+from emsplat.fourier import maps
+from emsplat.fourier.slices import fourier_volume
+from emsplat.models.densification import DensitySettings
+from emsplat.runtime.devices import CPU
+from emsplat.simulation.run import signal_images
+from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.loss import QuadraticLoss
+from emsplat.validation.correlation import fsc
+from phantom import ImagesInMemory, imagined_particles, lopsided_map
+
+STAND_IN = torch.device("cpu", 0)  # is told apart from the processor, and is there
+CARDS = [STAND_IN, *([torch.device("cuda", 0)] if torch.cuda.is_available() else [])]
+BOX = 24
+on_cards = pytest.mark.parametrize("card", CARDS, ids=str)
+
+
+@pytest.fixture(scope="module")
+def statistics() -> tuple[Statistics, Statistics]:
+    """Of the seen and the unseen images of a half."""
+    particles = imagined_particles(300, BOX, pixel_size=4.0)
+    images = signal_images(fourier_volume(lopsided_map(BOX)), particles)
+    images += 0.3 * images.std() * np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)
+    settings = PassSettings(BOX, 2 * BOX, np.ones((1, BOX // 2 + 1)), np.eye(3)[None])
+    subset = (np.arange(300) % 5 == 0).astype(np.int8)
+    seen, unseen = gather_statistics(particles, ImagesInMemory(images), subset, settings)
+    return seen, unseen
+
+
+@on_cards
+@pytest.mark.parametrize(("extent", "period"), [(20, 40), (21, 27), (24, 48), (BOX, 30)])
+def test_the_loss_is_that_of_the_processor(
+    statistics: tuple[Statistics, Statistics], extent: int, period: int, card: torch.device
+) -> None:
+    volume = torch.from_numpy(np.random.default_rng(1).random((extent,) * 3, dtype=np.float32))
+    ours, expected = DeviceLoss(statistics[0], extent, period, card), QuadraticLoss(statistics[0], extent, period)
+    value, gradient = ours.at(volume.to(card))
+    wanted, by_volume = expected.value_and_gradient(volume.numpy())
+    assert float(value) == pytest.approx(wanted, rel=1e-4)
+    assert np.linalg.norm(gradient.cpu().numpy() - by_volume) < 1e-5 * np.linalg.norm(by_volume)
+    assert ours.best_mass(volume.to(card)) == pytest.approx(expected.best_mass(volume), rel=1e-4)
+
+
+def test_the_gradient_of_the_loss_is_its_slope(statistics: tuple[Statistics, Statistics]) -> None:
+    """Of which a finite difference along any direction is exact to rounding, for it is quadratic."""
+    rng = np.random.default_rng(2)
+    volume, direction = (torch.from_numpy(rng.random((20,) * 3, dtype=np.float32)) for _ in range(2))
+    loss = DeviceLoss(statistics[0], 20, 40, STAND_IN)
+    up, down = (float(loss.at(volume + step * direction)[0]) for step in (1, -1))
+    assert float((loss.at(volume)[1] * direction).sum()) == pytest.approx(0.5 * (up - down), rel=1e-3)
+
+
+@on_cards
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_the_fit_leads_to_the_map_of_the_processor(
+    statistics: tuple[Statistics, Statistics], isotropic: bool, card: torch.device
+) -> None:
+    """With rounds of density control and of annealing.
+
+    Adam at its full step sizes magnifies rounding until another of many equal maps is found; smaller steps do not.
+    """
+    seen, unseen = statistics
+    mask = maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX)
+    settings = FitSettings.for_particle(150, float(mask.sum()), isotropic, seed=1)
+    steps = {name: 0.2 * size for name, size in settings.step_sizes.items()}
+    density = DensitySettings(first=6, every=6)
+    settings = replace(settings, step_sizes=steps, approach_steps=32, density=density)
+    models, histories = [], []
+    for device in (CPU, card):
+        start = initial_gaussians(seen, mask, BOX, replace(settings, n_gaussians=100), device=device)  # some to add
+        parameters, history = fit_gaussians(seen, unseen, start, BOX, settings, device=device, say=pytest.fail)
+        assert all(tensor.device == torch.zeros(0).device for tensor in (parameters.centres, parameters.log_masses))
+        models.append(gaussians_of(parameters, 4.0).voxelise(BOX, 4.0))
+        histories.append(history)
+    assert histories[0].counts == histories[1].counts
+    assert histories[1].counts[0] < histories[1].counts[-1]
+    assert histories[1].losses[-1] == pytest.approx(histories[0].losses[-1], rel=1e-3)
+    assert fsc(*models).min() > 0.999
+
+
+def test_a_step_asks_nothing_of_the_host(
+    statistics: tuple[Statistics, Statistics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No value is read, nothing is as large as a value says: else no graph could hold it. By all that torch does."""
+    done: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            done.add(function._schema.name.removeprefix("aten::"))
+            return function(*args, **(kwargs or {}))
+
+    class Watched(Replayed):
+        def __call__(self):
+            with Watch():
+                return super().__call__()
+
+    monkeypatch.setattr(fit, "Replayed", Watched)
+    seen, _ = statistics
+    settings = replace(FitSettings.for_particle(60, 4000.0, False, seed=1), max_steps=3)
+    start = initial_gaussians(seen, maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX), BOX, settings, device=STAND_IN)
+    fit_gaussians(seen, None, start, BOX, settings, device=STAND_IN)
+    assert done > {"_fft_r2c", "_fft_c2r", "lerp_", "clamp_", "bmm"}
+    reading = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "equal", "repeat_interleave"}
+    assert not done & reading
+
+
+def test_work_that_needs_no_recording_is_done_every_time() -> None:
+    counted = torch.zeros(())
+    work = Replayed(lambda: counted.add_(1), STAND_IN, say=pytest.fail)
+    for number in range(1, 5):
+        assert float(work()) == number
+        work.forget()
+
+
+@dataclass
+class Streams:
+    """What `Replayed` takes of torch.cuda, on the CPU: it keeps the rules, and writes down what is done where."""
+
+    current: str = "default"
+    recording: list | None = None  # what was asked for since a recording began
+    fails: bool = False
+    done: list[str] = field(default_factory=list)
+
+    def stream(self, of: object) -> str:
+        del of
+        return self.current
+
+    @contextmanager
+    def use(self, stream: str) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: Graph, stream: str, capture_error_mode: str) -> Iterator[None]:
+        """As torch's: where the recording fails, the stream stays what it was for it."""
+        assert capture_error_mode == "thread_local"
+        before, self.current, self.recording = self.current, stream, []
+        yield
+        recorded, self.recording = self.recording, None
+        if self.fails:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+        graph.recorded, self.current = recorded, before
+
+    def add_to(self, total: torch.Tensor) -> torch.Tensor:
+        """Work: adds one."""
+        if self.recording is not None:
+            self.recording.append(total)
+        else:
+            self.done.append(self.current)
+            total.add_(1)
+        return total
+
+
+class Graph:
+    def __init__(self, streams: Streams) -> None:
+        self.streams, self.recorded = streams, []
+
+    def replay(self) -> None:
+        self.streams.done.append("replayed")
+        for total in self.recorded:
+            total.add_(1)
+
+
+class Aside(str):
+    def wait_stream(self, other: str) -> None:
+        assert other != self
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    streams = Streams(current=Aside("default"))
+    monkeypatch.setattr(fit_gpu, "_REFUSED", set())
+    for name, value in {
+        "Stream": lambda device: Aside("aside"),
+        "current_stream": streams.stream,
+        "stream": streams.use,
+        "graph": streams.graph,
+        "CUDAGraph": lambda: Graph(streams),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return streams
+
+
+def test_work_is_recorded_after_two_times_and_replayed(streams: Streams) -> None:
+    """And again, where the tensors it works on are others. Every time is done once, and its result is there."""
+    total = torch.zeros(())
+    work = Replayed(lambda: streams.add_to(total), torch.device("cuda", 0), say=pytest.fail)
+    assert [float(work()) for _ in range(5)] == [1, 2, 3, 4, 5]
+    work.forget()
+    assert [float(work()) for _ in range(3)] == [6, 7, 8]
+    assert streams.done == ["aside"] * 2 + ["replayed"] * 3 + ["aside"] * 2 + ["replayed"]
+    assert streams.current == "default"
+
+
+def test_work_that_cannot_be_recorded_is_done_all_the_same(streams: Streams) -> None:
+    """On the stream it was asked for on, and said aloud once."""
+    total, said = torch.zeros(()), []
+    streams.fails = True
+    work = Replayed(lambda: streams.add_to(total), torch.device("cuda", 0), say=said.append)
+    assert [float(work()) for _ in range(4)] == [1, 2, 3, 4]
+    work.forget()
+    assert float(work()) == 5
+    another = Replayed(lambda: streams.add_to(total), torch.device("cuda", 0), say=said.append)
+    assert [float(another()) for _ in range(3)] == [6, 7, 8]
+    assert streams.done == ["aside"] * 2 + ["default"] * 6
+    assert said == ["steps are launched one by one: CUDA error: operation not permitted when stream is capturing"]
+
+
+def test_memory_that_runs_out_while_work_is_recorded_is_told(streams: Streams) -> None:
+    def scarce() -> torch.Tensor:
+        if streams.recording is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return torch.zeros(())
+
+    work = Replayed(scarce, torch.device("cuda", 0), say=pytest.fail)
+    work(), work()
+    with pytest.raises(torch.OutOfMemoryError):
+        work()

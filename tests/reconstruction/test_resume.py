@@ -1,0 +1,217 @@
+"""A reconstruction that is ended at any stage, and gone on with, comes to the same as one that is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emsplat.cli import main
+from emsplat.fit import by_images as fit_images
+from emsplat.fit.by_images import Schedule
+from emsplat.io import read_map
+from emsplat.poses import refine
+from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
+from emsplat.runtime.checkpoint import Checkpoints, Pace
+from emsplat.runtime.reporting import Reporter
+from emsplat.settings import ReconstructSettings
+from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from emsplat.statistics import accumulate as statistics
+
+FEW = ReconstructSettings(n_gaussians=100, max_resolution=14.0, mask_diameter=140.0, seed=3, threads=2)
+ALWAYS = Pace(times=0, least=0)
+
+
+class Ended(Exception):
+    """Stands in for a kill."""
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = SimulationSettings(n_images=200, box_size=32, pixel_size_in_angstroms=5.0, snr=0.2, seed=1)
+    return simulate(bundled_model(), tmp_path_factory.mktemp("images"), settings, overwrite=True)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that few images have many of them, and few rounds."""
+    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 50 * 4 * 32**2)
+    monkeypatch.setattr(refine, "_LARGEST_BLOCK", 40)
+    monkeypatch.setattr(refine, "_FEWEST_IN_BLOCK", 40)
+    short = Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1)
+    monkeypatch.setattr(fit_images, "Schedule", lambda: short)
+
+
+def ended_after(number: int, name: str, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
+    """`run`, ended as soon as so many states of a name have been written."""
+    save, left = Checkpoints.save, [number]
+
+    def until_ended(self: Checkpoints, saved: str, *arguments: Any) -> bool:
+        written = save(self, saved, *arguments)
+        left[0] -= saved == name
+        if left[0] == 0:
+            raise Ended
+        return written
+
+    with monkeypatch.context() as patch, pytest.raises(Ended):
+        patch.setattr(Checkpoints, "save", until_ended)
+        run()
+
+
+def equal(one: Reconstruction, other: Reconstruction) -> None:
+    np.testing.assert_array_equal(one.map, other.map)
+    for name in ("centres", "log_scales", "quaternions", "log_masses"):
+        np.testing.assert_array_equal(getattr(one.gaussians, name).numpy(), getattr(other.gaussians, name).numpy())
+    for half, other_half in zip(one.halves, other.halves, strict=True):
+        np.testing.assert_array_equal(half.raw, other_half.raw)
+        assert half.histories == other_half.histories
+    np.testing.assert_array_equal(one.validation.c_map, other.validation.c_map)
+    assert (one.refinement is None) == (other.refinement is None)
+    if one.refinement and other.refinement:
+        np.testing.assert_array_equal(one.refinement.changes, other.refinement.changes)
+        assert one.refinement.gains == other.refinement.gains
+
+
+# By what states it is ended, one after the other: how many of which have been written since it was gone on with.
+ENDS = {
+    "statistics": (
+        FEW,
+        [(1, "pass"), (2, "pass"), (1, "statistics1"), (5, "fit1-1"), (1, "fit1-2"), (1, "half1"), (20, "fit2-2")],
+    ),
+    "images": (
+        replace(FEW, solver="images"),
+        [(2, "pass"), (1, "statistics2"), (1, "fit1-1"), (2, "fit1-1"), (1, "half1"), (3, "fit2-1"), (1, "half2")],
+    ),
+    "refined": (
+        replace(FEW, refine="poses,shifts", n_fits=1),
+        [
+            (2, "refinement"),
+            (3, "refinement"),
+            (3, "pass"),
+            (3, "fit1-1"),
+            (1, "half2"),
+            (1, "refinement"),
+            (2, "pass"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_the_same_as_if_never_ended(kind: str, star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, ends = ENDS[kind]
+    whole = reconstruct(star, settings)
+    logs: list[str] = []
+
+    def run() -> Reconstruction:
+        reporter = Reporter()
+        checkpoints = Checkpoints(tmp_path / "checkpoints", True, reporter=reporter, pace=replace(ALWAYS))
+        try:
+            return reconstruct(star, settings, reporter, checkpoints)
+        finally:
+            logs.append("\n".join(reporter.log))
+            assert not [text for text in reporter.warnings if "checkpoint" in text]
+
+    for number, name in ends:
+        ended_after(number, name, monkeypatch, run)
+        assert not list((tmp_path / "checkpoints").glob(".*"))
+    equal(run(), whole)
+    for (_, name), log in zip(ends, logs[1:], strict=True):
+        assert f"going on from {name}" in log, name
+
+
+def test_ended_by_a_rule_of_the_command(
+    star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is there is neither replaced nor gone on with by mistake, and does not stay when all is done."""
+    output = tmp_path / "run"
+    command = ["reconstruct", str(star), "-o", str(output), "--n-gaussians", "100", "--max-resolution", "14"]
+    monkeypatch.setattr(Pace, "__init__", lambda self: vars(self).update(vars(ALWAYS)))
+
+    def said(code: int, *options: str) -> str:
+        assert main([*command, *options]) == code
+        out, err = capsys.readouterr()
+        assert (err.count("\n"), err.startswith("emsplat: ")) == ((0, False) if code == 0 else (1, True))
+        return out + err
+
+    ended_after(2, "pass", monkeypatch, lambda: main([*command, "--resume"]))
+    assert "starts at its beginning" in capsys.readouterr().out
+    assert "go on with --resume, or replace it with --overwrite" in said(2)
+    assert "isotropic False there, True here" in said(2, "--resume", "--isotropic")
+    assert "going on from pass" in said(0, "--resume")
+    assert "complete, nothing is left to do" in said(0, "--resume")
+    assert "holds a run already" in said(2, "--resume", "--isotropic")
+    assert not [path.name for path in output.iterdir() if path.name.startswith(".") or path.name == "checkpoints"]
+
+
+def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that cannot be written are told of once; what was written before stays of use."""
+    reporter = Reporter()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", reporter=reporter, pace=replace(ALWAYS))
+    fsync, calls = os.fsync, [0]
+
+    def full(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] > 6:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    settings = replace(FEW, n_fits=1)
+    result = reconstruct(star, settings, reporter, checkpoints)
+    monkeypatch.undo()
+    [told] = [text for text in reporter.warnings if "disk" in text]
+    assert "goes on without" in told
+    assert [path.name.split("-")[0] for path in tmp_path.glob("checkpoints/*") if "before" not in path.name] == ["pass"]
+    assert not list(tmp_path.glob("checkpoints/.*"))
+    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 50 * 4 * 32**2)
+    resumed = Checkpoints(tmp_path / "checkpoints", True, reporter=Reporter())
+    equal(reconstruct(star, settings, Reporter(), resumed), result)
+
+
+# A process of its own, that is killed when so many states have been written.
+PROGRAM = """
+import os, signal, sys
+from emsplat.runtime import checkpoint
+from emsplat.poses import refine
+from emsplat.statistics import accumulate as statistics
+from emsplat.runtime.checkpoint import Checkpoints, Pace
+statistics._BLOCK_BYTES = 50 * 4 * 32**2
+Pace.is_due = lambda self, elapsed, n_bytes: True
+Pace.least = 0.0
+init = Pace.__init__
+Pace.__init__ = lambda self: init(self, least=0.0)
+replace, left = os.replace, {left}
+def killed(*paths):
+    global left
+    left -= "checkpoints" in str(paths[1])
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+os.replace = killed
+from emsplat.cli import main
+sys.exit(main())
+"""
+
+
+def test_killed_processes_leave_no_trace(star: Path, tmp_path: Path) -> None:
+    """In the middle of writing a state of the pass, and of a fit; the rest is done without a kill."""
+    whole, output = reconstruct(star, replace(FEW, n_fits=1)).map, tmp_path / "run"
+    command = ["reconstruct", str(star), "-o", str(output), "--resume", "--n-gaussians", "100", "--threads", "2"]
+    command += ["--max-resolution", "14", "--mask-diameter", "140", "--seed", "3", "--n-fits", "1"]
+    for left, code in ((4, -signal.SIGKILL), (30, -signal.SIGKILL), (-1, 0)):
+        process = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(left=left), *command], capture_output=True, text=True, timeout=100
+        )
+        assert (process.returncode, process.stderr) == (code, ""), process.stderr
+    assert "going on from fit1-1" in process.stdout
+    np.testing.assert_array_equal(read_map(output / "map.mrc").values, whole)
+    assert not [path.name for path in output.iterdir() if path.name.startswith(".") or path.name == "checkpoints"]
