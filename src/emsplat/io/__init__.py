@@ -1,4 +1,15 @@
-"""Files in and out: particle tables, image stacks, maps."""
+"""Files in and out: particle tables, image stacks, maps.
+
+- ``formats``: the format of a particle file, told by its content
+- ``star``, ``star_scan``, ``star_rows``: STAR files, fast and row by row
+- ``relion``, ``relion_rows``, ``relion_aberrations``: RELION's single particles
+- ``tomo``, ``tilt_series``: RELION's tomography with 2D stacks
+- ``cs``, ``cs_columns``, ``cs_alignments``: cryoSPARC
+- ``pkl``, ``unpickle``: cryoDRGN
+- ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles handed back
+- ``mrc``: maps and stacks; ``stacks``: which stack an image's name means; ``images``: the images of any rows
+- ``cache``, ``cache_folder``: small copies of the images on a local disk
+"""
 
 from __future__ import annotations
 
