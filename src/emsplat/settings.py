@@ -125,6 +125,16 @@ class SimulationSettings:
     phase_shift_in_degrees: float = 0.0
     assembly: str | None = None  # name of a biological assembly; None: the coordinates as deposited
     like: Path | None = None  # a star whose poses, shifts, CTF and optics are used instead of drawn ones
+    populations: tuple[float, ...] | None = None  # of the conformations, in any unit; None: all alike
+    contrast_sigma: float = 0.0  # standard deviation of each image's scale, about 1
+    angle_error_in_degrees: float = 0.0  # of the poses in the star: standard deviation of a turn about each axis
+    shift_error_in_angstroms: float = 0.0  # of the shifts in the star: standard deviation in x and in y
+    junk: float = 0.0  # share of the images that show no particle, or two others off-centre
+
+    @property
+    def has_pose_errors(self) -> bool:
+        """Whether the star's poses differ from the true ones."""
+        return self.angle_error_in_degrees > 0 or self.shift_error_in_angstroms > 0
 
     def __post_init__(self) -> None:
         _require(self.n_images >= 1, "n_images", self.n_images, "at least 1")
@@ -146,6 +156,16 @@ class SimulationSettings:
         _require(math.isfinite(cs), "spherical_aberration", cs, "a number of mm")
         _require(math.isfinite(self.phase_shift_in_degrees), "phase_shift", self.phase_shift_in_degrees, "in degrees")
         _require(0 <= self.amplitude_contrast <= 1, "amplitude_contrast", self.amplitude_contrast, "between 0 and 1")
+        p = self.populations
+        _require(
+            p is None or all(0 < x < math.inf for x in p), "populations", p, "positive numbers, one a conformation"
+        )
+        contrast, junk = self.contrast_sigma, self.junk
+        _require(0 <= contrast <= 0.5, "contrast_sigma", contrast, "between 0 and 0.5")
+        angle, shift = self.angle_error_in_degrees, self.shift_error_in_angstroms
+        _require(0 <= angle <= 180, "angle_error", angle, "between 0 and 180 degrees")
+        _require(0 <= shift < math.inf, "shift_error", shift, "0 or more, in Å")
+        _require(0 <= junk < 1, "junk", junk, "a share of the images, from 0 to below 1")
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

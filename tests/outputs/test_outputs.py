@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from emsplat.models.gaussians import Gaussians
 from emsplat.outputs import reconstruction as outputs
-from emsplat.outputs.reconstruction import MAPS, check_output, write_run
+from emsplat.outputs.reconstruction import check_output, write_run
 from emsplat.reconstruction.reconstruct import Reconstruction
 from emsplat.runtime import files
 from emsplat.runtime.reporting import Reporter
@@ -29,6 +29,9 @@ Run = tuple[Reconstruction, Reporter]
 
 TEXTS = {"fsc.csv", "summary.json", "config.json", "run.log", "report.html", "report_data.npz"}
 MODELS = {f"gaussians{part}.safetensors" for part in ("", "_half1", "_half2")}
+MAPS = {f"{kind}_half{half}.mrc" for kind in ("map", "raw") for half in (1, 2)} | {
+    *("map.mrc", "mask.mrc", "local_resolution.mrc")
+}
 FILES = {*MAPS, *TEXTS, *MODELS}
 
 
@@ -41,7 +44,7 @@ def run_folder(reconstructed: Run, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "draw_figures", lambda folder, *_: folder.mkdir())
+    monkeypatch.setattr(outputs, "draw_figures", lambda files, *_: files.figures.mkdir())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -200,7 +203,7 @@ def test_a_failure_half_way_leaves_everything_as_it_was(
     failure: BaseException, old: bool, reconstructed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "above" / "run"
-    monkeypatch.setattr(outputs, "draw_figures", lambda folder, *_: folder.mkdir())
+    monkeypatch.setattr(outputs, "draw_figures", lambda files, *_: files.figures.mkdir())
     if old:
         write_run(folder, *reconstructed)
     before = contents(tmp_path)

@@ -23,7 +23,7 @@ from pathlib import Path
 from emsplat.errors import InputError
 from emsplat.export.relion import HALF_1, MAP, MASK, write_relion_maps
 from emsplat.io.star import Table, write_star
-from emsplat.runs.run_folder import open_run
+from emsplat.runs.run import open_run
 
 SUCCESS, FAILURE, ABORTED = (f"RELION_JOB_EXIT_{end}" for end in ("SUCCESS", "FAILURE", "ABORTED"))
 ABORT_NOW = "RELION_JOB_ABORT_NOW"

@@ -14,7 +14,7 @@ _DEFAULT = SimulationSettings()
 
 
 def simulate(
-    model: Annotated[Positional[Path], arg(metavar="MODEL")],
+    models: Annotated[Positional[tuple[Path, ...]], arg(metavar="MODEL [MODEL …]")],
     output: Output,
     n_images: int = _DEFAULT.n_images,
     box_size: int = _DEFAULT.box_size,
@@ -31,12 +31,21 @@ def simulate(
     phase_shift: float = _DEFAULT.phase_shift_in_degrees,
     assembly: str | None = None,
     like: Path | None = None,
+    populations: tuple[float, ...] | None = None,
+    contrast_spread: float = _DEFAULT.contrast_sigma,
+    angle_error: float = _DEFAULT.angle_error_in_degrees,
+    shift_error: float = _DEFAULT.shift_error_in_angstroms,
+    junk: float = _DEFAULT.junk,
     overwrite: bool = False,
 ) -> None:
     """An atomic model or a map → particle images with poses and CTFs, and the truth they are made from.
 
+    Several models, or a file with several MODELs (a trajectory), are the conformations of one particle. They are used
+    in the frame they come in, so superpose them first. The folder then holds labels.csv, which says what each image
+    shows, and truths/ with the map of each conformation.
+
     Args:
-        model: PDB or mmCIF, also .gz, or a cubic MRC map.
+        models: PDB or mmCIF, also .gz, or a cubic MRC map.
         output: the folder to write particles.star, particles.mrcs, truth.mrc and mask.mrc to.
         n_images: number of images.
         box_size: pixels.
@@ -53,6 +62,11 @@ def simulate(
         phase_shift: of a phase plate, degrees.
         assembly: name of a biological assembly to build; left out: the coordinates as deposited.
         like: a star file whose poses, shifts and CTFs are used instead of drawn ones.
+        populations: one number for each conformation, in their order and in any unit; left out: all alike.
+        contrast_spread: standard deviation of each image's contrast about 1; the star does not tell it.
+        angle_error: error of the poses in the star, degrees: standard deviation of a turn about each axis.
+        shift_error: error of the shifts in the star, Å: standard deviation in x and in y.
+        junk: share of the images that show no particle, or two neighbours and none in the middle.
         overwrite: replace a simulation the folder holds.
     """
     from emsplat.runtime.console import ConsoleReporter
@@ -75,11 +89,16 @@ def simulate(
         phase_shift_in_degrees=phase_shift,
         assembly=assembly,
         like=like,
+        populations=populations,
+        contrast_sigma=contrast_spread,
+        angle_error_in_degrees=angle_error,
+        shift_error_in_angstroms=shift_error,
+        junk=junk,
     )
     reporter = ConsoleReporter()
     with claiming(output) as found:
         for line in found:
             reporter.warn(line)
         with reporter.stage("simulation"), reporter.bar("simulating", "images") as advance:
-            star = simulate(model, output, settings, overwrite, advance)
+            star = simulate(models, output, settings, overwrite, advance)
     reporter.line(f"{n_images:,} images of {box_size} × {box_size} pixels: {star}")

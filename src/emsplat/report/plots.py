@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from emsplat.io.mrc import Map
 from emsplat.models.gaussians import Gaussians
 from emsplat.report.charts import Axis, Band, Chart, Frame, Line, linear_axis, resolution_axis
-from emsplat.runs.run import Run
+from emsplat.runs.run import Run, map_of
 from emsplat.validation.validate import C_AT_RESOLUTION
 
 Section = dict[str, Any] | None
@@ -162,7 +162,7 @@ def _histogram(name: str, label: str, unit: str, edges: NDArray[np.float64], cou
 
 def gaussians(run: Run) -> Section:
     """Sizes, anisotropies and masses of the average model's Gaussians."""
-    path = run.folder / "gaussians.safetensors"
+    path = run.folder.gaussians()
     if not path.is_file():
         return None
     model = Gaussians.load(path)
@@ -171,7 +171,7 @@ def gaussians(run: Run) -> Section:
     ratio = np.exp(log_scales.max(axis=1) - log_scales.min(axis=1))
     mass = model.masses().double().numpy()
     relative = mass / mass.mean()
-    mask = run.map("mask.mrc")
+    mask = map_of(run.folder.mask)
     return {
         "count": len(model),
         "size": _of_values("sizes", "size: geometric mean of σ (Å)", size, "Sizes of the Gaussians in Å"),
