@@ -201,7 +201,7 @@ def _solved(sums: _Sums, mask: Volume) -> tuple[Array, Curve, Curve]:
         error = sums.error[k][np.ix_(used, used)]
         free = np.trace(np.linalg.solve(gram[np.ix_(used, used)], error)) - a[used] @ error @ a[used] / (a @ gram @ a)
         optimism[k] = covariance[k] * max(float(free), 0.0) / own
-        share[k] = float(a[n_estimates // 2 :] @ sums.power[k][n_estimates // 2 :] @ a) / own
+        share[k] = np.clip(float(a[n_estimates // 2 :] @ sums.power[k][n_estimates // 2 :] @ a) / own, 0, 1)
     return weights, optimism, share
 
 

@@ -50,6 +50,7 @@ SE_MARGIN = 1.15  # on the first-order standard error, for the second order and 
 SIGNIFICANCE = 3.0  # standard errors of the raw FSC that count as signal
 SECTORS_AGREEING = 12  # of 24 sectors of directions, for anything to count as measurable
 C_AT_RESOLUTION = 0.5
+_BANDS = 6  # of shells, for which the summary says where the map came from
 RANDOMISED_BELOW = 0.8  # phases are randomised from where the unmasked FSC falls below this
 
 
@@ -78,6 +79,35 @@ class Validation:
     def shells(self) -> NDArray[np.int64]:
         """(D//2,) shell numbers from 1."""
         return np.arange(1, len(self.frequency) + 1)
+
+    def sources(self) -> list[dict[str, float]]:
+        """Where the map came from, in at most six bands of equal width up to the limit; empty for Gaussians alone.
+
+        Each band has its ends in Å (``from``, ``to``), the means of its shells' shares (``inversion``, ``gaussians``)
+        and of the correlations with the truth (``c_map``, ``c_gaussians``).
+        """
+        if not np.any(self.inversion_share > 0):
+            return []
+        bands = [band for band in np.array_split(np.arange(self.limit_shell), _BANDS) if len(band)]
+        return [
+            {
+                "from": round(float(1 / self.frequency[band[0]]), 3),
+                "to": round(float(1 / self.frequency[band[-1]]), 3),
+                "inversion": round(float(np.mean(self.inversion_share[band])), 3),
+                "gaussians": round(float(np.mean(1 - self.inversion_share[band])), 3),
+                "c_map": round(float(np.mean(self.c_map[band])), 4),
+                "c_gaussians": round(float(np.mean(self.c_gaussians[band])), 4),
+            }
+            for band in bands
+        ]
+
+    def sources_text(self) -> str:
+        """The first and the last of these bands in words."""
+        bands = self.sources()
+        if not bands:
+            return "the Gaussians alone"
+        parts = [f"{100 * b['inversion']:.0f} % from {b['from']:.3g} to {b['to']:.3g} Å" for b in (bands[0], bands[-1])]
+        return f"the direct inversion brings {' and '.join(parts)}, the Gaussians the rest"
 
 
 def validate(
