@@ -115,6 +115,15 @@ def test_the_log_tells_choices_and_verdict(run_folder: Path) -> None:
         assert said in log
 
 
+def test_log_and_configuration_name_the_stacks_that_were_read(run_folder: Path, simulated: Path) -> None:
+    stack = simulated / "particles.mrcs"
+    (listed,) = json.loads((run_folder / "config.json").read_text())["stacks"]
+    assert (listed["path"], listed["n_images"]) == (str(stack), 600)
+    assert listed["size_in_bytes"] == stack.stat().st_size
+    assert listed["modified"].startswith("20")
+    assert f"{stack}: 600 images, {stack.stat().st_size:,} bytes, of 20" in (run_folder / "run.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -20,6 +20,7 @@ from emsplat.figures import reconstruction as figures
 from emsplat.figures.local_resolution import figure_local_resolution
 from emsplat.figures.refinement import figure_refinement
 from emsplat.io.mrc import write_map
+from emsplat.io.stacks import stacks_read
 from emsplat.io.write_refined import write_refined
 from emsplat.outputs.evidence import Evidence, gather_evidence, write_evidence
 from emsplat.reconstruction.reconstruct import Reconstruction
@@ -108,7 +109,9 @@ def write_run(
         write_evidence(files, evidence)
         summary = summarise(reconstruction, reporter) | facts
         _write_json(files.summary, summary)
-        log = [*reporter.log, "", *(f"{name}: {text}" for name, text in closing_rows(summary, folder))]
+        stacks = [stack.line() for stack in stacks_read(reconstruction.particles)]
+        closing = [f"{name}: {text}" for name, text in closing_rows(summary, folder)]
+        log = [*reporter.log, "", *closing, "", "stacks that were read:", *stacks]
         files.log.write_text("\n".join(log) + "\n", encoding="utf-8")
         files.report.touch()
         with _costing_no_run(folder, reporter):
@@ -184,6 +187,7 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
         "directory": os.getcwd(),
         "particles": str(Path(r.particles.source).absolute()),
         "settings": asdict(r.settings),
+        "stacks": [asdict(stack) for stack in stacks_read(r.particles)],
         "found": {
             "pixel_size_in_angstroms": r.pixel_size_in_angstroms,
             "box_size": len(r.map),

@@ -1,8 +1,8 @@
 """Simulated particle images: atomic models or maps → a folder with a star, its stack, the truth and a mask.
 
-atoms: the potential of an atomic model. truth: the true map, from atoms or from a map, and its mask.
-conformations: the states of a particle and their populations. labels: what each image shows.
-acquisition: poses, shifts and CTFs. run: the whole job.
+- ``run``: the whole job; ``acquisition``: the pose, shift and CTF of each image
+- ``atoms``: the electrostatic potential of an atomic model; ``truth``: the true map and its mask
+- ``conformations``: the states of a particle and their populations; ``labels``: what each image shows
 """
 
 from emsplat.settings import SimulationSettings
