@@ -341,11 +341,6 @@ def _random_phases(
     return np.where(maps.shell_index(box_size) >= first_shell, noise, spectrum)
 
 
-def final_map(mean_map: NDArray[np.float32], validation: Validation) -> NDArray[np.float32]:
-    """The average of the two Gaussian half maps, (D, D, D), with each shell times its gain; shell 0 takes shell 1's."""
-    return maps.radial_filter(mean_map, np.append(validation.gain[:1], validation.gain))
-
-
 CSV_COLUMNS = (
     "shell",
     "frequency",
