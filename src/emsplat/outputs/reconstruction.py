@@ -134,7 +134,7 @@ def _costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
 
 def _write_maps(files: RunFolder, r: Reconstruction) -> None:
     first, second = r.halves
-    volumes = (r.map, first.map, second.map, first.raw, second.raw, r.mask, r.local_resolution.filled())
+    volumes = (r.map, *r.half_maps, first.raw, second.raw, r.mask, r.local_resolution.filled())
     for path, volume in zip(files.maps, volumes, strict=True):
         write_map(path, volume, r.pixel_size_in_angstroms)
 
@@ -222,6 +222,7 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
     seconds = r.seconds | reporter.seconds
     return {
         **verdict(r),
+        "sources": r.validation.sources(),
         "local_resolution": r.local_resolution.summary(),
         "refinement": r.refinement.summary(r.particles.half_set) if r.refinement else None,
         "n_images": r.n_images,

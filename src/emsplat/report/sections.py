@@ -89,7 +89,7 @@ def of_the_map(run: Run) -> tuple[Section, Section]:
 
 
 def _slices(run: Run, window: Window, final: NDArray[np.float32]) -> Section:
-    """Two volumes of one grey scale. A sharpened map has none in common with the inversion: then its Gaussians do."""
+    """Two volumes of one grey scale. A sharpened map has none in common with the inversion: its halves do."""
     raw = _mean_of_halves(run.folder.unregularised_map, window)
     if raw is None:
         return None
