@@ -391,13 +391,13 @@ def test_a_disk_that_fills_up(case: Case, small_disk: Path, run: Callable[..., O
         assert os.listdir(small_disk) == []
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_interrupts_leave_nothing(case: Case) -> None:
     """Ctrl-C, and a queue's SIGTERM, while the job is at work."""
     for sent in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(
             [sys.executable, "-m", "emsplat", "reconstruct", case.star, "-o", case.output],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run with &
         )  # fmt: skip
         assert process.stdout is not None
         while "images of" not in process.stdout.readline():

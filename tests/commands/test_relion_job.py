@@ -171,6 +171,7 @@ def test_an_abort_ends_what_does_not_listen(instead: Callable, monkeypatch: pyte
     assert os.listdir(JOB) == ["RELION_JOB_EXIT_ABORTED"]
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("sent", [None, signal.SIGTERM, signal.SIGINT])
 def test_stopping_a_reconstruction_that_is_at_work(sent: signal.Signals | None, project: Path) -> None:
     """By RELION's file, by a queue, by Ctrl-C."""
@@ -178,7 +179,6 @@ def test_stopping_a_reconstruction_that_is_at_work(sent: signal.Signals | None, 
         [sys.executable, "-m", "emsplat.commands.relion_job",
          "--o", f"{JOB}/", "--in_parts", "particles.star", "--j", "1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run with &
     )  # fmt: skip
     assert process.stdout is not None
     while "images of" not in process.stdout.readline():

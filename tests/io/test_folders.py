@@ -187,6 +187,7 @@ def test_killed_at_any_call_nothing_is_lost(tmp_path: Path, old: str) -> None:
     assert all(line.split("]")[1].split()[0] == "2" for line in told if "'claim'" in line)
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_an_interrupt_while_files_are_moved_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(source: Path, target: Path) -> None:
         signal.raise_signal(signal.SIGINT)

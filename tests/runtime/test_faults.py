@@ -193,6 +193,7 @@ def test_a_read_only_disk(images: Path, output: Path, capsys: pytest.CaptureFixt
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_a_lost_terminal(images: Path, output: Path) -> None:
     """The hang-up ends a run as Ctrl-C does; one that was told to ignore it, as by nohup, goes on."""
     for first, code in (("pass", 130), ("signal.signal(signal.SIGHUP, signal.SIG_IGN)", 2)):
