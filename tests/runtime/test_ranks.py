@@ -47,8 +47,10 @@ PORTS = count(20_000 + os.getpid() % 9_000)
 PROGRAM = """
 import sys, time
 {first}
-import emsplat.runtime.ranks.watch as watch
-watch.PATIENCE, watch._PATIENCE_INTERRUPTED, watch._PERIOD, watch._TO_LEAVE = 6.0, 3.0, 0.3, 2.0
+import functools
+import emsplat.runtime.ranks as ranks
+patience = ranks.Patience(silence=8.0, silence_when_interrupted=3.0, period=0.3, leaving=2.0)
+ranks.joined = functools.partial(ranks.joined, patience=patience)
 import emsplat.runtime.checkpoint as checkpoint
 import emsplat.statistics.accumulate as statistics, emsplat.statistics.distributed as shared_pass
 statistics._BLOCK_BYTES = {block_bytes}

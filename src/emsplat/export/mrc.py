@@ -32,7 +32,11 @@ def write_density(
 
 
 def density_on_grid(
-    gaussians: Gaussians, box_size: int, pixel_size: float, model_pixel_size: float
+    gaussians: Gaussians,
+    box_size: int,
+    pixel_size: float,
+    model_pixel_size: float,
+    memory_in_bytes: float | None = None,
 ) -> NDArray[np.float32]:
     """(D, D, D) density, the Gaussians' origin at voxel D//2, without the frequencies that the grid cannot hold.
 
@@ -41,6 +45,7 @@ def density_on_grid(
 
     Args:
         pixel_size, model_pixel_size: Å, of this grid and of the one the model was made for.
+        memory_in_bytes: what the grid must fit into; by default, the memory of this machine.
     Raises:
         InputError: a grid that does not fit in memory.
     """
@@ -52,10 +57,11 @@ def density_on_grid(
     reach = float((near.centres.abs().amax(dim=1) + _extent(near, voxel)).max())
     whole = max(box_size, 2 * math.ceil(reach / pixel_size) + 2)
     needed = _BYTES_A_VOXEL * (whole * finer) ** 3
-    if needed > _memory_in_bytes():
+    memory = memory_in_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
         raise InputError(
             f"--box-size {box_size} with --pixel-size {pixel_size:.4g}: needs {needed / 1e9:.0f} GB, this machine has "
-            f"{_memory_in_bytes() / 1e9:.0f}; take a smaller box or larger pixels"
+            f"{memory / 1e9:.0f}; take a smaller box or larger pixels"
         )
     density = near.voxelise(whole * finer, voxel)
     if finer > 1:
@@ -74,7 +80,3 @@ def _near(gaussians: Gaussians, half_edge: float, voxel: float) -> Gaussians:
 def _extent(gaussians: Gaussians, voxel: float) -> torch.Tensor:
     """(K,) Å from the centre of each to where it ends on a grid of these voxels."""
     return _REACH * torch.sqrt(torch.exp(2 * gaussians.log_scales.amax(dim=1)) + WIDENING * voxel**2)
-
-
-def _memory_in_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -5,6 +5,7 @@ exchange. Light to import: torch comes in only where there is more than one rank
 """
 
 from emsplat.runtime.ranks.join import joined
+from emsplat.runtime.ranks.watch import Patience
 from emsplat.runtime.ranks.world import World
 
-__all__ = ["World", "joined"]
+__all__ = ["Patience", "World", "joined"]

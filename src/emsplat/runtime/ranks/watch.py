@@ -1,12 +1,13 @@
-"""Who is still there: every rank tells it once a second, and the first that is missed ends the job on all of them.
+"""Who is still there: every rank says so once a second, and the first rank that is missed ends the job on all of them.
 
-A rank puts its pulse, with what it is at, into PyTorch's key-value store. The first rank listens to all others, these
-to the first. A rank that has not been heard of for `PATIENCE` seconds (killed, stopped, its machine cut off), one that
-cannot reach the store itself, and one whose images cannot be read end the job: the ending is written into the store
-once, by whom it was found first, and read by all. One rank says it; each ends with the same exit code.
+A rank puts its pulse, and the stage it is in, into PyTorch's key-value store. The first rank listens to all others, and
+they listen to the first. The job ends where a rank has been silent for longer than `Patience` allows (it was killed or
+stopped, or its machine was cut off), where a rank cannot reach the store, and where a rank cannot read its images.
+Whoever finds the cause first writes the ending into the store once, and all ranks read it there. One rank prints it,
+and each ends with the same exit code.
 
-Two threads: one exchanges pulses and may be held up by the network; the other sees that, interrupts the main thread
-where it does not look here by itself, and ends the process where even that does not help.
+Each rank has two threads. One exchanges pulses and may be held up by the network. The other one notices that,
+interrupts the main thread where that does not look here by itself, and ends the process where even that does not help.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-PATIENCE = 25.0  # seconds
-_PERIOD = 1.0  # between pulses, in a small world
 _RANKS_IN_A_PERIOD = 64  # larger worlds beat more slowly
-_PATIENCE_INTERRUPTED = 5.0  # whoever was killed before this rank was told to end has been silent for that long
-_LONGEST_READ = 25.0  # seconds of one block of images
 _ASLEEP = 5.0  # seconds without a look at the clock: this process was stopped itself
-_TO_NOTICE, _TO_UNWIND = 1.0, 12.0  # seconds the main thread has, to look here, and to end in good order
-_TO_AGREE = 2.0  # seconds in which ranks that find the same at fault find it
-_TO_LEAVE = 8.0  # seconds in which all others have seen an ending
 
 LOST, INTERRUPTED = 3, 130  # exit codes
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long ranks wait for each other, all in seconds."""
+
+    silence: float = 25.0  # without a pulse, after which a rank counts as lost
+    silence_when_interrupted: float = 5.0  # whoever was killed before this rank was told to end is silent that long
+    period: float = 1.0  # between two pulses, in a small world
+    reading: float = 25.0  # that one block of images may take to be read
+    noticing: float = 1.0  # that the main thread has to notice an ending by itself
+    unwinding: float = 12.0  # that the main thread has to end in good order
+    agreeing: float = 2.0  # in which ranks that find the same at fault find it
+    leaving: float = 8.0  # in which all other ranks have seen an ending
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,26 @@ class Lost(Exception):
 class Watch:
     """One rank's pulse and its eye on the others."""
 
-    def __init__(self, connect: Callable[[], Any], rank: int, hosts: tuple[str, ...], stage: Callable[[], str]) -> None:
-        """Args: connect: a connection of its own to the store of all ranks; stage: what this rank is at."""
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        rank: int,
+        hosts: tuple[str, ...],
+        stage: Callable[[], str],
+        patience: Patience = Patience(),
+    ) -> None:
+        """Watch the other ranks.
+
+        Args:
+            connect: opens a connection of the watch's own to the store of all ranks.
+            stage: tells the stage that this rank is in.
+        """
+        self._patience = patience
         self.rank, self.hosts, self.stage = rank, hosts, stage
         self.ending: Ending | None = None
         self._store = connect()
         self._watched = [r for r in range(len(hosts)) if r != rank] if rank == 0 else [0]
-        self._period = _PERIOD * max(1.0, len(hosts) / _RANKS_IN_A_PERIOD)
+        self._period = patience.period * max(1.0, len(hosts) / _RANKS_IN_A_PERIOD)
         self._beats = 0
         self._heard = {r: ("", time.monotonic()) for r in self._watched}  # last pulse, and since when it is the last
         self._answered = time.monotonic()  # when the store last did
@@ -82,7 +103,7 @@ class Watch:
 
     def explain(self, error: Exception) -> NoReturn:
         """An exchange has failed: waits until it is known why; raises Lost, or the error if nobody is missing."""
-        until = time.monotonic() + PATIENCE + 2 * self._period
+        until = time.monotonic() + self._patience.silence + 2 * self._period
         while time.monotonic() < until:
             self.check()
             time.sleep(0.05)
@@ -96,7 +117,7 @@ class Watch:
         """This rank was told to end, by its user, or because another was killed: waits until it is known which."""
         self._looked.set()
         self._interrupted = True
-        until = time.monotonic() + _PATIENCE_INTERRUPTED + (2 if self.rank == 0 else 5) * self._period
+        until = time.monotonic() + self._patience.silence_when_interrupted + (2 if self.rank == 0 else 5) * self._period
         while not self.ending and time.monotonic() < until:
             if self.rank == 0 and all(json.loads(last or "{}").get("interrupted") for last, _ in self._heard.values()):
                 break
@@ -109,7 +130,7 @@ class Watch:
         with contextlib.suppress(Exception), self._held():
             self._store.set(f"failed/{self.rank}", text)
         everywhere = False
-        until = time.monotonic() + _TO_AGREE
+        until = time.monotonic() + self._patience.agreeing
         while not everywhere and not self.ending and time.monotonic() < until:
             time.sleep(0.02)
             everywhere = self._is_everywhere(text)
@@ -121,7 +142,7 @@ class Watch:
         self._unwound.set()
         self._leaving.set()
         names = [f"left/{rank}" for rank in range(len(self.hosts))]
-        until = time.monotonic() + _TO_LEAVE
+        until = time.monotonic() + self._patience.leaving
         with contextlib.suppress(Exception):  # where the store is gone, or cut off, there is nobody to wait for
             with self._held():
                 self._store.set(names[self.rank], "1")
@@ -152,12 +173,13 @@ class Watch:
             self._adopt(self._store.get("ending"))
             return
         now = time.monotonic()
+        patience = self._patience.silence_when_interrupted if self._interrupted else self._patience.silence
         asleep = now - self._answered > _ASLEEP + self._period
         for rank, pulse in zip(self._watched, self._pulses(), strict=True):
             last, since = self._heard[rank]
             if pulse != last or asleep:
                 self._heard[rank] = pulse, now
-            elif now - since > (_PATIENCE_INTERRUPTED if self._interrupted else PATIENCE):
+            elif now - since > patience:
                 self._decide(self._loss_of(rank, json.loads(pulse or "{}").get("stage", "start"), now - since))
                 return
         self._answered = time.monotonic()
@@ -185,16 +207,16 @@ class Watch:
                 self._answered = now
                 self._reading = self._reading and (self._reading[0], now)
             before = now
-            if now - self._answered > PATIENCE:
+            if now - self._answered > self._patience.silence:
                 self._conclude_unreachable(f"no answer for {now - self._answered:.0f} s")
-            elif (reading := self._reading) and now - reading[1] > _LONGEST_READ:
+            elif (reading := self._reading) and now - reading[1] > self._patience.reading:
                 self._report_stuck(reading[0], now - reading[1])
         if not self.ending or self._unwound.is_set():
             return
-        if not self._looked.wait(_TO_NOTICE):
+        if not self._looked.wait(self._patience.noticing):
             # The handler raises KeyboardInterrupt in the main thread, wherever that is, as Ctrl-C does.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        if not self._unwound.wait(_TO_UNWIND):
+        if not self._unwound.wait(self._patience.unwinding):
             if self.ending.told_by == self.rank:
                 print(f"emsplat: {self.ending.text}", file=sys.stderr, flush=True)
             os._exit(self.ending.code)
@@ -228,7 +250,7 @@ class Watch:
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """The store for this thread; TimeoutError where the network holds the other one up."""
-        if not self._lock.acquire(timeout=_TO_AGREE):
+        if not self._lock.acquire(timeout=self._patience.agreeing):
             raise TimeoutError
         try:
             yield
