@@ -19,6 +19,7 @@ from emsplat.commands import run_demo as demo
 from emsplat.io.mrc import read_map, write_map
 from emsplat.io.star import Table, read_star, write_star
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from processes import PATIENCE
 
 N, BOX = 24, 32
 
@@ -363,7 +364,7 @@ def test_a_reader_that_goes_away(case: Case) -> None:
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=PATIENCE) == 141
 
 
 # Disk and keyboard
@@ -403,7 +404,7 @@ def test_interrupts_leave_nothing(case: Case) -> None:
         while "images of" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(sent)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130
         assert err.splitlines() == ["emsplat: interrupted; no half-written file is left"]
         assert files_below(case.folder) == {"particles.star", "particles.mrcs", "truth.mrc", "mask.mrc"}

@@ -19,6 +19,7 @@ from emsplat.commands.relion_job import Work, main
 from emsplat.io.mrc import read_map
 from emsplat.io.star import read_star
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from processes import PATIENCE
 from relion import run_relion
 
 JOB = "External/job001"
@@ -184,7 +185,7 @@ def test_stopping_a_reconstruction_that_is_at_work(sent: signal.Signals | None, 
         Path(JOB, "RELION_JOB_ABORT_NOW").touch()
     else:
         process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines() == ["emsplat: interrupted; no half-written file is left"]
     assert os.listdir(JOB) == ["RELION_JOB_EXIT_ABORTED"]

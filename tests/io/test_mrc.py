@@ -14,6 +14,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from emsplat.io import StackReader, StackWriter, read_map, write_map
 from emsplat.runtime.files import temporary_name
+from processes import PATIENCE
 
 VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
@@ -278,7 +279,9 @@ def test_relion_reads_what_is_written(tmp_path):
         stack.append(volume[:3])
     for name, values, size in (("map.mrc", volume, "8 x 8 x 8 x 1"), ("1@stack.mrcs", volume[0], "8 x 8 x 1 x 1")):
         command = ["relion_image_handler", "--i", name, "--stats"]
-        printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60).stdout
+        printed = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=PATIENCE
+        ).stdout
         said = dict(re.findall(r"(\w+) ?= (-?[\d.e-]+)", printed))
         assert size in printed, printed
         for key, expected in (("avg", values.mean()), ("stddev", values.std()), ("angpix", 1.7)):

@@ -35,6 +35,7 @@ from emsplat.statistics import accumulate as statistics
 from emsplat.statistics.schedule import deal, ranks_told_apart
 from emsplat.validation.correlation import fsc
 from hosts import NoHostsError, hosts
+from processes import PATIENCE
 
 TESTS = Path(__file__).parents[1]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "7"}
@@ -123,7 +124,7 @@ def start(
     return ranks
 
 
-def ends(ranks: Sequence[subprocess.Popen], within: float = 60.0) -> tuple[list[int], list[str]]:
+def ends(ranks: Sequence[subprocess.Popen], within: float = PATIENCE) -> tuple[list[int], list[str]]:
     """Exit codes, and all lines of their standard errors."""
     until = time.monotonic() + within
     try:
@@ -163,7 +164,7 @@ def test_four_ranks_make_what_one_makes(images: Path, tmp_path: Path) -> None:
     path = f"{TESTS}:{os.environ.get('PYTHONPATH', '')}"
     ranks = [subprocess.Popen(line, env=os.environ | step(rank, 4, port) | {"PYTHONPATH": path}) for rank in range(4)]
     many_ranks.make(images / "particles.star", folders[1], World(), threads=2)
-    assert [rank.wait(60) for rank in ranks] == [0] * 4
+    assert [rank.wait(PATIENCE) for rank in ranks] == [0] * 4
     for name in many_ranks.JOBS:
         four, one = (np.load(folder / f"{name}.npz") for folder in folders)
         for entry in one:
@@ -277,7 +278,9 @@ def test_the_script_for_slurm(images: Path, tmp_path: Path) -> None:
 def test_six_ranks_by_torchrun(images: Path, tmp_path: Path) -> None:
     """They share the images: sums are rounded otherwise, which the fit magnifies to what another seed changes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "6", "-m", "emsplat"]
-    ended = subprocess.run([*command, *arguments(images, tmp_path / "run")], capture_output=True, text=True, timeout=90)
+    ended = subprocess.run(
+        [*command, *arguments(images, tmp_path / "run")], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert ended.returncode == 0, ended.stderr
     assert "6 ranks on" in ended.stdout
     alone = reconstruct(images / "particles.star", FEW)
@@ -311,9 +314,9 @@ class InThreads(World):
 
     def gather(self, value: Any) -> list[Any]:
         self.told[self.rank] = value
-        self.barrier.wait(10)
+        self.barrier.wait(PATIENCE)
         result = list(self.told)
-        self.barrier.wait(10)
+        self.barrier.wait(PATIENCE)
         return result
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
@@ -386,7 +389,7 @@ def test_a_rank_that_hangs_or_is_told_to_end(images: Path, in_blocks: Reconstruc
     assert [name[: len("pass-rank0")] for name in kept] == ["pass-rank0", "pass-rank1"]
 
     ranks = start([arguments(images, tmp_path / "hangs", "--resume")] * 2)
-    outputs = [rank.communicate(timeout=60) for rank in ranks]
+    outputs = [rank.communicate(timeout=PATIENCE) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
     assert "going on from pass-rank0of2" in outputs[0][0]
     same_maps(tmp_path / "hangs", in_blocks)
@@ -416,7 +419,7 @@ def test_a_machine_that_is_cut_off(
             if left == size:
                 machines.plug_in(cut)
             ranks = start([arguments(images, tmp_path / "run", "--resume")] * left, **place)
-            outputs = [rank.communicate(timeout=60) for rank in ranks]
+            outputs = [rank.communicate(timeout=PATIENCE) for rank in ranks]
     except NoHostsError as error:
         pytest.skip(f"NO NETWORK NAMESPACES ({error}): a machine that is cut off is untested here")
     assert [rank.returncode for rank in ranks] == [0] * left, outputs
