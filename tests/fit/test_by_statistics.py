@@ -16,10 +16,10 @@ from emsplat.models.parameters import Parameters
 from emsplat.runtime.checkpoint import Checkpoints, Pace
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation.run import signal_images
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
 from emsplat.validation.correlation import fsc
-from phantom import ImagesInMemory, imagined_particles, lopsided_map
+from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 
 BOX, PIXEL = 32, 4.0
 WHOLE = np.eye(3)[None]
@@ -32,11 +32,11 @@ def statistics_of(n: int, reach: int, sigma: float) -> tuple[Statistics, Statist
     images += sigma * np.random.default_rng(2).standard_normal(images.shape, np.float32)
     noise = np.full((1, BOX // 2 + 1), BOX**2 * sigma**2)
     subset = (np.arange(n) % 5 == 0).astype(np.int8)
-    seen, unseen = gather_statistics(
+    seen, unseen = accumulated(
         particles,
         ImagesInMemory(images),
         subset,
-        PassSettings(BOX, reach, noise, WHOLE),  # type: ignore[arg-type]
+        AccumulationSettings(BOX, reach, noise, WHOLE),  # type: ignore[arg-type]
     )
     return seen, unseen
 
@@ -84,7 +84,9 @@ def test_what_is_not_finite_ends_a_fit(refuses: Callable, tmp_path: Path) -> Non
     mask = maps.soft_mask(seen.raw_map(), PIXEL, PIXEL * BOX)
     settings = replace(FitSettings.for_particle(50, float(mask.sum()), False, 0), max_steps=8)
     start = initial_gaussians(seen, mask, BOX, settings)
-    spoilt = replace(seen, adjoint=np.where(seen.adjoint == seen.adjoint.max(), np.nan, seen.adjoint))
+    spoilt = replace(
+        seen, backprojection=np.where(seen.backprojection == seen.backprojection.max(), np.nan, seen.backprojection)
+    )
     with refuses("step 1 of the fit: the loss", "emsplat check"):
         fit_gaussians(spoilt, None, start, BOX, settings)
     job = Checkpoints(tmp_path, resume=True, pace=Pace(0, 0))

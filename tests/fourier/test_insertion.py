@@ -86,7 +86,7 @@ def test_insertion_is_the_direct_sum(box_size: int, extent: int, dtype: type, st
     rotations = magnified(rotation_matrices(np.random.default_rng(1).uniform(-180, 180, (6, 3))), stretch)
     slices = random_slices(6, box_size, dtype)
     expected = direct_sum(*points_and_values(slices, rotations), extent, box_size)
-    error = filled(extent, slices, rotations).adjoint() - expected
+    error = filled(extent, slices, rotations).backprojection() - expected
     sphere = within_sphere(extent)
     assert np.abs(error).max() <= 5e-3 * np.abs(expected).max()
     assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
@@ -99,7 +99,7 @@ def test_views_along_the_axes(box_size: int) -> None:
     rotations = rotation_matrices(EXTREME)
     slices = random_slices(len(EXTREME), box_size, 2)
     expected = direct_sum(*points_and_values(slices, rotations), box_size, box_size)
-    error = filled(box_size, slices, rotations).adjoint() - expected
+    error = filled(box_size, slices, rotations).backprojection() - expected
     sphere = within_sphere(box_size)
     assert np.abs(error[sphere]).max() <= 5e-3 * np.abs(expected[sphere]).max()
     assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
@@ -117,7 +117,7 @@ def test_insertion_against_finufft(box_size: int, dtype: type) -> None:
     x, y, z = np.ascontiguousarray(2 * np.pi / box_size * points.T)
     extent = 2 * (box_size // 2) + 4
     expected = finufft.nufft3d1(z, y, x, values, (extent,) * 3, eps=1e-10, isign=1).real
-    error = filled(extent, slices, rotations).adjoint() - expected
+    error = filled(extent, slices, rotations).backprojection() - expected
     assert np.abs(error).max() <= 5e-3 * np.abs(expected).max()
     assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
 
@@ -134,7 +134,7 @@ def test_insertion_is_the_adjoint_of_slicing(box_size: int, stretch: float) -> N
     sliced = central_slices(fourier_volume(volume), rotations, np.full((10, 2), box_size // 2, dtype=np.float64))
     _, a = points_and_values(x, rotations)
     _, b = points_and_values(sliced, rotations)
-    through_volume = np.vdot(filled(box_size, x, rotations).adjoint().astype(np.float64), volume)
+    through_volume = np.vdot(filled(box_size, x, rotations).backprojection().astype(np.float64), volume)
     scale = np.linalg.norm(a) * np.linalg.norm(b)
     assert abs(through_volume - np.vdot(a, b).real) < 1e-4 * scale
 
@@ -184,7 +184,7 @@ def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, dtype: typ
 def test_empty_input_adds_nothing() -> None:
     grid = SliceGrid.empty(12, 12, np.complex64)
     grid.insert(np.zeros((0, 12, 7), dtype=np.complex64), np.zeros((0, 3, 3)))
-    assert not grid.adjoint().any()
+    assert not grid.backprojection().any()
 
 
 @pytest.mark.parametrize("bad", [np.full((3, 3), np.nan), np.ones((3, 3)), np.full((3, 3), np.inf)])

@@ -3,5 +3,5 @@
 - ``maps``: shells, radial filters, masks, sharpening and resampling of volumes
 - ``cropping``: other box sizes for images
 - ``window``: the Kaiser–Bessel window between a grid and points off it
-- ``slices``: central slices of a volume; ``insertion``, ``insertion_gpu``: the adjoint, slices into a volume
+- ``slices``: central slices of a volume; ``insertion``, ``insertion_gpu``: back-projection, slices into a volume
 """

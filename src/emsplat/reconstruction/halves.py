@@ -16,6 +16,7 @@ from emsplat.fit.state import FitHistory
 from emsplat.fourier import maps
 from emsplat.models.gaussians import Gaussians, merge
 from emsplat.models.parameters import Parameters
+from emsplat.particles.parts import HELD_OUT, TRAINING, Part
 from emsplat.reconstruction.job import Job
 from emsplat.reconstruction.working_grid import Grid
 from emsplat.runtime import devices
@@ -26,7 +27,6 @@ from emsplat.statistics.accumulate import Statistics
 _FITS = 3  # of a half, averaged
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 
-Parts = tuple[Statistics, Statistics | None]  # of a half: of its seen and of its unseen images, if it has any
 Fit = Callable[[int, Parameters, FitSettings, Callable[[int, int], None], Checkpoint], tuple[Parameters, FitHistory]]
 
 
@@ -69,25 +69,26 @@ def fits_of_half(settings: ReconstructSettings) -> int:
     return settings.n_fits or (1 if settings.solver == "images" else _FITS)
 
 
-def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half:
+def fit_half(job: Job, number: int, parts: dict[Part, Statistics], by_images: Fit | None) -> Half:
     """Fit one half's Gaussians, some times over, and put their average, and the raw inversion, on the particles' grid.
 
     Args:
+        parts: the statistics of the half's training images, and of its held-out ones if it has any.
         by_images: fits to the images instead of the statistics, which are given up then, if nobody else holds them.
     """
     grid, reporter = job.grid, job.reporter
-    seen, unseen = parts
-    whole = seen + unseen if unseen else seen
+    training, held_out = parts[Part(number, TRAINING)], parts.get(Part(number, HELD_OUT))
+    whole = training + held_out if held_out else training
     with reporter.stage("inversion"):
         raw = whole.raw_map()
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
     del whole
-    each = _settings_of_fits(job, number, parts, mask)
+    each = _settings_of_fits(job, number, training, held_out, mask)
     device = devices.CPU if by_images else job.device  # where images are projected
     with reporter.stage("fit"):
-        starts = [initial_gaussians(seen, mask, grid.extent, one, grid.symmetry, device) for one in each]
-    fit = by_images or partial(_by_statistics, job, parts)
-    del seen, unseen, parts
+        starts = [initial_gaussians(training, mask, grid.extent, one, grid.symmetry, device) for one in each]
+    fit = by_images or partial(_by_statistics, job, training, held_out)
+    del training, held_out, parts
     fits: list[tuple[Parameters, FitHistory]] = []
     for place, (start, one) in enumerate(zip(starts, each, strict=True), 1):
         if fits:  # the first one has found out how many steps are best
@@ -108,16 +109,18 @@ def watching(job: Job, number: int) -> Callable[[Parameters], None]:
     return lambda parameters: job.reporter.watch(number, parameters, job.grid.pixel_size)
 
 
-def _settings_of_fits(job: Job, number: int, parts: Parts, mask: NDArray[np.float32]) -> list[FitSettings]:
-    """Those of every fit of a half; they differ in their seeds."""
+def _settings_of_fits(
+    job: Job, number: int, training: Statistics, held_out: Statistics | None, mask: NDArray[np.float32]
+) -> list[FitSettings]:
+    """The settings of every fit of a half; they differ in their seeds."""
     settings, n_fits = job.settings, fits_of_half(job.settings)
     count = settings.n_gaussians
     if count is None:
-        count, reason = _count(*parts, mask, job.grid, n_fits)
+        count, reason = _count(training, held_out, mask, job.grid, n_fits)
         of = f", {n_fits} fits each" if n_fits > 1 else ""
         job.reporter.line(f"half {number}: {count:,} Gaussians{of}, {reason}")
     first = FitSettings.for_particle(count, float(mask.sum()), settings.isotropic, settings.seed + number)
-    if parts[1] is None:
+    if held_out is None:
         first = replace(first, max_steps=_STEPS_WITHOUT_SPLIT)
     return [replace(first, seed=first.seed + 2 * fit) for fit in range(n_fits)]
 
@@ -138,7 +141,8 @@ def _one_fit(
 
 def _by_statistics(
     job: Job,
-    parts: Parts,
+    training: Statistics,
+    held_out: Statistics | None,
     number: int,
     start: Parameters,
     settings: FitSettings,
@@ -146,8 +150,8 @@ def _by_statistics(
     checkpoint: Checkpoint,
 ) -> tuple[Parameters, FitHistory]:
     return fit_gaussians(
-        *parts, start, job.grid.extent, settings, advance, job.device, job.reporter.line, watching(job, number),
-        checkpoint,
+        training, held_out, start, job.grid.extent, settings, advance, job.device, job.reporter.line,
+        watching(job, number), checkpoint,
     )  # fmt: skip
 
 
@@ -167,12 +171,12 @@ def kept_half(job: Job, number: int) -> Half | None:
 
 
 def _count(
-    seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32], grid: Grid, n_fits: int
+    training: Statistics, held_out: Statistics | None, mask: NDArray[np.float32], grid: Grid, n_fits: int
 ) -> tuple[int, str]:
     """The automatic number of Gaussians of a fit, and why."""
-    if unseen is None:
+    if held_out is None:
         return FEWEST, "too few images to measure what they hold"
-    count, shell = automatic_count(seen, unseen, mask, n_fits)
+    count, shell = automatic_count(training, held_out, mask, n_fits)
     volume = float(mask.sum()) * grid.pixel_size**3
     finest = grid.box_size * grid.pixel_size / shell
     return count, f"for {volume / 1e3:,.0f} nm³ that its images show down to {finest:.3g} Å"
