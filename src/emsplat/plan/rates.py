@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from emsplat.fit.state import FitState
 from emsplat.fourier import maps
 from emsplat.fourier.cropping import fourier_crop, fourier_cropped
 from emsplat.fourier.transforms import transforms_of
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.models.densification import round_gaussians
-from emsplat.models.parameters import Adam
+from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.particles.batches import Rows
 from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.plan.model import Job, volume_work
 from emsplat.runtime import devices
 from emsplat.runtime.reporting import peak_memory_in_bytes
-from emsplat.splat import voxelise
 from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
 from emsplat.statistics.preview import Preview
@@ -244,13 +244,13 @@ def _fit_rates(job: Job) -> tuple[float, float]:
     loss = QuadraticLoss(statistics, edge, period)
     convolution = best_of(lambda: loss.value_and_gradient(volume)) / volume_work(period)
     centres = rng.uniform(-0.35 * edge, 0.35 * edge, (_FIT_GAUSSIANS, 3)).astype(np.float32)
-    optimiser = Adam(round_gaussians(centres, math.log(job.sigma), 0.0, 3), {"centres": 1e-3, "log_scales": 1e-3})
+    spheres = round_gaussians(centres, math.log(job.sigma), 0.0, 3)
+    start = GaussianModel(spheres, edge, GaussianSettings(_FIT_GAUSSIANS))
+    state = FitState.beginning(start, {"centres": 1e-3, "log_scales": 1e-3}, seed=0)
 
     def step() -> None:
-        p = optimiser.parameters
-        density = voxelise(p.centres, p.log_scales, p.quaternions, p.log_masses, edge, 3.0)
-        density.backward(torch.from_numpy(volume))
-        optimiser.step(1.0)
+        state.model.density().backward(torch.from_numpy(volume))
+        state.optimiser.step(state.model.leaves, 1.0)
 
     return convolution, best_of(step, 3) / _FIT_GAUSSIANS
 
