@@ -149,8 +149,8 @@ def until_in_the_pass(ranks: Sequence[subprocess.Popen]) -> None:
 def same_maps(run: Path, alone: Reconstruction) -> None:
     """A run folder has what one process made, to the last bit."""
     expected = {"map": alone.map}
-    for number, half in enumerate(alone.halves, 1):
-        expected |= {f"raw_half{number}": half.raw, f"map_half{number}": half.map}
+    for number, (half, combined) in enumerate(zip(alone.halves, alone.half_maps, strict=True), 1):
+        expected |= {f"raw_half{number}": half.raw, f"map_half{number}": combined}
     for name, values in expected.items():
         np.testing.assert_array_equal(read_map(run / f"{name}.mrc").values, values, name)
 
