@@ -1,4 +1,7 @@
-"""What can be asked of a reconstruction and of a simulation. Light to import: the command line shows it as help."""
+"""The options of a reconstruction and of a simulation. The command line shows the comments on the fields as help.
+
+This module is light to import, so that help comes at once.
+"""
 
 from __future__ import annotations
 
@@ -17,45 +20,51 @@ LARGEST_RANGE_IN_DEGREES = 30  # a local search finds nothing beyond
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What can be said of a particle file that it does not say itself."""
+    """What a particle file does not say itself."""
 
-    datadir: Path | None = None  # the folder image names are relative to, if not the file's
-    strip_prefix: str | None = None  # leading part of the image names that is not part of their path any more
-    pixel_size: float | None = None  # Å; overrides the file and the stacks
-    poses: Path | None = None  # cryoDRGN's poses.pkl, of the images of PARTICLES
-    ctf: Path | None = None  # cryoDRGN's ctf.pkl, of the images of PARTICLES
-    passthrough: tuple[Path, ...] = ()  # cryoSPARC's passthrough tables, joined on uid
+    datadir: Path | None = None  # Folder that image names are relative to, if it is not the folder of the file.
+    strip_prefix: str | None = None  # Leading part of the image names that is not part of their path any more.
+    pixel_size: float | None = None  # Pixel size in Å. It overrides the file and the stacks.
+    poses: Path | None = None  # poses.pkl of cryoDRGN for the images of PARTICLES.
+    ctf: Path | None = None  # ctf.pkl of cryoDRGN for the images of PARTICLES.
+    passthrough: tuple[Path, ...] = ()  # Passthrough tables of cryoSPARC, joined on uid.
 
     def __post_init__(self) -> None:
         _require_option("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å")
         if (self.poses is None) != (self.ctf is None):
-            raise InputError("--poses and --ctf are cryoDRGN's two pickles: give both, or neither of them")
+            raise InputError("--poses and --ctf are the two pickles of cryoDRGN: give both or neither of them")
 
 
 @dataclass(frozen=True)
 class ReconstructSettings(InputSettings):
-    """What can be asked of a reconstruction; None: found from the data, and said in the log."""
+    """The options of a reconstruction. What is None is found from the data, and the log says what was found."""
 
-    invert: bool = False  # the particles are dark
-    n_gaussians: int | None = None  # of each fit; default: from the particle's size, the SNR and the number of images
-    n_fits: int | None = None  # of each half, from different starts, averaged; default: 3, with --solver images 1
-    isotropic: bool = False  # round Gaussians only
-    symmetry: str = "C1"  # point group: RELION's names and axes
-    mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
-    max_resolution: float | None = None  # Å; finer detail is not looked at, which saves time and memory
-    sharpen: float | Literal["auto"] | None = None  # B-factor in Å², negative sharpens; auto: estimated; default: none
-    refine: str | None = None  # of each image, with commas between: poses,shifts,contrast,defocus
-    refine_range: tuple[float, float] | None = None  # degrees, Å: farthest from the file's; default: 10° and at its rim
-    cache: Path | None = None  # a folder on a local disk for small copies of the images; for slow file systems
-    cache_size: float | None = None  # GB, of all the cache; default: what its disk has
-    solver: Literal["statistics", "images"] = "statistics"  # images: one by one, as in splatting; much slower
-    seed: int = 0  # of everything that is drawn
-    threads: int | None = None  # default: as many as the machine has
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # cuda: a graphics card; auto: that, where one can be used
+    invert: bool = False  # Set this if the particles are dark.
+    # Number of Gaussians of each fit. If left out, it follows from the particle's size, SNR and number of images.
+    n_gaussians: int | None = None
+    # Number of fits of each half, from different starts, that are averaged. If left out, 3, or 1 with --solver images.
+    n_fits: int | None = None
+    isotropic: bool = False  # Use round Gaussians only.
+    symmetry: str = "C1"  # Point group, with the names and axes of RELION.
+    mask_diameter: float | None = None  # Diameter, in Å, of a sphere about the box centre that holds the particle.
+    max_resolution: float | None = None  # Finest resolution, in Å, to look at. A coarse limit saves time and memory.
+    # B-factor in Å² for sharpening (negative values sharpen), or auto to estimate it. If left out, no sharpening.
+    sharpen: float | Literal["auto"] | None = None
+    refine: str | None = None  # What to refine for each image, separated by commas: poses,shifts,contrast,defocus.
+    # Largest change of a pose in degrees and of a shift in Å. If left out, 10°, and the shift of the rim that it makes.
+    refine_range: tuple[float, float] | None = None
+    cache: Path | None = None  # Folder on a local disk for small copies of the images, if the file system is slow.
+    cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
+    # Fit to the statistics of all images, or to the images themselves, as splatting does elsewhere, much more slowly.
+    solver: Literal["statistics", "images"] = "statistics"
+    seed: int = 0  # Seed of all random numbers.
+    threads: int | None = None  # Number of threads. If left out, as many as the machine has.
+    # Processor (cpu) or graphics card (cuda) to work on. auto takes a graphics card if one can be used.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
     def refined(self) -> tuple[str, ...]:
-        """Which quantities of each image are refined."""
+        """The quantities of each image that are refined."""
         return () if self.refine is None else tuple(name.strip() for name in self.refine.split(","))
 
     def __post_init__(self) -> None:
@@ -73,24 +82,29 @@ class ReconstructSettings(InputSettings):
         for option, value, least, rule in rules:
             _require_option(option, value, least, rule)
         if self.cache_size is not None and self.cache is None:
-            raise InputError("--cache-size says how large --cache may grow; give that too, or leave both out")
+            raise InputError("--cache-size says how large --cache may grow; give --cache too, or leave both out")
         if isinstance(self.sharpen, float | int) and not math.isfinite(self.sharpen):
-            raise InputError(f"--sharpen {self.sharpen}: it must be a B-factor in Å², or auto; or leave it out")
+            raise InputError(
+                f"--sharpen {self.sharpen}: it must be a B-factor in Å² or auto; give one, or leave it out"
+            )
         symmetry_operators(self.symmetry)
 
 
 def _check_refinement(asked: str | None, quantities: tuple[str, ...], limits: tuple[float, float] | None) -> None:
     if len(set(quantities)) < len(quantities) or not set(quantities) <= set(REFINABLE):
-        raise InputError(f"--refine {asked}: it must be some of {','.join(REFINABLE)}, each once, with commas between")
+        raise InputError(
+            f"--refine {asked}: it must be one or more of {','.join(REFINABLE)}, each once, separated by commas"
+        )
     if limits is None:
         return
     if asked is None:
-        raise InputError("--refine-range says how far --refine may go; give that too, or leave both out")
+        raise InputError("--refine-range says how far --refine may go; give --refine too, or leave both out")
     degrees, angstroms = limits
     if not (0 < degrees <= LARGEST_RANGE_IN_DEGREES and 0 < angstroms < math.inf):
         raise InputError(
-            f"--refine-range {degrees:g} {angstroms:g}: it must be above 0°, at most {LARGEST_RANGE_IN_DEGREES}°, and "
-            "a positive number of Å: the refinement is local; search poses elsewhere, or leave it out for 10°"
+            f"--refine-range {degrees:g} {angstroms:g}: it must be an angle between 0° and {LARGEST_RANGE_IN_DEGREES}° "
+            "and a positive number of Å, because the refinement is local; leave it out for 10°, or search the poses "
+            "with another program"
         )
 
 
@@ -101,9 +115,9 @@ def _require_option(option: str, value: float | None, least: float, rule: str) -
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """A simulated data set; raises InputError where a value makes no sense.
+    """The options of a simulated data set. InputError if a value makes no sense.
 
-    SNR is the variance of the noise-free images (CTF applied, over the whole box, averaged over the images) divided by
+    The SNR is the variance of the noise-free images (with CTF, over the whole box, averaged over the images) divided by
     the variance of the noise; `inf` gives noise-free images.
     """
 
@@ -125,6 +139,16 @@ class SimulationSettings:
     phase_shift_in_degrees: float = 0.0
     assembly: str | None = None  # name of a biological assembly; None: the coordinates as deposited
     like: Path | None = None  # a star whose poses, shifts, CTF and optics are used instead of drawn ones
+    populations: tuple[float, ...] | None = None  # of the conformations, in any unit; None: all alike
+    contrast_sigma: float = 0.0  # standard deviation of each image's scale, about 1
+    angle_error_in_degrees: float = 0.0  # of the poses in the star: standard deviation of a turn about each axis
+    shift_error_in_angstroms: float = 0.0  # of the shifts in the star: standard deviation in x and in y
+    junk: float = 0.0  # share of the images that show no particle, or two others off-centre
+
+    @property
+    def has_pose_errors(self) -> bool:
+        """Whether the star's poses differ from the true ones."""
+        return self.angle_error_in_degrees > 0 or self.shift_error_in_angstroms > 0
 
     def __post_init__(self) -> None:
         _require(self.n_images >= 1, "n_images", self.n_images, "at least 1")
@@ -146,6 +170,16 @@ class SimulationSettings:
         _require(math.isfinite(cs), "spherical_aberration", cs, "a number of mm")
         _require(math.isfinite(self.phase_shift_in_degrees), "phase_shift", self.phase_shift_in_degrees, "in degrees")
         _require(0 <= self.amplitude_contrast <= 1, "amplitude_contrast", self.amplitude_contrast, "between 0 and 1")
+        p = self.populations
+        _require(
+            p is None or all(0 < x < math.inf for x in p), "populations", p, "positive numbers, one a conformation"
+        )
+        contrast, junk = self.contrast_sigma, self.junk
+        _require(0 <= contrast <= 0.5, "contrast_sigma", contrast, "between 0 and 0.5")
+        angle, shift = self.angle_error_in_degrees, self.shift_error_in_angstroms
+        _require(0 <= angle <= 180, "angle_error", angle, "between 0 and 180 degrees")
+        _require(0 <= shift < math.inf, "shift_error", shift, "0 or more, in Å")
+        _require(0 <= junk < 1, "junk", junk, "a share of the images, from 0 to below 1")
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

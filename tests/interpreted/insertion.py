@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from test_insertion import EXTREME, direct_sum, filled, magnified, points_and_values, random_slices, within_sphere
 
 from emsplat.conventions import rotation_matrices
 from emsplat.fourier import insertion_gpu
 from emsplat.fourier.insertion_gpu import DeviceGrids, Views
 from emsplat.runtime import trial_gpu
-from test_insertion import EXTREME, direct_sum, filled, magnified, points_and_values, random_slices, within_sphere
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda", 0)

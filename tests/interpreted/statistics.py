@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from test_statistics import direct_gradient, gradient_of, one_set, two_kinds
 
 from emsplat.fit.by_statistics import FitSettings
 from emsplat.fourier import insertion_gpu
@@ -28,7 +29,6 @@ from emsplat.statistics.accumulate_gpu import Block, Prepared, Weighting, filled
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, imagined_particles
-from test_statistics import direct_gradient, gradient_of, one_set, two_kinds
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CARD = torch.device("cpu" if INTERPRETED else "cuda", 0)  # of the CPU, what is told apart from the processor

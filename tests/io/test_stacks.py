@@ -44,11 +44,13 @@ def test_stacks_of_one_name_are_told_apart_by_what_the_prefix_leaves(tmp_path, w
         write_stack(tmp_path / "new" / job / "stack.mrcs")
     write_stack(tmp_path / "new" / "stack.mrcs")
     names = names_of(tmp_path, "/old/job1/stack.mrcs", "/old/job2/stack.mrcs")
-    assert find_stacks(names, tmp_path / "new", "/old") == tuple(
-        tmp_path / "new" / job / "stack.mrcs" for job in ("job1", "job2")
-    )
-    with refuses("job1", "job2", "would both be"):
-        find_stacks(names, tmp_path / "new")
+    expected = tuple(tmp_path / "new" / job / "stack.mrcs" for job in ("job1", "job2"))
+    assert find_stacks(names, tmp_path / "new", "/old") == expected
+    assert find_stacks(names, tmp_path / "new") == expected  # the longest end of each name that is there
+    with refuses("jobA", "jobB", "would both be"):
+        find_stacks(names_of(tmp_path, "/old/jobA/stack.mrcs", "/old/jobB/stack.mrcs"), tmp_path / "new")
+    with refuses("jobA", "would both be"):
+        find_stacks(names_of(tmp_path, "new/stack.mrcs", "/old/jobA/stack.mrcs"), tmp_path / "new")
 
 
 def test_a_prefix_no_name_has_is_refused(tmp_path, write_stack, refuses):
@@ -101,3 +103,74 @@ def test_headers_are_summed_up(tmp_path, write_stack, refuses):
     assert agreed_pixel_size(Path("a.star"), 2.0, 1.5, "", paths, facts) == 2.0
     with refuses("1.6 Å (its column)", "1.5 Å", "--pixel-size"):
         agreed_pixel_size(Path("a.star"), None, 1.6, "its column", paths, facts)
+
+
+# --- the path as it is written ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path, write_stack, monkeypatch):
+    """A folder with Extract/job005/stack.mrcs; a star in Select/job009, and another stack of that name beside it."""
+    for folder, n in (("Extract/job005", 6), ("Select/job009", 7)):
+        (tmp_path / folder).mkdir(parents=True)
+        write_stack(tmp_path / folder / "stack.mrcs", n=n)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return tmp_path
+
+
+NAME = "Extract/job005/stack.mrcs"
+
+
+@pytest.mark.parametrize("spelled", [NAME, f"./{NAME}", f">{NAME}", f"{NAME}:mrcs", NAME.replace("/", "\\")])
+@pytest.mark.parametrize("where", [".", "elsewhere"])
+def test_the_path_as_written_comes_before_the_bare_name(project, monkeypatch, spelled, where):
+    monkeypatch.chdir(project / where)
+    (found,) = find_stacks(names_of(project / "Select/job009", spelled), None)
+    assert found.resolve() == (project / NAME).resolve()
+
+
+def test_an_absolute_path_comes_before_the_bare_name(project):
+    assert find_stacks(names_of(project / "Select/job009", str(project / NAME)), None) == (project / NAME,)
+
+
+def test_two_different_files_of_one_name_are_refused_with_both_named(project, write_stack, refuses):
+    (project / "elsewhere/Extract/job005").mkdir(parents=True)
+    write_stack(project / "elsewhere" / NAME, n=9)
+    with refuses(f"may be {NAME}", str(project / NAME), "which differ", "--datadir"):
+        find_stacks(names_of(project / "Select/job009", NAME), None)
+    assert find_stacks(names_of(project / "Select/job009", NAME), project) == (project / NAME,)
+    (project / "elsewhere" / NAME).write_bytes((project / NAME).read_bytes())  # a copy: it does not matter which
+    assert len(find_stacks(names_of(project / "Select/job009", NAME), None)) == 1
+    with refuses("Select/job009/stack.mrcs", str(project / NAME), "which differ"):
+        find_stacks(names_of(project, NAME), project / "Select/job009")  # the option and the path disagree
+
+
+def test_a_stack_under_the_other_ending_is_read_and_said(dataset, tmp_path):
+    path = dataset()
+    (tmp_path / "stack.mrcs").rename(tmp_path / "stack.mrc")
+    particles = read_particles(path)
+    assert particles.stacks == (tmp_path / "stack.mrc",)
+    assert "stack.mrcs is read as" in particles.warnings[0]
+
+
+def test_the_exact_ending_comes_first(tmp_path, write_stack):
+    for name in ("stack.mrc", "stack.mrcs"):
+        write_stack(tmp_path / name)
+    for name in ("stack.mrc", "stack.mrcs"):
+        assert find_stacks(names_of(tmp_path, name), None) == (tmp_path / name,)
+
+
+@pytest.mark.parametrize("target", ["../moved/stack.mrcs", "/data/imported/stack.mrcs"])
+def test_a_link_to_nothing_is_named_with_its_target(tmp_path, refuses, target):
+    (tmp_path / "stack.mrcs").symlink_to(target)
+    with refuses("not found", f"{tmp_path / 'stack.mrcs'} is a link to {target}"):
+        find_stacks(names_of(tmp_path, "stack.mrcs"), None)
+
+
+@pytest.mark.parametrize(("ending", "command"), [(".gz", "gunzip -k"), (".bz2", "bunzip2 -k"), (".zst", "unzstd -k")])
+def test_a_compressed_stack_is_named_with_the_command_to_unpack_it(tmp_path, refuses, ending, command):
+    (tmp_path / f"stack.mrcs{ending}").write_bytes(b"packed")
+    with refuses("compressed", f"{command} {tmp_path / 'stack.mrcs'}{ending}"):
+        find_stacks(names_of(tmp_path, "stack.mrcs"), None)

@@ -219,10 +219,9 @@ def test_files_that_moved(project, tmp_path, write_stack, refuses):
         (tmp_path / name).rename(new / name)
     with refuses("particles.star", "not found", "--datadir"):
         read_particles(path)
-    with refuses("0_stack2d.mrcs", "not found", "--strip-prefix"):
-        read_particles(path, datadir=new)
-    found = read_particles(path, datadir=new, strip_prefix="/gone/Extract/")
-    assert found.stacks[0] == new / "stacks" / "0_stack2d.mrcs"
+    for prefix in (None, "/gone/Extract/"):
+        found = read_particles(path, datadir=new, strip_prefix=prefix)
+        assert found.stacks[0] == new / "stacks" / "0_stack2d.mrcs"
 
 
 def test_antisymmetric_aberrations_are_out_of_the_images_already(project):

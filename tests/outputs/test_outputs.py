@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from emsplat.models.gaussians import Gaussians
 from emsplat.outputs import reconstruction as outputs
-from emsplat.outputs.reconstruction import MAPS, check_output, write_run
+from emsplat.outputs.reconstruction import check_output, write_run
 from emsplat.reconstruction.reconstruct import Reconstruction
 from emsplat.runtime import files
 from emsplat.runtime.reporting import Reporter
@@ -29,6 +29,9 @@ Run = tuple[Reconstruction, Reporter]
 
 TEXTS = {"fsc.csv", "summary.json", "config.json", "run.log", "report.html", "report_data.npz"}
 MODELS = {f"gaussians{part}.safetensors" for part in ("", "_half1", "_half2")}
+MAPS = {f"{kind}_half{half}.mrc" for kind in ("map", "raw") for half in (1, 2)} | {
+    *("map.mrc", "mask.mrc", "local_resolution.mrc")
+}
 FILES = {*MAPS, *TEXTS, *MODELS}
 
 
@@ -41,7 +44,7 @@ def run_folder(reconstructed: Run, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "draw_figures", lambda folder, *_: folder.mkdir())
+    monkeypatch.setattr(outputs, "draw_figures", lambda files, *_: files.figures.mkdir())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -64,17 +67,22 @@ def test_maps_say_where_they_are(run_folder: Path, reconstructed: Run) -> None:
     assert np.array_equal(mrcfile.read(run_folder / "raw_half2.mrc"), reconstructed[0].halves[1].raw)
 
 
-def test_gaussians_give_the_average_of_the_halves_back(run_folder: Path) -> None:
+def test_gaussians_give_the_average_of_the_halves_back(run_folder: Path, reconstructed: Run) -> None:
     path = run_folder / "gaussians.safetensors"
     with safe_open(path, framework="pt") as file:
         assert "Å" in file.metadata()["centres"]
         assert file.metadata()["box_size"] == "48"
     model = Gaussians.load(path)
-    halves = [mrcfile.read(run_folder / f"map_half{i}.mrc") for i in (1, 2)]
+    halves = [half.map for half in reconstructed[0].halves]
     mean = 0.5 * (halves[0] + halves[1])
     assert np.linalg.norm(model.voxelise(48, 3.4) - mean) < 1e-3 * np.linalg.norm(mean)
     assert model.voxelise(61, 2.0).shape == (61, 61, 61)
     assert path.stat().st_mode == (run_folder / "map.mrc").stat().st_mode  # others may read it
+
+
+def test_the_map_is_the_average_of_its_halves(run_folder: Path) -> None:
+    halves = [mrcfile.read(run_folder / f"map_half{i}.mrc") for i in (1, 2)]
+    np.testing.assert_allclose(mrcfile.read(run_folder / "map.mrc"), 0.5 * (halves[0] + halves[1]), atol=1e-6)
 
 
 def test_curves(run_folder: Path, reconstructed: Run) -> None:
@@ -100,6 +108,8 @@ def test_summary_and_settings(run_folder: Path, reconstructed: Run) -> None:
     assert summary["seed"] == 3
     assert not summary["poses_shared"]
     assert "torch" in summary["versions"]
+    assert len(summary["sources"]) == 6
+    assert summary["sources"][-1]["to"] == pytest.approx(summary["measurable_limit"], abs=1e-3)
     config = json.loads((run_folder / "config.json").read_text())
     assert config["settings"]["seed"] == 3
     assert config["settings"]["symmetry"] == "C1"
@@ -108,8 +118,25 @@ def test_summary_and_settings(run_folder: Path, reconstructed: Run) -> None:
 
 def test_the_log_tells_choices_and_verdict(run_folder: Path) -> None:
     log = (run_folder / "run.log").read_text()
-    for said in ("600 images", "diameter", "Gaussians", "resolution: ", "(c_map", "peak memory"):
+    for said in (
+        "600 images",
+        "diameter",
+        "Gaussians",
+        "the direct inversion brings",
+        "resolution: ",
+        "(c_map",
+        "peak memory",
+    ):
         assert said in log
+
+
+def test_log_and_configuration_name_the_stacks_that_were_read(run_folder: Path, simulated: Path) -> None:
+    stack = simulated / "particles.mrcs"
+    (listed,) = json.loads((run_folder / "config.json").read_text())["stacks"]
+    assert (listed["path"], listed["n_images"]) == (str(stack), 600)
+    assert listed["size_in_bytes"] == stack.stat().st_size
+    assert listed["modified"].startswith("20")
+    assert f"{stack}: 600 images, {stack.stat().st_size:,} bytes, of 20" in (run_folder / "run.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +227,7 @@ def test_a_failure_half_way_leaves_everything_as_it_was(
     failure: BaseException, old: bool, reconstructed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "above" / "run"
-    monkeypatch.setattr(outputs, "draw_figures", lambda folder, *_: folder.mkdir())
+    monkeypatch.setattr(outputs, "draw_figures", lambda files, *_: files.figures.mkdir())
     if old:
         write_run(folder, *reconstructed)
     before = contents(tmp_path)

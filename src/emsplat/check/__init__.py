@@ -1,8 +1,11 @@
-"""`emsplat check`: does a particle file make sense? What it says, what its images look like, and whether they agree.
+"""`emsplat check`: does a particle file make sense?
 
-``facts`` what the table says; ``coverage`` its viewing directions; ``picks`` its micrographs; ``sample`` images of it;
-``oddities`` those that are unlike the others;
-``thon`` the CTF in their power spectra; ``inversion`` a small map of them; ``agreement`` what the poses explain of
-images the map has not seen; ``readings`` what the table might have meant instead; ``findings`` verdicts and advice;
-``gallery`` and ``figure`` the picture; ``run`` calls one after the other.
+- ``run``: all checks in turn; ``settings``: the options; ``findings``: verdicts, each with a line of advice
+- ``facts``: what the table says; ``coverage``: its viewing directions; ``picks``: its positions on micrographs
+- ``sample``: the images that are looked at; ``oddities``: those unlike the others
+- ``thon``: the CTF in the power spectra of the images
+- ``inversion``: a small map of them; ``agreement``: what the poses explain of images that this map has not seen
+- ``readings``: what the table might have meant instead
+- ``gallery``, ``figure``: the picture; ``write``: the files
+- ``compare``: `emsplat fsc`, two maps against each other
 """

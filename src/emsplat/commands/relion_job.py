@@ -1,10 +1,10 @@
 """``emsplat-relion``: a reconstruction as a job of type External in RELION's pipeline.
 
-RELION starts ``EXECUTABLE --o External/job010/ --in_parts PARTICLES --label value ... --j 4`` in its project folder
-and from then on only looks at files in the job's folder: one called RELION_JOB_EXIT_SUCCESS, _FAILURE or _ABORTED ends
-the job, RELION_OUTPUT_NODES.star says what came of it, and RELION_JOB_ABORT_NOW asks it to stop. A job that ends
-without a word runs forever in RELION's eyes. So the work is done by a second process, whatever ends it: a misspelt
-option, the operating system, or RELION.
+RELION starts ``EXECUTABLE --o External/job010/ --in_parts PARTICLES --label value ... --j 4`` in its project folder.
+From then on it only looks at files in the job's folder: a file called RELION_JOB_EXIT_SUCCESS, _FAILURE or _ABORTED
+ends the job, RELION_OUTPUT_NODES.star lists its results, and RELION_JOB_ABORT_NOW asks it to stop. RELION believes
+that a job without such a file runs forever. A second process therefore does the work, so that the file is written
+whatever ends that process: a misspelt option, the operating system, or RELION.
 
 Source: RELION 3.1, 4 and 5, ``getCommandsExternalJob``, ``prepareFinalCommand``, ``getOutputNodesFromStarFile`` and
 the types of nodes in ``pipeline_jobs.h``.
@@ -23,7 +23,7 @@ from pathlib import Path
 from emsplat.errors import InputError
 from emsplat.export.relion import HALF_1, MAP, MASK, write_relion_maps
 from emsplat.io.star import Table, write_star
-from emsplat.runs.run_folder import open_run
+from emsplat.runs.run import open_run
 
 SUCCESS, FAILURE, ABORTED = (f"RELION_JOB_EXIT_{end}" for end in ("SUCCESS", "FAILURE", "ABORTED"))
 ABORT_NOW = "RELION_JOB_ABORT_NOW"
@@ -31,6 +31,13 @@ OUTPUT_NODES = "RELION_OUTPUT_NODES.star"
 # File, type in RELION 3.1, type in RELION 4 and 5. As of a 3D auto-refinement, of which RELION finds the second half.
 _NODES = ((MAP, 6, "DensityMap.mrc"), (HALF_1, 10, "DensityMap.mrc.halfmap"), (MASK, 7, "Mask3D.mrc"))
 _OTHER_INPUTS = ("in_movies", "in_mics", "in_coords", "in_3dref", "in_mask")
+_EXAMPLES = """\
+examples:
+  # What RELION runs for an external job with the executable emsplat-relion:
+  emsplat-relion --o External/job010/ --in_parts Extract/job009/particles.star --j 4
+  # The same with two parameters of the job, which are options of emsplat reconstruct:
+  emsplat-relion --o External/job010/ --in_parts Extract/job009/particles.star --symmetry D2 --sharpen auto
+"""
 _BETWEEN_LOOKS = 1.0  # seconds
 _PATIENCE = 60.0  # seconds for the reconstruction to clean up after itself
 
@@ -64,13 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="emsplat-relion",
-        description="emsplat reconstruct as a job of type External in RELION; other options are passed on to it.",
+        description="Runs emsplat reconstruct as a job of type External in RELION's pipeline.\n"
+        "All options that are not listed here are passed on to emsplat reconstruct.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--o", required=True, metavar="DIR", help="the job's folder")
-    parser.add_argument("--in_parts", metavar="PARTICLES", help="the particles")
+    parser.add_argument("--o", required=True, metavar="DIR", help="folder of the job")
+    parser.add_argument("--in_parts", metavar="PARTICLES", help="particle file")
     parser.add_argument("--j", default=None, metavar="N", help="number of threads")
-    parser.add_argument("--pipeline_control", metavar="DIR", help="the job's folder again, where RELION gives it")
+    parser.add_argument("--pipeline_control", metavar="DIR", help="folder of the job again; some versions give it")
     for name in _OTHER_INPUTS:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser

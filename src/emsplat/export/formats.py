@@ -11,22 +11,17 @@ from emsplat.export.mrc import write_density
 from emsplat.export.ply import write_ply
 from emsplat.export.relion import NAMES, write_relion_maps
 from emsplat.models.gaussians import Gaussians
-from emsplat.runs.run_folder import RunFolder, open_run
+from emsplat.runs.run import Run, open_run, required
+from emsplat.runs.run_folder import AVERAGE
 from emsplat.runtime.folders import check_folder
 from emsplat.settings import SMALLEST_BOX
-
-MODELS = {
-    "average": "gaussians.safetensors",
-    "1": "gaussians_half1.safetensors",
-    "2": "gaussians_half2.safetensors",
-}
 
 
 def export(
     folder: Path,
     format: str,
     output: Path | None = None,
-    half: str = "average",
+    half: str = AVERAGE,
     pixel_size: float | None = None,
     box_size: int | None = None,
     overwrite: bool = False,
@@ -42,17 +37,17 @@ def export(
     if format != "mrc" and (pixel_size is not None or box_size is not None):
         raise InputError(f"--pixel-size and --box-size: a {format} has no grid to choose; they act with --format mrc")
     if format == "relion":
-        if half != "average":
+        if half != AVERAGE:
             raise InputError(f"--half {half}: --format relion writes the map and both halves; leave it out")
         output = output or Path(f"{folder.resolve().name}_relion")
         check_folder(output, NAMES, overwrite, "map of one of these names")
         write_relion_maps(run, output)
         return output
-    suffix = "" if half == "average" else f"_half{half}"
+    suffix = "" if half == AVERAGE else f"_half{half}"
     output = output or Path(f"{folder.resolve().name}{suffix}.{format}")
     if output.exists() and not overwrite:
         raise InputError(f"{output}: exists already; choose another name with -o, or replace it with --overwrite")
-    gaussians = Gaussians.load(run.file(MODELS[half]))
+    gaussians = Gaussians.load(required(run.folder.gaussians(half)))
     centre = run.box_size // 2 * run.pixel_size_in_angstroms
     if format == "ply":
         write_ply(output, gaussians)
@@ -65,7 +60,7 @@ def export(
     return output
 
 
-def _grid(run: RunFolder, box_size: int | None, pixel_size: float | None) -> tuple[int, float]:
+def _grid(run: Run, box_size: int | None, pixel_size: float | None) -> tuple[int, float]:
     """Voxels and Å of the grid that is asked for."""
     if pixel_size is not None and not 0.01 <= pixel_size <= 1000:
         raise InputError(f"--pixel-size {pixel_size}: it must be between 0.01 and 1000 Å; leave it out for the run's")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from emsplat.runs.run_folder import RunFolder
+from emsplat.runs.run import Run, required
 from emsplat.runtime.folders import filling
 
 MAP, HALF_1, HALF_2 = "run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"
 MASK = "mask.mrc"
-# The half maps are those no prior has touched: their FSC, which RELION goes by, overstates nothing.
-_SOURCES = {MAP: "map.mrc", HALF_1: "raw_half1.mrc", HALF_2: "raw_half2.mrc", MASK: "mask.mrc"}
-NAMES = tuple(_SOURCES)
+NAMES = (MAP, HALF_1, HALF_2, MASK)
 
 
-def write_relion_maps(run: RunFolder, folder: Path) -> None:
-    """Copies map, unfiltered half maps and mask into a folder, which may be the run's own."""
-    sources = {name: run.file(source) for name, source in _SOURCES.items()}
+def write_relion_maps(run: Run, folder: Path) -> None:
+    """Copies the map, the unregularised half maps and the mask into a folder, which may be the run's own.
+
+    The half maps are the ones that no prior has touched, so that the FSC that RELION computes from them does not
+    overstate the resolution.
+    """
+    files = run.folder
+    paths = (files.map(), files.unregularised_map("1"), files.unregularised_map("2"), files.mask)
+    sources = {name: required(path) for name, path in zip(NAMES, paths, strict=True)}
     with filling(folder, last=MAP) as staging:
         for name, source in sources.items():
             shutil.copyfile(source, staging / name)

@@ -134,6 +134,19 @@ def figure_fsc(
             f, c, se = v.frequency[shown], v.c_map[shown], v.c_map_se[shown]
             axes.fill_between(f, c - se, c + se, color=BLUE, alpha=0.2, lw=0, zorder=3)
             axes.plot(f, v.c_half[shown], color=GREEN, lw=1.3, label="c_half: one half and the truth", zorder=3)
+            if np.any(v.inversion_share > 0):
+                axes.plot(
+                    f,
+                    v.c_gaussians[shown],
+                    color=VERMILION,
+                    lw=1.3,
+                    label="the Gaussians alone and the truth",
+                    zorder=3,
+                )
+                axes.plot(
+                    f, v.inversion_share[shown], color=INK, lw=0.9, ls=(0, (6, 2, 1, 2)),
+                    label="share of the direct inversion in the map", zorder=2,
+                )  # fmt: skip
             axes.plot(f, c, color=BLUE, lw=2.4, label="c_map: final map and the truth, ± 1 s.e.", zorder=5)
         if truth is not None:
             axes.plot(

@@ -1,9 +1,22 @@
-"""Files in and out: particle tables, image stacks, maps."""
+"""Files in and out: particle tables, image stacks, maps.
+
+- ``formats``: the format of a particle file, told by its content
+- ``star``, ``star_scan``, ``star_rows``: STAR files, fast and row by row
+- ``relion``, ``relion_rows``, ``relion_aberrations``: RELION's single particles
+- ``tomo``, ``tilt_series``: RELION's tomography with 2D stacks
+- ``cs``, ``cs_columns``, ``cs_alignments``: cryoSPARC
+- ``pkl``, ``unpickle``: cryoDRGN
+- ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles handed back
+- ``find_files``: where a named file lies; ``repeats``: rows that show the same image
+- ``mrc``: maps and stacks; ``stacks``: which stack an image's name means; ``images``: the images of any rows
+- ``cache``, ``cache_folder``: small copies of the images on a local disk
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from emsplat.errors import InputError
 from emsplat.io.cs import read_cs
@@ -12,6 +25,7 @@ from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import Map, StackReader, StackWriter, read_map, write_map
 from emsplat.io.pkl import read_cryodrgn
 from emsplat.io.relion import read_relion
+from emsplat.io.repeats import with_repeats_joined
 from emsplat.io.star import Table, read_star, write_star
 from emsplat.io.tomo import read_tomo
 from emsplat.particles.table import Particles
@@ -62,6 +76,8 @@ def read_particles(
 ) -> Particles:
     """Reads a particle table of any format that is read, told by its content.
 
+    Rows that show one image are one particle, in one half set.
+
     Args:
         path: a RELION star of single particles (3.0 to 5) or of tomography (the optimisation set), a cryoSPARC table
             (.cs), or, with `poses` and `ctf`, cryoDRGN's images: a stack, a list of stacks, a star or a .cs.
@@ -78,31 +94,21 @@ def read_particles(
     kind = sniff(path)
     if passthrough and kind is not Format.CRYOSPARC:
         raise InputError(f"--passthrough is for cryoSPARC tables (.cs), and {path} is {kind.value}; leave it out")
+    options: dict[str, Any] = {
+        "datadir": datadir,
+        "strip_prefix": strip_prefix,
+        "pixel_size_in_angstroms": pixel_size_in_angstroms,
+        "need_stacks": need_stacks,
+    }
     if poses is not None or ctf is not None:
         if poses is None or ctf is None or passthrough:
             raise InputError(
                 "--poses and --ctf are cryoDRGN's two pickles: give both, without --passthrough, or neither of them"
             )
-        return read_cryodrgn(
-            path,
-            poses,
-            ctf,
-            datadir,
-            pixel_size_in_angstroms,
-            kind=kind,
-            strip_prefix=strip_prefix,
-            need_stacks=need_stacks,
-        )
+        return with_repeats_joined(read_cryodrgn(path, poses, ctf, kind=kind, **options))
     if kind is Format.CRYOSPARC:
-        return read_cs(
-            path,
-            datadir=datadir,
-            strip_prefix=strip_prefix,
-            pixel_size_in_angstroms=pixel_size_in_angstroms,
-            passthrough=passthrough,
-            need_stacks=need_stacks,
-        )
+        return with_repeats_joined(read_cs(path, passthrough=passthrough, **options))
     readers = {Format.RELION: read_relion, Format.OPTIMISATION_SET: read_tomo}
     if kind not in readers:
         raise InputError(f"{path}: {kind.value}; {REMEDY[kind]}")
-    return readers[kind](path, datadir, pixel_size_in_angstroms, strip_prefix=strip_prefix, need_stacks=need_stacks)
+    return with_repeats_joined(readers[kind](path, **options))

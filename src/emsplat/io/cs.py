@@ -16,6 +16,7 @@ from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
 from emsplat.io.cs_alignments import Alignment, read_alignment
 from emsplat.io.cs_columns import Columns, read_columns
+from emsplat.io.find_files import renamed
 from emsplat.io.stacks import ImageNames, StackFacts, agreed_pixel_size, check_stacks, find_stacks
 from emsplat.particles.table import OpticsGroup, Particles
 
@@ -42,8 +43,8 @@ def read_cs(
     """Reads a .cs file, its passthrough tables and the headers of its stacks.
 
     Args:
-        datadir: the folder that stack names are relative to, cryoSPARC's project folder; else the folder above the
-            table's, which it is where the table lies in its job's folder, the table's folder, the working directory.
+        datadir: the folder that stack names are relative to, cryoSPARC's project folder; else it is looked for among
+            the table's folder, those above it and the working directory.
         strip_prefix: leading text of the stacks' names that is not part of their path any more.
         pixel_size_in_angstroms: overrides the table and the stacks' headers.
         passthrough: tables of the same particles, searched in this order for what the main table does not have.
@@ -60,8 +61,7 @@ def read_cs(
     columns.require(turned < _LARGEST_POSE, "pose of the alignment", alignment.pose, "must be in radians")
     names = _image_names(columns)
     if need_stacks:
-        folder = Path(datadir) if datadir is not None else path.absolute().parent.parent
-        stacks = find_stacks(names, folder, strip_prefix)
+        stacks = find_stacks(names, None if datadir is None else Path(datadir), strip_prefix)
         facts = check_stacks(names, stacks)
     else:
         stacks = tuple(Path(name) for name in names.stacks)
@@ -70,8 +70,6 @@ def read_cs(
     said = _pixel_size_of_table(columns) if pixel_size_in_angstroms is None else None
     pixel_size = agreed_pixel_size(path, pixel_size_in_angstroms, said, "blob/psize_A", stacks, facts)
     optics, optics_group = _optics_groups(columns, pixel_size, facts.box_size)
-    particle = _particle_numbers(columns, names)
-    half_set, half_set_warnings = _half_sets(columns, alignment, particle)
     dark = _dark(columns)
     return Particles(
         source=path,
@@ -90,9 +88,9 @@ def read_cs(
         b_factor_in_square_angstroms=columns.numbers("ctf/bfactor", 0),
         ctf_scale=columns.numbers("ctf/scale", 1) * np.maximum(alignment.scale, 0),
         pre_exposure=np.zeros(len(columns)),
-        particle=particle,
-        half_set=half_set,
-        warnings=(*alignment.warnings, *half_set_warnings, *_warnings(columns, alignment, dark, names)),
+        particle=_particle_numbers(columns),
+        half_set=_half_sets(columns, alignment),
+        warnings=(*renamed(names.stacks, stacks), *alignment.warnings, *_warnings(columns, alignment, dark)),
         dark=dark if dark.any() else None,
     )
 
@@ -214,32 +212,22 @@ def _defocus_angle(columns: Columns) -> NDArray[np.float64]:
     return np.rad2deg(columns.numbers(name, 0))
 
 
-def _particle_numbers(columns: Columns, names: ImageNames) -> NDArray[np.int64]:
-    """(N,) equal for the copies of one particle that symmetry expansion made, and for rows of one image."""
+def _particle_numbers(columns: Columns) -> NDArray[np.int64]:
+    """(N,) equal for the copies of one particle that symmetry expansion made."""
     name = "sym_expand/src_uid"
-    labels = columns.integers(name) if name in columns else _image_numbers(names)
-    return np.unique(labels, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    if name not in columns:
+        return np.arange(len(columns))
+    return np.unique(columns.integers(name), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def _image_numbers(names: ImageNames) -> NDArray[np.int64]:
-    """(N,) a number of its own for every image."""
-    return names.stack * (names.section.max() + 1) + names.section
-
-
-def _half_sets(
-    columns: Columns, alignment: Alignment, particle: NDArray[np.int64]
-) -> tuple[NDArray[np.int8], list[str]]:
-    """(N,) 1 or 2, or all 0 where the table has no half sets; and why they are not used."""
-    split, none = alignment.split, np.zeros(len(columns), dtype=np.int8)
+def _half_sets(columns: Columns, alignment: Alignment) -> NDArray[np.int8]:
+    """(N,) 1 or 2, or all 0 where the table has no half sets."""
+    split = alignment.split
     if split is None or np.ptp(split) == 0:  # cryoSPARC's "not split yet" is one value for all
-        return none, []
+        return np.zeros(len(columns), dtype=np.int8)
     rule = "must be 0 or 1, or the same for all images, which means none"
     columns.require((split == 0) | (split == 1), "split of the alignment", split, rule)
-    of_particle = np.zeros(particle.max() + 1)
-    of_particle[particle] = split
-    if (of_particle[particle] != split).any():
-        return none, ["the table's half sets are not used: they put copies of one particle into both"]
-    return (split + 1).astype(np.int8), []
+    return (split + 1).astype(np.int8)
 
 
 def _dark(columns: Columns) -> NDArray[np.bool_]:
@@ -252,7 +240,7 @@ def _dark(columns: Columns) -> NDArray[np.bool_]:
     return sign > 0
 
 
-def _warnings(columns: Columns, alignment: Alignment, dark: NDArray[np.bool_], names: ImageNames) -> Iterator[str]:
+def _warnings(columns: Columns, alignment: Alignment, dark: NDArray[np.bool_]) -> Iterator[str]:
     """What is read but not honoured, or may surprise; one line each."""
     ignored = [name for name, n in _NOT_MODELLED.items() if columns.numbers(name, 0, (n,)).any()]
     if ignored:
@@ -262,6 +250,3 @@ def _warnings(columns: Columns, alignment: Alignment, dark: NDArray[np.bool_], n
     negative = int((alignment.scale < 0).sum())
     if negative:
         yield f"the per-particle scale (alpha) is negative for {negative} images; they are given no weight"
-    repeated = len(columns) - len(np.unique(_image_numbers(names)))
-    if repeated:
-        yield f"{repeated} rows repeat an image that is in the table already; the rows of one count as one particle"

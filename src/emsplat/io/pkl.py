@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from emsplat.conventions import are_rotations, euler_angles
 from emsplat.errors import InputError
 from emsplat.io.cs import image_names
+from emsplat.io.find_files import renamed
 from emsplat.io.formats import Format
 from emsplat.io.mrc import StackReader
 from emsplat.io.stacks import (
@@ -104,7 +105,7 @@ def read_cryodrgn(
         pre_exposure=np.zeros(n),
         particle=np.arange(n),
         half_set=np.zeros(n, dtype=np.int8) if images.half_set is None else images.half_set,
-        warnings=tuple(_warnings(images, table)),
+        warnings=(*renamed(names.stacks, stacks), *_warnings(images, table)),
     )
 
 

@@ -5,6 +5,7 @@ Source: the label definitions of RELION 3.1 (``relion_refine --print_metadata_la
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
+from emsplat.io.find_files import renamed
 from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, with_aberrations
 from emsplat.io.relion_rows import NOT_MODELLED, Rows, read_rows
+from emsplat.io.repeats import joined
 from emsplat.io.stacks import (
     ImageNames,
     StackFacts,
@@ -91,9 +94,9 @@ def particles_of(
         b_factor_in_square_angstroms=rows.numbers("rlnCtfBfactor", 0),
         ctf_scale=rows.numbers("rlnCtfScalefactor", 1),
         pre_exposure=np.where(_varies_within(particle, dose), dose, 0.0),
-        particle=particle,
+        particle=_with_original_images(rows, particle),
         half_set=_half_sets(rows, particle),
-        warnings=(*pixel_warnings, *_warnings(rows, names)),
+        warnings=(*renamed(names.stacks, stacks), *pixel_warnings, *_warnings(rows)),
     )
 
 
@@ -212,6 +215,25 @@ def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64
     return _numbered(np.where(_varies_within(group, dose), group, len(rows) + alone))
 
 
+def _with_original_images(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) particle numbers, equal too for rows whose images were made from one recorded image by subtracting signal.
+
+    The subtracted images of one particle differ, and hold the same noise.
+    """
+    if "rlnImageOriginalName" not in rows:
+        return particle
+    original = rows.texts("rlnImageOriginalName")
+    known = np.array(["@" in name for name in original])
+    image = _numbered([_as_number_and_path(name) if "@" in name else name for name in original])
+    return joined(particle, np.where(known, image, len(rows) + np.arange(len(rows))))
+
+
+def _as_number_and_path(name: str) -> str:
+    """An image's name in one spelling: "000012@./a//b.mrcs" as "12@a/b.mrcs"."""
+    number, _, path = name.partition("@")
+    return f"{number.lstrip('0')}@{os.path.normpath(path)}"
+
+
 def _numbered(labels: Sequence[str] | NDArray) -> NDArray[np.int64]:
     """(N,) labels replaced by numbers from 0."""
     return np.unique(np.asarray(labels), return_inverse=True)[1].astype(np.int64)
@@ -235,7 +257,7 @@ def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:
     return subset.astype(np.int8)
 
 
-def _warnings(rows: Rows, names: ImageNames) -> list[str]:
+def _warnings(rows: Rows) -> list[str]:
     """What is read but not honoured, or looks wrong; one line each."""
     lines = []
     ignored = [name for name, none in NOT_MODELLED.items() if _differs(rows, name, none)]
@@ -247,10 +269,6 @@ def _warnings(rows: Rows, names: ImageNames) -> list[str]:
             f"rlnCtfBfactor is negative for {amplified} images and amplifies high frequencies, as in RELION; "
             "Warp writes −4 × dose there"
         )
-    images = np.stack([names.stack, names.section], axis=1)
-    repeated = len(images) - len(np.unique(images, axis=0))
-    if repeated:
-        lines.append(f"{repeated} rows repeat an image that is in the file already; halves may not be independent")
     return lines
 
 

@@ -22,7 +22,7 @@ _MANDATORY = (
 # All that is read of a file; a name asked for must be here. Zernikes are lists, "[0,0]", so text.
 NOT_MODELLED = {"rlnCtfDataArePhaseFlipped": 0.0}  # optics the program does not model, and the value that means "none"
 _TEXTS = (
-    *("rlnImageName", "rlnOpticsGroupName", "rlnGroupName", "rlnTomoParticleName"),
+    *("rlnImageName", "rlnImageOriginalName", "rlnOpticsGroupName", "rlnGroupName", "rlnTomoParticleName"),
     *(*ABERRATION_COLUMNS, *NOT_MODELLED),
 )
 _NUMBERS = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
+from emsplat.io.find_files import Finder
 from emsplat.io.mrc import StackReader
+from emsplat.particles.table import Particles
 
 _LARGEST_DISAGREEMENT = 0.01  # of two pixel sizes for the same images
 
@@ -54,30 +57,36 @@ def parse_image_names(names: Sequence[str], source: Path) -> ImageNames:
 
 
 def find_stacks(names: ImageNames, datadir: Path | None, strip_prefix: str | None = None) -> tuple[Path, ...]:
-    """The path of each stack: below `datadir`, the metadata file's folder, then the working directory.
+    """The path of each stack, looked for as `find_files.Finder` does.
 
     Args:
+        datadir: the folder that names are relative to, where the user gives one.
         strip_prefix: leading text of the stacks' names that is not part of their path any more.
     Raises:
-        InputError: a stack that is nowhere, two stacks of one name that only one file could stand for, or a prefix
-            that no stack's name starts with.
+        InputError: a stack that is nowhere or could be two different files, two stacks of one name that only one file
+            could stand for, or a prefix that no stack's name starts with.
     """
     if strip_prefix and not any(name.startswith(strip_prefix) for name in names.stacks):
         raise InputError(
             f"{names.source}: no stack's name starts with --strip-prefix {strip_prefix} (the first is "
             f"{names.stacks[0]}); give the leading text as it is written there, or leave it out"
         )
+    finder = Finder(names.source, datadir, strip_prefix)
     paths: list[Path] = []
-    name_of: dict[Path, str] = {}
+    guessed: dict[Path, str] = {}  # those that only the end of their name led to
+    exact: set[Path] = set()
     for name in names.stacks:
-        path = find_file(name, names.source, datadir, strip_prefix, what="stack")
-        other = name_of.setdefault(path, name)
-        if os.path.normpath(other) != os.path.normpath(name):
+        found = finder.find(name, "stack")
+        paths.append(found.path)
+        if found.as_written:
+            exact.add(found.path)
+            continue
+        other = guessed.setdefault(found.path, name)
+        if os.path.normpath(other) != os.path.normpath(name) or found.path in exact:
             raise InputError(
-                f"{names.source}: stacks {other} and {name} would both be {path}; "
+                f"{names.source}: stacks {other} and {name} would both be {found.path}; "
                 "give the folder above both with --datadir"
             )
-        paths.append(path)
     return tuple(paths)
 
 
@@ -87,35 +96,7 @@ def find_file(name: str, source: Path, datadir: Path | None, strip_prefix: str |
     Args:
         what: what error messages call the file.
     """
-    here = name.removesuffix(":mrcs")  # how RELION is told that a file of another name is a stack
-    if strip_prefix and here.startswith(strip_prefix):
-        here = here.removeprefix(strip_prefix).lstrip("/")  # relative, wherever the prefix ended
-    path = next((p for p in _candidates(here, source, datadir) if _is_file(p)), None)
-    if path is None:
-        raise InputError(
-            f"{source}: {what} {name} not found (looked {_places(source, datadir)}); "
-            f"say where it is with --datadir, and what to cut off its name with --strip-prefix"
-        )
-    return path
-
-
-def _candidates(name: str, source: Path, datadir: Path | None) -> Iterator[Path]:
-    for folder in ([datadir] if datadir else []) + [source.parent]:
-        yield folder / name
-        yield folder / Path(name).name
-    yield Path(name)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long for the file system, a folder that may not be looked into
-        return False
-
-
-def _places(source: Path, datadir: Path | None) -> str:
-    folders = ([str(datadir)] if datadir else []) + [str(source.parent), "the working directory"]
-    return "in " + ", ".join(dict.fromkeys(folders))
+    return Finder(source, datadir, strip_prefix).find(name, what).path
 
 
 def check_stacks(names: ImageNames, paths: Sequence[Path]) -> StackFacts:
@@ -180,3 +161,35 @@ def agreed_pixel_size(
             "(0 and 1 mean unset); give it with --pixel-size"
         )
     return size
+
+
+@dataclass(frozen=True)
+class StackRead:
+    """A stack whose images were used, as it lay on the disk."""
+
+    path: str  # absolute
+    n_images: int  # used of it
+    size_in_bytes: int | None  # None: it is gone
+    modified: str | None
+
+    def line(self) -> str:
+        """As a log has it."""
+        size = "gone" if self.size_in_bytes is None else f"{self.size_in_bytes:,} bytes, of {self.modified}"
+        return f"{self.path}: {self.n_images:,} images, {size}"
+
+
+def stacks_read(particles: Particles) -> list[StackRead]:
+    """The stacks that the images of a table come from, with sizes and dates: a record of which files they were."""
+    counts = np.bincount(particles.stack, minlength=len(particles.stacks))
+    found = []
+    for path, n in zip(particles.stacks, counts.tolist(), strict=True):
+        if n == 0:
+            continue
+        try:
+            stat = os.stat(path)
+        except OSError:
+            found.append(StackRead(str(path.absolute()), n, None, None))
+            continue
+        modified = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(stat.st_mtime))
+        found.append(StackRead(str(path.absolute()), n, stat.st_size, modified))
+    return found

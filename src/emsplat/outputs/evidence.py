@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from emsplat.models.gaussians import Gaussians
 from emsplat.particles.coverage import measure_coverage
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction
-from emsplat.runs.run import EVIDENCE
+from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.files import replacing
 from emsplat.splat import project
 from emsplat.splat.bandlimit import widened
@@ -85,9 +84,9 @@ def gather_evidence(r: Reconstruction, truth: NDArray[np.float64] | None = None)
     return evidence
 
 
-def write_evidence(folder: Path, evidence: Evidence) -> None:
+def write_evidence(folder: RunFolder, evidence: Evidence) -> None:
     arrays: dict[str, Any] = {name: _smaller(values) for name, values in evidence.items()}
-    with replacing(folder / EVIDENCE) as temporary, temporary.open("wb") as file:
+    with replacing(folder.evidence) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 

@@ -20,35 +20,24 @@ from emsplat.figures import reconstruction as figures
 from emsplat.figures.local_resolution import figure_local_resolution
 from emsplat.figures.refinement import figure_refinement
 from emsplat.io.mrc import write_map
-from emsplat.io.write_refined import NAMES, write_refined
+from emsplat.io.stacks import stacks_read
+from emsplat.io.write_refined import write_refined
 from emsplat.outputs.evidence import Evidence, gather_evidence, write_evidence
 from emsplat.reconstruction.reconstruct import Reconstruction
-from emsplat.report.page import REPORT, write_report
+from emsplat.report.page import write_report
 from emsplat.runs.closing import Summary, closing_rows, resolution_text
-from emsplat.runtime.checkpoint import FOLDER as CHECKPOINTS
+from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.folders import check_folder, claiming, filling
 from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
 from emsplat.settings import ReconstructSettings
 from emsplat.validation.validate import write_fsc_csv
 from emsplat.versions import versions
 
-SUMMARY, LOG = "summary.json", "run.log"
-MAPS = (
-    "map.mrc",
-    "map_half1.mrc",
-    "map_half2.mrc",
-    "raw_half1.mrc",
-    "raw_half2.mrc",
-    "mask.mrc",
-    "local_resolution.mrc",
-)
-GAUSSIANS = ("gaussians.safetensors", "gaussians_half1.safetensors", "gaussians_half2.safetensors")
-_FILES = (*MAPS, *GAUSSIANS, "fsc.csv", SUMMARY, "config.json", LOG, *NAMES)
-
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
     """InputError where a run could not be written to `folder`: better said before the work than after it."""
-    check_folder(folder, _FILES, overwrite, "run")
+    names = [path.name for path in RunFolder(folder).results]
+    check_folder(folder, names, overwrite, "run")
 
 
 @contextmanager
@@ -73,10 +62,11 @@ def is_complete(folder: Path, particles: Path, settings: ReconstructSettings, re
     with claiming(folder) as found:
         for line in found:
             reporter.warn(line)
-    if (folder / CHECKPOINTS).exists() or not (folder / SUMMARY).exists():
+    files = RunFolder(folder)
+    if files.checkpoints.exists() or not files.summary.exists():
         return False
     try:
-        made_with = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        made_with = json.loads(files.configuration.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     asked = json.loads(json.dumps(asdict(settings), default=str))
@@ -103,24 +93,27 @@ def write_run(
     """
     folder, reporter = Path(folder), reporter or reconstruction.reporter
     check_output(folder, overwrite)
-    with filling(folder, last=SUMMARY, obsolete=CHECKPOINTS) as staging:
+    with filling(folder, last=RunFolder.SUMMARY, obsolete=RunFolder.CHECKPOINTS) as staging:
+        files = RunFolder(staging)
         with reporter.stage("writing"):
-            _write_maps(staging, reconstruction)
-            _write_gaussians(staging, reconstruction)
-            write_fsc_csv(staging / "fsc.csv", reconstruction.validation)
-            _write_json(staging / "config.json", configuration(reconstruction))
-            _write_particles(staging, reconstruction, reporter)
+            _write_maps(files, reconstruction)
+            _write_gaussians(files, reconstruction)
+            write_fsc_csv(files.curves, reconstruction.validation)
+            _write_json(files.configuration, configuration(reconstruction))
+            _write_particles(files, reconstruction, reporter)
         with reporter.stage("figures"):
-            draw_figures(staging / "figures", reconstruction, truth)
+            draw_figures(files, reconstruction, truth)
         evidence: Evidence = {}
         with reporter.stage("report"), _costing_no_run(folder, reporter):
             evidence = gather_evidence(reconstruction, truth)
-        write_evidence(staging, evidence)
+        write_evidence(files, evidence)
         summary = summarise(reconstruction, reporter) | facts
-        _write_json(staging / SUMMARY, summary)
-        log = [*reporter.log, "", *(f"{name}: {text}" for name, text in closing_rows(summary, folder))]
-        (staging / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
-        (staging / REPORT).touch()
+        _write_json(files.summary, summary)
+        stacks = [stack.line() for stack in stacks_read(reconstruction.particles)]
+        closing = [f"{name}: {text}" for name, text in closing_rows(summary, folder)]
+        log = [*reporter.log, "", *closing, "", "stacks that were read:", *stacks]
+        files.log.write_text("\n".join(log) + "\n", encoding="utf-8")
+        files.report.touch()
         with _costing_no_run(folder, reporter):
             write_report(staging, name=folder.resolve().name)
     return summary
@@ -139,50 +132,51 @@ def _costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
         reporter.warn(f"the report is not complete ({reason}), all else is; emsplat report {folder} makes it again")
 
 
-def _write_maps(folder: Path, r: Reconstruction) -> None:
+def _write_maps(files: RunFolder, r: Reconstruction) -> None:
     first, second = r.halves
-    volumes = (r.map, first.map, second.map, first.raw, second.raw, r.mask, r.local_resolution.filled())
-    for name, volume in zip(MAPS, volumes, strict=True):
-        write_map(folder / name, volume, r.pixel_size_in_angstroms)
+    volumes = (r.map, *r.half_maps, first.raw, second.raw, r.mask, r.local_resolution.filled())
+    for path, volume in zip(files.maps, volumes, strict=True):
+        write_map(path, volume, r.pixel_size_in_angstroms)
 
 
-def _write_gaussians(folder: Path, r: Reconstruction) -> None:
+def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
     box = {
         "box_size": str(len(r.map)),
         "pixel_size_in_angstroms": f"{r.pixel_size_in_angstroms:.6g}",
         "symmetry": r.settings.symmetry,
     }
     models = (r.gaussians, *(half.gaussians for half in r.halves))
-    for name, model in zip(GAUSSIANS, models, strict=True):
-        model.save(folder / name, **box)
+    for path, model in zip(files.models, models, strict=True):
+        model.save(path, **box)
 
 
-def _write_particles(folder: Path, r: Reconstruction, reporter: Reporter) -> None:
-    """Those that were refined."""
+def _write_particles(files: RunFolder, r: Reconstruction, reporter: Reporter) -> None:
+    """Writes the particles back, if they were refined."""
     if r.refinement is None:
         return
     contrast = 1 + r.refinement.changes[:, 5]
-    path = write_refined(r.particles, contrast, r.settings.refined, folder, by_column=r.settings.poses is None)
+    path = write_refined(r.particles, contrast, r.settings.refined, files.path, by_column=r.settings.poses is None)
     reporter.line(f"{path.name}: the refined particles, their images named as in {r.particles.source} (--datadir)")
     if r.particles.dark is not None and r.particles.dark.any() and path.suffix == ".star":
         reporter.warn(f"{path.name} cannot say that images are dark; read it with --invert")
 
 
-def draw_figures(folder: Path, r: Reconstruction, truth: NDArray[np.float64] | None = None) -> None:
-    """The six pictures of a run, into a new folder."""
-    folder.mkdir()
+def draw_figures(files: RunFolder, r: Reconstruction, truth: NDArray[np.float64] | None = None) -> None:
+    """Draws the figures of a run into their folder, which must not exist yet."""
+    files.figures.mkdir()
     raw = 0.5 * (r.halves[0].raw + r.halves[1].raw)
     histories = [half.history for half in r.halves]
     steps = [np.arange(len(history.losses)) for history in histories]
-    figures.figure_fsc(r.validation, folder / "fsc.png", truth, f"resolution: {resolution_text(verdict(r))}")
-    figures.figure_slices(r.map, folder / "slices.png", r.pixel_size_in_angstroms, raw)
-    figures.figure_projections(r.map, folder / "projections.png", r.pixel_size_in_angstroms, raw)
-    figures.figure_orientations(r.particles.euler_angles_in_degrees, folder / "orientations.png")
-    figures.figure_loss(steps, [h.losses for h in histories], [h.checks for h in histories], folder / "loss.png")
+    pixel_size = r.pixel_size_in_angstroms
+    figures.figure_fsc(r.validation, files.figure("fsc"), truth, f"resolution: {resolution_text(verdict(r))}")
+    figures.figure_slices(r.map, files.figure("slices"), pixel_size, raw)
+    figures.figure_projections(r.map, files.figure("projections"), pixel_size, raw)
+    figures.figure_orientations(r.particles.euler_angles_in_degrees, files.figure("orientations"))
+    figures.figure_loss(steps, [h.losses for h in histories], [h.checks for h in histories], files.figure("loss"))
     if r.refinement is not None:
-        figure_refinement(r.refinement.moved(), r.particles.half_set, folder / "refinement.png")
+        figure_refinement(r.refinement.moved(), r.particles.half_set, files.figure("refinement"))
     figure_local_resolution(
-        r.local_resolution, r.map, folder / "local_resolution.png", r.pixel_size_in_angstroms, r.validation.resolution
+        r.local_resolution, r.map, files.figure("local_resolution"), pixel_size, r.validation.resolution
     )
 
 
@@ -193,6 +187,7 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
         "directory": os.getcwd(),
         "particles": str(Path(r.particles.source).absolute()),
         "settings": asdict(r.settings),
+        "stacks": [asdict(stack) for stack in stacks_read(r.particles)],
         "found": {
             "pixel_size_in_angstroms": r.pixel_size_in_angstroms,
             "box_size": len(r.map),
@@ -227,6 +222,7 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
     seconds = r.seconds | reporter.seconds
     return {
         **verdict(r),
+        "sources": r.validation.sources(),
         "local_resolution": r.local_resolution.summary(),
         "refinement": r.refinement.summary(r.particles.half_set) if r.refinement else None,
         "n_images": r.n_images,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from emsplat.fourier import maps
 from emsplat.fourier.cropping import fourier_crop, fourier_cropped
+from emsplat.fourier.transforms import transforms_of
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.models.densification import round_gaussians
 from emsplat.models.parameters import Adam
@@ -120,7 +121,7 @@ def measured(
     block = images.read(rows)
     box = min(job.working_box, _LARGEST_PASS)
     few = block[: max(1, _TRANSFORMS_BYTES // (4 * particles.box_size**2))]
-    transform = best_of(lambda: fourier_crop(torch.fft.rfft2(torch.from_numpy(few)).numpy(), job.working_box))
+    transform = best_of(lambda: fourier_crop(transforms_of(few), job.working_box))
     inserted, grids = _pass_rates(particles.select(rows), fourier_cropped(block, box), preview, job, box, symmetry)
     convolution, splat = _fit_rates(job)
     inversion, validation, local = _map_rates()
@@ -227,7 +228,7 @@ def _pass_rates(
     small, large = a_pass(quarter), a_pass(whole)
     each = max((large - small) / max(len(whole) - len(quarter), 1), 1e-7)
     few = images[: max(1, _TRANSFORMS_BYTES // (4 * box**2))]
-    transform = best_of(lambda: torch.fft.rfft2(torch.from_numpy(few))) / len(few)
+    transform = best_of(lambda: transforms_of(few)) / len(few)
     return max(each - transform, 0.1 * each), max(large - each * n, 0.0)
 
 

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from emsplat.report import plots, sections
 from emsplat.runs.run import Run
+from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.files import replacing
 
-REPORT = "report.html"
 _SCRIPTS = ("unpack.js", "curves.js", "slices.js", "isosurface.js", "surface.js")
 _ASSETS = files("emsplat.report")
 
@@ -28,8 +28,9 @@ def write_report(folder: Path, output: Path | None = None, name: str | None = No
     Raises:
         InputError: no finished run in the folder, or a file of it that cannot be read.
     """
-    output = output or folder / REPORT
-    page = report_html(Run(folder, name or folder.resolve().name))
+    run = Run(RunFolder(folder), name or folder.resolve().name)
+    output = output or run.folder.report
+    page = report_html(run)
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output

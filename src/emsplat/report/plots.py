@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from emsplat.io.mrc import Map
 from emsplat.models.gaussians import Gaussians
 from emsplat.report.charts import Axis, Band, Chart, Frame, Line, linear_axis, resolution_axis
-from emsplat.runs.run import Run
+from emsplat.runs.run import Run, map_of
 from emsplat.validation.validate import C_AT_RESOLUTION
 
 Section = dict[str, Any] | None
@@ -19,13 +19,15 @@ Section = dict[str, Any] | None
 CURVES = (
     ("c_map", "honest", "c_map", "the map and the truth, ± 1 standard error: the resolution is read here"),
     ("truth", "truth", "true correlation", "the map and the known truth, as this is a simulation"),
-    ("c_half", "half", "c_half", "one half's Gaussians and the truth"),
+    ("c_half", "half", "c_half", "one half map and the truth"),
+    ("c_gaussians", "alone", "Gaussians alone", "the Gaussians and the truth: what the direct inversion is worth"),
+    ("inversion_share", "share", "direct inversion", "the share of the map's power that it brings; Gaussians the rest"),
     ("gaussian_half", "gaussian", "FSC, Gaussian halves", "overstates: both halves share the prior's errors"),
     ("raw_half_masked", "masked", "FSC, raw halves, masked", "includes what the mask itself correlates"),
     ("raw_half_corrected", "corrected", "FSC, raw halves, corrected", "less what random phases give in that mask"),
     ("raw_half_unmasked", "unmasked", "FSC, raw halves, unmasked", "solvent noise counts"),
 )
-_ONLY_TO_THE_LIMIT = ("c_map", "c_half")
+_ONLY_TO_THE_LIMIT = ("c_map", "c_half", "c_gaussians", "inversion_share")
 _SMALL = Frame(width=320, height=236, left=54, right=10, top=10, bottom=50)
 _MOST_GROUPS = 6  # optics groups whose noise is drawn; more cannot be told apart
 
@@ -162,7 +164,7 @@ def _histogram(name: str, label: str, unit: str, edges: NDArray[np.float64], cou
 
 def gaussians(run: Run) -> Section:
     """Sizes, anisotropies and masses of the average model's Gaussians."""
-    path = run.folder / "gaussians.safetensors"
+    path = run.folder.gaussians()
     if not path.is_file():
         return None
     model = Gaussians.load(path)
@@ -171,7 +173,7 @@ def gaussians(run: Run) -> Section:
     ratio = np.exp(log_scales.max(axis=1) - log_scales.min(axis=1))
     mass = model.masses().double().numpy()
     relative = mass / mass.mean()
-    mask = run.map("mask.mrc")
+    mask = map_of(run.folder.mask)
     return {
         "count": len(model),
         "size": _of_values("sizes", "size: geometric mean of σ (Å)", size, "Sizes of the Gaussians in Å"),

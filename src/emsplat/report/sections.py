@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from emsplat.report.charts import sphere_map
 from emsplat.report.picture import as_data_uri, grey, png_as_data_uri, surface_picture
 from emsplat.report.volumes import Window
 from emsplat.runs.closing import true_resolution_text
-from emsplat.runs.run import Run
+from emsplat.runs.run import Run, map_of
+from emsplat.runs.run_folder import HALVES, RunFolder
 
 Section = dict[str, Any] | None
 
@@ -65,11 +68,11 @@ def _duration(seconds: float) -> str:
 
 def of_the_map(run: Run) -> tuple[Section, Section]:
     """Slices and surface: what the page shows of map.mrc and the raw inversion, and what its script needs for it."""
-    final = run.map("map.mrc")
+    final = map_of(run.folder.map())
     if final is None:
         return None, None
     pixel_size = float(run.summary["pixel_size"])
-    found = run.map("mask.mrc")
+    found = map_of(run.folder.mask)
     mask = found.values if found else np.ones_like(final.values)
     window = volumes.window_about(mask, pixel_size)
     level = volumes.surface_level(final.values, mask)
@@ -86,12 +89,12 @@ def of_the_map(run: Run) -> tuple[Section, Section]:
 
 
 def _slices(run: Run, window: Window, final: NDArray[np.float32]) -> Section:
-    """Two volumes of one grey scale. A sharpened map has none in common with the inversion: then its Gaussians do."""
-    raw = _mean_of_halves(run, window, "raw")
+    """Two volumes of one grey scale. A sharpened map has none in common with the inversion: its halves do."""
+    raw = _mean_of_halves(run.folder.unregularised_map, window)
     if raw is None:
         return None
     sharpened = run.summary["b_factor"] is not None
-    mean = _mean_of_halves(run, window, "map") if sharpened else None
+    mean = _mean_of_halves(run.folder.map, window) if sharpened else None
     shown = window.sample(final) if mean is None else mean
     low, high = volumes.span(shown)
     black, white = (float(q) for q in np.quantile(shown, (0.01, 0.998)))
@@ -106,9 +109,9 @@ def _slices(run: Run, window: Window, final: NDArray[np.float32]) -> Section:
     }
 
 
-def _mean_of_halves(run: Run, window: Window, kind: str) -> NDArray[np.float32] | None:
-    """Sampled one after the other: whole maps are large."""
-    halves = [window.sample(half.values) for i in (1, 2) if (half := run.map(f"{kind}_half{i}.mrc"))]
+def _mean_of_halves(path_of: Callable[[str], Path], window: Window) -> NDArray[np.float32] | None:
+    """The average of two half maps. They are sampled one after the other, since whole maps are large."""
+    halves = [window.sample(found.values) for half in HALVES if (found := map_of(path_of(half)))]
     return 0.5 * (halves[0] + halves[1]) if len(halves) == 2 else None
 
 
@@ -118,12 +121,13 @@ def _colours(run: Run, window: Window, mask: NDArray[np.float32], particle: NDAr
     Args:
         mask: (D, D, D); particle: the same, where the density is above the surface's first level.
     """
-    local = run.map("local_resolution.mrc")
+    local = map_of(run.folder.local_resolution)
     if local is not None and len(np.unique(local.values[mask > 0.5])) > 1:
         values = volumes.colours_on(window, local.values, mask)
         kind, unit = "local resolution", "Å"
     else:
-        halves = [window.coarse(half.values) for i in (1, 2) if (half := run.map(f"raw_half{i}.mrc"))]
+        paths = [run.folder.unregularised_map(half) for half in HALVES]
+        halves = [window.coarse(found.values) for path in paths if (found := map_of(path))]
         if len(halves) < 2:
             return None
         values = volumes.agreement_on(window, halves[0], halves[1], run.summary["resolution"])
@@ -182,7 +186,7 @@ def particles(run: Run) -> Section:
 
 def refinement(run: Run) -> Section:
     """The histograms of how far refined images have moved."""
-    figure = run.folder / "figures" / "refinement.png"
+    figure = run.folder.figure("refinement")
     found = run.summary.get("refinement")
     if not found or not figure.is_file():
         return None
@@ -242,10 +246,11 @@ def _text(value: Any) -> str:
 def next_steps(run: Run) -> list[tuple[str, str]]:
     """What people do with a map, and the command for it."""
     name = shlex.quote(run.name)
+    files = RunFolder(Path(name))
     finer = 0.5 * float(run.summary["pixel_size"])
     relion = f"{name}_relion"
     return [
-        ("Look at the map and its halves in ChimeraX", f"chimerax {name}/map.mrc {name}/map_half[12].mrc"),
+        ("Look at the map and its halves in ChimeraX", f"chimerax {files.map()} {name}/map_half[12].mrc"),
         ("The Gaussians, the surface and an atomic model in the browser", f"emsplat view {name}"),
         (
             "The Gaussians as pseudo-atoms with anisotropic displacements, for ChimeraX",
@@ -262,7 +267,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
         ),
         (
             "Compare the map with another one of the same box and pixel size",
-            f"emsplat fsc {name}/map.mrc OTHER.mrc --mask {name}/mask.mrc",
+            f"emsplat fsc {files.map()} OTHER.mrc --mask {files.mask}",
         ),
         *_sharpened(run),
         ("Make this page again", f"emsplat report {name}"),

@@ -1,5 +1,6 @@
-"""Run folders, as everything that comes after a run reads them.
+"""Run folders: the names of their files, and what a finished run left in them.
 
-- ``run``: what a finished run left; ``run_folder``: its folder and grid
-- ``closing``: its verdict in words
+- ``run_folder``: the names of all files, shared by everything that writes or reads a run
+- ``run``: a finished run, read from its folder
+- ``closing``: the verdict on a run in words
 """

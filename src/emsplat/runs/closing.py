@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.text_curve import text_curve
 from emsplat.validation.validate import FIRST_SHELL, Validation
 
@@ -32,6 +33,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
     stages = sorted(summary["seconds"].items(), key=lambda item: -item[1])
     limit = summary["measurable_limit"]
     first, second = summary["n_gaussians_of_halves"]
+    files = RunFolder(folder)
     rows: list[tuple[str, str | Path]] = [("resolution", resolution_text(summary))]
     if "true_resolution" in summary:
         rows.append(("true resolution", true_resolution_text(summary["true_resolution"])))
@@ -47,9 +49,9 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
         ),
         *([("pass", f"{rate:,.0f} images/s")] if (rate := summary["images_per_second"]) else []),
         ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
-        ("map", folder / "map.mrc"),
-        ("report", folder / "report.html"),
-        ("figures", folder / "figures"),
+        ("map", files.map()),
+        ("report", files.report),
+        ("figures", files.figures),
     ]
 
 

@@ -1,9 +1,10 @@
-"""What a finished run left on the disk, as its report reads it."""
+"""A finished run, read from its folder. Report, viewer and export read runs through this object alone."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import Map, read_map
+from emsplat.runs.run_folder import RunFolder
 
-EVIDENCE = "report_data.npz"
 _AGAIN = "run emsplat reconstruct again"
 # What every version has written into summary.json.
 _NEEDED = {
@@ -27,35 +28,54 @@ _NEEDED = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. What an older run did not write is None; what cannot be read is an InputError."""
+    """A finished run. A file that an older version did not write is None; an unreadable file is an InputError."""
 
-    folder: Path
-    name: str  # as the reader knows the run
+    folder: RunFolder
+    name: str  # what the user calls the run
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """summary.json, which every finished run has."""
-        found = self._json("summary.json")
+        """The contents of summary.json, which every finished run has."""
+        found = _json_of(self.folder.summary)
         if found is None or not found.keys() >= _NEEDED:
-            raise InputError(
-                f"{self.folder}: no finished run in it (no summary.json that can be read); "
-                "give a folder that emsplat reconstruct has written"
-            )
+            raise _unfinished(self.folder)
         return found
 
     @cached_property
+    def _grid(self) -> tuple[int, float]:
+        """Box size and pixel size (Å) of the maps, which is all that the export needs of the summary."""
+        try:
+            facts = json.loads(self.folder.summary.read_text(encoding="utf-8"))
+            box_size, pixel_size = int(facts["box_size"]), float(facts["pixel_size"])
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
+            raise _unfinished(self.folder) from None
+        if not (box_size > 0 and 0 < pixel_size < math.inf):
+            raise _unfinished(self.folder)
+        return box_size, pixel_size
+
+    @property
+    def box_size(self) -> int:
+        """Edge of the maps in voxels."""
+        return self._grid[0]
+
+    @property
+    def pixel_size_in_angstroms(self) -> float:
+        """Edge of a voxel of the maps."""
+        return self._grid[1]
+
+    @cached_property
     def configuration(self) -> dict[str, Any] | None:
-        return self._json("config.json")
+        return _json_of(self.folder.configuration)
 
     @cached_property
     def log(self) -> str | None:
-        path = self.folder / "run.log"
+        path = self.folder.log
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     @cached_property
     def curves(self) -> dict[str, NDArray[np.float64]] | None:
         """Columns of fsc.csv, (D//2,) each."""
-        path = self.folder / "fsc.csv"
+        path = self.folder.curves
         if not path.is_file():
             return None
         try:
@@ -67,8 +87,8 @@ class Run:
 
     @cached_property
     def evidence(self) -> dict[str, NDArray]:
-        """The arrays of `evidence.gather_evidence`; empty for a run that left none."""
-        path = self.folder / EVIDENCE
+        """The arrays of `evidence.gather_evidence`; empty if the run left none."""
+        path = self.folder.evidence
         if not path.is_file():
             return {}
         try:
@@ -77,16 +97,39 @@ class Run:
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: cannot be read ({error}); {_AGAIN}, or remove it") from None
 
-    def map(self, name: str) -> Map | None:
-        path = self.folder / name
-        return read_map(path) if path.is_file() else None
 
-    def _json(self, name: str) -> dict[str, Any] | None:
-        path = self.folder / name
-        if not path.is_file():
-            return None
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
+def open_run(folder: Path) -> Run:
+    """The finished run in a folder; InputError where the folder holds none."""
+    run = Run(RunFolder(folder), folder.resolve().name)
+    _ = run.box_size
+    return run
+
+
+def map_of(path: Path) -> Map | None:
+    """One of the run's maps, or None if the run left none."""
+    return read_map(path) if path.is_file() else None
+
+
+def required(path: Path) -> Path:
+    """The path itself; InputError if this file of a finished run is missing."""
+    if not path.is_file():
+        raise InputError(f"{path}: is missing from the run; {_AGAIN}")
+    return path
+
+
+def _unfinished(folder: RunFolder) -> InputError:
+    return InputError(
+        f"{folder.path}: no finished run in it (no summary.json that can be read); "
+        "give a folder that emsplat reconstruct has written"
+    )
+
+
+def _json_of(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is no such file or it holds something else."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {_AGAIN}") from None

@@ -1,42 +1,131 @@
-"""What a finished run left on the disk, found again."""
+"""The names of all files in a run folder. What writes, reads or mentions a file of a run takes its path from here."""
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from emsplat.errors import InputError
+from emsplat.io.write_refined import NAMES as REFINED_PARTICLES
+from emsplat.runtime.checkpoint import FOLDER as CHECKPOINTS
+
+HALVES = ("1", "2")
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a finished run, and the grid its maps have."""
+    """Paths in the folder of a run. No path is opened here, and a file need not exist.
+
+    A model, a map or an unregularised map is that of half "1" or "2", or of their "average" where there is one.
+    """
 
     path: Path
-    box_size: int
-    pixel_size_in_angstroms: float
 
-    def file(self, name: str) -> Path:
-        """One of the run's files; InputError where it is gone."""
-        path = self.path / name
-        if not path.is_file():
-            raise InputError(f"{path}: is missing from the run; run emsplat reconstruct again")
-        return path
+    SUMMARY: ClassVar[str] = "summary.json"
+    CHECKPOINTS: ClassVar[str] = CHECKPOINTS
+
+    # --- what every job leaves
+
+    @property
+    def summary(self) -> Path:
+        """The summary. It is moved into place last, so that a folder with a summary holds a complete run."""
+        return self.path / self.SUMMARY
+
+    @property
+    def configuration(self) -> Path:
+        """The command, all settings, and what was found from the data."""
+        return self.path / "config.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def evidence(self) -> Path:
+        """The arrays that the report needs beside the other files."""
+        return self.path / "report_data.npz"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the figures."""
+        return self.path / "figures"
+
+    def figure(self, name: str) -> Path:
+        """The figure of this name, without its ending."""
+        return self.figures / f"{name}.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of states to resume from. It is removed when the run is complete."""
+        return self.path / self.CHECKPOINTS
+
+    # --- maps and models
+
+    def map(self, half: str = AVERAGE) -> Path:
+        """The combination of Gaussians and direct inversion; the average is the final map."""
+        return self.path / f"map{_suffix(half)}.mrc"
+
+    def unregularised_map(self, half: str) -> Path:
+        """The direct inversion of a half's images."""
+        return self.path / f"raw{_suffix(half)}.mrc"
+
+    def gaussians(self, half: str = AVERAGE) -> Path:
+        return self.path / f"gaussians{_suffix(half)}.safetensors"
+
+    @property
+    def mask(self) -> Path:
+        return self.path / "mask.mrc"
+
+    @property
+    def local_resolution(self) -> Path:
+        return self.path / "local_resolution.mrc"
+
+    @property
+    def curves(self) -> Path:
+        """The Fourier shell correlations and c_map."""
+        return self.path / "fsc.csv"
+
+    @property
+    def refined_particles(self) -> tuple[Path, ...]:
+        """The files that refined particles may have been written to, one for each format."""
+        return tuple(self.path / name for name in REFINED_PARTICLES)
+
+    # --- all of them
+
+    @property
+    def maps(self) -> tuple[Path, ...]:
+        return (
+            self.map(),
+            *(self.map(half) for half in HALVES),
+            *(self.unregularised_map(half) for half in HALVES),
+            self.mask,
+            self.local_resolution,
+        )
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        return (self.gaussians(), *(self.gaussians(half) for half in HALVES))
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """The files by which a folder is known to hold a run, complete or not."""
+        return (
+            *self.maps,
+            *self.models,
+            self.curves,
+            self.summary,
+            self.configuration,
+            self.log,
+            *self.refined_particles,
+        )
 
 
-def open_run(folder: Path) -> RunFolder:
-    """InputError where the folder holds no finished run."""
-    summary = folder / "summary.json"  # written last: where it is, the run is complete
-    try:
-        facts = json.loads(summary.read_text(encoding="utf-8"))
-        run = RunFolder(folder, int(facts["box_size"]), float(facts["pixel_size"]))
-        if not (run.box_size > 0 and 0 < run.pixel_size_in_angstroms < math.inf):
-            raise ValueError("no size of a map")
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):
-        raise InputError(
-            f"{folder}: no finished run in it (no summary.json that can be read); "
-            "give a folder that emsplat reconstruct has written"
-        ) from None
-    return run
+def _suffix(half: str) -> str:
+    if half not in (*HALVES, AVERAGE):
+        raise ValueError(f"no half is called {half!r}")
+    return "" if half == AVERAGE else f"_half{half}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
-from emsplat.conventions import rotation_matrices
+from emsplat.conventions import euler_angles, rotation_matrices
 from emsplat.errors import InputError
 from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, aberration_columns, with_aberrations
 from emsplat.io.star import Table, read_star
@@ -35,6 +37,21 @@ def acquire(settings: SimulationSettings, star: Path, stack: Path) -> Particles:
         particle=np.arange(n),
         half_set=(1 + split_by_particle(np.arange(n), settings.seed)).astype(np.int8),
         **values,
+    )
+
+
+def with_pose_errors(particles: Particles, settings: SimulationSettings) -> Particles:
+    """What a pose search would have made of the true poses: turned and shifted a little, each image by itself."""
+    angle, shift = settings.angle_error_in_degrees, settings.shift_error_in_angstroms
+    if angle == 0 and shift == 0:
+        return particles
+    rng = np.random.default_rng([settings.seed, 3])
+    n = len(particles)
+    turns = Rotation.from_rotvec(np.deg2rad(angle) * rng.normal(size=(n, 3))).as_matrix()
+    return replace(
+        particles,
+        euler_angles_in_degrees=euler_angles(turns @ particles.rotations()),
+        origin_in_angstroms=particles.origin_in_angstroms + shift * rng.normal(size=(n, 2)),
     )
 
 

@@ -33,22 +33,33 @@ _LOST_IN_CHAIN = {"amino": 2, "nucleic": 3}  # hydrogens a free residue gives up
 
 def read_atoms(path: Path, assembly: str | None = None) -> gemmi.Model:
     """First model of a PDB or mmCIF file (``.gz`` too), or a biological assembly of it by name."""
+    return read_models(path, assembly)[0]
+
+
+def read_models(path: Path, assembly: str | None = None) -> list[gemmi.Model]:
+    """Every MODEL of a PDB or mmCIF file (``.gz`` too), or a biological assembly of each by name."""
     open_regular(path).close()  # gemmi would wait for a pipe without end
     try:
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         raise InputError(f"{path}: not an atomic model that gemmi can read: {_one_line(error)}") from error
-    if len(structure) == 0 or structure[0].count_atom_sites() == 0:
+    if len(structure) == 0 or any(model.count_atom_sites() == 0 for model in structure):
         raise InputError(f"{path}: holds no atoms; give a PDB or mmCIF file, or an MRC map")
-    if not all(map(math.isfinite, (x for site in structure[0].all() for x in site.atom.pos.tolist()))):
+    if not all(math.isfinite(x) for model in structure for site in model.all() for x in site.atom.pos.tolist()):
         raise InputError(f"{path}: an atom's coordinates are no numbers; mend or remove it")
     structure.setup_entities()
     if assembly is None:
-        return structure[0]
+        return [model.clone() for model in structure]
     known = {entry.name: entry for entry in structure.assemblies}
     if assembly not in known:
         raise InputError(f"{path}: has no assembly {assembly!r}; it has {', '.join(known) or 'none'}")
-    return gemmi.make_assembly(known[assembly], structure[0], gemmi.HowToNameCopiedChain.Short)
+    how = gemmi.HowToNameCopiedChain.Short
+    return [gemmi.make_assembly(known[assembly], model, how) for model in structure]
+
+
+def centre_of_mass(model: gemmi.Model) -> NDArray[np.float64]:
+    """(3,) x, y, z in Å, of a model as `potential_of_atoms` completes it."""
+    return np.array(_prepared(model, 0.0).calculate_center_of_mass().tolist())
 
 
 def potential_of_atoms(
@@ -57,17 +68,19 @@ def potential_of_atoms(
     pixel_size_in_angstroms: float,
     b_factor_in_square_angstroms: float | None = None,
     solvent: bool = True,
+    centre: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float32]:
-    """(D, D, D) potential in volts, the centre of mass at voxel D//2, no frequency at or beyond Nyquist's radius.
+    """(D, D, D) potential in volts that holds no frequency at or beyond Nyquist's radius.
 
     Args:
+        centre: (3,) x, y, z in Å of the point that lies at voxel D//2; the model's centre of mass if absent.
         b_factor_in_square_angstroms: B of every atom; None takes the file's, clipped to 10–300 Å².
         solvent: subtract the ice the molecule displaces, so that contrast is that of a particle in ice.
     Raises:
         InputError: the model does not fit into the box.
     """
     model = _prepared(model, b_factor_in_square_angstroms)
-    _centre(model, box_size, pixel_size_in_angstroms)
+    _centre(model, box_size, pixel_size_in_angstroms, centre)
     edge = box_size * pixel_size_in_angstroms
     n = scipy.fft.next_fast_len(max(2 * box_size, int(np.ceil(edge / _FINEST_SPACING))), real=True)
     spacing = edge / n
@@ -128,10 +141,11 @@ def _add_missing_hydrogens(residue: gemmi.Residue) -> None:
         residue.add_atom(atom)
 
 
-def _centre(model: gemmi.Model, box_size: int, pixel_size: float) -> None:
-    """Move the centre of mass to voxel D//2 of the box whose first voxel lies at 0, in Å; refuse what does not fit."""
+def _centre(model: gemmi.Model, box_size: int, pixel_size: float, centre: NDArray[np.float64] | None) -> None:
+    """Move the centre to voxel D//2 of the box whose first voxel lies at 0, in Å; refuse what does not fit."""
     positions = np.array([site.atom.pos.tolist() for site in model.all()])
-    centre = np.array(model.calculate_center_of_mass().tolist())
+    if centre is None:
+        centre = np.array(model.calculate_center_of_mass().tolist())
     radius = float(np.linalg.norm(positions - centre, axis=1).max())
     if radius > (box_size // 2 - 1) * pixel_size:
         enough = 2 * int(np.ceil(radius / pixel_size) + 1)

@@ -16,7 +16,7 @@ from emsplat.io.mrc import StackReader, read_map
 from emsplat.settings import SimulationSettings
 from emsplat.simulation.atoms import potential_of_atoms, read_atoms
 
-_MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrcs", ".rec")
+MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrcs", ".rec")
 
 
 def bundled_model() -> Path:
@@ -27,8 +27,8 @@ def bundled_model() -> Path:
 def molecular_map(model: str | Path, settings: SimulationSettings) -> NDArray[np.float32]:
     """(D, D, D) [z, y, x] true map, holding no frequency at or beyond Nyquist's radius.
 
-    An atomic model becomes its electrostatic potential in volts, minus that of the ice it displaces, its centre of mass
-    at voxel D//2. A map keeps its units, and its voxel D0//2 becomes voxel D//2.
+    An atomic model (the first of several MODELs) becomes its electrostatic potential in volts, minus that of the ice it
+    displaces, its centre of mass at voxel D//2. A map keeps its units, and its voxel D0//2 becomes voxel D//2.
 
     Raises:
         InputError: not a model, or a model that the box does not hold (the line says which would).
@@ -37,14 +37,21 @@ def molecular_map(model: str | Path, settings: SimulationSettings) -> NDArray[np
     if not model.is_file():
         raise InputError(f"{model}: no such file; give a PDB or mmCIF model, or an MRC map")
     box_size, pixel_size = settings.box_size, settings.pixel_size_in_angstroms
-    if model.suffix.lower() in _MAP_SUFFIXES:
-        return resampled(read_map(model).values, _pixel_size_of_header(model), box_size, pixel_size)
+    if model.suffix.lower() in MAP_SUFFIXES:
+        return map_of_file(model, settings)
     return potential_of_atoms(
         read_atoms(model, settings.assembly),
         box_size,
         pixel_size,
         settings.b_factor_in_square_angstroms,
         settings.solvent,
+    )
+
+
+def map_of_file(path: Path, settings: SimulationSettings) -> NDArray[np.float32]:
+    """(D, D, D) an MRC map on the simulation's grid."""
+    return resampled(
+        read_map(path).values, _pixel_size_of_header(path), settings.box_size, settings.pixel_size_in_angstroms
     )
 
 

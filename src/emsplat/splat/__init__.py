@@ -3,6 +3,11 @@
 ``V(r) = Σ a_k N(r; μ_k, Σ_k)``, ``Σ = R(q) diag(s²) R(q)ᵀ``; an image is the integral of V along the line of sight, a
 sum of 2D Gaussians of the same masses. Both are truncated per voxel or pixel at a Mahalanobis radius c, the same
 forward and backward, and rescaled by the mass kept.
+
+- ``reference``: the definitions in plain torch, which every kernel is tested against
+- ``cpu``, ``cpu_projection``: numba kernels; ``functions``: the same as functions of torch
+- ``gpu``, ``gpu_projection``: Triton kernels; ``functions_gpu``: the same as functions of torch
+- ``rotations``: rotation matrices; ``bandlimit``: Gaussians that are narrower than a grid can sample
 """
 
 from __future__ import annotations

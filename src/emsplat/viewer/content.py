@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.export.formats import MODELS
 from emsplat.io.mrc import read_map
 from emsplat.models.gaussians import Gaussians
 from emsplat.report import volumes
 from emsplat.report.volumes import Window, window_about
-from emsplat.runs.run import Run
-from emsplat.runs.run_folder import RunFolder, open_run
+from emsplat.runs.run import Run, map_of, open_run, required
+from emsplat.runs.run_folder import AVERAGE, HALVES
 from emsplat.viewer.colours import Scale
 from emsplat.viewer.fields import Field
 from emsplat.viewer.splats import Model, thinned
@@ -24,7 +23,6 @@ from emsplat.viewer.surface import relief
 MOST_SPLATS = 200_000  # that are drawn: a browser sorts them anew for every view
 _SURFACE_EDGES = (112, 176)  # voxels of the map whose surface is shown: finer where it is small, coarser where large
 KEY_LIGHT = (-4.0, 5.0, 9.0)  # where it shines from: above the eye's left shoulder, as in drawings
-_MAPS = {"average": "map.mrc", "1": "map_half1.mrc", "2": "map_half2.mrc"}
 
 
 @dataclass(frozen=True)
@@ -39,17 +37,16 @@ class Property:
 class Content:
     """A run folder; `half` is "average", "1" or "2"."""
 
-    run: RunFolder
-    report: Run
+    run: Run
     most_splats: int
 
     @staticmethod
     def of(folder: Path, most_splats: int = MOST_SPLATS) -> Content:
         """InputError where the folder holds no finished run, or one of its files cannot be read."""
-        content = Content(open_run(folder), Run(folder, folder.resolve().name), most_splats)
-        for half in MODELS:
+        content = Content(open_run(folder), most_splats)
+        for half in (AVERAGE, *HALVES):
             content.model(half)
-        content.density("average")
+        content.density(AVERAGE)
         return content
 
     @property
@@ -64,12 +61,12 @@ class Content:
 
     @cache  # noqa: B019 (one run, as long as the program)
     def model(self, half: str) -> Model:
-        return thinned(Gaussians.load(self.run.file(MODELS[half])), self.most_splats)
+        return thinned(Gaussians.load(required(self.run.folder.gaussians(half))), self.most_splats)
 
     def half_of(self, half: str) -> NDArray[np.intp]:
         """(K,) 0 or 1 for the Gaussians of the model: which half's they are."""
         rows = self.model(half).rows
-        if half != "average":
+        if half != AVERAGE:
             return np.full(len(rows), int(half) - 1)
         return (rows >= self.model("1").total).astype(np.intp)  # the average is both, one after the other
 
@@ -77,12 +74,12 @@ class Content:
     def density(self, half: str) -> Field:
         """The map about the particle, on a grid fit for a surface."""
         window = self.surface_window
-        values = window.sample(self._map(_MAPS[half]))
+        values = window.sample(_map(self.run.folder.map(half)))
         return Field(values, self._start(window), window.voxel_in_angstroms)
 
     @cached_property
     def _mask(self) -> NDArray[np.float32]:
-        return self._map("mask.mrc")
+        return _map(self.run.folder.mask)
 
     @cached_property
     def surface_window(self) -> Window:
@@ -92,22 +89,22 @@ class Content:
     @cached_property
     def sigma(self) -> float:
         """Standard deviation of the map, the unit of levels."""
-        return float(self._map(_MAPS["average"]).std()) or 1.0
+        return float(_map(self.run.folder.map()).std()) or 1.0
 
     @cached_property
     def first_level(self) -> float:
         """In units of sigma."""
-        return volumes.surface_level(self._map(_MAPS["average"]), self._mask) / self.sigma
+        return volumes.surface_level(_map(self.run.folder.map()), self._mask) / self.sigma
 
     @cached_property
     def relief(self) -> Field:
         """What shades the Gaussians."""
-        return relief(self.density("average"), np.array(KEY_LIGHT))
+        return relief(self.density(AVERAGE), np.array(KEY_LIGHT))
 
     @cached_property
     def local_resolution(self) -> Property | None:
         """Å; None for a run that has none, or the same everywhere."""
-        local = self.report.map("local_resolution.mrc")
+        local = map_of(self.run.folder.local_resolution)
         if local is None or len(np.unique(local.values[self._mask > 0.5])) < 2:
             return None
         values = volumes.colours_on(self.surface_window, local.values, self._mask)
@@ -116,18 +113,20 @@ class Content:
     @cached_property
     def agreement(self) -> Property:
         """The local correlation of the raw inversions of both halves."""
-        first, second = (self.surface_window.coarse(self._map(f"raw_half{half}.mrc")) for half in (1, 2))
-        values = volumes.agreement_on(self.surface_window, first, second, self.report.summary["resolution"])
+        paths = [self.run.folder.unregularised_map(half) for half in HALVES]
+        first, second = (self.surface_window.coarse(_map(path)) for path in paths)
+        values = volumes.agreement_on(self.surface_window, first, second, self.run.summary["resolution"])
         return self._property("agreement of the halves", "", values)
 
     def _property(self, name: str, unit: str, values: NDArray[np.float32], reversed: bool = False) -> Property:
         window = self.surface_window
         field = Field(values, self._start(window), self.run.pixel_size_in_angstroms * window.edge / window.coarse_n)
-        seen = field.at(self.model("average").centres)
-        return Property(field, Scale.over(name, unit, seen, reversed))
-
-    def _map(self, name: str) -> NDArray[np.float32]:
-        return read_map(self.run.file(name)).values
+        shown = field.at(self.model(AVERAGE).centres)
+        return Property(field, Scale.over(name, unit, shown, reversed))
 
     def _start(self, window: Window) -> float:
         return (window.first - self.run.box_size // 2) * self.run.pixel_size_in_angstroms
+
+
+def _map(path: Path) -> NDArray[np.float32]:
+    return read_map(required(path)).values

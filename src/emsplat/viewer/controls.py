@@ -134,7 +134,7 @@ class Controls:
 
     @property
     def _name(self) -> str:
-        return self._content.report.name
+        return self._content.run.name
 
     def wishes(self) -> Wishes:
         """What the controls say now."""
@@ -206,7 +206,7 @@ class Controls:
 
 def _about(content: Content) -> str:
     """The run in a few words."""
-    lines = [f"**{content.report.name}**, {resolution_text(content.report.summary)}", ""]
+    lines = [f"**{content.run.name}**, {resolution_text(content.run.summary)}", ""]
     model = content.model("average")
     if len(model) < model.total:
         lines.append(
