@@ -65,6 +65,11 @@ def align(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int)
     return best
 
 
+def align_near(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int) -> Alignment:
+    """The small rotation and shift that bring the second map onto the first; of one hand already."""
+    return _refined(first, _padded_transform(second), np.eye(3), np.zeros(3), n_rings, mirrored=False)
+
+
 def mirror(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     """The map with z negated about voxel N//2."""
     flipped = volume[::-1]
@@ -84,9 +89,7 @@ def moved(
     return scipy.fft.fftshift(scipy.fft.ifftn(spectrum).real).astype(np.float32)
 
 
-def shell_correlations(
-    first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int
-) -> NDArray[np.float64]:
+def shell_correlations(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int) -> NDArray[np.float64]:
     """(R,) FSC of two (N, N, N) maps in shells 1 … R."""
     box_size = len(first)
     a, b = maps.half_spectrum(first), maps.half_spectrum(second)
@@ -94,9 +97,7 @@ def shell_correlations(
     return (maps.shell_correlation(a, b, box_size) / np.sqrt(np.maximum(powers, 1e-300)))[1 : n_rings + 1]
 
 
-def _best_of_hand(
-    first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int, mirrored: bool
-) -> Alignment:
+def _best_of_hand(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int, mirrored: bool) -> Alignment:
     coarse = min(n_rings, _COARSE_RINGS)
     points = _lattice(len(first), coarse)
     against = _whitened(_sample(_padded_transform(first), points), points, coarse).conj()

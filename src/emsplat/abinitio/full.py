@@ -1,7 +1,7 @@
 """The second stage: EM over all images, on a coarse grid of poses that is refined where posteriors have mass.
 
-In every round each image meets all coarse poses on the first rings; the directions that hold nearly all of its posterior
-give way to their finer families, which meet all rings. Rounds go on until the likelihood stops rising.
+In every round each image meets all coarse poses on the first rings; the directions that hold nearly all of its
+posterior give way to their finer families, which meet all rings. Rounds go on until the likelihood stops rising.
 """
 
 from __future__ import annotations
@@ -178,16 +178,16 @@ def _search_block(
         if len(who) == 0 or len(family) == 0:
             continue
         some = search.Shifted(
-            coefficients[..., torch.from_numpy(who)].reshape(*coefficients.shape[:2], -1), block.power[who], moved.n_shifts
+            coefficients[..., torch.from_numpy(who)].reshape(*coefficients.shape[:2], -1),
+            block.power[who],
+            moved.n_shifts,
         )
         probabilities, sums = search.e_step(s.fine.select(family), some, s.fine_turn, log_prior, 1.0)
         better = sums.largest > largest[who]
         winners = who[better]
         largest[winners] = sums.largest[better]
         k, d, t = np.unravel_index(sums.best[better], probabilities.shape[:3])
-        found.rotations[rows[winners]] = grids.turned(
-            s.frames[family[d]], grids.turns(len(s.fine_turn))[k]
-        )
+        found.rotations[rows[winners]] = grids.turned(s.frames[family[d]], grids.turns(len(s.fine_turn))[k])
         found.centres[rows[winners]] = centres[winners] + s.fine_offsets[t]
         parts.append((family, who, some, probabilities, sums))
     total = np.zeros(n, np.float32)

@@ -1,7 +1,7 @@
 """Grids of poses: directions spread evenly over the sphere, turns within the image, shifts.
 
-A pose is a direction d, a turn ψ about it and a shift t. The frame of a direction is the rotation matrix of ψ = 0, whose
-rows are the image's axes and d; its turn by ψ is ``_about_z(ψ) @ frame``, RELION's psi added.
+A pose is a direction d, a turn ψ about it and a shift t. The frame of a direction is the rotation matrix of ψ = 0,
+whose rows are the image's axes and d; its turn by ψ is ``_about_z(ψ) @ frame``, RELION's psi added.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def turned(of_direction: NDArray[np.float64], psi: NDArray[np.float64]) -> NDArr
 
 def random_turn(rng: np.random.Generator) -> NDArray[np.float64]:
     """(3, 3) rotation drawn uniformly."""
-    return Rotation.random(random_state=rng).as_matrix()
+    return np.asarray(Rotation.random(random_state=rng).as_matrix(), dtype=np.float64)
 
 
 def families(fine: NDArray[np.float64], coarse: NDArray[np.float64]) -> list[NDArray[np.int64]]:

@@ -1,9 +1,9 @@
 """Two searches that share no image, and how far what they found agrees.
 
-Each half set is started for itself, from random poses of its own. The second half's map is then brought onto the first
-one's by rotation, shift and hand, and three things are looked at: whether the two unregularised inversions correlate;
-whether the images of one half, which the other half's map has never seen, are as likely under it as under their own; and
-whether they are given the same poses there.
+Each half set is started for itself, from random poses of its own. The second half's map is then brought onto the
+first one's by rotation, shift and hand, and three things are looked at: whether the two unregularised inversions
+correlate; whether the images of one half, which the other half's map has never seen, are as likely under it as under
+their own; and whether they are given the same poses there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the search would show if a map were right: the map's own images, imitated, searched and found again or not.
 
-Imitated images have the CTFs, the noise and the shifts of real ones, and poses that are known. If the map is right, real
-images that it has not seen have as much likelihood under it as its own have; an image of something else has less. And
-where even the map's own images are not found again, no search could tell that it is right.
+Imitated images have the CTFs, the noise and the shifts of real ones, and poses that are known. If the map is right,
+real images that it has not seen have as much likelihood under it as its own have; an image of something else has
+less. And where even the map's own images are not found again, no search could tell that it is right.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def images_of(
 ) -> PolarImages:
     """Images of a map in these poses, with CTF and noise like those of others.
 
-    The noise of a ring of 2πr independent Fourier pixels is put on Q independent angles of the half circle: of c² Q/(πr)
-    each, it disturbs every score as much as that of the pixels.
+    The noise of a ring of 2πr independent Fourier pixels is put on Q independent angles of the half circle: with a
+    variance of c² Q/(πr) each, it disturbs every score as much as that of the pixels.
     """
     grid = like.grid
     clean = volume.slices(map_, grid, rotations)

@@ -46,7 +46,7 @@ class Look:
         return self.contrast > _SURE
 
 
-def look_at(particles: Particles, images: Images, seed: int, ignore_ctf: bool = False) -> Look:
+def look_at(particles: Particles, images: Images, seed: int) -> Look:
     """Look at a random sample of the images."""
     full = particles.box_size
     rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ def look_at(particles: Particles, images: Images, seed: int, ignore_ctf: bool = 
     block = images.read(rows)
     subtract_background(block, outside_circle(full))
     noise = noise_spectra(block, chosen)
-    gathered = _gathered(block, chosen, noise, min(full, _BOX), ignore_ctf)
+    gathered = _gathered(block, chosen, noise, min(full, _BOX))
     scale = full / gathered.shape[1]
     diameter = _outline(gathered)
     contrast = _contrast(gathered, diameter or _WHOLE * gathered.shape[1])
@@ -64,7 +64,7 @@ def look_at(particles: Particles, images: Images, seed: int, ignore_ctf: bool = 
 
 
 def _gathered(
-    block: NDArray[np.float32], chosen: Particles, noise: NDArray[np.float64], box_size: int, ignore_ctf: bool
+    block: NDArray[np.float32], chosen: Particles, noise: NDArray[np.float64], box_size: int
 ) -> NDArray[np.float32]:
     """(n, B, B) z, its origin at pixel B//2, smoothed to half of Nyquist's frequency."""
     full = chosen.box_size
@@ -78,10 +78,10 @@ def _gathered(
     for rows in np.array_split(np.arange(len(block)), max(1, len(block) // 256)):
         some = chosen.select(rows)
         spectra = fourier_crop(scipy.fft.rfft2(block[rows]), box_size) * inverse[some.optics_group] * to_middle
-        if not ignore_ctf:
-            premultiplied = np.array([g.premultiplied for g in some.optics])[some.optics_group]
-            factors = fourier_crop(ctf(some), box_size)
-            spectra = np.where(premultiplied[:, None, None], spectra, spectra * factors)
+        premultiplied = np.array([g.premultiplied for g in some.optics])[some.optics_group]
+        spectra = np.where(
+            premultiplied[:, None, None], spectra, spectra * fourier_crop(ctf(some).astype(np.complex64), box_size).real
+        )
         out[rows] = scipy.fft.irfft2(spectra, s=(box_size, box_size))
     return out
 
@@ -98,7 +98,7 @@ def _outline(gathered: NDArray[np.float32]) -> float | None:
     stands_out = (excess > _OUTLINE * excess.max()) & (excess > 4 * error)
     if np.count_nonzero(stands_out[: box_size // 2]) < 2 or excess.max() < 8 * error[excess.argmax()]:
         return None
-    last = int(np.flatnonzero(~stands_out[: box_size // 2 + 1])[0]) if not stands_out[: box_size // 2 + 1].all() else box_size // 2
+    last = int(np.append(stands_out[: box_size // 2], False).argmin())
     return None if last == 0 else min(2.0 * last, float(box_size))
 
 

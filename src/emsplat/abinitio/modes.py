@@ -41,9 +41,7 @@ class Modes:
         return int(np.count_nonzero(self.shares > 0.1 * self.main)) if len(self.shares) else 0
 
 
-def modes_of(
-    in_first: NDArray[np.float64], in_second: NDArray[np.float64], symmetry: NDArray[np.float64]
-) -> Modes:
+def modes_of(in_first: NDArray[np.float64], in_second: NDArray[np.float64], symmetry: NDArray[np.float64]) -> Modes:
     """Modes of the turns Q between poses (n, 3, 3), ``in_first = in_second Qᵀ``, modulo the operators of a group."""
     turns = np.swapaxes(in_first, 1, 2) @ in_second
     if len(symmetry) > 1:  # of equivalent turns, the smallest
@@ -56,7 +54,8 @@ def modes_of(
     tree = cKDTree(np.concatenate([quaternions, -quaternions]))
     near = [np.unique(np.array(found) % n) for found in tree.query_ball_point(quaternions, radius)]
     left = np.ones(n, dtype=bool)
-    rotations, shares = [], []
+    rotations: list[NDArray[np.float64]] = []
+    shares: list[float] = []
     candidates = np.arange(n)[:: max(1, n // 1500)]
     while len(shares) < _MOST_MODES:
         counts = np.array([np.count_nonzero(left[near[i]]) for i in candidates])

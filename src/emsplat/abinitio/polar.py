@@ -5,8 +5,8 @@ r = 1 … R of the units 1/D, at Q angles of a half circle, and ``c²(r)``, the 
 CTF is applied on the image's side, so that astigmatism is kept. A soft circle that holds the particle takes the noise
 beyond it away; it follows the multiplication with C, which gathers what the CTF has spread.
 
-The log-likelihood of a projection P against no projection is ``Σ_k [Re P* I − ½ c² |P|²]`` over all Fourier pixels, and a ring
-of Fourier pixels is the mean over its angles times 2πr.
+The log-likelihood of a projection P against no projection is ``Σ_k [Re P* I − ½ c² |P|²]`` over all Fourier pixels,
+and a ring of Fourier pixels is the mean over its angles times 2πr.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import scipy.fft
 import torch
 from numpy.typing import NDArray
 
-from emsplat.imaging.aberrations import antisymmetric_factors
-from emsplat.particles.batches import Images
-from emsplat.conventions import spatial_frequency_radii
 from emsplat.fourier.cropping import fourier_crop
-from emsplat.imaging.noise import outside_circle, subtract_background
+from emsplat.imaging.aberrations import antisymmetric_factors
 from emsplat.imaging.ctf import ctf
+from emsplat.imaging.noise import outside_circle, subtract_background
+from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
 _BLOCK_BYTES = 32 << 20
@@ -135,7 +134,6 @@ def polar_blocks(
     noise: NDArray[np.float64],
     grid: PolarGrid,
     circle_in_pixels: float,
-    ignore_ctf: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.complex64], NDArray[np.float32], NDArray[np.float64]]]:
     """Positions among the rows, signal, power, and (4, R) sums over the images of |y|², σ², C² and 1, block by block.
 
@@ -157,7 +155,7 @@ def polar_blocks(
         subtract_background(block, outside_circle(full))
         spectra = fourier_crop(scipy.fft.rfft2(block), box_size)
         del block
-        factors = np.ones(spectra.shape, np.float32) if ignore_ctf else fourier_crop(ctf(chosen), box_size)
+        factors = fourier_crop(ctf(chosen).astype(np.complex64), box_size).real
         premultiplied = np.array([g.premultiplied for g in chosen.optics])[chosen.optics_group]
         shells = np.arange(noise.shape[1])
         sigma2 = np.array([np.interp(radius, shells, values) for values in noise], np.float32)[chosen.optics_group]
@@ -184,16 +182,13 @@ def read_polar(
     noise: NDArray[np.float64],
     grid: PolarGrid,
     circle_in_pixels: float,
-    ignore_ctf: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[PolarImages, Spectra]:
     """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`."""
     signal = np.empty((len(rows), grid.n_rings, grid.n_angles), np.complex64)
     power = np.empty((len(rows), grid.n_rings), np.float32)
     total = np.zeros((4, grid.n_rings))
-    for part, block_signal, block_power, sums in polar_blocks(
-        particles, images, rows, noise, grid, circle_in_pixels, ignore_ctf
-    ):
+    for part, block_signal, block_power, sums in polar_blocks(particles, images, rows, noise, grid, circle_in_pixels):
         signal[part], power[part] = block_signal, block_power
         total += sums
         advance(int(part[-1]) + 1, len(rows))

@@ -1,7 +1,8 @@
 """What the stages work with, found from the data: rings, grids, batches, iterations.
 
-The angular step of a grid and the finest ring belong together: half a step must not turn the phase at the particle's rim
-by much more than a radian. What an image tells, in nats, decides how many images a batch needs and how many batches.
+The angular step of a grid and the finest ring belong together: half a step must not turn the phase at the particle's
+rim by much more than a radian. What an image tells, in nats, decides how many images a batch needs and how many
+batches.
 """
 
 from __future__ import annotations

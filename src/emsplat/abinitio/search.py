@@ -5,8 +5,8 @@ With hats for angular Fourier coefficients on ring r, the score of a pose is
     s(d, ψ, t) = Σ_m [Re c_m cos mψ + Im c_m sin mψ] − ½ Σ_r 2πr c²(r) A_d(r),    c_m = Σ_r 2πr P̂*_d(r, m) Î_t(r, m)
 
 one product over the rings for every m, and a second one over m. The M-step is the adjoint: with p the posterior and
-``ŵ_m = Σ_ψ p e^{−imψ}``, a direction's slice of b is ``Σ ŵ_m Î_t(r, m)``, so that one slice is inserted a direction, not one an
-image.
+``ŵ_m = Σ_ψ p e^{−imψ}``, a direction's slice of b is ``Σ ŵ_m Î_t(r, m)``, so that one slice is inserted a direction,
+not one an image.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def slices_of(samples: NDArray[np.complex64], grid: PolarGrid) -> Slices:
     return Slices(grid, products.contiguous(), power.astype(np.float32))
 
 
-def shifted(
-    images: PolarImages, centres: NDArray[np.float64], offsets: NDArray[np.float64], box_size: int
-) -> Shifted:
+def shifted(images: PolarImages, centres: NDArray[np.float64], offsets: NDArray[np.float64], box_size: int) -> Shifted:
     """Images moved so that a particle at ``centre + offset`` comes to the origin.
 
     Args:

@@ -1,9 +1,9 @@
 """The first stage: from random poses to a coarse map, batch by batch.
 
-Each batch is searched over the whole grid of poses against the present map; its slices join those of the batches before,
-which fade. The temperature follows from what the images tell: where posteriors would be spikes on a map that knows nothing
-yet, it is raised until their entropy is a set share of the grid's, which falls to nothing over the first half of the stage;
-where images are poor their posteriors are wide by themselves, and β is 1 from the start.
+Each batch is searched over the whole grid of poses against the present map; its slices join those of the batches
+before, which fade. The temperature follows from what the images tell: where posteriors would be spikes on a map that
+knows nothing yet, it is raised until their entropy is a set share of the grid's, which falls to nothing over the
+first half of the stage; where images are poor their posteriors are wide by themselves, and β is 1 from the start.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from emsplat.abinitio import grids, search, volume
 from emsplat.abinitio.polar import PolarImages
-
 
 _SMOOTHED = 8  # iterations whose mean likelihood is looked at
 _FALLEN, _TOO_MUCH_POWER = 0.25, 1.2  # share of the likelihood lost, and the map's power over the images': faults
@@ -73,12 +73,13 @@ def first_stage(
     """(N, N, N) map, and how it came about.
 
     Args:
-        centres: (n, 2) x, y in pixels, where the particles lie in their images: where to start from; filled with what is
-            found.
+        centres: (n, 2) x, y in pixels, where the particles lie in their images: where to start from; filled with what
+            is found.
     """
     search_for = _Stochastic(images, centres, stage, settings, rng)
     order = _order(len(images), settings.batch * settings.iterations, rng)
-    trace, sums, map_ = Trace(), volume.SliceSums.empty(volume.map_box(images.grid)), None
+    trace, sums = Trace(), volume.SliceSums.empty(volume.map_box(images.grid))
+    map_: NDArray[np.float32] | None = None
     best = _Best()
     floor_factor, since = 1.0, 0  # of the entropies' floor, and the iteration it fell from
     for iteration in range(settings.iterations):
@@ -91,7 +92,8 @@ def first_stage(
         trace.power.append(power_share(map_, stage.signal))
         if best.is_left_behind(trace, iteration) and len(trace.steps_back) < _MOST_STEPS_BACK:
             trace.steps_back.append(iteration)
-            sums, map_, floor_factor, since = best.restored(), best.map, floor_factor * _WARMER, iteration
+            sums, map_ = best.restored()
+            floor_factor, since = floor_factor * _WARMER, iteration
         best.offer(trace, sums, map_)
         watch(iteration + 1, map_, trace)
     assert map_ is not None
@@ -125,10 +127,10 @@ class _Best:
             trace.power[-1] > _TOO_MUCH_POWER and recent < self.evidence
         )
 
-    def restored(self) -> volume.SliceSums:
-        """A copy of the sums."""
-        assert self.sums is not None
-        return volume.SliceSums(self.sums.back_projection.copy(), self.sums.weight.copy())
+    def restored(self) -> tuple[volume.SliceSums, NDArray[np.float32]]:
+        """A copy of the sums, and their map."""
+        assert self.sums is not None and self.map is not None
+        return volume.SliceSums(self.sums.back_projection.copy(), self.sums.weight.copy()), self.map
 
 
 @dataclass(frozen=True)
@@ -197,14 +199,18 @@ def _order(n: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _at_random(
-    batch: PolarImages, moved: search.Shifted, frames: NDArray[np.float64], turn: search.Tensor, rng: np.random.Generator
+    batch: PolarImages,
+    moved: search.Shifted,
+    frames: NDArray[np.float64],
+    turn: torch.Tensor,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Slices of images in random poses."""
     n, d = len(batch), len(frames)
     poses = np.zeros((len(turn), d, moved.n_shifts, n), np.float32)
     direction = rng.integers(d, size=n)
     poses[rng.integers(len(turn), size=n), direction, 0, np.arange(n)] = 1
-    back = search.m_step(search.torch.from_numpy(poses), moved, np.ones(n, np.float32), turn, batch.grid)
+    back = search.m_step(torch.from_numpy(poses), moved, np.ones(n, np.float32), turn, batch.grid)
     return back, (direction == np.arange(d)[:, None]).astype(np.float32) @ batch.power
 
 

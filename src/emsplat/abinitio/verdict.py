@@ -1,9 +1,9 @@
 """Whether to believe what was found: `converged`, `uncertain` or `failed`, and why.
 
-No single number tells. Half maps that agree can share an error, a likelihood can rise on a wrong map, and a map can be
-right to a resolution at which poses mean little. So a run has converged only if every criterion holds; it has failed if
-one is missed by far; what lies between is uncertain. Each criterion has a value, the least that `converged` asks for and
-the least that is not yet `failed`.
+No single number tells. Half maps that agree can share an error, a likelihood can rise on a wrong map, and a map can
+be right to a resolution at which poses mean little. So a run has converged only if every criterion holds; it has
+failed if one is missed by far; what lies between is uncertain. Each criterion has a value, the least that `converged`
+asks for and the least that is not yet `failed`.
 """
 
 from __future__ import annotations

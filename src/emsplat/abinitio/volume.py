@@ -1,7 +1,7 @@
 """A small map in Fourier space: polar slices of it, the insertion of slices, and the map that solves for them.
 
-The map is N³ voxels, its period the particle's box, so that Fourier voxels are those of the images. Slices are read from,
-and inserted into, a grid of twice the sampling by trilinear interpolation, whose transform is divided out.
+The map is N³ voxels, its period the particle's box, so that Fourier voxels are those of the images. Slices are read
+from, and inserted into, a grid of twice the sampling by trilinear interpolation, whose transform is divided out.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def insert(
         _spread(sums.back_projection, sums.weight, points, frames @ operator, values, weights)
 
 
-def solve(
-    sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: float = 1.0
-) -> NDArray[np.float32]:
+def solve(sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: float = 1.0) -> NDArray[np.float32]:
     """(N, N, N) the map ``b / (T + 1/S)`` within a soft sphere.
 
     Args:
