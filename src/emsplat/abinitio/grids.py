@@ -82,4 +82,4 @@ def shift_grid(reach: int, step: float) -> NDArray[np.float64]:
     k = np.arange(-1, 2)
     y, x = (a.ravel() for a in np.meshgrid(k, k, indexing="ij"))
     near = np.abs(x) + np.abs(y) <= reach
-    return step * np.stack([x[near], y[near]], axis=1)
+    return step * np.stack([x[near], y[near]], axis=1).astype(np.float64)
