@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from emsplat.fit.by_statistics import gaussians_of
 from emsplat.models.parameters import Parameters
 from emsplat.runtime.reporting import Reporter
 from emsplat.viewer.scene import ANISOTROPY, MASS, ONE, SIZE, Splats, aim, colouring
@@ -109,7 +108,7 @@ class LiveView:
             self._splats.hide()
             self._text.content = f"Half {wanted} is not fitted yet."
             return
-        gaussians = gaussians_of(snapshot.parameters, snapshot.pixel_size)
+        gaussians = snapshot.parameters.gaussians(snapshot.pixel_size)
         model = thinned(gaussians, _MOST_SPLATS)
         if not self._aimed:
             self._aimed = True
