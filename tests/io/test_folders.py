@@ -120,7 +120,8 @@ def test_what_another_machine_left_is_named_and_stays(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("theirs")
     with claiming(tmp_path) as found:
-        assert [line.split(" belongs to a run on far")[0] for line in found] == [f"{tmp_path}: {name}" for name in names]
+        told = [line.split(" belongs to a run on far")[0] for line in found]
+        assert told == [f"{tmp_path}: {name}" for name in names]
     fill(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"a", "sub", "d", "end", *names}
     assert (tmp_path / "a").read_text() == "new"
