@@ -145,9 +145,9 @@ def taps_and_slopes(window: Window) -> NDArray[np.float32]:
 
 
 def _tiles(planes: int, rows: int, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(tiles, 2) first plane and row of every tile, colour by colour, and (5,) where the colours begin, and the end.
+    """(tiles, 2) first plane and row of every tile, colour by colour, and (5,) the start of each colour, and the end.
 
-    Within a colour they are dealt out so that each thread gets busy and idle ones alike.
+    The tiles of a colour are dealt out so that every thread gets some with many samples and some with few.
     """
     z, y = np.meshgrid(np.arange(0, planes - WIDTH + 1, _TILE), np.arange(0, rows - WIDTH + 1, _TILE), indexing="ij")
     tiles = np.stack([z.ravel(), y.ravel()], axis=1)

@@ -227,10 +227,10 @@ def _radius_of(diameter: float | None, pixel_size: float, box_size: int) -> floa
 
 
 def _support(smooth: NDArray[np.float32], distance: NDArray[np.float32], radius: float) -> NDArray[np.bool_] | None:
-    """Where the low-passed map stands out from the noise; None where nothing does.
+    """The voxels in which the low-passed map stands out from the noise; None if none does.
 
-    The threshold is the higher of four noise levels above the background and of 15 % of the peak: the first rules
-    in noisy maps, the second in clean ones, whose weak ripples would pass the first.
+    The threshold is four noise levels above the background or 15 % of the peak, whichever is higher. The first decides
+    in noisy maps, the second in clean maps, whose weak ripples would pass the first.
     """
     inside = distance <= radius
     background, noise = _level_and_spread(smooth[~inside])
