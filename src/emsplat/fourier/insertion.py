@@ -169,7 +169,7 @@ def row_ends(frames: NDArray[np.float64], box_size: int) -> NDArray[np.float32]:
         raise ValueError("matrices hold a value that is not finite")
     xx, xy, yy = (np.sum(frames[:, :, i] * frames[:, :, j], axis=1)[:, None] for i, j in ((0, 0), (0, 1), (1, 1)))
     if not np.all(xx * yy - xy**2 > 0):
-        raise ValueError("the first two rows of one of the matrices span no plane")
+        raise ValueError("matrices hold one of which the first two rows span no plane")
     ky = np.arange(-((box_size - 1) // 2), (box_size - 1) // 2 + 1)
     disc = np.floor(np.sqrt((box_size**2 - 1) // 4 - ky**2))
     # xx kx² + 2 xy kx ky + yy ky² < D²/4
