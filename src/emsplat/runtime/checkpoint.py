@@ -238,8 +238,12 @@ class Checkpoints:
         return None
 
     def remove(self, name: str) -> None:
-        """A state that nothing needs any more."""
-        for path in self._paths(self.folder, name) if self.folder else ():
+        """Remove a state that nothing needs any more, and its pieces."""
+        if self.folder is None:
+            return
+        ends = tuple(path.name.removeprefix(name) for path in self._paths(self.folder, name))
+        pieces = [path for path in self.folder.glob(f"{name}.*") if path.name.endswith(ends)]
+        for path in (*self._paths(self.folder, name), *pieces):
             with suppress(OSError):
                 path.unlink()
 
@@ -302,8 +306,12 @@ class Checkpoint:
         """The state of what comes out of the stage: it pays as the stage's next one would."""
         return Checkpoint(self.job, name, self.world, self.since)
 
+    def piece(self, name: str) -> Checkpoint:
+        """The state of a piece of the stage, which is removed together with it."""
+        return self.followed_by(f"{self.name}.{name}")
+
     def remove(self) -> None:
-        """Nothing needs it any more."""
+        """Remove the state and its pieces, which nothing needs any more."""
         self.job.remove(self.name)
 
     def remove_others(self) -> None:
