@@ -106,7 +106,7 @@ def test_two_runs_at_once(images: Path, output: Path, capsys: pytest.CaptureFixt
     assert main(arguments(images, output)) == 2
     err = capsys.readouterr().err
     assert is_one_line(err)
-    assert f"{output}: another run is at work on it (process {first.pid} on" in err
+    assert f"{output}: another run is writing to it (process {first.pid} on" in err
     first.terminate()
     first.communicate(timeout=60)
     assert first.returncode == 130

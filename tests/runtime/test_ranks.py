@@ -429,7 +429,7 @@ def test_a_rank_that_hangs_or_is_told_to_end(images: Path, in_blocks: Reconstruc
     ranks = start([arguments(images, tmp_path / "hangs", "--resume")] * 2)
     outputs = [rank.communicate(timeout=60) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    assert "going on from pass-rank0of2" in outputs[0][0]
+    assert "resuming from pass-rank0of2" in outputs[0][0]
     same_maps(tmp_path / "hangs", in_blocks)
 
 
@@ -461,6 +461,6 @@ def test_a_machine_that_is_cut_off(
     except NoHostsError as error:
         pytest.skip(f"NO NETWORK NAMESPACES ({error}): a machine that is cut off is untested here")
     assert [rank.returncode for rank in ranks] == [0] * left, outputs
-    assert (f"going on from pass-rank0of{size}" in outputs[0][0]) == (left == size)
+    assert (f"resuming from pass-rank0of{size}" in outputs[0][0]) == (left == size)
     assert not (tmp_path / "run" / "checkpoints").exists()
     same_maps(tmp_path / "run", in_blocks)
