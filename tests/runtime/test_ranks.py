@@ -24,7 +24,7 @@ from emsplat.errors import InputError
 from emsplat.fit.by_images import Cut
 from emsplat.io import read_input, read_map
 from emsplat.particles.agreement import check_agreement
-from emsplat.particles.parts import PartWeights
+from emsplat.particles.parts import Kind, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.runtime.ranks import World
@@ -32,7 +32,7 @@ from emsplat.runtime.ranks.launch import first_host, launch
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
 from emsplat.statistics.accumulate import AccumulationSettings
-from emsplat.statistics.schedule import Share, deal, ranks_told_apart
+from emsplat.statistics.schedule import Share, deal, gives_whole_grids, ranks_told_apart
 from emsplat.validation.correlation import fsc
 from hosts import NoHostsError, hosts
 from phantom import numbered_parts
@@ -159,7 +159,7 @@ def same_maps(run: Path, alone: Reconstruction) -> None:
 
 
 def test_four_ranks_make_what_one_makes(images: Path, tmp_path: Path) -> None:
-    """To the last bit, by the statistics, the refinement and the images, with another number of threads."""
+    """To the last bit, by the statistics, the refinement, the images and soft parts, with more or fewer threads."""
     port, folders = next(PORTS), [tmp_path / name for name in ("four", "one")]
     for folder in folders:
         folder.mkdir()
@@ -168,7 +168,7 @@ def test_four_ranks_make_what_one_makes(images: Path, tmp_path: Path) -> None:
     ranks = [subprocess.Popen(line, env=os.environ | step(rank, 4, port) | {"PYTHONPATH": path}) for rank in range(4)]
     many_ranks.make(images / "particles.star", folders[1], World(), threads=2)
     assert [rank.wait(PATIENCE) for rank in ranks] == [0] * 4
-    for name in many_ranks.JOBS:
+    for name in (*many_ranks.JOBS, many_ranks.PARTS):
         four, one = (np.load(folder / f"{name}.npz") for folder in folders)
         for entry in one:
             if entry == "changes":  # float64, by LAPACK, whose last digits depend on where in memory a matrix lies
@@ -181,7 +181,7 @@ def dealt(order: np.ndarray, parts: PartWeights, owners: list[int], size: int) -
     """Shares of ranks, of images of 128² in blocks of the usual size."""
     settings = AccumulationSettings(128, 128, np.ones((1, 65)), np.eye(3)[None])
     everything = np.ones(len(parts.parts), dtype=bool)
-    return deal(order, parts, everything, owners, size, 128, settings)
+    return deal(order, parts, everything, owners, size, 128, settings, gives_whole_grids(len(parts.parts), size))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -225,6 +225,40 @@ def test_more_ranks_share_the_images(size: int) -> None:
         assert np.sum(np.diff(at) < 0) <= 1
         held = {number // 2 for number, _ in share.grids}
         assert held == {*half[rows].tolist()} | {n // 2 for n in range(4) if owners[n] == rank}
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 16, 40])
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_image_is_added_once_to_each_of_its_parts(size: int, whole: bool) -> None:
+    """Of thirty soft parts of 1,500 images, by whole grids and by stretches, some parts at a time; evenly."""
+    rng = np.random.default_rng(size)
+    weights = rng.dirichlet(np.full(15, 0.1), 1500)
+    parts = numbered_parts(rng.integers(-1, 2, 1500)).with_states(weights, threshold=0.02)
+    order = rng.permutation(1500)
+    group = rng.random(30) < 0.8
+    owners = rng.integers(size, size=30).tolist()
+    settings = AccumulationSettings(128, 128, np.ones((1, 65)), np.eye(3)[None], block_bytes=100 * 4 * 128**2)
+    shares = deal(order, parts, group, owners, size, 128, settings, whole)
+    everything = parts.entries(np.arange(1500), Kind.T, group)
+    of_rank = []
+    added = {kind: np.zeros((1500, 30), dtype=int) for kind in Kind}
+    for share in shares:
+        of_rank.append(0.0)
+        for kind in Kind:
+            mine = np.isin(np.arange(30), [number for number, k in share.grids if k == kind])
+            for block in share.blocks:
+                entries = parts.entries(block, kind, mine)
+                np.add.at(added[kind], (entries.rows[entries.places], entries.numbers), 1)
+                of_rank[-1] += len(entries.numbers)
+    expected = np.zeros((1500, 30), dtype=int)
+    expected[everything.rows[everything.places], everything.numbers] = 1
+    for kind in Kind:
+        np.testing.assert_array_equal(added[kind], expected)
+    if whole:
+        filled = [grid for share in shares for grid in share.grids]
+        assert len(filled) == len(set(filled)) == 2 * group.sum()
+    if size <= 16:
+        assert max(of_rank) < 1.35 * sum(of_rank) / size
 
 
 def test_ranks_that_go_on_with_each_others_states() -> None:

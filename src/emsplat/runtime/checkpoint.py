@@ -238,8 +238,12 @@ class Checkpoints:
         return None
 
     def remove(self, name: str) -> None:
-        """Remove a state that is no longer needed."""
-        for path in self._paths(self.folder, name) if self.folder else ():
+        """Remove a state that is no longer needed, and its pieces."""
+        if self.folder is None:
+            return
+        ends = tuple(path.name.removeprefix(name) for path in self._paths(self.folder, name))
+        pieces = [path for path in self.folder.glob(f"{name}.*") if path.name.endswith(ends)]
+        for path in (*self._paths(self.folder, name), *pieces):
             with suppress(OSError):
                 path.unlink()
 
@@ -302,8 +306,12 @@ class Checkpoint:
         """The checkpoint of the result of this stage. It is written when the next state of this stage would be."""
         return Checkpoint(self.job, name, self.world, self.since)
 
+    def piece(self, name: str) -> Checkpoint:
+        """The state of a piece of the stage, which is removed together with it."""
+        return self.followed_by(f"{self.name}.{name}")
+
     def remove(self) -> None:
-        """Remove the state, which is no longer needed."""
+        """Remove the state and its pieces, which are no longer needed."""
         self.job.remove(self.name)
 
     def remove_others(self) -> None:
