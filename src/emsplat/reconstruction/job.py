@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from emsplat.fit.by_images import Schedule
 from emsplat.particles.batches import Images
+from emsplat.poses.refine import Blocks
 from emsplat.reconstruction.working_grid import Grid
 from emsplat.runtime.checkpoint import Checkpoints
 from emsplat.runtime.context import Context
@@ -17,6 +19,16 @@ from emsplat.statistics.preview import Preview
 
 
 @dataclass(frozen=True)
+class WorkSettings:
+    """How much is done at a time and how often, which a user need not set."""
+
+    block_bytes: int = 48 << 20  # of images that are accumulated at once
+    refine_rounds: int = 4  # at most
+    refine_blocks: Blocks = Blocks()  # noqa: RUF009 (frozen)
+    schedule: Schedule = field(default_factory=Schedule)  # of fits to images
+
+
+@dataclass(frozen=True)
 class Job:
     """The images and how they are looked at, and the surroundings in which the work is done."""
 
@@ -25,6 +37,7 @@ class Job:
     grid: Grid
     settings: ReconstructSettings
     context: Context
+    work: WorkSettings = WorkSettings()
 
     @property
     def reporter(self) -> Reporter:
@@ -40,7 +53,7 @@ class Job:
 
     @property
     def accumulation_settings(self) -> AccumulationSettings:
-        return accumulation_settings(self.grid, self.preview)
+        return replace(accumulation_settings(self.grid, self.preview), block_bytes=self.work.block_bytes)
 
 
 def accumulation_settings(grid: Grid, preview: Preview) -> AccumulationSettings:

@@ -27,7 +27,7 @@ from emsplat.particles.table import Particles
 from emsplat.poses.rounds import Refinement, check_refinable, refine_settings, refined
 from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
-from emsplat.reconstruction.job import Job, accumulation_settings
+from emsplat.reconstruction.job import Job, WorkSettings, accumulation_settings
 from emsplat.reconstruction.solution import Solution, solve
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
@@ -82,6 +82,7 @@ def reconstruct(
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
+    work: WorkSettings | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
 
@@ -91,12 +92,14 @@ def reconstruct(
         reporter: told of progress; silent by default.
         checkpoints: where every stage writes its state down, and may go on from; by default, nowhere.
         world: the ranks that share the work, each of which calls this and is given the same; by default, one.
+        work: how much is done at a time and how often.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
     settings = settings or ReconstructSettings()
     reporter = reporter or Reporter()
     world = world or World()
+    work = work or WorkSettings()
     with threads(settings.threads or world.cores), ExitStack() as stack:
         device = devices.chosen(settings.device, reporter)
         with reporter.stage("read"):
@@ -124,10 +127,11 @@ def reconstruct(
         )
         device = _with_room(device, grid, preview, settings, reporter, world)
 
-        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints))
+        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints), work)
         refinement = None
         if settings.refined:
             limits = refine_settings(settings, diameter)
+            limits = replace(limits, most_rounds=work.refine_rounds, blocks=work.refine_blocks)
             kept = checkpoints.named("refinement", world)
             table, solution, refinement = refined(
                 table, partial(solve, job), images, preview.noise, limits, diameter, reporter, kept, world
