@@ -55,7 +55,7 @@ def test_the_script_for_slurm_starts_one_job(images_for_ranks: Path, tmp_path: P
 
 
 def test_six_ranks_by_torchrun_make_about_the_same(images_for_ranks: Path, tmp_path: Path) -> None:
-    """Six ranks share the images: sums are rounded differently, which the fit magnifies to what another seed changes."""
+    """Six ranks share the images: sums are rounded differently, which the fit magnifies as it does another seed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "6", "-m", "emsplat"]
     ended = subprocess.run(
         [*command, *arguments(images_for_ranks, tmp_path / "run")], capture_output=True, text=True, timeout=PATIENCE

@@ -199,7 +199,7 @@ class _Problem:
         noise: NDArray[np.float64],
         against: Reference,
         samples: NDArray[np.int64],
-        read_bytes: int,
+        read_bytes: int = Blocks.read_bytes,
     ) -> None:
         """Args: rows: (n,) of these particles among all that `images` reads; read_bytes: of images read at once."""
         self.particles, self.samples, self.against = particles, samples, against
