@@ -18,7 +18,6 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-import valid_files
 from emsplat.errors import InputError
 from emsplat.io import ImageSource, StackReader, read_map, read_particles, read_star
 from emsplat.io.subset import read_ids
@@ -27,8 +26,9 @@ from emsplat.io.write_back import open_source, write_back
 from emsplat.models.gaussians import Gaussians
 from emsplat.particles.table import Particles
 from emsplat.simulation.atoms import read_atoms
-from mutations import ANY, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
-from valid_files import N
+from spoilt import valid_files
+from spoilt.mutations import ANY, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
+from spoilt.valid_files import N
 
 SECONDS, BYTES = 10, 1 << 30  # for one file, beside what the process has taken before
 LONGEST_LINE = 1000  # characters of a message
@@ -45,12 +45,12 @@ class Reader:
 
 
 class Hangs(BaseException):
-    """Not an Exception: no reader shall catch it."""
+    """A reader took too long. It is no Exception, so that no reader catches it."""
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Limits time, and on Linux memory; Hangs or MemoryError beyond."""
+    """Limit the time that the block may take, and on Linux its memory. Beyond, it raises Hangs or MemoryError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, _hangs)
     sizes = Path("/proc/self/statm")
@@ -71,7 +71,7 @@ def _hangs(*_: object) -> NoReturn:
 
 
 def outcome(reader: Reader, path: Path) -> str:
-    """ "table", "one line", or what went wrong."""
+    """What became of a file: "table" if it was read, "one line" if it was refused in one, or else what went wrong."""
     try:
         with bounded():
             reader.read(path)
@@ -86,7 +86,7 @@ def outcome(reader: Reader, path: Path) -> str:
 
 
 def _check_star(path: Path) -> None:
-    """Rows in the file's order are the tables' rows, where nothing is quoted or commented."""
+    """The rows of the tables are the lines of the file, where nothing is quoted or commented."""
     tables = read_star(path)
     text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     if any(c in text for c in "#'\""):
@@ -100,7 +100,7 @@ def _check_star(path: Path) -> None:
 
 
 def _check_particles(particles: Particles) -> None:
-    """What the rest of the program builds on."""
+    """The table has the properties that the rest of the program relies on."""
     n = len(particles)
     assert n > 0
     for field in fields(particles):
@@ -175,7 +175,7 @@ def _read_cs(path: Path) -> None:
 
 
 def _read_pickle(path: Path) -> None:
-    """The reader by itself, and the images with it."""
+    """Read the images with their pickles, and then the pickle by itself."""
     folder = path.parent
     particles = read_particles(folder / "stack.mrcs", poses=folder / "poses.pkl", ctf=folder / "ctf.pkl")
     _check_particles(particles)
