@@ -1,9 +1,9 @@
 """The forward model: how the images of particles come about.
 
-In Fourier space an image is ``y = C · p + noise`` with ``p = c · e^{iφ} · shift · P V``: the projection P V of the density
-V, shifted to where the particle lies, with the antisymmetric aberrations φ, times the image's contrast c; C is the CTF,
-envelopes included. Premultiplied data hold ``C · y``. Simulation, check, report and the fits make their predictions
-here, and `likelihood` compares them with recorded images.
+In Fourier space an image is ``y = C · p + noise`` with ``p = c · e^{iφ} · shift · P V``: the projection P V of the
+density V, shifted to where the particle lies, with the antisymmetric aberrations φ, times the image's contrast c; C is
+the CTF, envelopes included. Premultiplied data hold ``C · y``. Simulation, check, report and the fits make their
+predictions here, and `likelihood` compares them with recorded images.
 
 P V comes from a projection in real space (`splat.project`), or from a central slice of V's transform
 (`fourier.slices`). All is differentiable with respect to projections, contrasts, shifts and defocus. Half planes have

@@ -96,4 +96,3 @@ def slice_statistics(forward: ForwardModel, observed: Observed) -> tuple[Tensor,
         b[factor_of == number] *= factor.conj()
     b *= torch.where(premultiplied, 1.0, transfer) * observed.weights
     return b, transfer.square() * observed.weights
-

@@ -151,9 +151,7 @@ def refine_half(
 def changed(particles: Particles, changes: NDArray[np.float64]) -> Particles:
     """The particles with (N, 7) changes as `refine_half` has them."""
     moved = particles.with_poses(particles.poses.changed(changes[:, :3], changes[:, 3:5]))
-    return replace(
-        moved.with_defocus_changed(changes[:, 6]), ctf_scale=particles.ctf_scale * (1 + changes[:, 5])
-    )
+    return replace(moved.with_defocus_changed(changes[:, 6]), ctf_scale=particles.ctf_scale * (1 + changes[:, 5]))
 
 
 def _samples(limit_shell: int) -> NDArray[np.int64]:
@@ -211,9 +209,9 @@ class _Problem:
         curvatures = np.empty((n, N_PARAMETERS, N_PARAMETERS))
         normal_equations(
             self.against.volume.grid, _TAP_TABLE, self.against.volume.box_size, self.samples[:n_samples], self.spectra,
-            self.weights, ctf_parameters(particles.with_defocus_changed(changes[:, 6])), self.phase_slopes * with_defocus, self.symmetric, self.symmetric_of,
-            self.premultiplied, turned, (centre + self.poses.shifts + changes[:, 3:5]) * step, 1 + changes[:, 5], step,
-            misfits, slopes, curvatures,
+            self.weights, ctf_parameters(particles.with_defocus_changed(changes[:, 6])),
+            self.phase_slopes * with_defocus, self.symmetric, self.symmetric_of, self.premultiplied, turned,
+            (centre + self.poses.shifts + changes[:, 3:5]) * step, 1 + changes[:, 5], step, misfits, slopes, curvatures,
         )  # fmt: skip
         return misfits, slopes, curvatures
 

@@ -22,12 +22,12 @@ from emsplat.io.images import ImageSource
 from emsplat.models.gaussians import Gaussians, merge
 from emsplat.particles.agreement import check_agreement, forward_warnings
 from emsplat.particles.batches import Images
-from emsplat.particles.parts import SUBSETS
+from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.particles.table import Particles
 from emsplat.poses.rounds import Refinement, check_refinable, refine_settings, refined
 from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
-from emsplat.reconstruction.job import Job, pass_settings
+from emsplat.reconstruction.job import Job, accumulation_settings
 from emsplat.reconstruction.solution import Solution, solve
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
@@ -223,7 +223,7 @@ def _with_room(
     if device.type == "cuda":
         from emsplat.statistics.accumulate_gpu import bytes_needed  # only where there is a card is Triton, too
 
-        needed = bytes_needed(SUBSETS, grid.full_box_size, pass_settings(grid, preview))
+        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview))
         device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
     if {device.type} != set(world.gather(device.type)):
         reporter.warn("working on the CPU: not every rank has a graphics card it can use")
