@@ -57,8 +57,8 @@ def observe(
     inverse = 1 / noise[numbers]
     inverse[:, 0] = 0.0
     shells = np.arange(noise.shape[1])
-    dtype = np.float64 if double else np.float32
-    weights = np.array([np.interp(radius, shells, row) for row in inverse], dtype=dtype) / scale**2
+    weights: NDArray[np.floating] = np.stack([np.interp(radius, shells, row) for row in inverse])
+    weights = (weights if double else weights.astype(np.float32)) / scale**2
     weights *= 2 * np.maximum(radius, in_volume) < box_size
     weights[:, :, 1:] *= 2
     return Observed(spectra, torch.from_numpy(weights[of_image]), torch.from_numpy(particles.premultiplied))
