@@ -15,6 +15,7 @@ import pytest
 
 from emsplat.runtime import folders
 from emsplat.runtime.folders import claiming, filling
+from processes import PATIENCE
 
 OLD, NEW = (
     {"a": "old", "sub/b": "old", "c": "old", "end": "old"},
@@ -179,7 +180,7 @@ for n in range(1, 200):
 def test_killed_at_any_call_nothing_is_lost(tmp_path: Path, old: str) -> None:
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", KILLED_AT_EVERY_CALL, tmp_path, old]
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) > 25
@@ -188,6 +189,7 @@ def test_killed_at_any_call_nothing_is_lost(tmp_path: Path, old: str) -> None:
     assert all(line.split("]")[1].split()[0] == "2" for line in told if "'claim'" in line)
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_an_interrupt_while_files_are_moved_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(source: Path, target: Path) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -36,6 +36,7 @@ from emsplat.statistics.schedule import Share, deal, gives_whole_grids, ranks_to
 from emsplat.validation.correlation import fsc
 from hosts import NoHostsError, hosts
 from phantom import numbered_parts
+from processes import PATIENCE
 
 TESTS = Path(__file__).parents[1]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "7"}
@@ -48,8 +49,10 @@ PORTS = count(20_000 + os.getpid() % 9_000)
 PROGRAM = """
 import sys, time
 {first}
-import emsplat.runtime.ranks.watch as watch
-watch.PATIENCE, watch._PATIENCE_INTERRUPTED, watch._PERIOD, watch._TO_LEAVE = 6.0, 3.0, 0.3, 2.0
+import functools
+import emsplat.runtime.ranks as ranks
+patience = ranks.Patience(silence=8.0, silence_when_interrupted=3.0, period=0.3, leaving=2.0)
+ranks.joined = functools.partial(ranks.joined, patience=patience)
 import emsplat.runtime.checkpoint as checkpoint
 import dataclasses
 import emsplat.reconstruction.job as job, emsplat.statistics.distributed as shared_pass
@@ -124,7 +127,7 @@ def start(
     return ranks
 
 
-def ends(ranks: Sequence[subprocess.Popen], within: float = 60.0) -> tuple[list[int], list[str]]:
+def ends(ranks: Sequence[subprocess.Popen], within: float = PATIENCE) -> tuple[list[int], list[str]]:
     """Exit codes, and all lines of their standard errors."""
     until = time.monotonic() + within
     try:
@@ -146,8 +149,8 @@ def until_in_the_pass(ranks: Sequence[subprocess.Popen]) -> None:
 def same_maps(run: Path, alone: Reconstruction) -> None:
     """A run folder has what one process made, to the last bit."""
     expected = {"map": alone.map}
-    for number, half in enumerate(alone.halves, 1):
-        expected |= {f"raw_half{number}": half.raw, f"map_half{number}": half.map}
+    for number, (half, combined) in enumerate(zip(alone.halves, alone.half_maps, strict=True), 1):
+        expected |= {f"raw_half{number}": half.raw, f"map_half{number}": combined}
     for name, values in expected.items():
         np.testing.assert_array_equal(read_map(run / f"{name}.mrc").values, values, name)
 
@@ -164,7 +167,7 @@ def test_four_ranks_make_what_one_makes(images: Path, tmp_path: Path) -> None:
     path = f"{TESTS}:{os.environ.get('PYTHONPATH', '')}"
     ranks = [subprocess.Popen(line, env=os.environ | step(rank, 4, port) | {"PYTHONPATH": path}) for rank in range(4)]
     many_ranks.make(images / "particles.star", folders[1], World(), threads=2)
-    assert [rank.wait(60) for rank in ranks] == [0] * 4
+    assert [rank.wait(PATIENCE) for rank in ranks] == [0] * 4
     for name in (*many_ranks.JOBS, many_ranks.PARTS):
         four, one = (np.load(folder / f"{name}.npz") for folder in folders)
         for entry in one:
@@ -318,7 +321,9 @@ def test_the_script_for_slurm(images: Path, tmp_path: Path) -> None:
 def test_six_ranks_by_torchrun(images: Path, tmp_path: Path) -> None:
     """They share the images: sums are rounded otherwise, which the fit magnifies to what another seed changes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "6", "-m", "emsplat"]
-    ended = subprocess.run([*command, *arguments(images, tmp_path / "run")], capture_output=True, text=True, timeout=90)
+    ended = subprocess.run(
+        [*command, *arguments(images, tmp_path / "run")], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert ended.returncode == 0, ended.stderr
     assert "6 ranks on" in ended.stdout
     alone = reconstruct(images / "particles.star", FEW)
@@ -352,9 +357,9 @@ class InThreads(World):
 
     def gather(self, value: Any) -> list[Any]:
         self.told[self.rank] = value
-        self.barrier.wait(10)
+        self.barrier.wait(PATIENCE)
         result = list(self.told)
-        self.barrier.wait(10)
+        self.barrier.wait(PATIENCE)
         return result
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
@@ -427,7 +432,7 @@ def test_a_rank_that_hangs_or_is_told_to_end(images: Path, in_blocks: Reconstruc
     assert [name[: len("pass-rank0")] for name in kept] == ["pass-rank0", "pass-rank1"]
 
     ranks = start([arguments(images, tmp_path / "hangs", "--resume")] * 2)
-    outputs = [rank.communicate(timeout=60) for rank in ranks]
+    outputs = [rank.communicate(timeout=PATIENCE) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
     assert "resuming from pass-rank0of2" in outputs[0][0]
     same_maps(tmp_path / "hangs", in_blocks)
@@ -457,7 +462,7 @@ def test_a_machine_that_is_cut_off(
             if left == size:
                 machines.plug_in(cut)
             ranks = start([arguments(images, tmp_path / "run", "--resume")] * left, **place)
-            outputs = [rank.communicate(timeout=60) for rank in ranks]
+            outputs = [rank.communicate(timeout=PATIENCE) for rank in ranks]
     except NoHostsError as error:
         pytest.skip(f"NO NETWORK NAMESPACES ({error}): a machine that is cut off is untested here")
     assert [rank.returncode for rank in ranks] == [0] * left, outputs

@@ -16,8 +16,6 @@ from rich.text import Text
 
 from emsplat.runtime.reporting import Reporter
 
-_WORTH_A_LINE = 2.0  # seconds; work that took longer leaves a line when it is done
-_SIGN_OF_LIFE = 60.0  # seconds between two lines about the same work, if there is no terminal
 _WIDTH_OF_A_FILE = 200  # columns of the output if there is no terminal
 
 
@@ -41,9 +39,26 @@ class _Left(TimeRemainingColumn):
 class ConsoleReporter(Reporter):
     """Shows everything. Moving parts, colours and links appear only on a terminal, so that a log file holds lines."""
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False, to_stderr: bool = False) -> None:
-        """Args: quiet: show nothing, but keep the log; to_stderr: leave standard output to the caller."""
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        to_stderr: bool = False,
+        worth_a_line: float = 2.0,
+        sign_of_life: float = 60.0,
+    ) -> None:
+        """Report to a console.
+
+        Args:
+            console: by default, the standard output.
+            quiet: show nothing, but keep the log.
+            to_stderr: leave standard output to the caller.
+            worth_a_line: seconds; work that took longer leaves a line when it is done.
+            sign_of_life: seconds between two lines about the same work, if there is no terminal.
+        """
         super().__init__()
+        self._worth_a_line, self._sign_of_life = worth_a_line, sign_of_life
         stream = sys.stderr if to_stderr else sys.stdout
         # Colours that the environment forces on other programs have no place in a log file.
         terminal = stream is not None and stream.isatty()
@@ -72,13 +87,13 @@ class ConsoleReporter(Reporter):
                 last = done
                 update(done, total)
                 now = time.perf_counter()
-                if not self.is_terminal and done < total and now - told > _SIGN_OF_LIFE:
+                if not self.is_terminal and done < total and now - told > self._sign_of_life:
                     told = now
                     self._plain(_sign_of_life(title, unit, done, total, now - start))
 
             yield advance
         elapsed = time.perf_counter() - start
-        if elapsed > _WORTH_A_LINE:
+        if elapsed > self._worth_a_line:
             self.line(f"{title}: {last:,} {unit} in {elapsed:.1f} s, {last / elapsed:,.0f} {unit}/s")
 
     @contextmanager

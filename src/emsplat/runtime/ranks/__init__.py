@@ -8,6 +8,7 @@ exchange. This package is light to import: torch is only loaded if there is more
 """
 
 from emsplat.runtime.ranks.join import joined
+from emsplat.runtime.ranks.watch import Patience
 from emsplat.runtime.ranks.world import World
 
-__all__ = ["World", "joined"]
+__all__ = ["Patience", "World", "joined"]

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from emsplat.errors import BAD_INPUT, FAILED, InputError, in_one_line
 from emsplat.runtime.ranks.launch import Launch, interface_towards, launch
-from emsplat.runtime.ranks.watch import Lost, Watch
+from emsplat.runtime.ranks.watch import Lost, Patience, Watch
 from emsplat.runtime.ranks.world import World
 
 _TO_MEET = 120.0  # seconds; a shared file system can be slow to deliver libraries
@@ -27,7 +27,10 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
-def joined(stage: Callable[[], str] = lambda: "start") -> Iterator[World]:
+def joined(
+    stage: Callable[[], str] = lambda: "start",
+    patience: Patience = Patience(),  # noqa: B008 (frozen)
+) -> Iterator[World]:
     """The world that this process was started in; all ranks run the block together.
 
     An error, an interrupt or the loss of a rank in the block ends the process, as on all ranks, with one line from one
@@ -35,6 +38,7 @@ def joined(stage: Callable[[], str] = lambda: "start") -> Iterator[World]:
 
     Args:
         stage: returns the current stage of this rank.
+        patience: how long the ranks wait for each other; the same on all of them.
     Raises:
         InputError: the environment makes no sense, or the ranks did not meet.
     """
@@ -43,7 +47,7 @@ def joined(stage: Callable[[], str] = lambda: "start") -> Iterator[World]:
         yield World()
         return
     try:
-        world = _met(mine, stage)
+        world = _met(mine, stage, patience)
     except InputError as error:
         _exit(f"rank {mine.rank} on {socket.gethostname()}: {error}", BAD_INPUT)
     try:
@@ -58,16 +62,16 @@ def joined(stage: Callable[[], str] = lambda: "start") -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def _met(mine: Launch, stage: Callable[[], str]) -> World:
+def _met(mine: Launch, stage: Callable[[], str], patience: Patience) -> World:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # otherwise it prints traces when a connection ends
     import torch
     import torch.distributed as dist
 
-    patience = timedelta(seconds=_TO_MEET)
+    to_meet = timedelta(seconds=_TO_MEET)
 
     def connect(serve: bool = False) -> Any:
         store = dist.TCPStore(
-            mine.address, mine.port, is_master=serve, wait_for_workers=False, timeout=patience, multi_tenant=True
+            mine.address, mine.port, is_master=serve, wait_for_workers=False, timeout=to_meet, multi_tenant=True
         )
         return dist.PrefixStore(f"emsplat/{mine.attempt}", store)
 
@@ -76,7 +80,7 @@ def _met(mine: Launch, stage: Callable[[], str]) -> World:
         store.set(f"here/{mine.rank}", json.dumps(_place()))
         places = _everyone(store, mine)
         hosts = tuple(host for host, _, _ in places)
-        watch = Watch(connect, mine.rank, hosts, stage)
+        watch = Watch(connect, mine.rank, hosts, stage, patience)
     except RuntimeError as error:
         raise InputError(f"{mine.address}:{mine.port}, where the ranks meet: {_reason(error, mine.serves)}") from None
     watch.start()

@@ -1,7 +1,7 @@
 """The watch over the ranks: every rank sends a pulse once a second, and a rank that is missed ends the job on all.
 
 A rank writes its pulse, with its current stage, into PyTorch's key-value store. The first rank listens to all others,
-and these listen to the first. Three things end the job: a rank that has not been heard of for `PATIENCE` seconds
+and these listen to the first. Three things end the job: a rank that has been silent for longer than `Patience` allows
 (because it was killed or stopped, or its machine was cut off), a rank that cannot reach the store, and a rank whose
 images cannot be read. Whoever finds it first writes the ending into the store, once, and all ranks read it. One rank
 prints it, and all end with the same exit code.
@@ -24,17 +24,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-PATIENCE = 25.0  # seconds
-_PERIOD = 1.0  # seconds between pulses in a small world
 _RANKS_IN_A_PERIOD = 64  # larger worlds send pulses more slowly
-_PATIENCE_INTERRUPTED = 5.0  # seconds of silence that mark a rank killed before this one was told to end
-_LONGEST_READ = 25.0  # longest time in seconds to read a block of images
 _ASLEEP = 5.0  # seconds without a look at the clock that mean that this process itself was stopped
-_TO_NOTICE, _TO_UNWIND = 1.0, 12.0  # seconds that the main thread has to look here, and to end in good order
-_TO_AGREE = 2.0  # seconds within which ranks find the same fault
-_TO_LEAVE = 8.0  # seconds within which all other ranks see an ending
 
 LOST, INTERRUPTED = 3, 130  # exit codes
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long ranks wait for each other, all in seconds."""
+
+    silence: float = 25.0  # without a pulse, after which a rank counts as lost
+    silence_when_interrupted: float = 5.0  # that marks a rank killed before this one was told to end
+    period: float = 1.0  # between pulses in a small world
+    reading: float = 25.0  # longest time to read a block of images
+    noticing: float = 1.0  # that the main thread has to look at the watch
+    unwinding: float = 12.0  # that the main thread has to end in good order
+    agreeing: float = 2.0  # within which ranks find the same fault
+    leaving: float = 8.0  # within which all other ranks see an ending
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,21 @@ class Lost(Exception):
 class Watch:
     """The pulse of one rank, and its watch over the others."""
 
-    def __init__(self, connect: Callable[[], Any], rank: int, hosts: tuple[str, ...], stage: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        rank: int,
+        hosts: tuple[str, ...],
+        stage: Callable[[], str],
+        patience: Patience = Patience(),
+    ) -> None:
         """Args: connect: makes a new connection to the store of all ranks; stage: returns the stage of this rank."""
+        self._patience = patience
         self.rank, self.hosts, self.stage = rank, hosts, stage
         self.ending: Ending | None = None
         self._store = connect()
         self._watched = [r for r in range(len(hosts)) if r != rank] if rank == 0 else [0]
-        self._period = _PERIOD * max(1.0, len(hosts) / _RANKS_IN_A_PERIOD)
+        self._period = patience.period * max(1.0, len(hosts) / _RANKS_IN_A_PERIOD)
         self._beats = 0
         self._heard = {r: ("", time.monotonic()) for r in self._watched}  # last pulse, and since when it is the last
         self._answered = time.monotonic()  # when the store last did
@@ -83,7 +98,7 @@ class Watch:
 
     def explain(self, error: Exception) -> NoReturn:
         """Wait until it is known why an exchange failed. Raises Lost, or the error itself if no rank is missing."""
-        until = time.monotonic() + PATIENCE + 2 * self._period
+        until = time.monotonic() + self._patience.silence + 2 * self._period
         while time.monotonic() < until:
             self.check()
             time.sleep(0.05)
@@ -97,7 +112,7 @@ class Watch:
         """The ending after a signal. Waits until it is known whether the user or the loss of a rank caused it."""
         self._looked.set()
         self._interrupted = True
-        until = time.monotonic() + _PATIENCE_INTERRUPTED + (2 if self.rank == 0 else 5) * self._period
+        until = time.monotonic() + self._patience.silence_when_interrupted + (2 if self.rank == 0 else 5) * self._period
         while not self.ending and time.monotonic() < until:
             if self.rank == 0 and all(json.loads(last or "{}").get("interrupted") for last, _ in self._heard.values()):
                 break
@@ -110,7 +125,7 @@ class Watch:
         with contextlib.suppress(Exception), self._held():
             self._store.set(f"failed/{self.rank}", text)
         everywhere = False
-        until = time.monotonic() + _TO_AGREE
+        until = time.monotonic() + self._patience.agreeing
         while not everywhere and not self.ending and time.monotonic() < until:
             time.sleep(0.02)
             everywhere = self._is_everywhere(text)
@@ -122,7 +137,7 @@ class Watch:
         self._unwound.set()
         self._leaving.set()
         names = [f"left/{rank}" for rank in range(len(self.hosts))]
-        until = time.monotonic() + _TO_LEAVE
+        until = time.monotonic() + self._patience.leaving
         with contextlib.suppress(Exception):  # if the store is gone or cut off, there is nobody to wait for
             with self._held():
                 self._store.set(names[self.rank], "1")
@@ -153,12 +168,13 @@ class Watch:
             self._adopt(self._store.get("ending"))
             return
         now = time.monotonic()
+        patience = self._patience.silence_when_interrupted if self._interrupted else self._patience.silence
         asleep = now - self._answered > _ASLEEP + self._period
         for rank, pulse in zip(self._watched, self._pulses(), strict=True):
             last, since = self._heard[rank]
             if pulse != last or asleep:
                 self._heard[rank] = pulse, now
-            elif now - since > (_PATIENCE_INTERRUPTED if self._interrupted else PATIENCE):
+            elif now - since > patience:
                 self._decide(self._loss_of(rank, json.loads(pulse or "{}").get("stage", "start"), now - since))
                 return
         self._answered = time.monotonic()
@@ -186,16 +202,16 @@ class Watch:
                 self._answered = now
                 self._reading = self._reading and (self._reading[0], now)
             before = now
-            if now - self._answered > PATIENCE:
+            if now - self._answered > self._patience.silence:
                 self._conclude_unreachable(f"no answer for {now - self._answered:.0f} s")
-            elif (reading := self._reading) and now - reading[1] > _LONGEST_READ:
+            elif (reading := self._reading) and now - reading[1] > self._patience.reading:
                 self._report_stuck(reading[0], now - reading[1])
         if not self.ending or self._unwound.is_set():
             return
-        if not self._looked.wait(_TO_NOTICE):
+        if not self._looked.wait(self._patience.noticing):
             # The handler raises KeyboardInterrupt in the main thread, whatever it is doing, as Ctrl-C does.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        if not self._unwound.wait(_TO_UNWIND):
+        if not self._unwound.wait(self._patience.unwinding):
             if self.ending.told_by == self.rank:
                 print(f"emsplat: {self.ending.text}", file=sys.stderr, flush=True)
             os._exit(self.ending.code)
@@ -229,7 +245,7 @@ class Watch:
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """Reserve the store for this thread; TimeoutError if the network holds up the other thread."""
-        if not self._lock.acquire(timeout=_TO_AGREE):
+        if not self._lock.acquire(timeout=self._patience.agreeing):
             raise TimeoutError
         try:
             yield
