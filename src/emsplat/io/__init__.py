@@ -7,6 +7,7 @@
 - ``cs``, ``cs_columns``, ``cs_alignments``: cryoSPARC
 - ``pkl``, ``unpickle``: cryoDRGN
 - ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles handed back
+- ``find_files``: where a named file lies; ``repeats``: rows that show the same image
 - ``mrc``: maps and stacks; ``stacks``: which stack an image's name means; ``images``: the images of any rows
 - ``cache``, ``cache_folder``: small copies of the images on a local disk
 """
