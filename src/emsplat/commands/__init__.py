@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from emsplat.commands.check import check
+from emsplat.commands.decode import decode
 from emsplat.commands.demo import demo
 from emsplat.commands.export import export
 from emsplat.commands.fsc import fsc
+from emsplat.commands.heterogeneity import heterogeneity
 from emsplat.commands.plan import plan
 from emsplat.commands.reconstruct import reconstruct
 from emsplat.commands.report import report
@@ -23,6 +25,8 @@ from emsplat.commands.view import view
 COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
     "reconstruct": reconstruct,
+    "heterogeneity": heterogeneity,
+    "decode": decode,
     "plan": plan,
     "simulate": simulate,
     "subset": subset,
