@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from emsplat.commands.abinitio import abinitio
 from emsplat.commands.check import check
 from emsplat.commands.decode import decode
 from emsplat.commands.demo import demo
 from emsplat.commands.export import export
+from emsplat.commands.flip import flip
 from emsplat.commands.fsc import fsc
 from emsplat.commands.heterogeneity import heterogeneity
 from emsplat.commands.plan import plan
@@ -24,6 +26,7 @@ from emsplat.commands.view import view
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
+    "abinitio": abinitio,
     "reconstruct": reconstruct,
     "heterogeneity": heterogeneity,
     "decode": decode,
@@ -31,6 +34,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "simulate": simulate,
     "subset": subset,
     "export": export,
+    "flip": flip,
     "report": report,
     "view": view,
     "fsc": fsc,
