@@ -276,8 +276,8 @@ def fill_grids(
         of_b, of_t = (parts.entries(blocks[block], kind, wanted[kind]) for kind in Kind)
         return of_b, of_t
 
-    prepared_blocks = _prepared_blocks(particles, images, len(blocks), entries_of, settings, stopwatch)
-    for rows, prepared in zip(blocks, prepared_blocks, strict=True):
+    all_prepared = prepared_blocks(particles, images, len(blocks), entries_of, settings, stopwatch)
+    for rows, prepared in zip(blocks, all_prepared, strict=True):
         with stopwatch.working("insertion"):
             for number, kind in sorted(grids):
                 entries, slices = prepared[kind]
@@ -340,7 +340,7 @@ def restored_statistics(state: State) -> dict[Part, Statistics]:
     return result
 
 
-def _prepared_blocks(
+def prepared_blocks(
     particles: Particles,
     images: Images,
     n_blocks: int,
