@@ -30,7 +30,8 @@ from spoilt import valid_files
 from spoilt.mutations import ANY, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
 from spoilt.valid_files import N
 
-SECONDS, BYTES = 10, 1 << 30  # for one file, beside what the process has taken before
+SECONDS, BYTES = 10, 1 << 30  # of the processor's time and of memory for one file, beside what was taken before
+LONGEST_WAIT = 120  # seconds by the clock, on a busy machine, for what waits instead of working
 LONGEST_LINE = 1000  # characters of a message
 
 
@@ -52,22 +53,26 @@ class Hangs(BaseException):
 def bounded() -> Iterator[None]:
     """Limit the time that the block may take, and on Linux its memory. Beyond, it raises Hangs or MemoryError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, _hangs)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, LONGEST_WAIT)}
+    before = {number: signal.signal(number, _hangs) for number in timers}
     sizes = Path("/proc/self/statm")
     if sizes.exists():
         taken = int(sizes.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (taken + BYTES, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer, _ in timers.values():
+            signal.setitimer(timer, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _hangs(*_: object) -> NoReturn:
-    raise Hangs(f"no end after {SECONDS} s")
+    raise Hangs(f"no end after {SECONDS} s of work or {LONGEST_WAIT} s of waiting")
 
 
 def outcome(reader: Reader, path: Path) -> str:
