@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numba
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat.fourier import maps
@@ -26,7 +28,7 @@ from emsplat.particles.table import Particles, split_by_particle
 from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
 from emsplat.symmetry import describe_axes, named_by, other_axes, parts_of, symmetry_operators
 from emsplat.validation.correlation import inverse, votes_of
-from emsplat.validation.directions import cells_of
+from emsplat.validation.directions import cells_of, measured_density
 
 _BOX = 64  # voxels at most: the arrangement of subunits shows at 64, and the test is to take seconds
 _IMAGES, _BYTES = 8000, 1 << 30  # that are read at most
@@ -37,8 +39,10 @@ _FIRST_SHELL = 3  # the shells before hold little but the outline
 _SURE = np.sqrt(12.0)  # votes of 24, as in `directional_agreement`
 _SIGNIFICANCE = 3.0  # standard errors of the correlation of the halves
 _LARGEST_CYCLIC = 8  # that is looked for unasked
-_ABSENT, _DOUBTFUL = 0.3, 0.05  # shares of the signal that the symmetry takes away
-_REGULARISATION = 0.1  # as in the direct inversion
+_ABSENT, _CERTAIN, _DOUBTFUL = 0.3, 0.15, 0.05  # shares of the signal that the symmetry takes away
+_REGULARISATION = 1.0  # of the mean weight: where T is small, what b holds comes from elsewhere
+_SOLVER_STEPS, _DAMPING = 10, 0.05  # of the mean weight
+_NONE = np.eye(3)[None]  # no symmetry
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class SymmetryEvidence:
     @property
     def is_certain(self) -> bool:
         """The images have it, and would show if they had not."""
-        return self.is_measured and not self.is_doubtful and abs(self.share) + 3 * self.error < 2 * _DOUBTFUL
+        return self.is_measured and not self.is_doubtful and abs(self.share) + 2 * self.error < _CERTAIN
 
     def text(self) -> str:
         """The figures in words."""
@@ -116,8 +120,12 @@ class SymmetrySample:
     half: NDArray[np.int8]  # (n,) 0 or 1
     plain: tuple[Statistics, Statistics]  # of both halves
 
-    def evidence(self, name: str) -> SymmetryEvidence:
-        """What the images say to a point group."""
+    def evidence(self, name: str, carefully: bool = True) -> SymmetryEvidence:
+        """What the images say to a point group.
+
+        Args:
+            carefully: without it, views in one asymmetric unit alone make a symmetry look less than whole.
+        """
         operators = symmetry_operators(name)
         affordable = max(1, _INSERTIONS // len(operators))
         half = self.half
@@ -126,7 +134,7 @@ class SymmetrySample:
             some = np.linspace(0, len(half) - 1, affordable).astype(np.int64)
             half[some] = self.half[some]
         symmetric = self._gathered(operators, half)
-        return _evidence(name, self.plain, symmetric, operators, self.particles)
+        return _evidence(name, self.plain, symmetric, operators, self.particles, carefully)
 
     def _gathered(self, operators: NDArray[np.float64], half: NDArray[np.int8]) -> tuple[Statistics, Statistics]:
         return _gathered(self.particles, self.images, self.noise, operators, half)
@@ -140,7 +148,7 @@ def _gathered(
     half: NDArray[np.int8],
 ) -> tuple[Statistics, Statistics]:
     box_size = images.box_size
-    first, second = gather_statistics(particles, images, half, PassSettings(box_size, box_size, noise, operators))
+    first, second = gather_statistics(particles, images, half, PassSettings(box_size, 2 * box_size, noise, operators))
     return first, second
 
 
@@ -188,7 +196,7 @@ def symmetry_that_shows(sample: SymmetrySample) -> SymmetryEvidence | None:
 
     Groups are looked for in the axes that `symmetry` knows.
     """
-    cyclic = [sample.evidence(f"C{n}") for n in range(2, _LARGEST_CYCLIC + 1)]
+    cyclic = [sample.evidence(f"C{n}", carefully=False) for n in range(2, _LARGEST_CYCLIC + 1)]
     shown = [found for found in cyclic if found.is_certain]
     if len(shown) == len(cyclic):
         return None
@@ -200,7 +208,7 @@ def symmetry_that_shows(sample: SymmetrySample) -> SymmetryEvidence | None:
         names += ["T", "T@90", "T@180", "T@270"] if best.name == "C3" else ["I3", "I4"]
     if best is None:
         names = ["D1", "D1@90"]
-    higher = [found for name in names if (found := sample.evidence(name)).is_certain]
+    higher = [found for name in names if (found := sample.evidence(name, carefully=False)).is_certain]
     return max(higher, key=lambda found: len(symmetry_operators(found.name)), default=best)
 
 
@@ -246,7 +254,7 @@ def sample_of(
         half: (n,) 0 or 1.
     """
     in_memory = _InMemory(images)
-    plain = _gathered(particles, in_memory, noise, np.eye(3)[None], half)
+    plain = _gathered(particles, in_memory, noise, _NONE, half)
     return SymmetrySample(particles, in_memory, noise, half, plain)
 
 
@@ -256,9 +264,10 @@ def _evidence(
     symmetric: Sequence[Statistics],
     operators: NDArray[np.float64],
     particles: Particles,
+    carefully: bool,
 ) -> SymmetryEvidence:
     box_size = plain[0].box_size
-    lost, whole = zip(*(_lost_and_whole(u, s) for u, s in zip(plain, symmetric, strict=True)), strict=True)
+    lost, whole = zip(*(_lost_and_whole(u, s, carefully) for u, s in zip(plain, symmetric, strict=True)), strict=True)
     power = [maps.shell_correlation(x, x, box_size) for x in whole]
     scale = inverse(np.sqrt(power[0] * power[1]))
     terms = maps.shell_size(box_size) / 2
@@ -277,7 +286,7 @@ def _evidence(
         lost[0][column].ravel(),
         lost[1][column].ravel(),
         maps.shell_index(box_size)[column].ravel(),
-        cells_of(box_size, operators).ravel(),
+        cells_of(box_size, operators, measured_density(particles.rotations(), _NONE)).ravel(),
         (_FIRST_SHELL, last),
     )
     return SymmetryEvidence(
@@ -291,19 +300,55 @@ def _evidence(
     )
 
 
-def _lost_and_whole(plain: Statistics, symmetric: Statistics) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
+def _lost_and_whole(
+    plain: Statistics, symmetric: Statistics, carefully: bool
+) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
     """Half spectra, weighted alike: what the symmetry takes away, and the inversion before it does."""
     box_size = plain.box_size
     shell = np.minimum(maps.shell_index(box_size), box_size // 2)
     inside = maps.radius(box_size) < box_size / 2
 
-    def weights(of: Statistics) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def weights(of: Statistics) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         t = np.maximum(of.transfer(box_size), 0)
         mean = maps.shell_sum(t, box_size) / maps.shell_size(box_size)
         floor = _REGULARISATION * mean[shell].astype(np.float32)
-        return t, np.divide(inside, t + floor, out=np.zeros_like(t), where=inside & (t + floor > 0))
+        by = np.divide(inside, t + floor, out=np.zeros_like(t), where=inside & (t + floor > 0))
+        return t, by, t * by
 
-    (t_plain, by_plain), (t_symmetric, by_symmetric) = weights(plain), weights(symmetric)
-    whole = maps.half_spectrum(plain.adjoint) * (by_plain * by_symmetric * t_symmetric)
-    kept = maps.half_spectrum(symmetric.adjoint) * (by_plain * by_symmetric * t_plain)
-    return whole - kept, whole
+    (t_plain, by_plain, measured), (t_symmetric, by_symmetric, _) = weights(plain), weights(symmetric)
+    common = by_plain * by_symmetric * measured * measured
+    whole = maps.half_spectrum(plain.adjoint) * (common * t_symmetric)
+    # Where views are few, b holds what T carries there from all over the box; a product of transforms does not say so.
+    # The symmetric map's share of that is taken off; it has no part in what the symmetry takes away.
+    kernel = symmetric.transfer(2 * box_size)  # T reaches twice as far as the box, so that the convolution is exact
+    expected = _solved(symmetric, kernel, _SOLVER_STEPS if carefully else 0)
+    lost = plain.adjoint - _convolved(plain.transfer(2 * box_size), expected)
+    lost_of_mates = symmetric.adjoint - _convolved(kernel, expected)
+    lost_spectrum = maps.half_spectrum(lost) * (common * t_symmetric)
+    lost_spectrum -= maps.half_spectrum(lost_of_mates) * (common * t_plain)
+    return lost_spectrum, whole
+
+
+def _solved(of: Statistics, kernel: NDArray[np.float32], n_steps: int) -> NDArray[np.float32]:
+    """(D, D, D) the map that T ∗ V = b asks for, by conjugate gradients from the direct inversion on."""
+    found: NDArray = of.raw_map()
+    damping = np.float32(_DAMPING * kernel.mean())
+    residual: NDArray = of.adjoint - _convolved(kernel, found) - damping * found
+    direction, power = residual, float(np.vdot(residual, residual))
+    for _ in range(n_steps):
+        ahead = _convolved(kernel, direction) + damping * direction
+        step = np.float32(power / float(np.vdot(direction, ahead)))
+        found = found + step * direction
+        residual = residual - step * ahead
+        before, power = power, float(np.vdot(residual, residual))
+        direction = residual + np.float32(power / before) * direction
+    return found
+
+
+def _convolved(kernel: NDArray[np.float32], volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(D, D, D) T ∗ V of a map (D, D, D); kernel: the transform of T with the period 2 D."""
+    box_size = len(volume)
+    spectrum = scipy.fft.rfftn(volume, s=(2 * box_size,) * 3, workers=numba.get_num_threads())
+    spectrum *= kernel
+    whole = scipy.fft.irfftn(spectrum, s=(2 * box_size,) * 3, workers=numba.get_num_threads(), overwrite_x=True)
+    return whole[:box_size, :box_size, :box_size].astype(np.float32, copy=False)
