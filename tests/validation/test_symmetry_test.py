@@ -110,7 +110,7 @@ def test_noise_shows_no_symmetry_and_no_lack_of_one(seed):
 
 
 def test_a_symmetry_nobody_asked_for_is_found():
-    assert symmetry_that_shows(sampled("D3@90")).name == "D3@90"
+    assert symmetry_that_shows(sampled("D3@90", snr=2.0)).name == "D3@90"
     assert symmetry_that_shows(sampled("C1")) is None
 
 
