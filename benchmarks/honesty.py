@@ -20,7 +20,7 @@ from emsplat.particles.table import Particles
 from emsplat.validation.correlation import fsc, resolution_at
 from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL
 
-_TEXT = """Error: c_map minus the FSC of the unweighted average of the two Gaussian half maps with the truth, both under
+_TEXT = """Error: c_map minus the FSC of the average of the two half maps with the truth, both under
 the run's own mask, in every shell up to the limit of measurability. **Required: |error| ≤ max(0.03, 2 c_map_se) in
 every shell, on average ≤ 0.01, and a measured resolution within 5 % of the true one** (where the true correlation
 crosses 0.5; "better_than" must not be finer than the true one). The error's square mean over c_map_se's says whether
@@ -36,7 +36,7 @@ def judge(case: Case, work: Path, figures: Path) -> tuple[dict[str, Any], dict[s
     truth, _ = truth_and_mask(star)
     result, _ = reconstructed(star)
     v = result.validation
-    true = fsc(0.5 * (result.halves[0].map + result.halves[1].map), truth, result.mask)
+    true = fsc(0.5 * (result.half_maps[0] + result.half_maps[1]), truth, result.mask)
     figures.mkdir(parents=True, exist_ok=True)
     title = f"{case.name}: {resolution_text(verdict_of(result))}"
     figure_fsc(v, figures / f"honesty-{_slug(case.name)}.png", true, title)

@@ -85,8 +85,8 @@ def true_local_resolution(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """(D, D, D) Å where the windowed correlation with the truth falls below 0.5, and where it never does."""
     box_size = len(truth)
-    first, second = result.halves
-    pair = [maps.half_spectrum(0.5 * (first.map + second.map)), maps.half_spectrum(truth)]
+    first, second = result.half_maps
+    pair = [maps.half_spectrum(0.5 * (first + second)), maps.half_spectrum(truth)]
     raw = [maps.half_spectrum(half.raw) for half in result.halves]
     powers = [maps.shell_correlation(s, s, box_size)[1:] for s in (pair[0], *raw)]
     whitening = (inverse(np.sqrt(powers[0])), inverse((powers[1] * powers[2]) ** 0.25))
@@ -133,7 +133,7 @@ def judge(
     pixel_size, local = settings.pixel_size_in_angstroms, result.local_resolution
     truth, _ = truth_and_mask(star)
     true, never = true_local_resolution(result, truth, pixel_size)
-    average = 0.5 * (result.halves[0].map + result.halves[1].map)
+    average = 0.5 * (result.half_maps[0] + result.half_maps[1])
     b, distance = regions(model, settings.box_size, pixel_size)
     figures = args.results / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def nulls(result: Reconstruction, star: Path, args: Any) -> list[dict[str, Any]]
     forced = local_resolution(*volumes, noise.mask, pixel_size, box_size // 2)
     rows = [_null("noise alone", noise.local_resolution), _null("noise alone, forced", forced)]
     sphere = maps.soft_sphere(box_size, 0.8 * box_size, 0.05 * box_size)
-    volumes = [half.raw for half in result.halves] + [half.map for half in result.halves]
+    volumes = [half.raw for half in result.halves] + [*result.half_maps]
     around = local_resolution(*volumes, sphere, pixel_size, result.validation.limit_shell)
     _, distance = regions(varied_model(args.work), box_size, pixel_size)
     far = np.where(distance > WINDOW_REACH * 6 * np.sqrt(3), sphere, 0)

@@ -116,7 +116,7 @@ def main() -> None:
         if seconds is not None:
             rows[-1]["ms"] = 1e3 * seconds / len(true)
         if result is not None:
-            v, average = result.validation, 0.5 * (result.halves[0].map + result.halves[1].map)
+            v, average = result.validation, 0.5 * (result.half_maps[0] + result.half_maps[1])
             measured = slice(5, v.limit_shell)
             rows[-1]["F"] = mean_fsc(average, truth, mask)
             if v.limit_shell > 5:

@@ -83,7 +83,7 @@ def main() -> None:
 
     def row(name: str, particles: Particles, result: Any = None, seconds: float | None = None) -> None:
         result = result or reconstructed(replace(particles, source=true.source, stacks=true.stacks))[0]
-        average = 0.5 * (result.halves[0].map + result.halves[1].map)
+        average = 0.5 * (result.half_maps[0] + result.half_maps[1])
         rows.append({"poses": name, **errors(particles, true), "F": mean_fsc(average, truth, mask), "s": seconds})
         report.table(f"{case.name}, {len(true):,} images", rows, _TEXT.format(search=_SEARCH, ini_high=args.ini_high))
 

@@ -40,7 +40,7 @@ def compare(case: Case, work: Path, seed: int) -> list[dict[str, Any]]:
     rows = []
     for name, (result, seconds) in runs.items():
         between = fsc(average(base), average(result), mask)[reached]
-        off = np.abs(base.validation.c_map - result.validation.c_map)[reached]
+        off = np.abs(base.validation.c_gaussians - result.validation.c_gaussians)[reached]
         f = mean_fsc(average(result), truth, mask)
         rows.append({
             "case": f"{case.name}, {case.settings.n_images:,} images, SNR {case.settings.snr:g}",

@@ -1,4 +1,4 @@
-"""From cryo-EM particle images to a 3D map made of Gaussians, with a resolution that can be believed.
+"""From cryo-EM particle images to a 3D map made of Gaussians, with a resolution that can be trusted.
 
 Importing is light and does nothing: what the names below stand for is loaded when it is first asked for.
 """

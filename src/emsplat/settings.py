@@ -1,9 +1,12 @@
-"""What can be asked of a reconstruction and of a simulation. Light to import: the command line shows it as help."""
+"""The options of a reconstruction and of a simulation. The command line shows the comments on the fields as help.
+
+This module is light to import, so that help comes at once.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -17,45 +20,51 @@ LARGEST_RANGE_IN_DEGREES = 30  # a local search finds nothing beyond
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What can be said of a particle file that it does not say itself."""
+    """What a particle file does not say itself."""
 
-    datadir: Path | None = None  # the folder image names are relative to, if not the file's
-    strip_prefix: str | None = None  # leading part of the image names that is not part of their path any more
-    pixel_size: float | None = None  # Å; overrides the file and the stacks
-    poses: Path | None = None  # cryoDRGN's poses.pkl, of the images of PARTICLES
-    ctf: Path | None = None  # cryoDRGN's ctf.pkl, of the images of PARTICLES
-    passthrough: tuple[Path, ...] = ()  # cryoSPARC's passthrough tables, joined on uid
+    datadir: Path | None = None  # Folder that image names are relative to, if it is not the folder of the file.
+    strip_prefix: str | None = None  # Leading part of the image names that is not part of their path any more.
+    pixel_size: float | None = None  # Pixel size in Å. It overrides the file and the stacks.
+    poses: Path | None = None  # poses.pkl of cryoDRGN for the images of PARTICLES.
+    ctf: Path | None = None  # ctf.pkl of cryoDRGN for the images of PARTICLES.
+    passthrough: tuple[Path, ...] = ()  # Passthrough tables of cryoSPARC, joined on uid.
 
     def __post_init__(self) -> None:
         _require_option("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å")
         if (self.poses is None) != (self.ctf is None):
-            raise InputError("--poses and --ctf are cryoDRGN's two pickles: give both, or neither of them")
+            raise InputError("--poses and --ctf are the two pickles of cryoDRGN: give both or neither of them")
 
 
 @dataclass(frozen=True)
 class ReconstructSettings(InputSettings):
-    """What can be asked of a reconstruction; None: found from the data, and said in the log."""
+    """The options of a reconstruction. What is None is found from the data, and the log says what was found."""
 
-    invert: bool = False  # the particles are dark
-    n_gaussians: int | None = None  # of each fit; default: from the particle's size, the SNR and the number of images
-    n_fits: int | None = None  # of each half, from different starts, averaged; default: 3, with --solver images 1
-    isotropic: bool = False  # round Gaussians only
-    symmetry: str = "C1"  # point group: RELION's names and axes
-    mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
-    max_resolution: float | None = None  # Å; finer detail is not looked at, which saves time and memory
-    sharpen: float | Literal["auto"] | None = None  # B-factor in Å², negative sharpens; auto: estimated; default: none
-    refine: str | None = None  # of each image, with commas between: poses,shifts,contrast,defocus
-    refine_range: tuple[float, float] | None = None  # degrees, Å: farthest from the file's; default: 10° and at its rim
-    cache: Path | None = None  # a folder on a local disk for small copies of the images; for slow file systems
-    cache_size: float | None = None  # GB, of all the cache; default: what its disk has
-    solver: Literal["statistics", "images"] = "statistics"  # images: one by one, as in splatting; much slower
-    seed: int = 0  # of everything that is drawn
-    threads: int | None = None  # default: as many as the machine has
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # cuda: a graphics card; auto: that, where one can be used
+    invert: bool = False  # Set this if the particles are dark.
+    # Number of Gaussians of each fit. If left out, it follows from the particle's size, SNR and number of images.
+    n_gaussians: int | None = None
+    # Number of fits of each half, from different starts, that are averaged. If left out, 3, or 1 with --solver images.
+    n_fits: int | None = None
+    isotropic: bool = False  # Use round Gaussians only.
+    symmetry: str = "C1"  # Point group, with the names and axes of RELION.
+    mask_diameter: float | None = None  # Diameter, in Å, of a sphere about the box centre that holds the particle.
+    max_resolution: float | None = None  # Finest resolution, in Å, to look at. A coarse limit saves time and memory.
+    # B-factor in Å² for sharpening (negative values sharpen), or auto to estimate it. If left out, no sharpening.
+    sharpen: float | Literal["auto"] | None = None
+    refine: str | None = None  # What to refine for each image, separated by commas: poses,shifts,contrast,defocus.
+    # Largest change of a pose in degrees and of a shift in Å. If left out, 10°, and the shift of the rim that it makes.
+    refine_range: tuple[float, float] | None = None
+    cache: Path | None = None  # Folder on a local disk for small copies of the images, if the file system is slow.
+    cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
+    # Fit to the statistics of all images, or to the images themselves, as splatting does elsewhere, much more slowly.
+    solver: Literal["statistics", "images"] = "statistics"
+    seed: int = 0  # Seed of all random numbers.
+    threads: int | None = None  # Number of threads. If left out, as many as the machine has.
+    # Processor (cpu) or graphics card (cuda) to work on. auto takes a graphics card if one can be used.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
     def refined(self) -> tuple[str, ...]:
-        """Which quantities of each image are refined."""
+        """The quantities of each image that are refined."""
         return () if self.refine is None else tuple(name.strip() for name in self.refine.split(","))
 
     def __post_init__(self) -> None:
@@ -73,24 +82,102 @@ class ReconstructSettings(InputSettings):
         for option, value, least, rule in rules:
             _require_option(option, value, least, rule)
         if self.cache_size is not None and self.cache is None:
-            raise InputError("--cache-size says how large --cache may grow; give that too, or leave both out")
+            raise InputError("--cache-size says how large --cache may grow; give --cache too, or leave both out")
         if isinstance(self.sharpen, float | int) and not math.isfinite(self.sharpen):
-            raise InputError(f"--sharpen {self.sharpen}: it must be a B-factor in Å², or auto; or leave it out")
+            raise InputError(
+                f"--sharpen {self.sharpen}: it must be a B-factor in Å² or auto; give one, or leave it out"
+            )
+        symmetry_operators(self.symmetry)
+
+
+@dataclass(frozen=True)
+class HeterogeneitySettings(InputSettings):
+    """What can be asked of a search for heterogeneity; None: found from the data, and said in the log."""
+
+    components: int | Literal["auto"] = "auto"  # latents of each particle; auto: as many as both halves see
+    states: int | Literal["auto"] = "auto"  # maps that are handed out; auto: from the number of images
+    mask: Path | None = None  # MRC map from 0 to 1: variability is sought within it; default: in the particle's sphere
+    invert: bool = False  # the particles are dark
+    n_gaussians: int | None = None  # of each fit; default: from the particle's size, the SNR and the number of images
+    mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
+    max_resolution: float | None = None  # Å; finer detail is not looked at, which saves time and memory
+    refine: str | None = None  # of each image, before, with commas between: poses,shifts,contrast,defocus
+    refine_range: tuple[float, float] | None = None  # degrees, Å: farthest from the file's; default: 10° and at its rim
+    seed: int = 0  # of everything that is drawn
+    threads: int | None = None  # default: as many as the machine has
+
+    @property
+    def n_components(self) -> int | None:
+        """How many were asked for."""
+        return None if self.components == "auto" else int(self.components)
+
+    @property
+    def n_states(self) -> int | None:
+        """How many were asked for."""
+        return None if self.states == "auto" else int(self.states)
+
+    def for_consensus(self) -> ReconstructSettings:
+        """The settings of the reconstruction that comes first."""
+        names = {f.name for f in fields(ReconstructSettings)} & {f.name for f in fields(self)}
+        return ReconstructSettings(**{name: getattr(self, name) for name in names})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.for_consensus()
+        _require_option("--components", self.n_components, 1, "a positive number, or auto")
+        _require_option("--states", self.n_states, 1, "a positive number, or auto")
+
+
+@dataclass(frozen=True)
+class AbInitioSettings:
+    """What can be asked of a search for poses from none; None: found from the data, and said in the log."""
+
+    datadir: Path | None = None  # the folder image names are relative to, if not the file's
+    strip_prefix: str | None = None  # leading part of the image names that is not part of their path any more
+    pixel_size: float | None = None  # Å; overrides the file and the stacks
+    ctf: Path | None = None  # cryoDRGN's ctf.pkl, of the images of PARTICLES
+    passthrough: tuple[Path, ...] = ()  # cryoSPARC's passthrough tables, joined on uid
+    no_ctf: bool = False  # the images have no CTF, or none is known: it is taken as 1
+    invert: bool = False  # the particles are dark
+    symmetry: str = "C1"  # point group that is imposed: RELION's names and axes
+    mask_diameter: float | None = None  # Å, of a circle about the image's middle that holds the particle
+    max_shift: float | None = None  # Å, farthest that a particle lies from its image's middle; default: box / 10
+    max_resolution: float | None = None  # Å; finer detail is not looked at
+    starts: int = 3  # searches of each half set from other random poses, at most; more only where halves disagree
+    seed: int = 0  # of everything that is drawn
+    threads: int | None = None  # default: as many as the machine has
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the fits of Gaussians; the search runs on the CPU
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å"),
+            ("--mask-diameter", self.mask_diameter, 1e-3, "a positive number of Å"),
+            ("--max-shift", self.max_shift, 0, "0 or more Å"),
+            ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
+            ("--starts", self.starts, 1, "a positive number"),
+            ("--threads", self.threads, 1, "a positive number"),
+            ("--seed", self.seed, 0, "0 or more"),
+        )
+        for option, value, least, rule in rules:
+            _require_option(option, value, least, rule)
         symmetry_operators(self.symmetry)
 
 
 def _check_refinement(asked: str | None, quantities: tuple[str, ...], limits: tuple[float, float] | None) -> None:
     if len(set(quantities)) < len(quantities) or not set(quantities) <= set(REFINABLE):
-        raise InputError(f"--refine {asked}: it must be some of {','.join(REFINABLE)}, each once, with commas between")
+        raise InputError(
+            f"--refine {asked}: it must be one or more of {','.join(REFINABLE)}, each once, separated by commas"
+        )
     if limits is None:
         return
     if asked is None:
-        raise InputError("--refine-range says how far --refine may go; give that too, or leave both out")
+        raise InputError("--refine-range says how far --refine may go; give --refine too, or leave both out")
     degrees, angstroms = limits
     if not (0 < degrees <= LARGEST_RANGE_IN_DEGREES and 0 < angstroms < math.inf):
         raise InputError(
-            f"--refine-range {degrees:g} {angstroms:g}: it must be above 0°, at most {LARGEST_RANGE_IN_DEGREES}°, and "
-            "a positive number of Å: the refinement is local; search poses elsewhere, or leave it out for 10°"
+            f"--refine-range {degrees:g} {angstroms:g}: it must be an angle between 0° and {LARGEST_RANGE_IN_DEGREES}° "
+            "and a positive number of Å, because the refinement is local; leave it out for 10°, or search the poses "
+            "with another program"
         )
 
 
@@ -101,9 +188,9 @@ def _require_option(option: str, value: float | None, least: float, rule: str) -
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """A simulated data set; raises InputError where a value makes no sense.
+    """The options of a simulated data set. InputError if a value makes no sense.
 
-    SNR is the variance of the noise-free images (CTF applied, over the whole box, averaged over the images) divided by
+    The SNR is the variance of the noise-free images (with CTF, over the whole box, averaged over the images) divided by
     the variance of the noise; `inf` gives noise-free images.
     """
 

@@ -1,12 +1,12 @@
-"""Point groups under RELION's names, in RELION's axes or in others.
+"""Point groups with the names of RELION, and its axes or those of other programs.
 
-A group is closed from two generators. Axes as in RELION's ``SymList`` (xmipp's before it): Cn about z; Dn with a
-two-fold along x; T with a three-fold along z; O with its four-folds along the axes; I (= I2) in the crossing-222
-setting, I1 that turned by 90° about z, I3 with a five-fold along z, I4 likewise with the mirror image of its other
-axes. T222 has its two-folds along the axes (Heymann, Chagoyen & Belnap 2005, J. Struct. Biol. 151, 196).
+A group is the closure of two generators. Axes are those of RELION's ``SymList`` (and xmipp's before it): Cn about z; Dn
+with a two-fold axis along x; T with a three-fold axis along z; O with its four-fold axes along x, y and z; I (= I2) in
+the crossing-222 setting, I1 is I2 turned by 90° about z, I3 has a five-fold axis along z, and I4 is I3 with its other
+axes mirrored. T222 has its two-fold axes along x, y and z (Heymann, Chagoyen & Belnap 2005, J. Struct. Biol. 151, 196).
 
-Programs agree on names and not on axes, so a name may say more: ``D3@90`` is D3 turned by 90° about z, with a two-fold
-along y; ``C4@x`` has its main axis along x.
+Programs agree on names but not on axes, so a name may say more: ``D3@90`` is D3 turned by 90° about z, with a two-fold
+axis along y; ``C4@x`` has its main axis along x.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def symmetry_operators(name: str) -> NDArray[np.float64]:
     operators = _operators_of(group)
     frame = _frame(axes) if "@" in name else np.eye(3)
     if operators is None or frame is None:
-        raise InputError(f"symmetry {name!r} is not a point group this program knows; it knows {KNOWN_GROUPS}")
+        raise InputError(f"symmetry {name!r} is not a known point group; choose one of {KNOWN_GROUPS}")
     return frame @ operators @ frame.T
 
 
@@ -145,7 +145,7 @@ def _rotation(axis: tuple[float, float, float], turns: float) -> NDArray[np.floa
 def _closure(generators: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """All products of the generators; each new element is multiplied by each generator once."""
     elements = [np.eye(3)]
-    for element in elements:  # grows while it is walked
+    for element in elements:  # the list grows during the loop
         for generator in generators:
             product = generator @ element
             if all(np.abs(product - known).max() > 1e-6 for known in elements):

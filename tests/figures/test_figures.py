@@ -28,10 +28,13 @@ def verdict(n: int = 32) -> Validation:
         c_half=broken,
         c_map=broken,
         c_map_se=0.05 * (1 - falling),
+        c_gaussians=broken - 0.02,
+        inversion_share=0.5 * np.nan_to_num(broken),
         gain=falling,
         resolution=5.0,
         resolution_kind="measured",
         limit_shell=n - 4,
+        last_shell=n - 4,
         nyquist=3.0,
     )
 

@@ -67,17 +67,22 @@ def test_maps_say_where_they_are(run_folder: Path, reconstructed: Run) -> None:
     assert np.array_equal(mrcfile.read(run_folder / "raw_half2.mrc"), reconstructed[0].halves[1].raw)
 
 
-def test_gaussians_give_the_average_of_the_halves_back(run_folder: Path) -> None:
+def test_gaussians_give_the_average_of_the_halves_back(run_folder: Path, reconstructed: Run) -> None:
     path = run_folder / "gaussians.safetensors"
     with safe_open(path, framework="pt") as file:
         assert "Å" in file.metadata()["centres"]
         assert file.metadata()["box_size"] == "48"
     model = Gaussians.load(path)
-    halves = [mrcfile.read(run_folder / f"map_half{i}.mrc") for i in (1, 2)]
+    halves = [half.map for half in reconstructed[0].halves]
     mean = 0.5 * (halves[0] + halves[1])
     assert np.linalg.norm(model.voxelise(48, 3.4) - mean) < 1e-3 * np.linalg.norm(mean)
     assert model.voxelise(61, 2.0).shape == (61, 61, 61)
     assert path.stat().st_mode == (run_folder / "map.mrc").stat().st_mode  # others may read it
+
+
+def test_the_map_is_the_average_of_its_halves(run_folder: Path) -> None:
+    halves = [mrcfile.read(run_folder / f"map_half{i}.mrc") for i in (1, 2)]
+    np.testing.assert_allclose(mrcfile.read(run_folder / "map.mrc"), 0.5 * (halves[0] + halves[1]), atol=1e-6)
 
 
 def test_curves(run_folder: Path, reconstructed: Run) -> None:
@@ -103,6 +108,8 @@ def test_summary_and_settings(run_folder: Path, reconstructed: Run) -> None:
     assert summary["seed"] == 3
     assert not summary["poses_shared"]
     assert "torch" in summary["versions"]
+    assert len(summary["sources"]) == 6
+    assert summary["sources"][-1]["to"] == pytest.approx(summary["measurable_limit"], abs=1e-3)
     config = json.loads((run_folder / "config.json").read_text())
     assert config["settings"]["seed"] == 3
     assert config["settings"]["symmetry"] == "C1"
@@ -111,7 +118,15 @@ def test_summary_and_settings(run_folder: Path, reconstructed: Run) -> None:
 
 def test_the_log_tells_choices_and_verdict(run_folder: Path) -> None:
     log = (run_folder / "run.log").read_text()
-    for said in ("600 images", "diameter", "Gaussians", "resolution: ", "(c_map", "peak memory"):
+    for said in (
+        "600 images",
+        "diameter",
+        "Gaussians",
+        "the direct inversion brings",
+        "resolution: ",
+        "(c_map",
+        "peak memory",
+    ):
         assert said in log
 
 
@@ -131,7 +146,7 @@ def test_log_and_configuration_name_the_stacks_that_were_read(run_folder: Path, 
         ({"resolution": None, "resolution_kind": "not_measurable"}, "not measurable: c_map is below 0.5 from shell 6"),
         (
             {"resolution": None, "resolution_kind": "not_measurable", "measurable_limit": None},
-            "not measurable: the raw half maps share no significant signal",
+            "not measurable: the direct inversions of the halves share no significant signal",
         ),
     ],
 )
@@ -164,7 +179,7 @@ def test_a_report_that_fails_costs_no_run(
     assert "(ValueError: a bug of two lines)" in reporter.warnings[0]
     assert f"emsplat report {tmp_path / 'run'}" in reporter.warnings[0]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page == "" if part == "write_report" else "This run left nothing to show here" in page
+    assert page == "" if part == "write_report" else "This run has nothing to show here" in page
 
 
 # What is there stays, what fails leaves nothing

@@ -189,7 +189,7 @@ def test_images_and_map_get_better(
 def test_the_resolution_stays_honest(put_right: Reconstruction, simulated: Path) -> None:
     v = put_right.validation
     truth = read_map(simulated / "truth.mrc").values
-    true = fsc(0.5 * (put_right.halves[0].map + put_right.halves[1].map), truth, put_right.mask)
+    true = fsc(0.5 * (put_right.half_maps[0] + put_right.half_maps[1]), truth, put_right.mask)
     measured = np.arange(len(true)) < v.limit_shell
     assert v.limit_shell > 12
     error = np.abs(v.c_map - true)[measured]

@@ -32,7 +32,7 @@ def test_both_solvers_reach_the_same(reconstructed: Run, simulated: Path) -> Non
     assert two.limit_shell == one.limit_shell  # the raw maps are the same
     assert two.resolution == pytest.approx(one.resolution, rel=0.05)
     measured = slice(0, one.limit_shell)
-    assert np.abs(one.c_map - two.c_map)[measured].mean() < 0.02
+    assert np.abs(one.c_gaussians - two.c_gaussians)[measured].mean() < 0.02
 
 
 def test_noise_is_not_measurable_by_images(simulated: Path) -> None:

@@ -19,15 +19,16 @@ from emsplat.fit import by_images as fit_images
 from emsplat.fit.by_images import Schedule
 from emsplat.io import read_map
 from emsplat.poses import refine
+from emsplat.reconstruction import job
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.runtime.checkpoint import Checkpoints, Pace
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
-from emsplat.statistics import accumulate as statistics
 
 FEW = ReconstructSettings(n_gaussians=100, max_resolution=14.0, mask_diameter=140.0, seed=3, threads=2)
 ALWAYS = Pace(times=0, least=0)
+BLOCK_BYTES = 50 * 4 * 32**2
 
 
 class Ended(Exception):
@@ -40,10 +41,17 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return simulate(bundled_model(), tmp_path_factory.mktemp("images"), settings, overwrite=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, name="small_blocks")
+def always_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+
+
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few images have many of them, and few rounds."""
-    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 50 * 4 * 32**2)
+    settings_of = job.accumulation_settings
+    monkeypatch.setattr(
+        job, "accumulation_settings", lambda *what: replace(settings_of(*what), block_bytes=BLOCK_BYTES)
+    )
     monkeypatch.setattr(refine, "_LARGEST_BLOCK", 40)
     monkeypatch.setattr(refine, "_FEWEST_IN_BLOCK", 40)
     short = Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1)
@@ -125,7 +133,7 @@ def test_the_same_as_if_never_ended(kind: str, star: Path, tmp_path: Path, monke
         assert not list((tmp_path / "checkpoints").glob(".*"))
     equal(run(), whole)
     for (_, name), log in zip(ends, logs[1:], strict=True):
-        assert f"going on from {name}" in log, name
+        assert f"resuming from {name}" in log, name
 
 
 def test_ended_by_a_rule_of_the_command(
@@ -144,9 +152,9 @@ def test_ended_by_a_rule_of_the_command(
 
     ended_after(2, "pass", monkeypatch, lambda: main([*command, "--resume"]))
     assert "starts at its beginning" in capsys.readouterr().out
-    assert "go on with --resume, or replace it with --overwrite" in said(2)
+    assert "continue with --resume, or replace it with --overwrite" in said(2)
     assert "isotropic False there, True here" in said(2, "--resume", "--isotropic")
-    assert "going on from pass" in said(0, "--resume")
+    assert "resuming from pass" in said(0, "--resume")
     assert "complete, nothing is left to do" in said(0, "--resume")
     assert "holds a run already" in said(2, "--resume", "--isotropic")
     assert not [path.name for path in output.iterdir() if path.name.startswith(".") or path.name == "checkpoints"]
@@ -169,22 +177,22 @@ def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch:
     result = reconstruct(star, settings, reporter, checkpoints)
     monkeypatch.undo()
     [told] = [text for text in reporter.warnings if "disk" in text]
-    assert "goes on without" in told
+    assert "continues without" in told
     assert [path.name.split("-")[0] for path in tmp_path.glob("checkpoints/*") if "before" not in path.name] == ["pass"]
     assert not list(tmp_path.glob("checkpoints/.*"))
-    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 50 * 4 * 32**2)
+    small_blocks(monkeypatch)
     resumed = Checkpoints(tmp_path / "checkpoints", True, reporter=Reporter())
     equal(reconstruct(star, settings, Reporter(), resumed), result)
 
 
 # A process of its own, that is killed when so many states have been written.
 PROGRAM = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 from emsplat.runtime import checkpoint
-from emsplat.poses import refine
-from emsplat.statistics import accumulate as statistics
+from emsplat.reconstruction import job
 from emsplat.runtime.checkpoint import Checkpoints, Pace
-statistics._BLOCK_BYTES = 50 * 4 * 32**2
+settings_of = job.accumulation_settings
+job.accumulation_settings = lambda *what: dataclasses.replace(settings_of(*what), block_bytes={block_bytes})
 Pace.is_due = lambda self, elapsed, n_bytes: True
 Pace.least = 0.0
 init = Pace.__init__
@@ -209,9 +217,12 @@ def test_killed_processes_leave_no_trace(star: Path, tmp_path: Path) -> None:
     command += ["--max-resolution", "14", "--mask-diameter", "140", "--seed", "3", "--n-fits", "1"]
     for left, code in ((4, -signal.SIGKILL), (30, -signal.SIGKILL), (-1, 0)):
         process = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(left=left), *command], capture_output=True, text=True, timeout=100
+            [sys.executable, "-c", PROGRAM.format(left=left, block_bytes=BLOCK_BYTES), *command],
+            capture_output=True,
+            text=True,
+            timeout=100,
         )
         assert (process.returncode, process.stderr) == (code, ""), process.stderr
-    assert "going on from fit1-1" in process.stdout
+    assert "resuming from fit1-1" in process.stdout
     np.testing.assert_array_equal(read_map(output / "map.mrc").values, whole)
     assert not [path.name for path in output.iterdir() if path.name.startswith(".") or path.name == "checkpoints"]

@@ -1,4 +1,4 @@
-"""What can be asked of a check. Light to import: the command line shows it as help."""
+"""The options of a check. The command line shows the comments on the fields as help."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from emsplat.symmetry import symmetry_operators
 
 @dataclass(frozen=True)
 class CheckSettings(InputSettings):
-    """What can be asked of a check."""
+    """The options of a check."""
 
-    invert: bool = False  # the particles are dark
-    symmetry: str = "C1"  # point group: RELION's names and axes
-    n_images: int = 3000  # of the sample that is looked at closely, spread over the file
-    every_image: bool = False  # look for NaN, blank and odd images in the whole file, not only in the sample
-    seed: int = 0  # of everything that is drawn
-    threads: int | None = None  # default: as many as the machine has
+    invert: bool = False  # Set this if the particles are dark.
+    symmetry: str = "C1"  # Point group, with the names and axes of RELION.
+    n_images: int = 3000  # Number of images, spread over the file, that are looked at closely.
+    every_image: bool = False  # Look for NaN, blank and odd images in the whole file, not only in the sample.
+    seed: int = 0  # Seed of all random numbers.
+    threads: int | None = None  # Number of threads. If left out, as many as the machine has.
 
     def __post_init__(self) -> None:
         super().__post_init__()

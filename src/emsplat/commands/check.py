@@ -17,15 +17,22 @@ def check(
     settings: OmitArgPrefixes[CheckSettings] = CheckSettings(),  # noqa: B008 (frozen)
     overwrite: bool = False,
 ) -> None:
-    """Does a particle file make sense? Facts, a quick map, verdicts with one line of advice each, and a picture.
+    """Check whether a particle file makes sense, and draw a quick map of its particles.
 
-    Problems found are advice: the exit code is 0 wherever the file could be checked.
+    Every verdict comes with one line of advice. The exit code is 0 whenever the file could be checked, whatever was
+    found in it.
 
     Args:
-        particles: any particle file that emsplat reconstruct reads.
-        output: the folder to write check.png and check.json to.
-        settings: what is left out is found from the data.
-        overwrite: replace a check the folder holds.
+        particles: Any particle file that emsplat reconstruct reads.
+        output: Folder that check.png and check.json are written to.
+        settings: What is left out is found from the data.
+        overwrite: Replace a check that the folder holds.
+
+    Examples:
+        # Check a RELION star, and write the picture to the folder "check":
+        emsplat check particles.star
+        # Check cryoSPARC particles, and look at every image instead of a sample:
+        emsplat check particles.cs --passthrough passthrough.cs --every-image -o check_J24
     """
     from emsplat.runtime.console import ConsoleReporter
 

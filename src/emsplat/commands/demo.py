@@ -6,12 +6,18 @@ from emsplat.commands.arguments import Output
 
 
 def demo(output: Output, seed: int = 0, overwrite: bool = False) -> None:
-    """Simulate images of a bundled protein, reconstruct them, and compare the resolution claimed with the true one.
+    """Simulate images of a bundled protein, reconstruct them, and compare the claimed resolution with the true one.
 
     Args:
-        output: the folder to write to.
-        seed: of everything that is drawn.
-        overwrite: replace a run the folder holds.
+        output: Folder that the run is written to.
+        seed: Seed of all random numbers.
+        overwrite: Replace a run that the folder holds.
+
+    Examples:
+        # Run the demonstration, which takes about a minute:
+        emsplat demo -o demo
+        # Repeat it with other images:
+        emsplat demo -o demo --seed 1 --overwrite
     """
     from emsplat.commands.run_demo import run_demo
 

@@ -17,18 +17,27 @@ def export(
     box_size: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """A finished run's Gaussians or maps for other programs.
+    """Export the Gaussians or the maps of a finished run for other programs.
 
     Args:
-        run: the folder that emsplat reconstruct wrote.
-        format: ply: the Gaussians for 3D Gaussian splatting viewers, for looking only; cif: as pseudo-atoms with
-            anisotropic displacements (mmCIF), for ChimeraX; mrc: on a grid of any pixel size and box; relion: a folder
-            with map, unfiltered half maps and mask under RELION's names, for relion_postprocess.
-        output: the file or folder to write; left out: named after DIR, in the working directory.
-        half: the Gaussians of one half, or the average of both.
-        pixel_size: of an mrc, Å; left out: that of the run's map.
-        box_size: of an mrc, voxels; left out: as large as the run's map.
-        overwrite: replace what exists.
+        run: Folder that emsplat reconstruct wrote.
+        format: ply: the Gaussians for viewers of 3D Gaussian splats, only to look at. cif: the Gaussians as
+            pseudo-atoms with anisotropic displacements (mmCIF), for ChimeraX. mrc: the density on a grid with any
+            pixel size and box. relion: a folder with the map, the half maps by direct inversion and the mask under the
+            names that relion_postprocess expects.
+        output: File or folder to write. If left out, it is named after DIR, in the working directory.
+        half: Export the Gaussians of one half, or the average of both.
+        pixel_size: Pixel size of an mrc in Å. If left out, that of the run's map.
+        box_size: Box size of an mrc in voxels. If left out, the box is as large as that of the run's map.
+        overwrite: Replace what exists.
+
+    Examples:
+        # Write the Gaussians as pseudo-atoms for ChimeraX:
+        emsplat export run --format cif
+        # Put the Gaussians on a finer grid:
+        emsplat export run --format mrc --pixel-size 0.8 --box-size 256 -o fine.mrc
+        # Prepare the half maps for relion_postprocess:
+        emsplat export run --format relion -o postprocess
     """
     from emsplat.runtime.console import ConsoleReporter
 

@@ -15,14 +15,20 @@ def fsc(
     output: Annotated[Path, arg(aliases=["-o"], metavar="FIGURE")] = Path("fsc.png"),
     pixel_size: float | None = None,
 ) -> None:
-    """The Fourier shell correlation of two maps: curve, where it falls below 0.5 and 0.143, and a figure.
+    """Compute the Fourier shell correlation of two maps: the curve, its crossings of 0.5 and 0.143, and a figure.
 
     Args:
-        first: a cubic map.
-        second: a map of the same box and pixel size.
-        mask: a map between 0 and 1 that both are multiplied by.
-        output: the figure to draw: .png, .svg or .pdf.
-        pixel_size: Å; overrides the maps' headers.
+        first: A cubic map.
+        second: A map with the same box and pixel size.
+        mask: Map with values between 0 and 1 that both maps are multiplied by.
+        output: Figure to draw, with the ending .png, .svg or .pdf.
+        pixel_size: Pixel size in Å. It overrides the headers of the maps.
+
+    Examples:
+        # Compare the Gaussian half maps of a run within its mask:
+        emsplat fsc run/map_half1.mrc run/map_half2.mrc --mask run/mask.mrc
+        # Compare a map with one whose header lacks the pixel size:
+        emsplat fsc run/map.mrc other.mrc --pixel-size 1.5 -o comparison.pdf
     """
     from emsplat.check.compare import compare
 

@@ -18,15 +18,22 @@ def plan(
     settings: OmitArgPrefixes[ReconstructSettings] = ReconstructSettings(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> None:
-    """How long emsplat reconstruct will take with these particles and options, how much memory and disk, and why.
+    """Predict how long emsplat reconstruct will take with these options, and how much memory and disk it will need.
 
-    It reads the table, looks at a sample and measures this machine for some seconds; nothing is written.
+    The command reads the table, looks at a sample of the images and measures this machine for a few seconds. It writes
+    nothing.
 
     Args:
-        particles: any particle file that emsplat reconstruct reads.
-        cluster: what the job would run on.
-        settings: the options the job would be given.
-        json: print everything as one JSON object, and all else to the standard error.
+        particles: Any particle file that emsplat reconstruct reads.
+        cluster: What the job would run on.
+        settings: Options that the job would be given.
+        json: Print everything as one JSON object; progress and warnings go to standard error.
+
+    Examples:
+        # Plan a job on this machine:
+        emsplat plan particles.star --symmetry D2
+        # Plan a job on eight machines with eight graphics cards each and a file system of 20 GB/s:
+        emsplat plan particles.star --machines 8 --gpus 8 --storage 20
     """
     from json import dumps
 

@@ -27,20 +27,29 @@ def reconstruct(
     host: str = "127.0.0.1",
     port: int = 8080,
 ) -> None:
-    """Particle images with poses and CTFs → map, half maps, Gaussians, figures, and a resolution.
+    """Reconstruct a map, half maps, Gaussians and a resolution from particle images with poses and CTFs.
 
     Args:
-        particles: a RELION star (3.0 to 5; of tomography, the optimisation set), a cryoSPARC table (.cs), or, with
-            --poses and --ctf, cryoDRGN's images (.mrcs, .txt, .star, .cs).
-        output: the folder to write to.
-        settings: what is left out is found from the data and said in the log.
-        overwrite: replace a run the folder holds; it stays until the new one is complete.
-        resume: go on with the run that was ended in the folder, to the same result; begin one if there is none.
-        quiet: print nothing but errors; the folder's run.log has it all.
-        json: print the summary as one JSON object, and all else to the standard error.
-        view: show the Gaussians in the browser while they are fitted.
-        host: of the view, the address to listen at; left: only this machine can look. 0.0.0.0: all who reach it.
-        port: of the view; where it is taken, one of the next.
+        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs), or, with the
+            options poses and ctf, the images of cryoDRGN (.mrcs, .txt, .star or .cs).
+        output: Folder that the run is written to.
+        settings: What is left out is found from the data, and the log says what was found.
+        overwrite: Replace a run that the folder holds. The old run stays until the new one is complete.
+        resume: Continue the run that was interrupted in the folder, to the same result. If there is none, start one.
+        quiet: Print nothing but errors. The file run.log in the folder has the whole log.
+        json: Print the summary as one JSON object; progress and warnings go to standard error.
+        view: Show the Gaussians in the browser while they are fitted.
+        host: Address that the view listens on. With the default only this machine can look; with 0.0.0.0 everyone who
+            can reach this machine can.
+        port: Port that the view listens on. If it is taken, one of the next ports is used.
+
+    Examples:
+        # Reconstruct RELION particles, with everything else found from the data:
+        emsplat reconstruct particles.star -o run
+        # Refine the poses locally, with symmetry, and sharpen the map:
+        emsplat reconstruct particles.star -o run --symmetry D2 --refine poses,shifts --sharpen auto
+        # Reconstruct cryoSPARC particles, or continue after an interruption:
+        emsplat reconstruct J24/particles.cs --passthrough J24/passthrough.cs -o run --resume
     """
     from json import dumps
 

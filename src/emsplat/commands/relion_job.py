@@ -1,10 +1,10 @@
 """``emsplat-relion``: a reconstruction as a job of type External in RELION's pipeline.
 
-RELION starts ``EXECUTABLE --o External/job010/ --in_parts PARTICLES --label value ... --j 4`` in its project folder
-and from then on only looks at files in the job's folder: one called RELION_JOB_EXIT_SUCCESS, _FAILURE or _ABORTED ends
-the job, RELION_OUTPUT_NODES.star says what came of it, and RELION_JOB_ABORT_NOW asks it to stop. A job that ends
-without a word runs forever in RELION's eyes. So the work is done by a second process, whatever ends it: a misspelt
-option, the operating system, or RELION.
+RELION starts ``EXECUTABLE --o External/job010/ --in_parts PARTICLES --label value ... --j 4`` in its project folder.
+From then on it only looks at files in the job's folder: a file called RELION_JOB_EXIT_SUCCESS, _FAILURE or _ABORTED
+ends the job, RELION_OUTPUT_NODES.star lists its results, and RELION_JOB_ABORT_NOW asks it to stop. RELION believes
+that a job without such a file runs forever. A second process therefore does the work, so that the file is written
+whatever ends that process: a misspelt option, the operating system, or RELION.
 
 Source: RELION 3.1, 4 and 5, ``getCommandsExternalJob``, ``prepareFinalCommand``, ``getOutputNodesFromStarFile`` and
 the types of nodes in ``pipeline_jobs.h``.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from emsplat.errors import InputError
@@ -31,12 +32,26 @@ OUTPUT_NODES = "RELION_OUTPUT_NODES.star"
 # File, type in RELION 3.1, type in RELION 4 and 5. As of a 3D auto-refinement, of which RELION finds the second half.
 _NODES = ((MAP, 6, "DensityMap.mrc"), (HALF_1, 10, "DensityMap.mrc.halfmap"), (MASK, 7, "Mask3D.mrc"))
 _OTHER_INPUTS = ("in_movies", "in_mics", "in_coords", "in_3dref", "in_mask")
-_BETWEEN_LOOKS = 1.0  # seconds
-_PATIENCE = 60.0  # seconds for the reconstruction to clean up after itself
+_EXAMPLES = """\
+examples:
+  # What RELION runs for an external job with the executable emsplat-relion:
+  emsplat-relion --o External/job010/ --in_parts Extract/job009/particles.star --j 4
+  # The same with two parameters of the job, which are options of emsplat reconstruct:
+  emsplat-relion --o External/job010/ --in_parts Extract/job009/particles.star --symmetry D2 --sharpen auto
+"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one job and returns the exit code: 0, 1 (failed) or 130 (aborted)."""
+@dataclass(frozen=True)
+class Work:
+    """The second process, and how it is watched."""
+
+    program: tuple[str, ...] = (sys.executable, "-m", "emsplat")
+    between_looks: float = 1.0  # seconds between two looks at whether RELION asks for a stop
+    cleaning_up: float = 60.0  # seconds that the reconstruction has to clean up after itself
+
+
+def main(arguments: Sequence[str] | None = None, work: Work = Work()) -> int:
+    """Run one job and return the exit code: 0, 1 (failed) or 130 (aborted)."""
     options, passed_on = _parser().parse_known_args(arguments)
     folder = Path(options.o)
     try:
@@ -51,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, signal.default_int_handler)
     end = FAILURE
     try:
-        end = _run(options, passed_on, folder)
+        end = _run(options, passed_on, folder, work)
     except InputError as error:
         print(f"emsplat-relion: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -64,54 +79,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="emsplat-relion",
-        description="emsplat reconstruct as a job of type External in RELION; other options are passed on to it.",
+        description="Runs emsplat reconstruct as a job of type External in RELION's pipeline.\n"
+        "All options that are not listed here are passed on to emsplat reconstruct.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--o", required=True, metavar="DIR", help="the job's folder")
-    parser.add_argument("--in_parts", metavar="PARTICLES", help="the particles")
+    parser.add_argument("--o", required=True, metavar="DIR", help="folder of the job")
+    parser.add_argument("--in_parts", metavar="PARTICLES", help="particle file")
     parser.add_argument("--j", default=None, metavar="N", help="number of threads")
-    parser.add_argument("--pipeline_control", metavar="DIR", help="the job's folder again, where RELION gives it")
+    parser.add_argument("--pipeline_control", metavar="DIR", help="folder of the job again; some versions give it")
     for name in _OTHER_INPUTS:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser
 
 
-def _run(options: argparse.Namespace, passed_on: Sequence[str], folder: Path) -> str:
+def _run(options: argparse.Namespace, passed_on: Sequence[str], folder: Path, work: Work) -> str:
     """The name of the file that tells how the job ended; InputError for inputs that are not understood."""
     for name in _OTHER_INPUTS:
         if getattr(options, name):
             raise InputError(f"--{name}: a reconstruction takes particles only; leave this input of the job empty")
     if not options.in_parts:
         raise InputError("no particles: fill in the job's input particles")
-    command = [sys.executable, "-m", "emsplat", "reconstruct", options.in_parts, "-o", str(folder), "--overwrite"]
+    command = [*work.program, "reconstruct", options.in_parts, "-o", str(folder), "--overwrite"]
     if options.j:
         command += ["--threads", options.j]
-    end = _watched(subprocess.Popen([*command, *passed_on]), folder)
+    end = _watched(subprocess.Popen([*command, *passed_on]), folder, work)
     if end == SUCCESS:
         write_relion_maps(open_run(folder), folder)
         _write_nodes(folder)
     return end
 
 
-def _watched(process: subprocess.Popen, folder: Path) -> str:
+def _watched(process: subprocess.Popen, folder: Path, work: Work) -> str:
     """Waits for the process to end, or stops it where RELION asks for that."""
     try:
         while True:
             with suppress(subprocess.TimeoutExpired):
-                return SUCCESS if process.wait(_BETWEEN_LOOKS) == 0 else FAILURE
+                return SUCCESS if process.wait(work.between_looks) == 0 else FAILURE
             if (folder / ABORT_NOW).exists():
                 (folder / ABORT_NOW).unlink()
                 return ABORTED
     finally:
-        _stop(process)
+        _stop(process, work)
 
 
-def _stop(process: subprocess.Popen) -> None:
+def _stop(process: subprocess.Popen, work: Work) -> None:
     """Ends the process if it still runs."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_PATIENCE)
+            process.wait(work.cleaning_up)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

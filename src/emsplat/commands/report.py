@@ -12,13 +12,19 @@ def report(
     run: Annotated[Positional[Path], arg(metavar="DIR")],
     output: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE")] = None,
 ) -> None:
-    """The page on a finished run: curves, slices, surface, views, particles and how they were made, in one HTML file.
+    """Write the report of a finished run again: one HTML file with curves, slices, surface, views and settings.
 
-    Every run writes its own; this writes it again, from what is in the run's folder.
+    Every run writes its own report. This command makes it again from the files in the run folder.
 
     Args:
-        run: the folder that emsplat reconstruct wrote.
-        output: the file to write; left out: report.html in DIR.
+        run: Folder that emsplat reconstruct wrote.
+        output: File to write. If left out, report.html in DIR.
+
+    Examples:
+        # Write run/report.html again:
+        emsplat report run
+        # Write the report to another file:
+        emsplat report run -o ~/notebook/ribosome.html
     """
     from emsplat.runtime.console import ConsoleReporter
 

@@ -40,7 +40,7 @@ def _simulate_and_reconstruct(
         star = simulate(bundled_model(), folder / "simulation", images, overwrite, advance)
     result = reconstruct(star, settings, reporter)
     truth = read_map(star.parent / "truth.mrc").values
-    mean = 0.5 * (result.halves[0].map + result.halves[1].map)
+    mean = 0.5 * (result.half_maps[0] + result.half_maps[1])
     curve = fsc(mean, truth, result.mask)
     true_resolution = resolution_at(curve, result.validation.frequency, C_AT_RESOLUTION, FIRST_SHELL)
     summary = outputs.write_run(

@@ -38,36 +38,45 @@ def simulate(
     junk: float = _DEFAULT.junk,
     overwrite: bool = False,
 ) -> None:
-    """An atomic model or a map → particle images with poses and CTFs, and the truth they are made from.
+    """Simulate particle images with poses and CTFs from atomic models or maps, and write the truth beside them.
 
     Several models, or a file with several MODELs (a trajectory), are the conformations of one particle. They are used
     in the frame they come in, so superpose them first. The folder then holds labels.csv, which says what each image
     shows, and truths/ with the map of each conformation.
 
     Args:
-        models: PDB or mmCIF, also .gz, or a cubic MRC map.
-        output: the folder to write particles.star, particles.mrcs, truth.mrc and mask.mrc to.
-        n_images: number of images.
-        box_size: pixels.
-        pixel_size: Å.
-        snr: variance of the noise-free images over that of the noise; inf for no noise.
-        seed: of everything that is drawn.
-        b_factor: of every atom, Å²; left out: as in the file.
-        solvent: with it (the default) the particle lies in ice, which it displaces; without, in vacuum.
-        noise: white, or with a spectrum that falls with frequency.
-        orientations: uniform, or most of the views about one direction.
-        shift: standard deviation in x and in y, Å.
-        defocus: lowest and highest, Å, underfocus positive.
-        astigmatism: standard deviation of U − V, Å.
-        phase_shift: of a phase plate, degrees.
-        assembly: name of a biological assembly to build; left out: the coordinates as deposited.
-        like: a star file whose poses, shifts and CTFs are used instead of drawn ones.
-        populations: one number for each conformation, in their order and in any unit; left out: all alike.
-        contrast_spread: standard deviation of each image's contrast about 1; the star does not tell it.
-        angle_error: error of the poses in the star, degrees: standard deviation of a turn about each axis.
-        shift_error: error of the shifts in the star, Å: standard deviation in x and in y.
-        junk: share of the images that show no particle, or two neighbours and none in the middle.
-        overwrite: replace a simulation the folder holds.
+        models: PDB or mmCIF files, also compressed with gzip, or cubic MRC maps.
+        output: Folder that particles.star, particles.mrcs, truth.mrc and mask.mrc are written to.
+        n_images: Number of images.
+        box_size: Box size in pixels.
+        pixel_size: Pixel size in Å.
+        snr: Variance of the noise-free images divided by the variance of the noise; inf for no noise.
+        seed: Seed of all random numbers.
+        b_factor: B-factor of every atom in Å². If left out, the B-factors of the file.
+        solvent: By default the particle lies in ice, which it displaces. With this option it lies in vacuum.
+        noise: White noise, or noise with a spectrum that falls with frequency.
+        orientations: Uniform viewing directions, or most of them about one direction.
+        shift: Standard deviation of the shifts in x and in y, in Å.
+        defocus: Lowest and highest defocus in Å; underfocus is positive.
+        astigmatism: Standard deviation of U − V in Å.
+        phase_shift: Phase shift of a phase plate in degrees.
+        assembly: Name of a biological assembly to build. If left out, the coordinates as deposited.
+        like: Star file whose poses, shifts and CTFs are used instead of random ones.
+        populations: Share of each conformation, one number for each in their order and in any unit. If left out, all
+            are equally frequent.
+        contrast_spread: Standard deviation of the contrast of the images about 1. The star does not reveal it.
+        angle_error: Error of the poses in the star: standard deviation, in degrees, of a turn about each axis.
+        shift_error: Error of the shifts in the star: standard deviation in x and in y, in Å.
+        junk: Share of the images that show no particle, or two neighbours and none in the middle.
+        overwrite: Replace a simulation that the folder holds.
+
+    Examples:
+        # Simulate 2,000 noisy images of a PDB entry:
+        emsplat simulate 7pbl.cif -o simulation --n-images 2000 --box-size 96 --pixel-size 2.0 --snr 0.05
+        # Take poses and CTFs from a real data set:
+        emsplat simulate 8bk7.cif.gz -o simulation --like particles.star
+        # Mix two conformations, a third of the images showing the second one:
+        emsplat simulate open.pdb closed.pdb -o simulation --populations 2 1
     """
     from emsplat.runtime.console import ConsoleReporter
     from emsplat.runtime.folders import claiming

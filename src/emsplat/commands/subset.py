@@ -18,16 +18,23 @@ def subset(
     settings: OmitArgPrefixes[InputSettings] = InputSettings(),  # noqa: B008 (frozen)
     overwrite: bool = False,
 ) -> None:
-    """Some of the particles, in the file's own format and columns; or any particles as a RELION star.
+    """Write some of the particles in the file's own format and columns, or any particles as a RELION star.
 
     Args:
-        particles: a RELION star, a cryoSPARC .cs, cryoDRGN's poses or ctf (.pkl), or its stack with --poses and --ctf.
-        output: the file to write, its name ending as that of PARTICLES; or .star, which converts.
-        keep: the particles to write: one id a line, or a CSV with a column id. Ids are rlnImageName in a star, uid in
-            a .cs, the row's number from 1 in a .pkl.
-        drop: the particles to leave out, instead of --keep.
-        settings: act where a file is converted.
-        overwrite: replace a file that exists.
+        particles: A RELION star, a cryoSPARC .cs, cryoDRGN's poses.pkl or ctf.pkl, or its stack with the options poses
+            and ctf.
+        output: File to write. Its name ends like that of PARTICLES, or in .star, which converts.
+        keep: Particles to write: a text file with one id in each line, or a CSV file with a column called id. The id of
+            a particle is its rlnImageName in a star, its uid in a .cs, and its row number, counted from 1, in a .pkl.
+        drop: Particles to leave out. It cannot be combined with --keep.
+        settings: These options act where a file is converted.
+        overwrite: Replace a file that exists.
+
+    Examples:
+        # Keep the particles that are listed in ids.csv:
+        emsplat subset particles.star -o kept.star --keep ids.csv
+        # Convert cryoSPARC particles to a RELION star:
+        emsplat subset J24/particles.cs --passthrough J24/passthrough.cs -o particles.star
     """
     from emsplat.errors import InputError
     from emsplat.io.subset import subset

@@ -15,14 +15,21 @@ def view(
     port: int = 8080,
     most_gaussians: int = 200_000,
 ) -> None:
-    """A finished run in the browser: Gaussians as splats, the map as a surface, an atomic model on top. Ctrl-C ends it.
+    """Show a finished run in the browser: its Gaussians, its surface and an atomic model. Ctrl-C ends it.
 
     Args:
-        run: the folder that emsplat reconstruct wrote.
-        model: a PDB or mmCIF file to lay over the map; others can be loaded in the browser.
-        host: the address to listen at; only this machine can look unless it is left. 0.0.0.0: everyone who reaches it.
-        port: to listen at; 0: any that is free.
-        most_gaussians: that are drawn; of more, some are drawn by lot.
+        run: Folder that emsplat reconstruct wrote.
+        model: PDB or mmCIF file to lay over the map. Others can be loaded in the browser.
+        host: Address that the viewer listens on. With the default only this machine can look; with 0.0.0.0 everyone who
+            can reach this machine can.
+        port: Port that the viewer listens on, or 0 for any free one.
+        most_gaussians: Largest number of Gaussians to draw. If the model has more, a random selection is drawn.
+
+    Examples:
+        # Look at a run, with an atomic model on top:
+        emsplat view run --model 7pbl.cif
+        # Show it to colleagues in the same network:
+        emsplat view run --host 0.0.0.0 --port 8090
     """
     from emsplat.errors import InputError
     from emsplat.runtime.console import ConsoleReporter

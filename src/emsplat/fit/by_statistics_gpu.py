@@ -13,8 +13,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from emsplat.runtime.devices import CPU
 from emsplat.splat.bandlimit import boost
 from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.loss import QuadraticLoss, fitting_period
 
 T = TypeVar("T")
 
@@ -24,19 +26,27 @@ _REFUSED: set[torch.device] = set()
 _WARM_UP = 2  # steps that are done before one is recorded: what is made at first use must not be part of it
 
 
+def loss_on(device: torch.device, statistics: Statistics, extent: int) -> QuadraticLoss | DeviceLoss:
+    """The loss of densities in a cube of this edge, as a fit evaluates it on a device."""
+    period = fitting_period(extent)
+    if device == CPU:
+        return QuadraticLoss(statistics, extent, period)
+    return DeviceLoss(statistics, extent, period, device)
+
+
 class DeviceLoss:
     """`loss.QuadraticLoss` in torch, of volumes on a device."""
 
     def __init__(self, statistics: Statistics, extent: int, period: int, device: torch.device) -> None:
         self.extent, self.period = extent, min(period, statistics.kernel.shape[0])
-        share, box_size, n = 1 / statistics.n_images, statistics.box_size, self.period
+        share, box_size, n = 1 / statistics.divisor, statistics.box_size, self.period
         first = statistics.kernel.shape[0] // 2 - n // 2
         middle = torch.from_numpy(statistics.kernel).to(device)[(slice(first, first + n),) * 3]
         self._transfer = torch.fft.rfftn(torch.fft.ifftshift(middle)).real * _boost(n, device).square() * share
-        spectrum = torch.fft.rfftn(torch.from_numpy(statistics.adjoint).to(device)) * _boost(box_size, device)
+        spectrum = torch.fft.rfftn(torch.from_numpy(statistics.backprojection).to(device)) * _boost(box_size, device)
         first = box_size // 2 - extent // 2
         cube = (slice(first, first + extent),) * 3
-        self.adjoint = torch.fft.irfftn(spectrum, s=(box_size,) * 3)[cube].contiguous() * share
+        self.backprojection = torch.fft.irfftn(spectrum, s=(box_size,) * 3)[cube].contiguous() * share
 
     def convolve(self, volume: Tensor) -> Tensor:
         """T∗V on the cube; the zeros of the padding are never transformed."""
@@ -52,11 +62,11 @@ class DeviceLoss:
     def at(self, volume: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, a tensor without dimensions, and ``T∗V − b``, (d, d, d)."""
         convolved = self.convolve(volume)
-        return (volume * (0.5 * convolved - self.adjoint)).sum(), convolved - self.adjoint
+        return (volume * (0.5 * convolved - self.backprojection)).sum(), convolved - self.backprojection
 
     def best_mass(self, volume: Tensor) -> float:
         """The factor of this volume that makes the loss least."""
-        return float((self.adjoint * volume).sum() / (volume * self.convolve(volume)).sum())
+        return float((self.backprojection * volume).sum() / (volume * self.convolve(volume)).sum())
 
 
 @lru_cache(maxsize=2)

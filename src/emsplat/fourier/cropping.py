@@ -1,16 +1,17 @@
-"""Other box sizes for images, in Fourier space: the same frequencies, fewer or more of them."""
+"""Images in other box sizes, by cropping or padding in Fourier space."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from emsplat.fourier.transforms import images_of, transforms_of
 
 
 def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.complex64]:
     """(n, D, D//2+1) half planes as (n, D', D'//2+1), ky in fft order: cropped, or padded with zeros.
 
-    The Nyquist row of the smaller box is not kept whole.
+    The Nyquist row of the smaller box is kept only in part.
     """
     full = spectra.shape[1]
     if box_size == full:
@@ -25,11 +26,10 @@ def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.co
 
 
 def fourier_cropped(images: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
-    """(n, B, B) images whose transforms are the middle of those of the (n, D, D) ones; B ≤ D.
+    """(n, B, B) images whose transforms are the middle of the transforms of (n, D, D) images; B ≤ D.
 
-    So sums over their pixels are kept, not grey values, and origins stay at the same share of the edge.
+    Sums over pixels are therefore kept, not grey values, and origins stay at the same fraction of the edge.
     """
     if box_size == images.shape[-1]:
         return images
-    spectra = torch.from_numpy(fourier_crop(torch.fft.rfft2(torch.from_numpy(images)).numpy(), box_size))
-    return torch.fft.irfft2(spectra, s=(box_size, box_size)).numpy()
+    return images_of(fourier_crop(transforms_of(images), box_size), box_size)

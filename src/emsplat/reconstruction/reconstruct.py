@@ -22,16 +22,17 @@ from emsplat.io.images import ImageSource
 from emsplat.models.gaussians import Gaussians, merge
 from emsplat.particles.agreement import check_agreement, forward_warnings
 from emsplat.particles.batches import Images
-from emsplat.particles.parts import SUBSETS
+from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.particles.table import Particles
 from emsplat.poses.rounds import Refinement, check_refinable, refine_settings, refined
 from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
-from emsplat.reconstruction.job import Job, pass_settings
+from emsplat.reconstruction.job import Job, accumulation_settings
 from emsplat.reconstruction.solution import Solution, solve
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
+from emsplat.runtime.context import Context
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
@@ -39,16 +40,18 @@ from emsplat.settings import InputSettings, ReconstructSettings
 from emsplat.statistics.preview import Preview, look_at_sample
 from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
+from emsplat.validation.combination import combine
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
 from emsplat.validation.symmetry_test import SymmetryChoice, choose_symmetry, take_sample
-from emsplat.validation.validate import Validation, final_map
+from emsplat.validation.validate import Validation, validate_combination
 
 
 @dataclass(frozen=True)
 class Reconstruction:
     """What a run hands back; maps are (D, D, D) ``[z, y, x]``, the origin at voxel D//2."""
 
-    map: NDArray[np.float32]  # average of the halves, weighted by the measured gain, sharpened if asked for
+    map: NDArray[np.float32]  # average of the half maps, sharpened if asked for
+    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]  # Gaussians and direct inversion of each half, combined
     gaussians: Gaussians  # the average as a model: both halves' Gaussians with half the masses
     halves: tuple[Half, Half]
     mask: NDArray[np.float32]
@@ -125,7 +128,7 @@ def reconstruct(
         )
         device = _with_room(device, grid, preview, settings, reporter, world)
 
-        job = Job(images, preview, grid, device, settings, reporter, world, checkpoints)
+        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints))
         refinement = None
         if settings.refined:
             limits = refine_settings(settings, diameter)
@@ -138,21 +141,22 @@ def reconstruct(
         first, second = solution.halves
         judged = _judged(solution, table.pixel_size_in_angstroms, settings, reporter) if world.is_first else None
         with reporter.stage("local resolution"):
-            result, b_factor, local = world.broadcast(judged)
+            judged = world.broadcast(judged)
         checkpoints.tell_cost()
         forward_warnings(reporter, world)
     return Reconstruction(
-        map=result,
+        map=judged.map,
+        half_maps=judged.half_maps,
         gaussians=merge(first.gaussians, second.gaussians),
         halves=(first, second),
         mask=solution.mask,
-        validation=solution.validation,
-        local_resolution=local,
+        validation=judged.validation,
+        local_resolution=judged.local_resolution,
         pixel_size_in_angstroms=table.pixel_size_in_angstroms,
         particles=table,
         poses_shared=poses_shared,
         refinement=refinement,
-        b_factor=b_factor,
+        b_factor=judged.b_factor,
         preview=preview,
         symmetry=group,
         settings=settings,
@@ -241,7 +245,7 @@ def _with_room(
     if device.type == "cuda":
         from emsplat.statistics.accumulate_gpu import bytes_needed  # only where there is a card is Triton, too
 
-        needed = bytes_needed(SUBSETS, grid.full_box_size, pass_settings(grid, preview))
+        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview))
         device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
     if {device.type} != set(world.gather(device.type)):
         reporter.warn("working on the CPU: not every rank has a graphics card it can use")
@@ -249,39 +253,63 @@ def _with_room(
     return device
 
 
-def _judged(
-    solution: Solution, pixel_size: float, settings: ReconstructSettings, reporter: Reporter
-) -> tuple[NDArray[np.float32], float | None, LocalResolution]:
-    """The map handed out, the B-factor applied to it, and the local resolution."""
+@dataclass(frozen=True)
+class _Judged:
+    """What is handed out, and what can be believed of it; as in `Reconstruction`."""
+
+    map: NDArray[np.float32]
+    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]
+    validation: Validation
+    local_resolution: LocalResolution
+    b_factor: float | None
+
+
+def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings, reporter: Reporter) -> _Judged:
+    """Combine what the two halves say, and judge it."""
     first, second = solution.halves
     with reporter.stage("validation"):
-        mean = 0.5 * (first.map + second.map)
-        result, b_factor = _finished(mean, solution.validation, pixel_size, settings, reporter)
+        half_maps, validation = _combined(solution, reporter)
+        result, b_factor = _sharpened(
+            0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
+        )
     with reporter.stage("local resolution"):
-        four = (first.raw, second.raw, first.map, second.map)
-        local = local_resolution(*four, solution.mask, pixel_size, solution.validation.limit_shell)
+        local = local_resolution(
+            first.raw, second.raw, *half_maps, solution.mask, pixel_size, solution.validation.limit_shell
+        )
         reporter.line(local.text())
-    return result, b_factor, local
+    return _Judged(result, half_maps, validation, local, b_factor)
 
 
-def _finished(
-    mean: NDArray[np.float32],
-    validation: Validation,
+def _combined(
+    solution: Solution, reporter: Reporter
+) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], Validation]:
+    """The half maps handed out, and the validation of their average."""
+    first, second = solution.halves
+    found = solution.validation
+    if found.resolution_kind == "not_measurable":
+        reporter.warn("nothing could be measured: map.mrc is the plain average of the Gaussian half maps")
+        return (first.map, second.map), found
+    raw = (first.raw, second.raw)
+    combination = combine(raw, (first.map, second.map), solution.mask, found.limit_shell, found.last_shell)
+    validation = validate_combination(found, combination, *raw, solution.mask)
+    reporter.line(f"combination: {validation.sources_text()}")
+    return combination.halves, validation
+
+
+def _sharpened(
+    volume: NDArray[np.float32],
+    resolution: float | None,
     pixel_size: float,
     settings: ReconstructSettings,
     reporter: Reporter,
 ) -> tuple[NDArray[np.float32], float | None]:
-    """The map handed out and the B-factor applied to it."""
-    if validation.resolution_kind == "not_measurable":
-        reporter.warn("nothing could be measured: map.mrc is the plain average of the Gaussian half maps")
-        return mean, None
-    weighted = final_map(mean, validation)
-    b_factor = settings.sharpen
+    """The map handed out and the B-factor applied to it, both as they are where none was asked for."""
+    b_factor = settings.sharpen if resolution else None
     if b_factor == "auto":
-        b_factor = maps.estimate_b_factor(weighted, pixel_size, validation.resolution)
+        b_factor = maps.estimate_b_factor(volume, pixel_size, resolution)
         if b_factor is None:
             reporter.warn("the resolution does not reach far enough to estimate a B-factor; the map is not sharpened")
     if b_factor is None:
-        return weighted, None
+        return volume, None
     reporter.line(f"sharpened with a B-factor of {b_factor:.0f} Å²")
-    return maps.sharpen(weighted, b_factor, pixel_size, validation.resolution), b_factor
+    return maps.sharpen(volume, b_factor, pixel_size, resolution), b_factor

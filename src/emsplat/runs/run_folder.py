@@ -67,7 +67,7 @@ class RunFolder:
     # --- maps and models
 
     def map(self, half: str = AVERAGE) -> Path:
-        """The Gaussians on the grid; the average is the final map."""
+        """The combination of Gaussians and direct inversion; the average is the final map."""
         return self.path / f"map{_suffix(half)}.mrc"
 
     def unregularised_map(self, half: str) -> Path:

@@ -1,6 +1,7 @@
-"""How far a map can be believed.
+"""How far a map can be trusted, and the map that follows from it.
 
 - ``correlation``: correlations between maps, shell by shell, and how well each is known
 - ``validate``: the family of FSC curves and the honest correlation with the truth
-- ``local_resolution``: the same in windows
+- ``combination``: the map as the best combination of Gaussians and direct inversion in every shell
+- ``local_resolution``: the correlation with the truth in windows
 """

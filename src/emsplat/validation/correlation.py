@@ -119,6 +119,11 @@ def moments(spectra: dict[str, NDArray[np.complex64]], box_size: int) -> Moments
     return Moments(terms=maps.shell_size(box_size)[1:], products=products, **sums)
 
 
+def pooling_half_width(n_shells: int) -> int:
+    """How many shells on either side are pooled with a shell, of so many shells in all."""
+    return max(2, min(3, n_shells // 8), min(8, n_shells // 20))
+
+
 def pooling_matrix(n_shells: int) -> Curve:
     """(n, n) rows that replace a shell by the parabola fitted to its neighbours.
 
@@ -126,7 +131,7 @@ def pooling_matrix(n_shells: int) -> Curve:
     resolution, even in its shells' own powers; a parabola over five or seven is not, at the variance of two or three
     shells. How fast curves bend is a matter of the box, so the reach grows with it.
     """
-    half_width = max(2, min(3, n_shells // 8), min(8, n_shells // 20))
+    half_width = pooling_half_width(n_shells)
     rows = np.zeros((n_shells, n_shells))
     for k in range(n_shells):
         near = np.arange(max(0, k - half_width), min(n_shells, k + half_width + 1))
@@ -163,7 +168,9 @@ def variance_of_mean(mask: NDArray[np.float32], weights: Curve) -> Curve:
     return np.maximum(np.square(weights @ waves) @ measure, np.square(weights) @ (1 / maps.shell_size(box_size)[1:]))
 
 
-def correlation_with_truth(m: Moments, weights: Curve, variance: Curve) -> tuple[Curve, Curve, Curve, Curve]:
+def correlation_with_truth(
+    m: Moments, weights: Curve, variance: Curve, optimism: Curve | float = 0.0
+) -> tuple[Curve, Curve, Curve, Curve]:
     """c_map, its standard error, the raw FSC F, and its standard error without signal, pooled by the weights.
 
     With r_h = t + n_h, noise of power N_h = ⟨r_h,r_h⟩ − ⟨r₁,r₂⟩, and X = ½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩), Y = ⟨V̄,V̄⟩,
@@ -182,12 +189,17 @@ def correlation_with_truth(m: Moments, weights: Curve, variance: Curve) -> tuple
         m: normalised moments, so that Y = 1 and Z = F.
         weights: (D//2, D//2) pooling rows.
         variance: (D//2,) 1/n for each row, from `variance_of_mean`.
+        optimism: (D//2,) by which X is too large on average, because the map was fitted to it; it is taken off X, and
+            as much is added to the standard error, in quadrature.
     """
-    x, z = weights @ m.crossed, weights @ m.r1r2
+    too_large = weights @ np.broadcast_to(optimism, m.crossed.shape)
+    x, z = weights @ m.crossed - too_large, weights @ m.r1r2
     share = np.square(weights) / m.terms
     share /= share.sum(axis=1, keepdims=True)
     one_term = variance * unevenness(m)
     c, se = quotient(x, z, tuple(share @ term for term in error_terms(m)), one_term)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        se = np.hypot(se, too_large / np.sqrt(z))
     return c, se, z, np.sqrt(one_term)
 
 

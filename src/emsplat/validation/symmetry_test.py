@@ -24,8 +24,9 @@ from emsplat.fourier import maps
 from emsplat.fourier.cropping import fourier_cropped
 from emsplat.imaging.noise import noise_spectra, outside_circle, subtract_background
 from emsplat.particles.batches import Images
+from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles, split_by_particle
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
 from emsplat.symmetry import describe_axes, named_by, other_axes, parts_of, symmetry_operators
 from emsplat.validation.correlation import inverse, votes_of
 from emsplat.validation.directions import cells_of, measured_density
@@ -148,7 +149,9 @@ def _gathered(
     half: NDArray[np.int8],
 ) -> tuple[Statistics, Statistics]:
     box_size = images.box_size
-    first, second = gather_statistics(particles, images, half, PassSettings(box_size, 2 * box_size, noise, operators))
+    settings = AccumulationSettings(box_size, 2 * box_size, noise, operators)
+    parts = PartWeights.one_part_each([Part(1), Part(2)], half)
+    first, second = accumulate(particles, images, parts, settings).values()
     return first, second
 
 
@@ -317,13 +320,13 @@ def _lost_and_whole(
 
     (t_plain, by_plain, measured), (t_symmetric, by_symmetric, _) = weights(plain), weights(symmetric)
     common = by_plain * by_symmetric * measured * measured
-    whole = maps.half_spectrum(plain.adjoint) * (common * t_symmetric)
+    whole = maps.half_spectrum(plain.backprojection) * (common * t_symmetric)
     # Where views are few, b holds what T carries there from all over the box; a product of transforms does not say so.
     # The symmetric map's share of that is taken off; it has no part in what the symmetry takes away.
     kernel = symmetric.transfer(2 * box_size)  # T reaches twice as far as the box, so that the convolution is exact
     expected = _solved(symmetric, kernel, _SOLVER_STEPS if carefully else 0)
-    lost = plain.adjoint - _convolved(plain.transfer(2 * box_size), expected)
-    lost_of_mates = symmetric.adjoint - _convolved(kernel, expected)
+    lost = plain.backprojection - _convolved(plain.transfer(2 * box_size), expected)
+    lost_of_mates = symmetric.backprojection - _convolved(kernel, expected)
     lost_spectrum = maps.half_spectrum(lost) * (common * t_symmetric)
     lost_spectrum -= maps.half_spectrum(lost_of_mates) * (common * t_plain)
     return lost_spectrum, whole
@@ -333,7 +336,7 @@ def _solved(of: Statistics, kernel: NDArray[np.float32], n_steps: int) -> NDArra
     """(D, D, D) the map that T ∗ V = b asks for, by conjugate gradients from the direct inversion on."""
     found: NDArray = of.raw_map()
     damping = np.float32(_DAMPING * kernel.mean())
-    residual: NDArray = of.adjoint - _convolved(kernel, found) - damping * found
+    residual: NDArray = of.backprojection - _convolved(kernel, found) - damping * found
     direction, power = residual, float(np.vdot(residual, residual))
     for _ in range(n_steps):
         ahead = _convolved(kernel, direction) + damping * direction

@@ -16,7 +16,7 @@ does not smear with the emptiness beyond the edge of the data.
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.fourier import maps
 from emsplat.runtime.files import replacing
+from emsplat.validation.combination import Combination
 from emsplat.validation.correlation import (
     Curve,
     Moments,
@@ -37,6 +38,7 @@ from emsplat.validation.correlation import (
     normalised,
     pooling_matrix,
     resolution_at,
+    unevenness,
     variance_of_mean,
 )
 
@@ -48,6 +50,7 @@ SE_MARGIN = 1.15  # on the first-order standard error, for the second order and 
 SIGNIFICANCE = 3.0  # standard errors of the raw FSC that count as signal
 SECTORS_AGREEING = 12  # of 24 sectors of directions, for anything to count as measurable
 C_AT_RESOLUTION = 0.5
+_BANDS = 6  # of shells, for which the summary says where the map came from
 RANDOMISED_BELOW = 0.8  # phases are randomised from where the unmasked FSC falls below this
 
 
@@ -61,18 +64,50 @@ class Validation:
     raw_half_corrected: Curve  # the same less what the mask alone correlates (phase randomisation)
     gaussian_half: Curve  # FSC of the Gaussian half maps: overstates, both share the prior's errors
     c_half: Curve  # correlation of one half's Gaussian map with the truth
-    c_map: Curve  # correlation of the averaged map with the truth
+    c_map: Curve  # correlation of the map with the truth: of the average of the half maps that were judged
     c_map_se: Curve  # its standard error
-    gain: Curve  # least-squares factor from the averaged map to the truth, zero beyond the limit
+    c_gaussians: Curve  # correlation of the average of the Gaussian half maps with the truth
+    inversion_share: Curve  # part of the map's power that the direct inversion brings, 0 for the Gaussians alone
+    gain: Curve  # least-squares factor from the average of the Gaussian half maps to the truth, zero beyond last_shell
     resolution: float | None  # Å, where c_map = 0.5 or, "better_than", at the limit of measurability
     resolution_kind: ResolutionKind
     limit_shell: int  # last shell in which anything can be measured, 0 for none
+    last_shell: int  # last shell of the map: the limit's or, if the signal has not faded there, the data's
     nyquist: float  # Å, the last shell's
 
     @property
     def shells(self) -> NDArray[np.int64]:
         """(D//2,) shell numbers from 1."""
         return np.arange(1, len(self.frequency) + 1)
+
+    def sources(self) -> list[dict[str, float]]:
+        """Where the map came from, in at most six bands of equal width up to the limit; empty for Gaussians alone.
+
+        Each band has its ends in Å (``from``, ``to``), the means of its shells' shares (``inversion``, ``gaussians``)
+        and of the correlations with the truth (``c_map``, ``c_gaussians``).
+        """
+        if not np.any(self.inversion_share > 0):
+            return []
+        bands = [band for band in np.array_split(np.arange(self.limit_shell), _BANDS) if len(band)]
+        return [
+            {
+                "from": round(float(1 / self.frequency[band[0]]), 3),
+                "to": round(float(1 / self.frequency[band[-1]]), 3),
+                "inversion": round(float(np.mean(self.inversion_share[band])), 3),
+                "gaussians": round(float(np.mean(1 - self.inversion_share[band])), 3),
+                "c_map": round(float(np.mean(self.c_map[band])), 4),
+                "c_gaussians": round(float(np.mean(self.c_gaussians[band])), 4),
+            }
+            for band in bands
+        ]
+
+    def sources_text(self) -> str:
+        """The first and the last of these bands in words."""
+        bands = self.sources()
+        if not bands:
+            return "the Gaussians alone"
+        parts = [f"{100 * b['inversion']:.0f} % from {b['from']:.3g} to {b['to']:.3g} Å" for b in (bands[0], bands[-1])]
+        return f"the direct inversion brings {' and '.join(parts)}, the Gaussians the rest"
 
 
 def validate(
@@ -100,41 +135,120 @@ def validate(
         raise InputError(f"maps of shapes {[v.shape for v in volumes]}: half maps and mask need one box")
     box_size = len(mask)
     raw = [maps.half_spectrum(v) for v in (raw_half_1, raw_half_2)]
-    masked = {name: maps.half_spectrum(v * mask) for name, v in zip(("r1", "r2", "v1", "v2"), volumes[:4], strict=True)}
-    sums = moments(masked, box_size)
-    scaled = sums.normalised()
+    yardstick = _Yardstick.of(raw_half_1, raw_half_2, mask)
+    sums = yardstick.moments(gaussian_half_1, gaussian_half_2)
     unmasked, has_signal = _unmasked(raw, sums, box_size)
     masked_fsc = normalised(sums.r1r2, sums.r1r1, sums.r2r2)
-
-    pooling = pooling_matrix(len(masked_fsc))
-    one = np.eye(len(masked_fsc))
-    c_map, se, _, _ = correlation_with_truth(scaled, one, variance_of_mean(mask, one))
-    c_pool, se_pool, f_pool, se_null = correlation_with_truth(scaled, pooling, variance_of_mean(mask, pooling))
-    uncertain = ~(se <= POOLED_ABOVE)
-    c_map, se = np.where(uncertain, c_pool, c_map), SE_MARGIN * np.where(uncertain, se_pool, se)
+    found = yardstick.judged(sums)
 
     edge = _edge(has_signal)
     reach = edge - _smear(mask)
-    limit = min(_limit(f_pool, se_null), reach)
+    limit = min(_limit(found.raw_fsc, found.se_without_signal), reach)
     if limit < FIRST_SHELL or _agreement(raw, box_size, limit, symmetry, density) < np.sqrt(SECTORS_AGREEING):
         limit = 0
+    # A signal that has not faded within reach, the last shell that can be judged, does not end there.
+    last = edge if limit == reach else limit
     frequency = np.arange(1, box_size // 2 + 1) / (box_size * pixel_size)
-    resolution, kind = _resolution(c_map, frequency, limit)
+    resolution, kind = _resolution(found.c_map, frequency, limit)
     return Validation(
         frequency=frequency,
         raw_half_unmasked=unmasked,
         raw_half_masked=masked_fsc,
         raw_half_corrected=phase_randomised(raw, unmasked, masked_fsc, mask, seed),
         gaussian_half=normalised(sums.v1v2, sums.v1v1, sums.v2v2),
-        c_half=_c_half(scaled, pooling, uncertain),
-        c_map=c_map,
-        c_map_se=se,
-        gain=_gain(sums, pooling, uncertain, limit, reach, edge),
+        c_half=found.c_half,
+        c_map=found.c_map,
+        c_map_se=found.se,
+        c_gaussians=found.c_map,
+        inversion_share=np.zeros_like(found.c_map),
+        gain=_gain(sums, yardstick.pooling, found.uncertain, limit, last),
         resolution=resolution,
         resolution_kind=kind,
         limit_shell=limit,
+        last_shell=last,
         nyquist=float(1 / frequency[-1]),
     )
+
+
+def validate_combination(
+    validation: Validation,
+    combination: Combination,
+    raw_half_1: NDArray[np.float32],
+    raw_half_2: NDArray[np.float32],
+    mask: NDArray[np.float32],
+) -> Validation:
+    """The validation of the Gaussian half maps, with c_map, c_half and the resolution those of their combination.
+
+    What can be measured at all is a matter of the raw half maps alone, and stays as it was.
+
+    Args:
+        raw_half_1, raw_half_2, mask: (D, D, D) as for `validate`.
+    """
+    yardstick = _Yardstick.of(raw_half_1, raw_half_2, mask)
+    found = yardstick.judged(yardstick.moments(*combination.halves), combination.optimism)
+    resolution, kind = _resolution(found.c_map, validation.frequency, validation.limit_shell)
+    return replace(
+        validation,
+        c_half=found.c_half,
+        c_map=found.c_map,
+        c_map_se=found.se,
+        inversion_share=combination.inversion_share,
+        resolution=resolution,
+        resolution_kind=kind,
+    )
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """What the raw halves say of two half maps, over shells 1 .. D//2."""
+
+    c_map: Curve
+    se: Curve
+    c_half: Curve
+    uncertain: NDArray[np.bool_]  # where neighbours were pooled
+    raw_fsc: Curve  # pooled
+    se_without_signal: Curve  # of the pooled raw FSC
+
+
+@dataclass(frozen=True)
+class _Yardstick:
+    """The raw half maps within a mask, which other half maps are held against."""
+
+    raw: tuple[NDArray[np.complex64], NDArray[np.complex64]]  # masked spectra
+    mask: NDArray[np.float32]
+    pooling: Curve
+    variances: tuple[Curve, Curve]  # 1/n of a shell by itself, and of the pooled ones
+
+    @staticmethod
+    def of(raw_1: NDArray[np.float32], raw_2: NDArray[np.float32], mask: NDArray[np.float32]) -> _Yardstick:
+        n_shells = len(mask) // 2
+        pooling = pooling_matrix(n_shells)
+        single, pooled = np.split(variance_of_mean(mask, np.concatenate([np.eye(n_shells), pooling])), 2)
+        spectra = (maps.half_spectrum(raw_1 * mask), maps.half_spectrum(raw_2 * mask))
+        return _Yardstick(spectra, mask, pooling, (single, pooled))
+
+    def moments(self, half_1: NDArray[np.float32], half_2: NDArray[np.float32]) -> Moments:
+        """Of two half maps (D, D, D) and the raw ones."""
+        v1, v2 = (maps.half_spectrum(half * self.mask) for half in (half_1, half_2))
+        return moments({"r1": self.raw[0], "r2": self.raw[1], "v1": v1, "v2": v2}, len(self.mask))
+
+    def judged(self, sums: Moments, optimism: Curve | float = 0.0) -> _Judgement:
+        """Args: optimism: (D//2,) by which ½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) is too large, over ⟨V̄,V̄⟩, were the noise even."""
+        scaled = sums.normalised()
+        too_large = optimism * unevenness(scaled) * np.sqrt(sums.mean_map) * inverse((sums.r1r1 * sums.r2r2) ** 0.25)
+        one = np.eye(len(self.pooling))
+        single, pooled = self.variances
+        c_map, se, _, _ = correlation_with_truth(scaled, one, single, too_large)
+        c_pool, se_pool, f_pool, se_null = correlation_with_truth(scaled, self.pooling, pooled, too_large)
+        uncertain = ~(se <= POOLED_ABOVE)
+        return _Judgement(
+            c_map=np.where(uncertain, c_pool, c_map),
+            se=SE_MARGIN * np.where(uncertain, se_pool, se),
+            c_half=_c_half(scaled, self.pooling, uncertain),
+            uncertain=uncertain,
+            raw_fsc=f_pool,
+            se_without_signal=se_null,
+        )
 
 
 def _unmasked(raw: list[NDArray[np.complex64]], sums: Moments, box_size: int) -> tuple[Curve, NDArray[np.bool_]]:
@@ -156,19 +270,17 @@ def _c_half(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_]) -> Curve:
     return np.where(uncertain, pooled, single)
 
 
-def _gain(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_], limit: int, reach: int, edge: int) -> Curve:
-    """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) / ⟨V̄,V̄⟩, pooled where c_map is, not below 0, 0 beyond the limit; 1 if there is no limit.
+def _gain(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_], limit: int, last: int) -> Curve:
+    """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) / ⟨V̄,V̄⟩, pooled where c_map is, not below 0; 1 if there is no limit.
 
-    A signal that has not faded within reach, the last shell that can be judged, does not end there: the shells up to
-    the edge of the data keep the last gain.
+    Shells beyond the limit and up to the last one of the map keep the limit's gain.
     """
     if limit == 0:
         return np.ones_like(m.terms)
     single = m.crossed * inverse(m.mean_map)
     gain = np.maximum(np.where(uncertain, pooling @ single, single), 0)
-    end = edge if limit == reach else limit
-    gain[limit:end] = gain[limit - 1]
-    gain[end:] = 0
+    gain[limit:last] = gain[limit - 1]
+    gain[last:] = 0
     return gain
 
 
@@ -239,11 +351,6 @@ def _random_phases(
     return np.where(maps.shell_index(box_size) >= first_shell, noise, spectrum)
 
 
-def final_map(mean_map: NDArray[np.float32], validation: Validation) -> NDArray[np.float32]:
-    """The average of the two Gaussian half maps, (D, D, D), with each shell times its gain; shell 0 takes shell 1's."""
-    return maps.radial_filter(mean_map, np.append(validation.gain[:1], validation.gain))
-
-
 CSV_COLUMNS = (
     "shell",
     "frequency",
@@ -254,6 +361,8 @@ CSV_COLUMNS = (
     "c_half",
     "c_map",
     "c_map_se",
+    "c_gaussians",
+    "inversion_share",
 )
 
 
