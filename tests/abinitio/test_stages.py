@@ -48,7 +48,7 @@ def test_independent_halves_find_the_map_and_the_verdict_says_so(signal: np.ndar
     images = blobs.images_of(GRID, rotations, centres, weight, rng)
     parts = (images.select(np.arange(N_IMAGES)), images.select(np.arange(N_IMAGES, 2 * N_IMAGES)))
     starts, agreement = searched(parts, signal)
-    verdict = judged(starts, agreement, signal, None)
+    verdict = judged(starts, agreement, None)
     assert verdict.status == "converged", verdict.text()
     # In the first half's frame all poses differ from the true ones by one rotation.
     posed = agreement.alignment.poses(
@@ -63,6 +63,15 @@ def test_independent_halves_find_the_map_and_the_verdict_says_so(signal: np.ndar
     assert errors < 15
 
 
+def test_one_image_repeated_does_not_converge(signal: np.ndarray) -> None:
+    rng = np.random.default_rng(11)
+    weight = 400 / (2 * np.pi * GRID.radii * signal).sum()
+    one = blobs.images_of(GRID, np.eye(3)[None], np.zeros((1, 2)), weight, rng)
+    starts, agreement = searched((one.select(np.zeros(100, int)), one.select(np.zeros(100, int))), signal)
+    verdict = judged(starts, agreement, None)
+    assert verdict.status == "failed", verdict.text()
+
+
 def test_noise_alone_fails(signal: np.ndarray) -> None:
     rng = np.random.default_rng(9)
     shape = (2 * N_IMAGES, GRID.n_rings, GRID.n_angles)
@@ -73,7 +82,7 @@ def test_noise_alone_fails(signal: np.ndarray) -> None:
     parts = (images.select(np.arange(N_IMAGES)), images.select(np.arange(N_IMAGES, 2 * N_IMAGES)))
     # Told of a signal that is not there, the search fits the noise; the other half shows that it did.
     starts, agreement = searched(parts, signal)
-    verdict = judged(starts, agreement, signal, None)
+    verdict = judged(starts, agreement, None)
     assert verdict.status == "failed", verdict.text()
 
 
