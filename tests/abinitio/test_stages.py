@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 import blobs
-from emsplat.abinitio import halves, imitation, refinement, volume
+from emsplat.abinitio import full, halves, imitation, refinement, volume
 from emsplat.abinitio.full import FullSettings
 from emsplat.abinitio.halves import Agreement, Search, Start
 from emsplat.abinitio.polar import PolarGrid, PolarImages
@@ -84,6 +84,25 @@ def test_noise_alone_fails(signal: np.ndarray) -> None:
     starts, agreement = searched(parts, signal)
     verdict = judged(starts, agreement, None)
     assert verdict.status == "failed", verdict.text()
+
+
+def test_pruning_changes_neither_the_likelihood_nor_the_sums(
+    signal: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(12)
+    weight = 60 / (2 * np.pi * GRID.radii * signal).sum()  # posteriors over several directions
+    images = blobs.images_of(GRID, Rotation.random(100, random_state=rng).as_matrix(), np.zeros((100, 2)), weight, rng)
+    map_, search = blobs.map_of(volume.map_box(GRID)), settings(signal)
+    found = []
+    for kept_mass in (0.999, 2.0):
+        monkeypatch.setattr(full, "_KEPT_MASS", kept_mass)
+        sums = volume.SliceSums.empty(len(map_))
+        searched = full.round_of(
+            images, map_, np.zeros((100, 2)), search.fine, search.full, np.random.default_rng(1), sums
+        )
+        found.append((searched.evidence.mean(), sums.back_projection))
+    assert found[0][0] == pytest.approx(found[1][0], abs=0.1)
+    assert np.linalg.norm(found[0][1] - found[1][1]) < 0.05 * np.linalg.norm(found[1][1])
 
 
 def test_a_search_on_the_right_map_moves_the_images_that_are_wrong_and_no_others(signal: np.ndarray) -> None:
