@@ -103,9 +103,7 @@ class AbInitioSettings:
     invert: bool = False  # the particles are dark
     symmetry: str = "C1"  # point group that is imposed: RELION's names and axes
     mask_diameter: float | None = None  # Å, of a circle about the image's middle that holds the particle
-    max_shift: float | None = (
-        None  # Å: farthest that a particle lies from its image's middle; default: a tenth of the box
-    )
+    max_shift: float | None = None  # Å, farthest that a particle lies from its image's middle; default: box / 10
     max_resolution: float | None = None  # Å; finer detail is not looked at
     starts: int = 3  # searches of each half set from other random poses, at most; more only where halves disagree
     seed: int = 0  # of everything that is drawn

@@ -58,7 +58,7 @@ def align(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int)
     """The rotation, shift and hand that bring the second map (N, N, N) onto the first, to this shell."""
     best: Alignment | None = None
     for mirrored in (False, True):
-        found = _best_of_hand(first, mirror(second) if mirrored else second, n_rings, mirrored)
+        found = _best_of_hand(first, maps.mirrored(second) if mirrored else second, n_rings, mirrored)
         if best is None or found.correlation > best.correlation:
             best = found
     assert best is not None
@@ -70,19 +70,13 @@ def align_near(first: NDArray[np.float32], second: NDArray[np.float32], n_rings:
     return _refined(first, _padded_transform(second), np.eye(3), np.zeros(3), n_rings, mirrored=False)
 
 
-def mirror(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The map with z negated about voxel N//2."""
-    flipped = volume[::-1]
-    return np.ascontiguousarray(np.roll(flipped, 1, axis=0) if len(volume) % 2 == 0 else flipped)
-
-
 def moved(
     volume: NDArray[np.float32], rotation: NDArray[np.float64], shift: NDArray[np.float64], mirrored: bool = False
 ) -> NDArray[np.float32]:
     """(N, N, N) ``V(mirror(Rᵀ (x − s)))``, band-limited to the sphere of its last whole shell."""
     box_size = len(volume)
     points = _lattice(box_size, (box_size - 1) // 2)
-    source = _padded_transform(mirror(volume) if mirrored else volume)
+    source = _padded_transform(maps.mirrored(volume) if mirrored else volume)
     values = _sample(source, points @ rotation) * np.exp(-2j * np.pi * (points @ shift) / box_size)
     spectrum = np.zeros((box_size,) * 3, np.complex64)
     spectrum[tuple((points.astype(int) % box_size).T[::-1])] = values

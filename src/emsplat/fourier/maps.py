@@ -264,6 +264,12 @@ def _soften(support: NDArray[np.bool_], extension: float, edge: float) -> NDArra
     return mask
 
 
+def mirrored(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mirror image of a (D, D, D) volume: z is negated about voxel D//2. For even D, one plane wraps around."""
+    flipped = volume[::-1]
+    return np.ascontiguousarray(np.roll(flipped, 1, axis=0) if len(volume) % 2 == 0 else flipped)
+
+
 # --- resampling -------------------------------------------------------------------------------------------------------
 
 

@@ -197,7 +197,9 @@ def _origin(rows: Rows, axis: str, pixel_size: float) -> NDArray[np.float64]:
 
 
 def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
-    if "rlnDefocusAngle" not in rows and not np.array_equal(rows.numbers("rlnDefocusU"), rows.numbers("rlnDefocusV")):
+    if "rlnDefocusAngle" not in rows and not np.array_equal(
+        rows.numbers("rlnDefocusU", 0), rows.numbers("rlnDefocusV", 0)
+    ):
         raise InputError(
             f"{rows.path}: missing column rlnDefocusAngle, and rlnDefocusU differs from rlnDefocusV; "
             "astigmatism needs its angle: add the column"

@@ -51,6 +51,7 @@ def report_html(run: Run) -> str:
         "surface": surface,
         "local": summary.get("local_resolution"),
         "refinement": sections.refinement(run),
+        "ab_initio": sections.ab_initio(run),
         "views": sections.views(run),
         "particles": sections.particles(run),
         "noise": plots.noise(run),
