@@ -1,4 +1,4 @@
-"""The projecting splat by itself: nanoseconds for each Gaussian, image and core, and its error against the reference."""
+"""The projecting splat by itself: nanoseconds per Gaussian, image and core, and its error against the reference."""
 
 from __future__ import annotations
 
