@@ -15,15 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat.check.findings import Finding, fine, note, problem
 from emsplat.check.inversion import SmallData, expected_map, gather_parts
-from emsplat.conventions import spatial_frequency_radii
 from emsplat.fourier.slices import central_slices, fourier_volume
-from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
-from emsplat.imaging.ctf import ctf
+from emsplat.imaging.forward import ForwardModel
+from emsplat.imaging.likelihood import observe, slice_statistics
 from emsplat.statistics.accumulate import Statistics
 from emsplat.validation.correlation import Curve, fsc
 
@@ -59,24 +57,11 @@ class MatchedFilter:
 
     def __init__(self, data: SmallData) -> None:
         table, box_size = data.particles, data.particles.box_size
-        centre = box_size // 2 - table.origin_in_angstroms / table.pixel_size_in_angstroms
-        ky, kx = np.fft.fftfreq(box_size)[:, None], np.fft.rfftfreq(box_size)
-        turns = (2j * np.pi * centre[:, axis, None, None] * k for axis, k in ((0, kx), (1, ky)))
-        along_x, along_y = (np.exp(turn).astype(np.complex64) for turn in turns)
-        spectra = scipy.fft.rfft2(data.images)
-        spectra *= along_x
-        spectra *= along_y
-        factors, factor_of = antisymmetric_factors(table, box_size)
-        for number, factor in enumerate(factors):
-            spectra[factor_of == number] *= factor.conj()
-        transfer = ctf(table)
-        premultiplied = np.array([group.premultiplied for group in table.optics])[table.optics_group]
-        weights = _weights(data.noise, box_size)[table.optics_group]
-        self._box_size, self._matrices = box_size, slice_matrices(table)
-        spectra *= weights
-        spectra[~premultiplied] *= transfer[~premultiplied]
-        self._images = spectra
-        self._weights = np.square(transfer) * weights
+        observed = observe(data.images, table, data.noise, box_size)
+        forward = ForwardModel.of(table)
+        images, weights = slice_statistics(forward, observed)
+        self._box_size, self._matrices = box_size, forward.matrices.numpy()
+        self._images, self._weights = images.numpy(), weights.numpy()
 
     def slices(self, volume: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.complex64]:
         """(n, d, d//2+1) slices of a map (d, d, d) along the poses of these rows."""
@@ -89,15 +74,6 @@ class MatchedFilter:
         product = np.einsum("nyx,nyx->n", images.real, slices.real) + np.einsum("nyx,nyx->n", images.imag, slices.imag)
         power = np.einsum("nyx,nyx->n", self._weights[rows], np.square(slices.real) + np.square(slices.imag))
         return product.astype(np.float64) / np.sqrt(np.maximum(power, np.finfo(np.float32).tiny))
-
-
-def _weights(noise: NDArray[np.float64], box_size: int) -> NDArray[np.float32]:
-    """(groups, d, d//2+1) 1/noise of every voxel of a half plane, doubled if it stands for two; 0 for the mean."""
-    radius = np.minimum(spatial_frequency_radii(box_size), box_size // 2)
-    weights = np.stack([np.interp(radius, np.arange(len(spectrum)), 1 / spectrum) for spectrum in noise])
-    weights[:, :, 1:] *= 2
-    weights[:, 0, 0] = 0
-    return weights.astype(np.float32)
 
 
 def crossed_maps(
@@ -159,13 +135,9 @@ def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def predict(data: SmallData, volume: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(n, d, d) images that a map (d, d, d) predicts for these rows, without antisymmetric phases."""
-    chosen = data.particles.select(rows)
-    pixel_size = chosen.pixel_size_in_angstroms
-    spectra = central_slices(fourier_volume(volume), slice_matrices(chosen), chosen.origin_in_angstroms / pixel_size)
-    premultiplied = np.array([group.premultiplied for group in chosen.optics])[chosen.optics_group]
-    spectra *= ctf(chosen) ** np.where(premultiplied, 2, 1)[:, None, None]
-    return scipy.fft.irfft2(spectra, s=data.images.shape[1:]).astype(np.float32, copy=False)
+    """(n, d, d) images that the forward model makes of a map (d, d, d) for these rows."""
+    forward = ForwardModel.of(data.particles.select(rows))
+    return forward.images(forward.from_volume(fourier_volume(volume))).numpy()
 
 
 # --- verdict ----------------------------------------------------------------------------------------------------------

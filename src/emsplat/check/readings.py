@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from emsplat.check.agreement import Agreement, MatchedFilter, crossed_maps
 from emsplat.check.findings import Finding, problem
 from emsplat.check.inversion import SmallData, gather_parts
-from emsplat.conventions import euler_angles
 from emsplat.imaging.ctf import ctf
+from emsplat.particles.poses import Poses
 
 _BETTER, _BETTER_BY = 6.0, 0.015  # standard deviations and relative gain of a reading that is better than the table's
 _LEAST_SHIFT = 0.1  # rms shift in pixels of the small copies below which shifts cannot be distinguished from none
@@ -54,7 +54,7 @@ def alternatives(data: SmallData, pixel_size: float, multiplied: bool) -> list[A
         pixel_size: pixel size of the file in Å.
         multiplied: whether the images were multiplied with the CTF, so that their phases are flipped.
     """
-    table, rotations = data.particles, data.particles.rotations()
+    table, rotations = data.particles, data.particles.poses.rotations
     found = [
         Alternative(
             "the inverse rotations",
@@ -92,10 +92,8 @@ def _shifted(data: SmallData, factor: float) -> SmallData:
 
 def _turned(data: SmallData, rotations: NDArray[np.float64], flip_shifts: bool = False) -> SmallData:
     """The data with other rotations. An image upside down shows the particle turned by 180° about its x axis."""
-    table = data.particles
-    origin = table.origin_in_angstroms * np.array([1.0, -1.0 if flip_shifts else 1.0])
-    angles = euler_angles(rotations)
-    return replace(data, particles=replace(table, euler_angles_in_degrees=angles, origin_in_angstroms=origin))
+    shifts = data.particles.poses.shifts * np.array([1.0, -1.0 if flip_shifts else 1.0])
+    return replace(data, particles=data.particles.with_poses(Poses(rotations, shifts)))
 
 
 def _unflipped(data: SmallData) -> SmallData:

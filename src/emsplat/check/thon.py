@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.check.findings import Finding, fine, note, problem
-from emsplat.imaging.ctf import ctf_parameters
+from emsplat.imaging.ctf import CtfTerms, ctf_terms, terms_of
 from emsplat.particles.table import Particles
 
 _FIRST_SHELL = 3  # the shells before hold the background's slope
@@ -61,15 +61,15 @@ def _phase_powers(spectra, parameters, out):
     n, rows, columns = spectra.shape
     shells = out.shape[1]
     for i in numba.prange(n):
-        p = parameters[i]
-        mean = 0.5 * (p[0] + p[2])
+        terms = terms_of(parameters[i])
+        mean = 0.5 * (terms.xx + terms.yy)
         count = np.zeros(shells, dtype=np.int64)
         total = np.zeros(shells)
         for row in range(rows):
             ky = row if 2 * row < rows else row - rows
             for kx in range(columns):
                 square = kx * kx + ky * ky
-                astigmatic = p[0] * kx * kx + p[1] * kx * ky + p[2] * ky * ky
+                astigmatic = terms.xx * kx * kx + terms.xy * kx * ky + terms.yy * ky * ky
                 scaled = astigmatic / mean if mean != 0.0 else float(square)
                 if scaled < 0.0 or 4 * square >= rows * rows or (kx == 0 and ky < 0):
                     continue
@@ -85,7 +85,7 @@ def phase_powers(spectra: NDArray[np.complex64], parameters: NDArray[np.float64]
     """Mean power along ellipses of equal defocus phase, numbered by the shell of the same phase at the mean defocus.
 
     Args:
-        spectra: (n, D, D//2+1) transforms; parameters: (n, ≥3) rows of `optics.ctf_parameters`.
+        spectra: (n, D, D//2+1) transforms; parameters: (n, 13) from `imaging.ctf.ctf_parameters`.
     Returns:
         (n, D//2).
     """
@@ -101,10 +101,10 @@ def fit_thon_rings(powers: NDArray[np.float32], particles: Particles) -> ThonFit
     small for it, or because hardly a ring lies within Nyquist.
     """
     relative = _relative(powers, particles.optics_group)
-    parameters = ctf_parameters(particles)
+    terms = ctf_terms(particles)
     shell_step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
-    given = _lines(relative, parameters, shell_step)
-    scores = np.array([_lines(relative, parameters, shell_step / scale).significance for scale in _SCALES])
+    given = _lines(relative, terms, shell_step)
+    scores = np.array([_lines(relative, terms, shell_step / scale).significance for scale in _SCALES])
     best = int(np.argmax(scores))
     if scores[best] <= 0:
         return None
@@ -139,12 +139,12 @@ def _relative(powers: NDArray[np.float32], group: NDArray[np.int32]) -> NDArray[
     return relative / np.maximum(np.median(outer, axis=1, keepdims=True), 1e-30)
 
 
-def _lines(relative: NDArray[np.float64], parameters: NDArray[np.float64], shell_step: float) -> _Lines:
+def _lines(relative: NDArray[np.float64], terms: CtfTerms, shell_step: float) -> _Lines:
     s = np.arange(relative.shape[1]) * shell_step
-    defocus = 0.5 * (parameters[:, 0] + parameters[:, 2])[:, None]
-    phase = defocus * s**2 + parameters[:, 3][:, None] * s**4 + parameters[:, 4][:, None]
+    defocus, quartic = 0.5 * (terms.xx + terms.yy)[:, None], terms.quartic[:, None]
+    phase = defocus * s**2 + quartic * s**4 + terms.constant[:, None]
     square = np.sin(phase) ** 2
-    step = np.abs(2 * defocus * s + 4 * parameters[:, 3][:, None] * s**3).mean(axis=0) * shell_step
+    step = np.abs(2 * defocus * s + 4 * quartic * s**3).mean(axis=0) * shell_step
     deviation = square - square.mean(axis=0)
     spread = np.square(deviation).sum(axis=0)
     used = (step < _LONGEST_STEP) & (spread > _LEAST_VARIATION**2 * len(relative))
