@@ -153,6 +153,9 @@ def _table(source: Path | str | Particles, settings: AbInitioSettings, reporter:
     if settings.no_ctf:
         table = without_ctf(table)
     n = len(table)
+    if len(np.unique(table.half_set[table.half_set > 0])) == 1:
+        reporter.warn("the half sets put all images into one half, so they are not used")
+        table = replace(table, half_set=np.zeros(n, dtype=np.int8))
     table = replace(
         table, euler_angles_in_degrees=np.zeros((n, 3)), origin_in_angstroms=np.zeros((n, 2)), warnings=()
     ).with_half_sets(settings.seed)
@@ -347,7 +350,9 @@ def _refined(job: _Job, table: Particles, verdict: Verdict) -> tuple[Reconstruct
     moved: list[float] = []
     if verdict.status != "failed":
         for number in range(_MOST_SEARCHES):
-            found = reconstruct(table, _reconstruct_settings(job, refine=True), job.reporter)
+            # One fit of each half is enough to search on: the final reconstruction averages several.
+            on_the_way = replace(_reconstruct_settings(job, refine=True), n_fits=1)
+            found = reconstruct(table, on_the_way, job.reporter)
             table = _brought_together(found.particles, found, job)
             limit = found.validation.limit_shell
             if limit == 0:
