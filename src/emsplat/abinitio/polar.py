@@ -11,6 +11,7 @@ and a ring of Fourier pixels is the mean over its angles times 2πr.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
 _BLOCK_BYTES = 32 << 20
+_MOST_IN_MEMORY = 512 << 20  # bytes of the samples of one half set
 _SPARE_SHELLS = 3  # beyond the last ring, so that the circle's edge smears nothing into it
 
 
@@ -120,6 +122,14 @@ class Spectra:
     noise: NDArray[np.float64]
     ctf_power: NDArray[np.float64]  # ⟨C²⟩
 
+    def mean(self, other: Spectra) -> Spectra:
+        """Of two sets of equally many images."""
+        return Spectra(
+            0.5 * (self.image_power + other.image_power),
+            0.5 * (self.noise + other.noise),
+            0.5 * (self.ctf_power + other.ctf_power),
+        )
+
     @property
     def signal(self) -> NDArray[np.float64]:
         """S(r): power of a projection, at least a hundredth of its largest value's share that the noise hides."""
@@ -184,8 +194,11 @@ def read_polar(
     circle_in_pixels: float,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[PolarImages, Spectra]:
-    """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`."""
-    signal = np.empty((len(rows), grid.n_rings, grid.n_angles), np.complex64)
+    """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`.
+
+    The samples take 8 R Q bytes an image: 4 kB on 14 rings. Where that is much, they lie in a file.
+    """
+    signal = _room((len(rows), grid.n_rings, grid.n_angles))
     power = np.empty((len(rows), grid.n_rings), np.float32)
     total = np.zeros((4, grid.n_rings))
     for part, block_signal, block_power, sums in polar_blocks(particles, images, rows, noise, grid, circle_in_pixels):
@@ -194,6 +207,13 @@ def read_polar(
         advance(int(part[-1]) + 1, len(rows))
     image_power, sigma2, ctf_power = total[:3] / total[3]
     return PolarImages(grid, signal, power), Spectra(image_power, sigma2, ctf_power)
+
+
+def _room(shape: tuple[int, int, int]) -> NDArray[np.complex64]:
+    """Memory for the samples of all images; a file without a name, on the temporary disk, where they are many."""
+    if 8 * int(np.prod(shape)) <= _MOST_IN_MEMORY:
+        return np.empty(shape, np.complex64)
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.complex64, mode="w+", shape=shape)
 
 
 def working_box(grid: PolarGrid, box_size: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from emsplat.abinitio.halves import Agreement, Start
+from emsplat.particles.coverage import measure_coverage
 
 Status = Literal["converged", "uncertain", "failed"]
 REMEDY = (
@@ -81,11 +82,10 @@ class Verdict:
         return {"status": self.status, "criteria": {c.name: c.summary() for c in self.criteria}}
 
 
-def judged(starts: tuple[Start, Start], agreement: Agreement, signal: np.ndarray, moved: float | None) -> Verdict:
+def judged(starts: tuple[Start, Start], agreement: Agreement, moved: float | None) -> Verdict:
     """The verdict on two halves that were searched independently.
 
     Args:
-        signal: (R,) S of the projections.
         moved: share of the images that the last global search moved to another pose; None: there was none.
     """
     imitation = agreement.imitation
@@ -114,11 +114,18 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, signal: np.ndarray
             0.4,
             "the images' likelihood over that of imitated images of the map",
         ),
+        Criterion("views", _views(starts), 0.7, 0.3, "the share of Fourier space that the views cover"),
         Criterion("recovery", imitation.recovered, 0.5, 0.2, "the share of the map's own images that are found again"),
     ]
     if moved is not None:
         criteria.append(Criterion("settled", 1 - moved, 0.9, 0.5, "the share of images the last search left in place"))
     return Verdict(tuple(criteria))
+
+
+def _views(starts: tuple[Start, Start]) -> float:
+    """Share of Fourier space that the views of the worse half cover: of one view alone, any two maps agree."""
+    no_mates = np.eye(3)[None]
+    return min(1 - measure_coverage(start.found.rotations, no_mates, 0).empty for start in starts)
 
 
 def _mates(agreement: Agreement) -> float:
