@@ -42,6 +42,7 @@ from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.combination import combine
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
+from emsplat.validation.symmetry_test import SymmetryChoice, choose_symmetry, take_sample
 from emsplat.validation.validate import Validation, validate_combination
 
 
@@ -62,6 +63,7 @@ class Reconstruction:
     refinement: Refinement | None  # of the particles, if asked for
     b_factor: float | None
     preview: Preview
+    symmetry: str  # the point group, in the axes that were used
     settings: ReconstructSettings
     reporter: Reporter  # the log, the warnings and the seconds of every stage
 
@@ -82,6 +84,7 @@ def reconstruct(
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
+    contrast_is_known: bool = False,
     work: WorkSettings | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
@@ -92,6 +95,7 @@ def reconstruct(
         reporter: told of progress; silent by default.
         checkpoints: where every stage writes its state down, and may go on from; by default, nowhere.
         world: the ranks that share the work, each of which calls this and is given the same; by default, one.
+        contrast_is_known: particles are not refused as dark by what their map looks like, which may be wrong.
         work: how much is done at a time and how often.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
@@ -113,13 +117,15 @@ def reconstruct(
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
         checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
-        symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
+        # The noise is measured outside the particle: in images that were not cropped.
+        whole = images if box_size == table.box_size else source
+        with reporter.stage("symmetry"):
+            group = _symmetry(table, whole, settings, reporter, world)
+        symmetry = symmetry_operators(group)
         with reporter.stage("preview"):
-            # The noise is measured outside the particle: in images that were not cropped.
-            whole = images if box_size == table.box_size else source
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
-            diameter = _diameter(preview, table, settings, reporter)
+            diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
             f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
@@ -158,6 +164,7 @@ def reconstruct(
         refinement=refinement,
         b_factor=judged.b_factor,
         preview=preview,
+        symmetry=group,
         settings=settings,
         reporter=reporter,
     )
@@ -195,18 +202,37 @@ def _table_with_halves(
     return table.with_half_sets(settings.seed), not given
 
 
-def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter) -> float:
+def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, reporter: Reporter, world: World) -> str:
+    """The point group asked for, in the axes the images have it in; InputError where they surely do not have it."""
+    if len(symmetry_operators(settings.symmetry)) == 1:
+        return settings.symmetry
+    chosen = None
+    if world.is_first:
+        chosen = choose_symmetry(take_sample(table, images, settings.seed), settings.symmetry)
+    choice: SymmetryChoice = world.broadcast(chosen)
+    if choice.refusal:
+        raise InputError(f"{table.source}: {choice.refusal}")
+    if choice.warning:
+        reporter.warn(choice.warning)
+    if choice.line:
+        reporter.line(choice.line)
+    return choice.name
+
+
+def _diameter(
+    preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter, contrast_is_known: bool
+) -> float:
     """Å; as asked for, else as the sample shows it, else the box. Refuses particles that are surely dark."""
     reporter.line(
         f"contrast from {preview.n_sampled} images: half-sample correlation {preview.correlation:.2f}, "
         f"skewness {preview.skewness:+.2f}"
     )
-    if preview.surely_dark:
+    if preview.surely_dark and not contrast_is_known:
         raise InputError(
             f"{table.source}: the particles are dark (skewness {preview.skewness:+.2f} of the density); "
             f"they must be white: {'leave out' if settings.invert else 'add'} --invert"
         )
-    if not preview.contrast_is_sure:
+    if not preview.contrast_is_sure and not contrast_is_known:
         reporter.warn("the sample does not show whether particles are white; if the map is inside out, use --invert")
     box = table.box_size * table.pixel_size_in_angstroms
     if settings.mask_diameter is not None:
