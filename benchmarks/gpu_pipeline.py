@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ import triton
 import emsplat
 from common import Report, arguments, cores
 from emsplat.conventions import rotation_matrices
-from emsplat.fit.by_statistics import FitSettings, fit_gaussians, initial_gaussians
+from emsplat.fit.by_statistics import FitSettings, fit_statistics
+from emsplat.fit.initial import initial_gaussians
 from emsplat.fourier import insertion_gpu
 from emsplat.fourier.insertion_gpu import DeviceGrids, Views
 from emsplat.fourier.maps import soft_sphere
@@ -33,7 +33,9 @@ from emsplat.imaging.ctf import ctf
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import StackWriter
 from emsplat.io.star import write_star
+from emsplat.models.gaussian_model import GaussianSettings
 from emsplat.particles.table import Particles
+from emsplat.runtime.context import Task
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.stopwatch import Stopwatch
 from emsplat.settings import ReconstructSettings, SimulationSettings
@@ -161,13 +163,14 @@ def fit_row(box_size: int, n_gaussians: int, steps: int, n_images: int, work: Pa
         [grids] = filled_on_device(1, *what, _DEVICE)
     one = statistics_of(grids, pass_settings(box_size, extent), n_images)
     mask = soft_sphere(box_size, 0.7 * box_size, 4.0)
-    settings = replace(FitSettings.for_particle(n_gaussians, float(mask.sum()), False, 0), max_steps=steps)
+    gaussians = GaussianSettings.for_particle(n_gaussians, float(mask.sum()))
+    settings, task = FitSettings(max_steps=steps), Task(device=_DEVICE)
     times = []
     for _ in range(1 + _REPEATS):
-        start = initial_gaussians(one, mask, extent, settings, device=_DEVICE)
+        start = initial_gaussians(one, mask, extent, gaussians, seed=0, device=_DEVICE)
         wait()
         begun = time.perf_counter()
-        _, history = fit_gaussians(one, None, start, extent, settings, device=_DEVICE, say=print)
+        _, history = fit_statistics(one, None, start, settings, task)
         wait()
         times.append(time.perf_counter() - begun)
     seconds = statistics.median(times[1:])

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
 from common import Case, mean_fsc, simulated, truth_and_mask
-from emsplat.fit.by_statistics import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit.by_statistics import FitSettings, fit_statistics
 from emsplat.fit.count import automatic_count
+from emsplat.fit.initial import initial_gaussians
 from emsplat.fourier import maps
 from emsplat.io import ImageSource, read_particles
+from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.models.gaussians import Gaussians
-from emsplat.models.parameters import Parameters
 from emsplat.particles.table import Particles
 from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
 from emsplat.statistics.loss import fitting_period
@@ -64,11 +65,13 @@ class Data:
         """Gaussians that the program would choose for a single fit."""
         return automatic_count(self.seen, self.unseen, self.data_mask, 1)[0]
 
-    def settings(self, count: int | None = None, seed: int = 0, isotropic: bool = False) -> FitSettings:
-        return FitSettings.for_particle(count or self.count, float(self.data_mask.sum()), isotropic, seed)
-
-    def start(self, settings: FitSettings) -> Parameters:
-        return initial_gaussians(self.seen, self.data_mask, self.extent, settings, WHOLE)
+    def start(
+        self, count: int | None = None, seed: int = 0, isotropic: bool = False, cutoff: float | None = None
+    ) -> GaussianModel:
+        """The Gaussians that a fit begins with; without a count, as many as the program would choose."""
+        settings = GaussianSettings.for_particle(count or self.count, float(self.data_mask.sum()), isotropic)
+        settings = replace(settings, cutoff=cutoff or settings.cutoff)
+        return initial_gaussians(self.seen, self.data_mask, self.extent, settings, seed, WHOLE)
 
     def volume(self, model: Gaussians) -> NDArray[np.float32]:
         pixel_size = self.particles.pixel_size_in_angstroms
@@ -97,18 +100,16 @@ def prepared(case: Case, work: Path) -> Data:
     truth, mask = truth_and_mask(star)
     is_unseen = subset == 1
     data = Data(case, half, preview.noise, seen, unseen, is_unseen, extent, truth, mask, data_mask, seconds)
-    by_statistics(data, replace(data.settings(100), max_steps=2))  # compiled before any time is taken
+    by_statistics(data, data.start(100), FitSettings(max_steps=2))  # compiled before any time is taken
     return data
 
 
-def by_statistics(data: Data, settings: FitSettings) -> tuple[NDArray[np.float32], float, int]:
-    """The map, processor seconds of the fit, and Gaussians."""
-    start = data.start(settings)
+def by_statistics(data: Data, start: GaussianModel, settings: FitSettings) -> tuple[NDArray[np.float32], float, int]:
+    """The map, processor seconds of the fit, and the number of Gaussians."""
     begin = time.process_time()
-    parameters, _ = fit_gaussians(data.seen, data.unseen, start, data.extent, settings)
+    model, _ = fit_statistics(data.seen, data.unseen, start, settings)
     seconds = time.process_time() - begin
-    model = gaussians_of(parameters, data.particles.pixel_size_in_angstroms)
-    return data.volume(model), seconds, len(parameters)
+    return data.volume(model.parameters.gaussians(data.particles.pixel_size_in_angstroms)), seconds, len(model)
 
 
 def averaged(runs: list[dict[str, Any]]) -> dict[str, Any]:

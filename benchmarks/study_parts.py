@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emsplat.fit import by_statistics as fit
 from emsplat.fit.by_images import HalfSet, Schedule, fit_images
-from emsplat.fit.by_statistics import FitSettings, confine, gaussians_of
+from emsplat.fit.by_statistics import FitSettings
 from emsplat.imaging import forward as imaging
 from emsplat.io import ImageSource
+from emsplat.models import gaussian_model
+from emsplat.models.gaussian_model import GaussianModel
 from emsplat.models.parameters import NAMES, Parameters
 from emsplat.splat import bandlimit, voxelise
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
@@ -30,28 +31,28 @@ def solvers(study: Study) -> Iterator[Row]:
     data = prepared(study.cases[0], study.work)
     for steps in (10, 20) if study.quick else (8, 15, 30, 60, 90, 180):
         anneal = max(2, steps // 5)
-        settings = replace(data.settings(), approach_steps=steps - anneal, anneal_steps=anneal)
-        volume, seconds, count = by_statistics(data, settings)
+        settings = FitSettings(approach_steps=steps - anneal, anneal_steps=anneal)
+        volume, seconds, count = by_statistics(data, data.start(), settings)
         yield _solver_row("statistics", f"{steps} steps", data, volume, seconds, count)
     rounds = ((1, 1),) if study.quick else ((1, 1), (3, 3), (10, 10))
     # The first run is not counted: it compiles.
     for number, (approach, anneal) in enumerate((rounds[0], *rounds)):
-        parameters, seconds = by_images(data, approach, anneal)
-        volume = data.volume(gaussians_of(parameters, data.particles.pixel_size_in_angstroms))
+        model, seconds = by_images(data, approach, anneal)
+        volume = data.volume(model.parameters.gaussians(data.particles.pixel_size_in_angstroms))
         if number:
-            yield _solver_row("images", f"{approach} + {anneal} rounds", data, volume, seconds, len(parameters))
+            yield _solver_row("images", f"{approach} + {anneal} rounds", data, volume, seconds, len(model))
 
 
-def by_images(data: Data, approach: int, anneal: int) -> tuple[Parameters, float]:
+def by_images(data: Data, approach: int, anneal: int) -> tuple[GaussianModel, float]:
     """The Gaussians, and processor seconds of the fit."""
-    settings, rows = data.settings(), np.arange(len(data.particles))
+    rows = np.arange(len(data.particles))
     schedule = Schedule(max_rounds=approach, anneal_rounds=anneal, anneal_epochs=1, patience=10**6)
     with ImageSource(data.particles) as images:
         split = rows[~data.is_unseen], rows[data.is_unseen]
-        half = HalfSet(data.particles, images, *split, data.noise, len(data.truth), data.extent, WHOLE)
-        start, begin = data.start(settings), time.process_time()
-        parameters, _ = fit_images(half, start, settings, schedule)
-        return parameters, time.process_time() - begin
+        half = HalfSet(data.particles, images, *split, data.noise, len(data.truth), WHOLE)
+        start, begin = data.start(), time.process_time()
+        model, _ = fit_images(half, start, FitSettings(), schedule)
+        return model, time.process_time() - begin
 
 
 def _solver_row(solver: str, length: str, data: Data, volume: NDArray, seconds: float, count: int) -> Row:
@@ -66,7 +67,7 @@ def anisotropy(study: Study) -> Iterator[Row]:
         for count in study.counts:
             runs = []
             for seed in range(study.seeds):
-                volume, seconds, kept = by_statistics(data, data.settings(count, seed, isotropic))
+                volume, seconds, kept = by_statistics(data, data.start(count, seed, isotropic), FitSettings(seed=seed))
                 runs.append({"shape": "balls" if isotropic else "ellipsoids", "Gaussians": kept,
                              "F": data.quality(volume), "fit, s": seconds})  # fmt: skip
             yield averaged(runs)
@@ -79,7 +80,7 @@ def count(study: Study) -> Iterator[Row]:
         for number in sorted({*study.counts, data.count}):
             runs = []
             for seed in range(study.seeds):
-                volume, seconds, kept = by_statistics(data, data.settings(number, seed))
+                volume, seconds, kept = by_statistics(data, data.start(number, seed), FitSettings(seed=seed))
                 runs.append({"SNR": f"{case.settings.snr:g}", "Gaussians": kept, "F": data.quality(volume),
                              "fit, s": seconds, "chosen": "◀" if number == data.count else ""})  # fmt: skip
             yield averaged(runs)
@@ -93,7 +94,7 @@ def positivity(study: Study) -> Iterator[Row]:
             for number in study.counts[::2]:
                 runs = []
                 for seed in range(study.seeds):
-                    volume, negative = _plain_fit(data, data.settings(number, seed), masses)
+                    volume, negative = _plain_fit(data, data.start(number, seed), masses)
                     runs.append({"SNR": f"{case.settings.snr:g}", "masses": masses,
                                  "Gaussians": number, "F": data.quality(volume),
                                  "negative mass / positive": negative})  # fmt: skip
@@ -103,14 +104,14 @@ def positivity(study: Study) -> Iterator[Row]:
 _MASSES = ("positive", "any sign", "any sign, half start negative")
 
 
-def _plain_fit(data: Data, settings: FitSettings, masses: str) -> tuple[NDArray[np.float32], float]:
-    """The fit to statistics without density control, and negative mass over positive.
+def _plain_fit(data: Data, model: GaussianModel, masses: str) -> tuple[NDArray[np.float32], float]:
+    """The fit to statistics without densification, and negative mass over positive.
 
     Masses are parametrised by their logarithms or, of any sign, as they are; steps are then the same share of the
     median mass at the start that those of a logarithm are of each.
     """
     signed = masses != "positive"
-    start = data.start(settings)
+    start, settings, cutoff = model.parameters, FitSettings(), model.settings.cutoff
     median = float(start.log_masses.exp().median())
     leaves = {name: getattr(start, name).clone().requires_grad_() for name in NAMES[:3]}
     if signed:
@@ -132,9 +133,9 @@ def _plain_fit(data: Data, settings: FitSettings, masses: str) -> tuple[NDArray[
             chosen = sign * leaves["mass"] > 0
             log_masses = torch.log(sign * median * leaves["mass"][chosen])
             shapes = [leaves[name][chosen] for name in NAMES[:3]]
-            return sign * voxelise(*shapes, log_masses, data.extent, settings.cutoff)
+            return sign * voxelise(*shapes, log_masses, data.extent, cutoff)
         shapes = [leaves[name] for name in NAMES[:3]]
-        return voxelise(*shapes, leaves["log_mass"], data.extent, settings.cutoff)
+        return voxelise(*shapes, leaves["log_mass"], data.extent, cutoff)
 
     for step in range(steps):
         volume = density(1) + density(-1) if signed else density(1)
@@ -147,7 +148,7 @@ def _plain_fit(data: Data, settings: FitSettings, masses: str) -> tuple[NDArray[
         optimiser.step()
         with torch.no_grad():
             held = [leaves[name].detach() for name in NAMES[:3]]
-            confine(Parameters(*held, start.log_masses), data.extent, settings.max_scale)
+            replace(model, parameters=Parameters(*held, start.log_masses)).constrain()
     found = median * leaves["mass"].detach() if signed else leaves["log_mass"].detach().exp()
     pixel_size = data.particles.pixel_size_in_angstroms
     total = np.zeros_like(data.truth)
@@ -155,7 +156,7 @@ def _plain_fit(data: Data, settings: FitSettings, masses: str) -> tuple[NDArray[
         chosen = sign * found > 0
         if chosen.any():
             part = Parameters(*(leaves[n].detach()[chosen] for n in NAMES[:3]), torch.log(sign * found[chosen]))
-            total += sign * data.volume(gaussians_of(part, pixel_size))
+            total += sign * data.volume(part.gaussians(pixel_size))
     return total, float(-found[found < 0].sum() / found[found > 0].sum())
 
 
@@ -165,8 +166,7 @@ def truncation(study: Study) -> Iterator[Row]:
     for cutoff in (2.0, 3.0) if study.quick else (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0):
         runs = []
         for seed in range(study.seeds):
-            settings = replace(data.settings(seed=seed), cutoff=cutoff)
-            volume, seconds, _ = by_statistics(data, settings)
+            volume, seconds, _ = by_statistics(data, data.start(seed=seed, cutoff=cutoff), FitSettings(seed=seed))
             runs.append({"cut-off": f"{cutoff:g}", "F": data.quality(volume), "fit, s": seconds})
         yield averaged(runs)
 
@@ -174,16 +174,16 @@ def truncation(study: Study) -> Iterator[Row]:
 @contextmanager
 def widening(kappa: float, least_scale: float) -> Iterator[None]:
     """κ, and the smallest σ, of all that is splatted meanwhile."""
-    before = bandlimit.WIDENING, fit._MIN_SCALE
+    before = bandlimit.WIDENING, gaussian_model._MIN_SCALE
     try:
-        for module in (bandlimit, fit, imaging):
+        for module in (bandlimit, gaussian_model, imaging):
             module.WIDENING = kappa
-        fit._MIN_SCALE = least_scale
+        gaussian_model._MIN_SCALE = least_scale
         yield
     finally:
-        for module in (bandlimit, fit, imaging):
+        for module in (bandlimit, gaussian_model, imaging):
             module.WIDENING = before[0]
-        fit._MIN_SCALE = before[1]
+        gaussian_model._MIN_SCALE = before[1]
 
 
 def bandlimiting(study: Study) -> Iterator[Row]:
@@ -195,8 +195,8 @@ def bandlimiting(study: Study) -> Iterator[Row]:
             runs, curves = [], []
             for seed in range(study.seeds):
                 with widening(kappa, least):
-                    settings = replace(data.settings(seed=seed), cutoff=cutoff)
-                    volume, seconds, _ = by_statistics(data, settings)
+                    start = data.start(seed=seed, cutoff=cutoff)
+                    volume, seconds, _ = by_statistics(data, start, FitSettings(seed=seed))
                 runs.append({"κ": kappa, "σ at least": least, "cut-off": f"{cutoff:g}", "F": data.quality(volume),
                              "fit, s": seconds})  # fmt: skip
                 curves.append(fsc(volume, data.truth, data.mask))

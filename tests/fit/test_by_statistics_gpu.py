@@ -13,12 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from emsplat.fit import by_statistics as fit
 from emsplat.fit import by_statistics_gpu as fit_gpu
-from emsplat.fit.by_statistics import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit.by_statistics import FitSettings, fit_statistics
 from emsplat.fit.by_statistics_gpu import DeviceLoss, Replayed
+from emsplat.fit.initial import initial_gaussians
 from emsplat.fourier import maps
 from emsplat.fourier.slices import fourier_volume
-from emsplat.models.densification import DensitySettings
+from emsplat.models.densification import DensificationSchedule
+from emsplat.models.gaussian_model import GaussianSettings
+from emsplat.runtime.context import Task
 from emsplat.runtime.devices import CPU
+from emsplat.runtime.reporting import Reporter
 from emsplat.simulation.run import signal_images
 from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
 from emsplat.statistics.loss import QuadraticLoss
@@ -33,14 +37,14 @@ on_cards = pytest.mark.parametrize("card", CARDS, ids=str)
 
 @pytest.fixture(scope="module")
 def statistics() -> tuple[Statistics, Statistics]:
-    """Of the seen and the unseen images of a half."""
+    """Of the training and the held_out images of a half."""
     particles = imagined_particles(300, BOX, pixel_size=4.0)
     images = signal_images(fourier_volume(lopsided_map(BOX)), particles)
     images += 0.3 * images.std() * np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)
     settings = PassSettings(BOX, 2 * BOX, np.ones((1, BOX // 2 + 1)), np.eye(3)[None])
     subset = (np.arange(300) % 5 == 0).astype(np.int8)
-    seen, unseen = gather_statistics(particles, ImagesInMemory(images), subset, settings)
-    return seen, unseen
+    training, held_out = gather_statistics(particles, ImagesInMemory(images), subset, settings)
+    return training, held_out
 
 
 @on_cards
@@ -71,22 +75,25 @@ def test_the_gradient_of_the_loss_is_its_slope(statistics: tuple[Statistics, Sta
 def test_the_fit_leads_to_the_map_of_the_processor(
     statistics: tuple[Statistics, Statistics], isotropic: bool, card: torch.device
 ) -> None:
-    """With rounds of density control and of annealing.
+    """With rounds of densification and of annealing.
 
     Adam at its full step sizes magnifies rounding until another of many equal maps is found; smaller steps do not.
     """
-    seen, unseen = statistics
-    mask = maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX)
-    settings = FitSettings.for_particle(150, float(mask.sum()), isotropic, seed=1)
-    steps = {name: 0.2 * size for name, size in settings.step_sizes.items()}
-    density = DensitySettings(first=6, every=6)
-    settings = replace(settings, step_sizes=steps, approach_steps=32, density=density)
+    training, held_out = statistics
+    mask = maps.soft_mask(training.raw_map(), 4.0, 4.0 * BOX)
+    gaussians = GaussianSettings.for_particle(150, float(mask.sum()), isotropic)
+    steps = {name: 0.2 * size for name, size in FitSettings().step_sizes.items()}
+    schedule = DensificationSchedule(first=6, every=6)
+    settings = FitSettings(step_sizes=steps, approach_steps=32, densification=schedule, seed=1)
     models, histories = [], []
     for device in (CPU, card):
-        start = initial_gaussians(seen, mask, BOX, replace(settings, n_gaussians=100), device=device)  # some to add
-        parameters, history = fit_gaussians(seen, unseen, start, BOX, settings, device=device, say=pytest.fail)
-        assert all(tensor.device == torch.zeros(0).device for tensor in (parameters.centres, parameters.log_masses))
-        models.append(gaussians_of(parameters, 4.0).voxelise(BOX, 4.0))
+        few = initial_gaussians(training, mask, BOX, replace(gaussians, n_gaussians=100), seed=1, device=device)
+        start = replace(few, settings=gaussians)  # some to add
+        reporter = Reporter()
+        model, history = fit_statistics(training, held_out, start, settings, Task(device=device, reporter=reporter))
+        assert reporter.log == []  # no step had to be launched one by one
+        assert all(leaf.device == torch.zeros(0).device for leaf in model.leaves.values())
+        models.append(model.parameters.gaussians(4.0).voxelise(BOX, 4.0))
         histories.append(history)
     assert histories[0].counts == histories[1].counts
     assert histories[1].counts[0] < histories[1].counts[-1]
@@ -111,10 +118,10 @@ def test_a_step_asks_nothing_of_the_host(
                 return super().__call__()
 
     monkeypatch.setattr(fit, "Replayed", Watched)
-    seen, _ = statistics
-    settings = replace(FitSettings.for_particle(60, 4000.0, False, seed=1), max_steps=3)
-    start = initial_gaussians(seen, maps.soft_mask(seen.raw_map(), 4.0, 4.0 * BOX), BOX, settings, device=STAND_IN)
-    fit_gaussians(seen, None, start, BOX, settings, device=STAND_IN)
+    training, _ = statistics
+    mask, settings = maps.soft_mask(training.raw_map(), 4.0, 4.0 * BOX), GaussianSettings.for_particle(60, 4000.0)
+    start = initial_gaussians(training, mask, BOX, settings, seed=1, device=STAND_IN)
+    fit_statistics(training, None, start, FitSettings(max_steps=3, seed=1), Task(device=STAND_IN))
     assert done > {"_fft_r2c", "_fft_c2r", "lerp_", "clamp_", "bmm"}
     reading = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "equal", "repeat_interleave"}
     assert not done & reading

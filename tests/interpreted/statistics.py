@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from emsplat.fit.by_statistics import FitSettings
 from emsplat.fourier import insertion_gpu
 from emsplat.fourier.cropping import fourier_cropped
 from emsplat.particles.table import Particles
+from emsplat.reconstruction import halves
 from emsplat.reconstruction import reconstruct as reconstruction
 from emsplat.runtime import devices
 from emsplat.settings import ReconstructSettings
@@ -232,9 +234,8 @@ def test_both_devices_lead_to_one_map(tmp_path: Path, monkeypatch: pytest.Monkey
     """
     settings = SimulationSettings(n_images=24, box_size=32, pixel_size_in_angstroms=5.0, snr=0.3, seed=1)
     star = simulate(bundled_model(), tmp_path, settings, overwrite=True)
-    steps = {name: 0.25 * size for name, size in FitSettings(1).step_sizes.items()}
-    for_particle = FitSettings.for_particle
-    monkeypatch.setattr(FitSettings, "for_particle", lambda *what: replace(for_particle(*what), step_sizes=steps))
+    steps = {name: 0.25 * size for name, size in FitSettings().step_sizes.items()}
+    monkeypatch.setattr(halves, "FitSettings", partial(FitSettings, step_sizes=steps))
     wanted = ReconstructSettings(seed=3, threads=2, n_gaussians=150)
     expected = reconstruction.reconstruct(star, replace(wanted, device="cpu"))
     if INTERPRETED:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from emsplat.models.densification import DensitySettings, _split, control, is_due, sample_centres
-from emsplat.models.parameters import NAMES, Adam, Parameters
+from emsplat.fit.state import FitState
+from emsplat.models.densification import Densification, DensificationSchedule, _split, sample_centres
+from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
+from emsplat.models.parameters import NAMES, Parameters
 from emsplat.splat import covariances
 
 STEPS = {"centres": 0.1, "log_scales": 0.03, "quaternions": 0.03, "log_masses": 0.04}
@@ -23,10 +25,14 @@ def some_parameters(n: int, isotropic: bool = False, seed: int = 0) -> Parameter
     )
 
 
-def step(optimiser: Adam, gradients: Parameters) -> None:
-    for name in NAMES:
-        getattr(optimiser.parameters, name).grad = getattr(gradients, name).clone()
-    optimiser.step(1.0)
+def fit_of(start: Parameters, target: int = 0) -> FitState[GaussianModel]:
+    return FitState.beginning(GaussianModel(start, 40, GaussianSettings(target)), STEPS, seed=0)
+
+
+def step(state: FitState[GaussianModel], gradients: Parameters) -> None:
+    for name, leaf in state.model.leaves.items():
+        leaf.grad = getattr(gradients, name).clone()
+    state.optimiser.step(state.model.leaves, 1.0)
 
 
 def equal(one: Parameters, other: Parameters) -> bool:
@@ -59,30 +65,28 @@ def test_two_halves_are_the_whole(isotropic: bool) -> None:
         assert torch.allclose(spread_2, spread, rtol=1e-4, atol=1e-5)
 
 
-def test_control_prunes_and_grows_to_its_target() -> None:
+def test_a_round_prunes_and_grows_to_its_target() -> None:
     """Round after round, never beyond."""
-    rng = np.random.default_rng(0)
     start = some_parameters(40)
     start.log_masses[:5] = -20.0  # carry nothing
-    optimiser = Adam(start, STEPS)
-    settings = DensitySettings()
+    state = fit_of(start, target=150)
     counts = []
     for _ in range(8):
-        control(optimiser, 150, settings, rng)
-        counts.append(len(optimiser.parameters))
-        step(optimiser, some_parameters(counts[-1]))  # every state has a row for every Gaussian
-    assert counts[0] == 35 + math.ceil(settings.grow * 40)
+        state.model.densify(state.optimiser, state.rng)
+        counts.append(len(state.model))
+        step(state, some_parameters(counts[-1]))  # every state has a row for every Gaussian
+    assert counts[0] == 35 + math.ceil(Densification().grow * 40)
     assert counts == sorted(counts)
     assert counts[-1] == 150
-    assert optimiser.parameters.log_masses.min() > -10
+    assert state.model.parameters.log_masses.min() > -10
 
 
-def test_control_at_its_target_only_prunes() -> None:
+def test_a_round_at_its_target_only_prunes() -> None:
     start = some_parameters(30)
     start.log_masses[4] = -20.0
-    optimiser = Adam(start, STEPS)
-    control(optimiser, 29, DensitySettings(), np.random.default_rng(0))
-    assert equal(optimiser.parameters, start.rows(torch.arange(30) != 4))
+    state = fit_of(start, target=29)
+    state.model.densify(state.optimiser, state.rng)
+    assert equal(state.model.parameters, start.rows(torch.arange(30) != 4))
 
 
 def test_what_is_pulled_hardest_is_split() -> None:
@@ -92,62 +96,18 @@ def test_what_is_pulled_hardest_is_split() -> None:
     gradients.centres.fill_(0.1)
     gradients.centres[7] = 5.0
     start.log_scales[11] = 6.0
-    optimiser = Adam(start, STEPS)
-    step(optimiser, gradients)
-    before = optimiser.parameters
-    control(optimiser, 42, DensitySettings(), np.random.default_rng(0))
-    born = optimiser.parameters.rows(torch.arange(38, 42))
-    assert len(optimiser.parameters) == 42
-    assert equal(
-        optimiser.parameters.rows(torch.arange(38)), before.rows((torch.arange(40) != 7) & (torch.arange(40) != 11))
-    )
+    state = fit_of(start, target=42)
+    step(state, gradients)
+    before = state.model.parameters
+    state.model.densify(state.optimiser, state.rng)
+    after = state.model.parameters
+    born = after.rows(torch.arange(38, 42))
+    assert len(after) == 42
+    assert equal(after.rows(torch.arange(38)), before.rows((torch.arange(40) != 7) & (torch.arange(40) != 11)))
     middles = 0.5 * (born.centres[:2] + born.centres[2:])
     torch.testing.assert_close(
         middles[middles[:, 0].argsort()], before.centres[[7, 11]][before.centres[[7, 11], 0].argsort()]
     )
-
-
-@pytest.mark.parametrize("isotropic", [False, True])
-def test_the_optimisers_memory_follows_the_rows(isotropic: bool) -> None:
-    """Rows that stay go on as if nothing had happened; new ones start as with a new optimiser."""
-    first, second = some_parameters(10, isotropic, 1), some_parameters(10, isotropic, 2)
-    undisturbed, changed = (Adam(some_parameters(10, isotropic), STEPS) for _ in range(2))
-    added, added_gradients = some_parameters(3, isotropic, 3), some_parameters(3, isotropic, 4)
-    fresh = Adam(added, STEPS)
-    for optimiser in (undisturbed, changed):
-        for _ in range(3):
-            step(optimiser, first)
-    keep = torch.tensor([True, False, True, True, False, True, True, True, False, True])
-    changed.replace(keep, added)
-    kept = second.rows(keep)
-    both = Parameters(**{n: torch.cat([getattr(kept, n), getattr(added_gradients, n)]) for n in NAMES})
-    for _ in range(2):
-        step(undisturbed, second)
-        step(changed, both)
-        step(fresh, added_gradients)
-    assert equal(changed.parameters.rows(torch.arange(7)), undisturbed.parameters.rows(keep))
-    assert equal(changed.parameters.rows(torch.arange(7, 10)), fresh.parameters.rows(torch.arange(3)))
-
-
-def test_adams_first_step_is_its_step_size() -> None:
-    start = some_parameters(5)
-    optimiser = Adam(start, STEPS)
-    step(optimiser, some_parameters(5, seed=1))
-    for name in NAMES:
-        moved = (getattr(optimiser.parameters, name) - getattr(start, name)).detach()
-        shares = moved.abs() / STEPS[name]
-        assert shares.max() < 1.001
-        assert shares.median() > (0.9 if name == "quaternions" else 0.999)
-
-
-def test_a_round_gaussian_is_not_turned_by_rounding() -> None:
-    """Its quaternion has no gradient but what rounding leaves, which Adam would make whole steps of."""
-    start, gradients = some_parameters(5), some_parameters(5, seed=1)
-    optimiser = Adam(start, STEPS)
-    for seed in range(3):
-        gradients.quaternions.copy_(1e-7 * some_parameters(5, seed=seed).quaternions)
-        step(optimiser, gradients)
-    assert (optimiser.parameters.quaternions - start.quaternions).abs().max() < 1e-3 * STEPS["quaternions"]
 
 
 @pytest.mark.parametrize("edge", [12, 13])
@@ -170,5 +130,5 @@ def test_no_weight_no_centres() -> None:
 
 
 def test_rounds_come_when_they_should() -> None:
-    settings = DensitySettings(every=10, first=5, until_share=0.5)
-    assert [s for s in range(200) if is_due(s, 100, settings)] == [5, 15, 25, 35, 45]
+    schedule = DensificationSchedule(every=10, first=5, until_share=0.5)
+    assert [step for step in range(200) if schedule.is_due(step, anneal_from=100)] == [5, 15, 25, 35, 45]

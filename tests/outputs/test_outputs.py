@@ -146,7 +146,7 @@ def test_log_and_configuration_name_the_stacks_that_were_read(run_folder: Path, 
         ({"resolution": None, "resolution_kind": "not_measurable"}, "not measurable: c_map is below 0.5 from shell 6"),
         (
             {"resolution": None, "resolution_kind": "not_measurable", "measurable_limit": None},
-            "not measurable: the raw half maps share no significant signal",
+            "not measurable: the direct inversions of the halves share no significant signal",
         ),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_report_that_fails_costs_no_run(
     assert "(ValueError: a bug of two lines)" in reporter.warnings[0]
     assert f"emsplat report {tmp_path / 'run'}" in reporter.warnings[0]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page == "" if part == "write_report" else "This run left nothing to show here" in page
+    assert page == "" if part == "write_report" else "This run has nothing to show here" in page
 
 
 # What is there stays, what fails leaves nothing

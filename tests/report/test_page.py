@@ -12,7 +12,7 @@ from pages import Page
 from emsplat.cli import main
 from emsplat.report.page import write_report
 
-MISSING = "This run left nothing to show here"
+MISSING = "This run has nothing to show here"
 SECTIONS = {
     "resolution": "fsc.csv",
     "slices": "raw_half1.mrc",
@@ -74,7 +74,7 @@ def test_every_control_has_a_label_and_every_picture_its_words(page: Page) -> No
 def test_every_figure_says_how_to_read_it(text: str) -> None:
     for section in text.split("<section id=")[1:]:
         if not section.startswith(('"next"', '"record"')):
-            assert "<b>Reading it.</b>" in section
+            assert "<b>How to read it.</b>" in section
             assert "<b>Suspicious.</b>" in section
 
 

@@ -1,4 +1,4 @@
 """Results in the formats of other programs.
 
-- ``formats``: which formats there are; ``ply``, ``cif``, ``mrc``, ``relion``: one each
+- ``formats``: the choice between the formats; ``ply``, ``cif``, ``mrc``, ``relion``: one format each
 """

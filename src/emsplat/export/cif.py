@@ -1,8 +1,8 @@
-"""Gaussians as pseudo-atoms in mmCIF, which has no limit on their number: ellipsoids are displacement parameters.
+"""Gaussians as pseudo-atoms in mmCIF, which has no limit on their number. Ellipsoids are displacement parameters.
 
 Source: the PDBx/mmCIF dictionary, categories atom_site and atom_site_anisotrop: U is the covariance in Å²,
-``B = 8π² tr(U)/3``. One residue an atom, of the unknown ligand UNL, so that nobody draws bonds;
-a chain ends where four digits do, beyond which some programs do not count residues.
+``B = 8π² tr(U)/3``. Each atom is a residue of its own, of the unknown ligand UNL, so that programs draw no bonds.
+A chain ends at residue 9999, because some programs read no more than four digits.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ANISOTROP = ("id", "type_symbol", *(f"U[{i}][{j}]" for i, j in ("11", "22", "33
 
 
 def write_cif(path: Path, gaussians: Gaussians, centre_in_angstroms: float) -> None:
-    """Writes coordinates in Å from the map's first voxel, so that model and map overlay.
+    """Write coordinates in Å from the first voxel of the map, so that model and map overlay.
 
-    The occupancy is the mass, in units of the largest, whose value is _emsplat_gaussians.mass_of_occupancy_1.
+    The occupancy is the mass in units of the largest mass, which is _emsplat_gaussians.mass_of_occupancy_1.
 
     Args:
-        centre_in_angstroms: where the box centre, from which the Gaussians are counted, lies on each axis.
+        centre_in_angstroms: the coordinate of the box centre, the origin of the Gaussians, on each axis.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="ascii") as file:
         file.writelines(f"{line}\n" for line in _lines(gaussians, centre_in_angstroms))
@@ -59,6 +59,6 @@ def _lines(gaussians: Gaussians, centre: float) -> Iterator[str]:
 
 
 def _chain_name(number: int) -> str:
-    """A, B, ... Z, AA, AB, ... for numbers from 0."""
+    """The names A, B, ... Z, AA, AB, ... for the numbers from 0."""
     before, letter = divmod(number, 26)
     return (_chain_name(before - 1) if before else "") + chr(ord("A") + letter)

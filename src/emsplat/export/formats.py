@@ -1,4 +1,4 @@
-"""One door to the formats a run is exported in."""
+"""The formats in which a run is exported."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ def export(
     box_size: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a run as ``ply``, ``cif``, ``mrc`` or ``relion``; returns the file or folder.
+    """Write a run as ``ply``, ``cif``, ``mrc`` or ``relion``, and return the file or folder.
 
     Args:
-        output: default: the folder's name with what tells the format, in the working directory.
+        output: the file or folder to write; by default named after the run and the format, in the working directory.
         half: "1", "2" or "average".
-        pixel_size, box_size: of ``mrc``; Å and voxels. Default: those of the run's map, or what is as large.
+        pixel_size, box_size: pixel size (Å) and box (voxels) of ``mrc``; by default those of the run's map, or a box
+            of the same edge in Å.
     """
     run = open_run(folder)
     if format != "mrc" and (pixel_size is not None or box_size is not None):
-        raise InputError(f"--pixel-size and --box-size: a {format} has no grid to choose; they act with --format mrc")
+        raise InputError(f"--pixel-size and --box-size: --format {format} has no grid; use them with --format mrc")
     if format == "relion":
         if half != AVERAGE:
-            raise InputError(f"--half {half}: --format relion writes the map and both halves; leave it out")
+            raise InputError(f"--half {half}: --format relion writes the map and both halves; leave out --half")
         output = output or Path(f"{folder.resolve().name}_relion")
         check_folder(output, NAMES, overwrite, "map of one of these names")
         write_relion_maps(run, output)
@@ -61,14 +62,16 @@ def export(
 
 
 def _grid(run: Run, box_size: int | None, pixel_size: float | None) -> tuple[int, float]:
-    """Voxels and Å of the grid that is asked for."""
+    """Box size in voxels and pixel size in Å of the grid that is asked for."""
     if pixel_size is not None and not 0.01 <= pixel_size <= 1000:
-        raise InputError(f"--pixel-size {pixel_size}: it must be between 0.01 and 1000 Å; leave it out for the run's")
+        raise InputError(
+            f"--pixel-size {pixel_size}: it must be between 0.01 and 1000 Å; leave it out for that of the run"
+        )
     pixel_size = pixel_size or run.pixel_size_in_angstroms
     if box_size is None:
         edge = run.box_size * run.pixel_size_in_angstroms
         same = pixel_size == run.pixel_size_in_angstroms
         box_size = run.box_size if same else max(SMALLEST_BOX, 2 * math.ceil(0.5 * edge / pixel_size))
     if box_size < SMALLEST_BOX:
-        raise InputError(f"--box-size {box_size}: it must be at least {SMALLEST_BOX} voxels")
+        raise InputError(f"--box-size {box_size}: it must be at least {SMALLEST_BOX} voxels; choose a larger box")
     return box_size, pixel_size

@@ -1,7 +1,7 @@
-"""Gaussians as a 3D Gaussian splatting .ply: for looking only.
+"""Gaussians as a .ply file of 3D Gaussian splatting, only to look at.
 
-Splat viewers draw what covers what, from opacities and colours; an electron map is a sum of densities. Positions,
-sizes and orientations are the model's; opacities and colours are made up here so that dense parts are seen.
+Splats in a viewer cover each other, by their opacities and colours; an electron map is a sum of densities. Positions,
+sizes and orientations are those of the model. Opacities and colours are invented here so that dense parts are visible.
 
 Source: the layout that the first 3D Gaussian splatting program writes (Kerbl et al. 2023, ACM Trans. Graph. 42, 139),
 as https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/ply describes it: logarithms of the scales,
@@ -22,13 +22,13 @@ _PROPERTIES = (
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
     *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
 )
-_CONSTANT_HARMONIC = 0.5 / np.sqrt(np.pi)  # a viewer's colour is 0.5 + this × f_dc
-_OPAQUE_SHARE = 0.8  # of the Gaussians are fainter than one whose opacity is 1 − 1/e
+_CONSTANT_HARMONIC = 0.5 / np.sqrt(np.pi)  # the colour in a viewer is 0.5 + this × f_dc
+_OPAQUE_SHARE = 0.8  # share of the Gaussians that are fainter than an opacity of 1 − 1/e
 _OPACITIES = (0.01, 0.99)  # 0 and 1 have no logit
 
 
 def write_ply(path: Path, gaussians: Gaussians) -> None:
-    """Writes positions and scales in Å, the origin at the box centre."""
+    """Write positions and scales in Å, with the origin at the box centre."""
     masses = gaussians.masses().double().numpy()
     log_scales = gaussians.log_scales.double().numpy()
     quaternions = gaussians.quaternions.double().numpy()
@@ -55,13 +55,16 @@ def write_ply(path: Path, gaussians: Gaussians) -> None:
 
 
 def _opacities(masses: NDArray[np.float64], log_scales: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(K,) what a beam loses along the axis of a round Gaussian of this mass and volume: 1 − exp(−column density)."""
+    """(K,) share of a beam that is lost along the axis of a round Gaussian of this mass and volume.
+
+    It is 1 − exp(−column density), with the density scaled by `_OPAQUE_SHARE`.
+    """
     column = masses / (2 * np.pi * np.exp(2 / 3 * log_scales.sum(axis=1)))
     return (1 - np.exp(-column / np.quantile(column, _OPAQUE_SHARE))).clip(*_OPACITIES)
 
 
 def _colours(masses: NDArray[np.float64], log_scales: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(K, 3) from dark to light with the logarithm of the density at the centre."""
+    """(K, 3) colours that go from dark to light with the logarithm of the density at the centre."""
     import matplotlib
 
     log_density = np.log(masses) - log_scales.sum(axis=1)

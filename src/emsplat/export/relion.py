@@ -1,4 +1,4 @@
-"""A run's maps under the names a 3D auto-refinement gives them, which RELION's other jobs go by."""
+"""The maps of a run under the names that RELION's 3D auto-refinement uses and its other jobs expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of the local resolution: its slices below those of the map, and how much of the particle has which."""
+"""The picture of the local resolution: its slices below those of the map, and its distribution over the particle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emsplat.figures.reconstruction import AXES, BLUE, INK, QUIET, SKY, grey_range, save, scale_bar, style
 from emsplat.validation.local_resolution import LocalResolution
 
-_UNKNOWN = "#b5b5b5"  # within the mask, but nothing measurable
+_UNKNOWN = "#b5b5b5"  # places within the mask where nothing is measurable
 
 
 def figure_local_resolution(
@@ -25,13 +25,13 @@ def figure_local_resolution(
     global_resolution: float | None = None,
     truth: NDArray[np.float64] | None = None,
 ) -> None:
-    """Central slices of the map and, where the mask is at least ½, of its local resolution; below, a histogram.
+    """Draw central slices of the map and, where the mask is at least ½, of its local resolution, and a histogram.
 
     Args:
         volume: (D, D, D) the map.
-        pixel_size: Å.
-        global_resolution: Å, marked in the histogram.
-        truth: (D, D, D) Å, drawn as a row of its own, in a simulation.
+        pixel_size: pixel size in Å.
+        global_resolution: resolution of the whole map in Å, which is marked in the histogram.
+        truth: (D, D, D) true local resolution in Å of a simulation, drawn as a row of its own.
     """
     particle = local.mask >= 0.5
     rows = {"local resolution": local.resolution} | ({} if truth is None else {"true local resolution": truth})
@@ -79,7 +79,7 @@ def _bare(axes: Axes) -> None:
 
 
 def _around(particle: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The cube about voxel D//2 that holds the particle, and a little more."""
+    """The cube about voxel D//2 that holds the particle with a small margin."""
     middle = len(particle) // 2
     places = np.argwhere(particle)
     reach = 3 + int(np.abs(places - middle).max()) if len(places) else middle
@@ -93,7 +93,7 @@ def _central(volume: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 def _range(values: NDArray[Any]) -> tuple[float, float]:
-    """What 98 % of the values lie between; a stretch about a single one, any where there is none."""
+    """The range of 98 % of the values. A single value is widened to a range, and no values give an arbitrary one."""
     if len(values) == 0:
         return 0.0, 1.0
     low, high = (float(q) for q in np.quantile(values, (0.01, 0.99)))
@@ -103,7 +103,7 @@ def _range(values: NDArray[Any]) -> tuple[float, float]:
 def _histogram(
     axes: Axes, local: LocalResolution, limits: tuple[float, float], global_resolution: float | None
 ) -> None:
-    """Shares of the particle's voxels, those that have a bound apart; the ends hold what lies beyond them."""
+    """Shares of the particle's voxels. Those with a bound are shown apart; the end bins hold what lies beyond them."""
     particle = local.mask >= 0.5
     values, bound = np.clip(local.resolution[particle], *limits), local.better_than[particle]
     found = np.isfinite(values)
@@ -111,7 +111,7 @@ def _histogram(
     axes.hist(
         parts, bins=np.linspace(*limits, 41).tolist(), stacked=True, color=[BLUE, SKY],
         weights=[np.full(len(part), 100 / max(len(values), 1)) for part in parts],
-        label=["c_map falls to 0.5", "better than: c_map is above 0.5 up to what can be measured"],
+        label=["c_map falls to 0.5", "better than: c_map is above 0.5 up to the limit"],
     )  # fmt: skip
     axes.set(xlabel="local resolution (Å)", ylabel="% of the particle", xlim=limits)
     if global_resolution is not None and limits[0] <= global_resolution <= limits[1]:

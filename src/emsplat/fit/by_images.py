@@ -1,26 +1,26 @@
-"""Gaussians from the images themselves, one batch after another: the classical way of splatting.
+"""A density model from the images themselves, one batch after another: the classical way of splatting.
 
-A step renders the Gaussians into a batch of images, compares, and takes the gradient back through the splat. It works
-in rounds of some batches, after each of which the density is controlled, the misfit of images kept aside is looked at,
-and the state is written down. When that misfit no longer falls, the step sizes are annealed on all of the half.
+A step projects the model into a batch of images, compares, and takes the gradient back through the projection. It works
+in rounds of some batches, after each of which the model is densified, the negative log-likelihood of the held-out
+images is looked at, and the state is written down. When that no longer falls, the step sizes are annealed on all images
+of the half.
 
 The gradient is preconditioned. Slices meet at the origin: of n images, n / (2k) pass within half a voxel of a point at
 the radius k, so the curvature of the loss falls as 1/k and coarse detail would be fitted long before fine. The gradient
 by each projection is therefore multiplied by the ramp |k|, as in filtered back-projection; its exponent falls to 0
-while the steps are annealed, so that the fit ends at the minimum of the misfit itself. The scale of each parameter is
+while the steps are annealed, so that the fit ends at the minimum of the loss itself. The scale of each parameter is
 left to Adam: the covariance of a batch's gradient is the Fisher information, so its mean square is the curvature's
 diagonal, up to a factor.
 
-Several ranks have the same Gaussians and go through the same batches; each renders its share of a batch, the gradients
-are summed, and all take the same step. What is summed is cut into the same pieces for any number of ranks up to four,
-and added in their order, so that these come to the same bits.
+Several ranks have the same model and go through the same batches; each renders its share of a batch, the gradients are
+summed, and all take the same step. What is summed is cut into the same pieces for any number of ranks up to four, and
+added in their order, so that these come to the same bits.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emsplat.errors import InputError
-from emsplat.fit.by_statistics import FitSettings, confine
+from emsplat.fit.by_statistics import FitSettings
 from emsplat.fit.state import FitHistory, FitState
 from emsplat.imaging.aberrations import slice_matrices
 from emsplat.imaging.forward import (
@@ -42,13 +42,12 @@ from emsplat.imaging.forward import (
     shifts_in_pixels,
 )
 from emsplat.io.images import reading_order
-from emsplat.models.densification import DensitySettings, control, is_due
-from emsplat.models.parameters import NAMES, Adam, Parameters
+from emsplat.models.densification import DensificationSchedule
+from emsplat.models.density_model import DensityModel, Model
 from emsplat.particles.batches import Batches, Images, Loader, Rows
 from emsplat.particles.table import Particles
-from emsplat.runtime.checkpoint import UNKEPT, Checkpoint
+from emsplat.runtime.context import Task
 from emsplat.runtime.ranks import World
-from emsplat.splat import project
 
 _AT_ONCE_BYTES = 8 << 20  # of the images that are rendered together: what a step needs beside its buffers
 _PIECES = 4  # of a batch, at least
@@ -64,11 +63,13 @@ class Schedule:
     anneal_rounds: int = 10
     anneal_epochs: int = 2  # of all images, where that is more
     step_share: float = 0.1  # of the step sizes of a fit to statistics, whose gradients have no noise
-    improvement: float = 2e-3  # of the misfit of unseen images that counts as one, relative, between rounds
+    improvement: float = 2e-3  # relative fall of the held-out images' loss between rounds that counts as one
     patience: int = 2  # rounds without improvement before annealing
-    rounds_without_unseen: int = 4  # nothing tells when to stop, and so few images need no more
-    most_unseen: int = 4096  # images that are enough to tell
-    density: DensitySettings = field(default_factory=lambda: DensitySettings(every=1, first=0))  # in rounds
+    rounds_without_held_out: int = 4  # nothing tells when to stop, and so few images need no more
+    most_held_out: int = 4096  # images that are enough to tell
+    densification: DensificationSchedule = field(
+        default_factory=lambda: DensificationSchedule(every=1, first=0)
+    )  # in rounds
 
 
 @dataclass(frozen=True)
@@ -77,42 +78,37 @@ class HalfSet:
 
     particles: Particles  # the whole table
     images: Images
-    seen: Rows
-    unseen: Rows  # only decide when to anneal, then join in; may be none
+    training: Rows
+    held_out: Rows  # only decide when to anneal, then join in; may be none
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`
     box_size: int  # D′ of the working box
-    extent: int  # edge of the cube, in voxels, in which the Gaussians live
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
 
 
-class Misfit:
-    """The misfits of images as functions of the Gaussians, and what they ask for."""
+class HalfLoss:
+    """The negative log-likelihoods of the images of a half as functions of a density model."""
 
-    def __init__(self, half: HalfSet, cutoff: float) -> None:
-        self._half, self._cutoff = half, cutoff
+    def __init__(self, half: HalfSet) -> None:
+        self._half = half
         self._matrices = slice_matrices(half.particles)
         self._shifts = shifts_in_pixels(half.particles, half.box_size)
         ky = np.fft.fftfreq(half.box_size)[:, None]
         self._radius = torch.from_numpy(np.hypot(ky, np.fft.rfftfreq(half.box_size)).astype(np.float32))
 
     def of(
-        self, parameters: Parameters, rows: Rows, images: NDArray[np.float32], operators: NDArray[np.int64]
+        self, model: DensityModel, rows: Rows, images: NDArray[np.float32], operators: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
-        """(n,) ``½ ‖W C p‖² − ⟨W² C y, p⟩`` of these images, and (n, D′, D′) the projections."""
-        half, p = self._half, parameters
+        """(n,) ``½ ‖W C p‖² − ⟨W² C y, p⟩`` of these images, and (n, D′, D′) the projections.
+
+        Args: operators: (n,) numbers of the symmetry mates that the images are taken to be of.
+        """
+        half = self._half
         chosen = half.particles.select(rows)
-        matrices = torch.from_numpy(self.matrices(rows, operators))
-        projections = project(
-            p.centres, p.log_scales, p.quaternions, p.log_masses,
-            matrices, self._shifts[rows], half.box_size, self._cutoff,
-        )  # fmt: skip
+        matrices = torch.from_numpy(self._matrices[rows] @ half.symmetry[operators])
+        projections = model.project(matrices, self._shifts[rows], half.box_size)
         spectra = image_spectra(projections, projection_factors(chosen, half.box_size, widened=True))
         observed = observe(images, chosen, half.noise, half.box_size)
         return misfits(spectra, contrast_transfer(chosen, half.box_size), observed), projections
-
-    def matrices(self, rows: Rows, operators: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, 3, 3) of `aberrations.slice_matrices`, each image seen as one of its symmetry mates."""
-        return self._matrices[rows] @ self._half.symmetry[operators]
 
     def ramped(self, residuals: Tensor, exponent: float) -> Tensor:
         """Gradients by projections (n, D′, D′), times |k| to this power, 1 at half of Nyquist's radius."""
@@ -123,44 +119,76 @@ class Misfit:
 
 
 def fit_images(
-    half: HalfSet,
-    start: Parameters,
-    settings: FitSettings,
-    schedule: Schedule | None = None,
-    checkpoint: Checkpoint = UNKEPT,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    watch: Callable[[Parameters], None] = lambda parameters: None,
-    world: World | None = None,
-) -> tuple[Parameters, FitHistory]:
-    """Fit Gaussians to the images of one half.
+    half: HalfSet, start: Model, settings: FitSettings, schedule: Schedule | None = None, task: Task | None = None
+) -> tuple[Model, FitHistory]:
+    """Fit a density model to the images of one half.
 
     Args:
-        start: from `fit.initial_gaussians`.
-        settings: of the model; of the numbers of steps only the schedule's count.
-        checkpoint: is offered the state after every round; the fit goes on from the one it loads, to the same result.
-            Only the first rank's counts.
-        progress: called with the batches done and to do.
-        watch: called after every round with the Gaussians, which the next one changes.
-        world: the ranks that do this together; by default, one.
+        start: the model as it is before the first step; it stays so.
+        settings: the step sizes and the seed; the numbers of steps are the schedule's.
+        task: the ranks that do this together, and who is told. Its checkpoint, of which only the first rank's counts,
+            is offered the state after every round; the fit goes on from the one it loads, to the same result. Its
+            progress is told batches, and its watcher is shown the model after every round.
+    Returns:
+        The fitted model and what the figures show of the fit.
     Raises:
-        InputError: an image whose misfit is not finite.
+        InputError: the loss of an image is not finite.
     """
-    schedule = schedule or Schedule()
+    schedule, task = schedule or Schedule(), task or Task()
+    world, length = task.world, schedule.round
     sizes = {name: schedule.step_share * size for name, size in settings.step_sizes.items()}
-    world = world or World()
-    saved = world.broadcast(checkpoint.load() if world.is_first else None)
-    if saved:
-        state = FitState.restored(saved, sizes)
-    else:
-        state = FitState(Adam(start, sizes), np.random.default_rng(settings.seed))
+    state = FitState.beginning(start, sizes, settings.seed)
+    if saved := world.broadcast(task.checkpoint.load() if world.is_first else None):
+        state = FitState.restored(saved, start, sizes)
+    history = state.history
     cut = Cut(max(1, _AT_ONCE_BYTES // (4 * half.box_size**2)), world)
     with Loader(half.images, cut.share) as loader:
-        fit = _Fit(
-            half, settings, schedule, Misfit(half, settings.cutoff), loader, checkpoint, progress, watch, world, cut
-        )
-        fit.approach(state)
-        fit.anneal(state)
-    return state.optimiser.parameters, state.history
+        loss = _SharedLoss(half, HalfLoss(half), loader, cut)
+
+        # The approach: rounds on the training images, until the loss of the held-out ones no longer falls.
+        most = schedule.max_rounds if len(half.held_out) else schedule.rounds_without_held_out
+        batches = _batches(half, half.training, schedule, settings.seed)
+        stream = loader.stream(batches, state.done * length)
+        while state.anneal_from is None:
+            for rows, images in islice(stream, length):
+                loss.step(state, rows, images, 1.0)
+                task.progress(len(history.losses), (most + schedule.anneal_rounds) * length)
+            _align(state, world)
+            if schedule.densification.is_due(state.done, most):
+                state.model.densify(state.optimiser, state.rng)
+            state.done += 1
+            if len(half.held_out):
+                now = loss.of_held_out(state.model, schedule.most_held_out)
+                state.check(len(history.losses) - 1, now, schedule.improvement)
+            stale = len(half.held_out) > 0 and state.waited >= schedule.patience
+            if stale or state.done >= most:
+                state.anneal_from, history.anneal_from = state.done, len(history.losses)
+                history.stopped_by = "loss of held-out images" if stale else "maximum number of rounds"
+            task.watch(state.model)
+            task.checkpoint.offer(state.saved)
+
+        # The annealing: falling steps on all images.
+        batches = _batches(half, np.concatenate([half.training, half.held_out]), schedule, settings.seed + 1)
+        total = max(schedule.anneal_rounds * length, schedule.anneal_epochs * batches.per_epoch)
+        first = (state.done - state.anneal_from) * length
+        stream = loader.stream(batches, first)
+        for done, (rows, images) in enumerate(islice(stream, max(total - first, 0)), first):
+            loss.step(state, rows, images, 0.5 + 0.5 * math.cos(math.pi * done / total))
+            task.progress(len(history.losses), history.anneal_from + total)
+            if (done + 1) % length == 0 or done + 1 == total:
+                _align(state, world)
+                state.done += 1
+                task.watch(state.model)
+                task.checkpoint.offer(state.saved)
+    return state.result(), history
+
+
+def _batches(half: HalfSet, rows: Rows, schedule: Schedule, seed: int) -> Batches:
+    """Batches of these rows, of a size that lets a round see every image once, if it can."""
+    fewest, most = schedule.batch
+    size = min(max(-(-len(rows) // schedule.round), fewest), most)
+    order = reading_order(half.particles)
+    return Batches.of(order[np.isin(order, rows)], size, half.particles.box_size, seed)
 
 
 @dataclass(frozen=True)
@@ -175,7 +203,7 @@ class Cut:
     world: World
 
     def pieces(self, n: int) -> list[slice]:
-        """Of n images."""
+        """The pieces of n images."""
         number = max(-(-n // self.at_once), min(max(_PIECES, self.world.size), n), 1)
         return [slice(n * piece // number, n * (piece + 1) // number) for piece in range(number)]
 
@@ -186,140 +214,83 @@ class Cut:
         return slice(mine[0].start, mine[-1].stop) if mine else slice(0, 0)
 
 
-def _length(parameters: Parameters) -> int:
-    return sum(getattr(parameters, name).numel() for name in NAMES)
-
-
-def _gradient(parameters: Parameters) -> Tensor:
-    """(length,) taken from the leaves, which have none then."""
-    parts = []
-    for leaf in (getattr(parameters, name) for name in NAMES):
-        parts.append(torch.zeros(leaf.numel()) if leaf.grad is None else leaf.grad.reshape(-1))
-        leaf.grad = None
-    return torch.cat(parts)
-
-
-def _set_gradient(parameters: Parameters, gradient: Tensor) -> None:
-    leaves = [getattr(parameters, name) for name in NAMES]
-    for leaf, part in zip(leaves, gradient.split([leaf.numel() for leaf in leaves]), strict=True):
-        leaf.grad = part.view_as(leaf)
-
-
 @dataclass(frozen=True)
-class _Fit:
-    """What does not change during a fit, and the two parts of it."""
+class _SharedLoss:
+    """The loss of many images, of which every rank evaluates its share, and steps down it."""
 
     half: HalfSet
-    settings: FitSettings
-    schedule: Schedule
-    misfit: Misfit
+    loss: HalfLoss
     loader: Loader
-    checkpoint: Checkpoint
-    progress: Callable[[int, int], None]
-    watch: Callable[[Parameters], None]
-    world: World
     cut: Cut
 
-    def approach(self, state: FitState) -> None:
-        """Rounds on the seen images, until the misfit of the unseen ones no longer falls."""
-        half, schedule = self.half, self.schedule
-        most = schedule.max_rounds if len(half.unseen) else schedule.rounds_without_unseen
-        stream = self.loader.stream(self._batches(half.seen, self.settings.seed), state.done * schedule.round)
-        while state.anneal_from is None:
-            for rows, images in islice(stream, schedule.round):
-                self._step(state, rows, images, 1.0)
-                self.progress(len(state.history.losses), (most + schedule.anneal_rounds) * schedule.round)
-            self._align(state)
-            if is_due(state.done, most, schedule.density):
-                control(state.optimiser, self.settings.n_gaussians, schedule.density, state.rng)
-            state.done += 1
-            stale = len(half.unseen) > 0 and self._is_stale(state)
-            if stale or state.done >= most:
-                state.anneal_from = state.done
-                state.history.anneal_from = len(state.history.losses)
-                state.history.stopped_by = "misfit of unseen images" if stale else "maximum number of rounds"
-            self._end_round(state)
-
-    def anneal(self, state: FitState) -> None:
-        """Falling steps on all images."""
-        assert state.anneal_from is not None
-        length = self.schedule.round
-        batches = self._batches(np.concatenate([self.half.seen, self.half.unseen]), self.settings.seed + 1)
-        total = max(self.schedule.anneal_rounds * length, self.schedule.anneal_epochs * batches.per_epoch)
-        first = (state.done - state.anneal_from) * length
-        for done, (rows, images) in enumerate(islice(self.loader.stream(batches, first), max(total - first, 0)), first):
-            self._step(state, rows, images, 0.5 + 0.5 * math.cos(math.pi * done / total))
-            self.progress(len(state.history.losses), state.history.anneal_from + total)
-            if (done + 1) % length == 0 or done + 1 == total:
-                self._align(state)
-                state.done += 1
-                self._end_round(state)
-
-    def _batches(self, rows: Rows, seed: int) -> Batches:
-        fewest, most = self.schedule.batch
-        size = min(max(-(-len(rows) // self.schedule.round), fewest), most)
-        order = reading_order(self.half.particles)
-        return Batches.of(order[np.isin(order, rows)], size, self.half.particles.box_size, seed)
-
-    def _step(self, state: FitState, rows: Rows, images: NDArray[np.float32], rate: float) -> None:
+    def step(self, state: FitState, rows: Rows, images: NDArray[np.float32], rate: float) -> None:
         """One step along the preconditioned gradient of a batch; images: (m, D, D) of this rank's share of the rows."""
-        n = len(rows)
+        n, world = len(rows), self.cut.world
         operators = state.rng.integers(len(self.half.symmetry), size=n)
-        parameters, pieces = state.optimiser.parameters, self.cut.pieces(n)
+        model, pieces = state.model, self.cut.pieces(n)
         first = self.cut.share(n).start
-        values, gradients = np.zeros(len(pieces)), torch.zeros(len(pieces), _length(parameters))
-        for number in range(len(pieces))[self.world.share(len(pieces))]:
+        leaves = model.leaves
+        values = np.zeros(len(pieces))
+        gradients = torch.zeros(len(pieces), sum(leaf.numel() for leaf in leaves.values()))
+        for number in range(len(pieces))[world.share(len(pieces))]:
             piece = pieces[number]
             some = rows[piece], images[piece.start - first : piece.stop - first], operators[piece]
-            losses, projections = self.misfit.of(parameters, *some)
+            losses, projections = self.loss.of(model, *some)
             [residuals] = torch.autograd.grad(losses.sum(), projections, retain_graph=True)
             self._refuse_not_finite(losses.detach() + residuals.sum(dim=(1, 2)), rows[piece])
-            projections.backward(self.misfit.ramped(residuals, rate) / n)
+            projections.backward(self.loss.ramped(residuals, rate) / n)
             values[number] = float(losses.detach().sum())
-            gradients[number] = _gradient(parameters)
-        self.world.sum(values)  # a piece's comes from one rank
-        self.world.sum(gradients)
-        _set_gradient(parameters, gradients.sum(dim=0))
-        state.history.losses.append(float(values.sum()) / n)
-        state.history.counts.append(len(state.optimiser.parameters))
-        state.optimiser.step(rate)
-        confine(state.optimiser.parameters, self.half.extent, self.settings.max_scale)
+            gradients[number] = _taken_gradient(leaves)
+        world.sum(values)  # a piece's comes from one rank
+        world.sum(gradients)
+        _set_gradient(leaves, gradients.sum(dim=0))
+        state.record(float(values.sum()) / n)
+        state.optimiser.step(leaves, rate)
+        model.constrain()
 
     @torch.no_grad()
-    def _is_stale(self, state: FitState) -> bool:
-        """Whether the misfit of the unseen images, or of enough of them, has ceased to fall."""
-        rows = self.half.unseen[:: -(-len(self.half.unseen) // self.schedule.most_unseen)]
+    def of_held_out(self, model: DensityModel, most: int) -> float:
+        """The mean loss of the held-out images, or of `most` of them, spread evenly, where that is enough."""
+        held_out, world = self.half.held_out, self.cut.world
+        rows = held_out[:: -(-len(held_out) // most)]
         pieces = [rows[piece] for piece in self.cut.pieces(len(rows))]
-        values, mine = np.zeros(len(pieces)), self.world.share(len(pieces))
+        values, mine = np.zeros(len(pieces)), world.share(len(pieces))
         for number, (block, images) in enumerate(self.loader.sweep(pieces[mine]), mine.start):
-            losses, _ = self.misfit.of(state.optimiser.parameters, block, images, np.zeros(len(block), dtype=np.int64))
+            losses, _ = self.loss.of(model, block, images, np.zeros(len(block), dtype=np.int64))
             self._refuse_not_finite(losses, block)
             values[number] = float(losses.sum())
-        self.world.sum(values)
-        now = float(values.sum()) / len(rows)
-        state.history.checks.append((len(state.history.losses) - 1, now))
-        improved = not state.history.checks[1:] or now < state.best - self.schedule.improvement * abs(state.best)
-        state.waited = 0 if improved else state.waited + 1
-        state.best = min(state.best, now)
-        return state.waited >= self.schedule.patience
-
-    def _align(self, state: FitState) -> None:
-        """Let all ranks go on from the first one's state where theirs differs, as machines of two makes may round."""
-        if self.world.size == 1:
-            return
-        tensors = state.optimiser.tensors()
-        if len(set(self.world.gather(tuple(zlib.crc32(tensor.numpy().tobytes()) for tensor in tensors.values())))) > 1:
-            tensors = self.world.broadcast(tensors)
-            state.optimiser = Adam.restored(tensors, state.optimiser.step_sizes)
+        world.sum(values)
+        return float(values.sum()) / len(rows)
 
     def _refuse_not_finite(self, values: Tensor, rows: Rows) -> None:
         bad = rows[~torch.isfinite(values).numpy()]
         if len(bad):
             raise InputError(
-                f"{self.half.particles.ids[bad[0]]}: its misfit or its gradient is not a finite number; look at that "
-                "image and its CTF and remove it from the particle file; the checkpoint before it stays"
+                f"{self.half.particles.ids[bad[0]]}: its negative log-likelihood or the gradient of it is not a finite "
+                "number; look at that image and its CTF and remove it from the particle file; the checkpoint before it "
+                "stays"
             )
 
-    def _end_round(self, state: FitState) -> None:
-        self.watch(state.optimiser.parameters)
-        self.checkpoint.offer(state.saved)
+
+def _taken_gradient(leaves: dict[str, Tensor]) -> Tensor:
+    """(length,) the gradient of all leaves in a row, which have none then."""
+    parts = []
+    for leaf in leaves.values():
+        parts.append(torch.zeros(leaf.numel()) if leaf.grad is None else leaf.grad.reshape(-1))
+        leaf.grad = None
+    return torch.cat(parts)
+
+
+def _set_gradient(leaves: dict[str, Tensor], gradient: Tensor) -> None:
+    parts = gradient.split([leaf.numel() for leaf in leaves.values()])
+    for leaf, part in zip(leaves.values(), parts, strict=True):
+        leaf.grad = part.view_as(leaf)
+
+
+def _align(state: FitState, world: World) -> None:
+    """Let all ranks go on from the first one's state where theirs differs, as machines of two makes may round."""
+    if world.size == 1:
+        return
+    tensors = state.tensors()
+    if len(set(world.gather(tuple(zlib.crc32(tensor.numpy().tobytes()) for tensor in tensors.values())))) > 1:
+        state.restore(world.broadcast(tensors))

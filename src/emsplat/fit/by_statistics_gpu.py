@@ -13,8 +13,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from emsplat.runtime.devices import CPU
 from emsplat.splat.bandlimit import boost
 from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.loss import QuadraticLoss, fitting_period
 
 T = TypeVar("T")
 
@@ -22,6 +24,14 @@ T = TypeVar("T")
 # that goes on.
 _REFUSED: set[torch.device] = set()
 _WARM_UP = 2  # steps that are done before one is recorded: what is made at first use must not be part of it
+
+
+def loss_on(device: torch.device, statistics: Statistics, extent: int) -> QuadraticLoss | DeviceLoss:
+    """The loss of densities in a cube of this edge, as a fit evaluates it on a device."""
+    period = fitting_period(extent)
+    if device == CPU:
+        return QuadraticLoss(statistics, extent, period)
+    return DeviceLoss(statistics, extent, period, device)
 
 
 class DeviceLoss:

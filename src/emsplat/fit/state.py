@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Generic
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from emsplat.models.parameters import NAMES, Adam
+from emsplat.models.density_model import Model
+from emsplat.models.optimiser import Adam
 from emsplat.runtime.checkpoint import State
 from emsplat.runtime.devices import CPU
+
+_PARAMETERS = "parameters."  # of the names of a model's leaves in a checkpoint
 
 
 @dataclass
@@ -20,13 +25,13 @@ class FitHistory:
     losses: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     searched: list[float] = field(default_factory=list)  # losses of the search for the number of steps
-    checks: list[tuple[int, float]] = field(default_factory=list)  # step, loss on the unseen images
+    checks: list[tuple[int, float]] = field(default_factory=list)  # step, loss of the held-out images
     anneal_from: int = 0
     stopped_by: str = "maximum number of steps"
 
     @property
     def n_steps(self) -> int:
-        """All that were taken."""
+        """Number of all steps, those of the search included."""
         return len(self.searched) + len(self.losses)
 
     @staticmethod
@@ -38,37 +43,86 @@ class FitHistory:
 
 
 @dataclass
-class FitState:
-    """All that a fit goes on from."""
+class FitState(Generic[Model]):
+    """All that a fit goes on from; every step changes it."""
 
+    model: Model
     optimiser: Adam
     rng: np.random.Generator
     history: FitHistory = field(default_factory=FitHistory)
     done: int = 0  # steps, or rounds of them
     anneal_from: int | None = None  # step or round; None: not yet known
-    best: float = math.inf  # loss on unseen images
+    best: float = math.inf  # loss of the held-out images
     best_at: int = 0  # step it was found at
     waited: int = 0  # checks since one was better by enough
 
+    @staticmethod
+    def beginning(start: Model, step_sizes: dict[str, float], seed: int, device: torch.device = CPU) -> FitState[Model]:
+        """The state before the first step; `start` is copied to the device."""
+        model = _with_gradients(start, {name: leaf.detach().clone() for name, leaf in start.leaves.items()}, device)
+        optimiser = Adam(model.leaves, step_sizes, model.gradient_floors)
+        return FitState(model, optimiser, np.random.default_rng(seed))
+
+    def begin_again(self, start: Model, seed: int, device: torch.device) -> None:
+        """Take the first step anew; what was found out about the number of steps, and the history, stay."""
+        fresh = FitState.beginning(start, self.optimiser.step_sizes, seed, device)
+        self.model, self.optimiser, self.rng, self.done = fresh.model, fresh.optimiser, fresh.rng, 0
+        self.history.searched, self.history.losses, self.history.counts = self.history.losses, [], []
+
+    def record(self, loss: float) -> None:
+        """Add a step to the history."""
+        self.history.losses.append(loss)
+        self.history.counts.append(len(self.model))
+
+    def check(self, step: int, loss: float, least_improvement: float) -> None:
+        """Take notice of the held-out images' loss; `waited` starts again where it is a relative improvement."""
+        checks = self.history.checks
+        checks.append((step, loss))
+        improved = not checks[1:] or loss < self.best - least_improvement * abs(self.best)
+        self.waited = 0 if improved else self.waited + 1
+        if loss < self.best:
+            self.best, self.best_at = loss, self.done
+
     @property
     def is_finite(self) -> bool:
-        """Whether all parameters of the Gaussians are finite numbers."""
-        parameters = self.optimiser.parameters
-        return bool(torch.stack([torch.isfinite(getattr(parameters, name)).all() for name in NAMES]).all())
+        """Whether all leaves of the model are finite numbers."""
+        return bool(torch.stack([torch.isfinite(leaf).all() for leaf in self.model.leaves.values()]).all())
+
+    def result(self) -> Model:
+        """The model as it is now, on the CPU and without gradients."""
+        return self.model.with_leaves({name: leaf.detach().to(CPU) for name, leaf in self.model.leaves.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The leaves and the optimiser's memory by name."""
+        leaves = {_PARAMETERS + name: leaf.detach() for name, leaf in self.model.leaves.items()}
+        return leaves | self.optimiser.tensors()
+
+    def restore(self, tensors: dict[str, Tensor], device: torch.device = CPU) -> None:
+        """Take over what `tensors` gave."""
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        names = [name for name in tensors if name.startswith(_PARAMETERS)]
+        self.model = _with_gradients(self.model, {n.removeprefix(_PARAMETERS): tensors[n] for n in names}, device)
+        self.optimiser.restore(tensors)
 
     def saved(self) -> State:
         """For a checkpoint."""
         facts = {name: getattr(self, name) for name in ("done", "anneal_from", "best", "best_at", "waited")}
-        return State(
-            self.optimiser.tensors(), facts | {"rng": self.rng.bit_generator.state, "history": asdict(self.history)}
-        )
+        return State(self.tensors(), facts | {"rng": self.rng.bit_generator.state, "history": asdict(self.history)})
 
     @staticmethod
-    def restored(state: State, step_sizes: dict[str, float], device: torch.device = CPU) -> FitState:
-        """What `saved` was taken from, on this device."""
-        facts = dict(state.facts)
+    def restored(
+        saved: State, start: Model, step_sizes: dict[str, float], device: torch.device = CPU
+    ) -> FitState[Model]:
+        """What `saved` was taken from, on this device. Args: start: a model of the same kind."""
+        facts = dict(saved.facts)
         rng = np.random.default_rng()
         rng.bit_generator.state = facts.pop("rng")
         history = FitHistory.restored(facts.pop("history"))
-        tensors = {name: tensor.to(device) for name, tensor in state.tensors.items()}
-        return FitState(Adam.restored(tensors, step_sizes), rng, history, **facts)
+        optimiser = Adam(start.leaves, step_sizes, start.gradient_floors)
+        state = FitState(start, optimiser, rng, history, **facts)
+        state.restore(saved.tensors, device)
+        return state
+
+
+def _with_gradients(model: Model, leaves: dict[str, Tensor], device: torch.device) -> Model:
+    return model.with_leaves({name: leaf.to(device).requires_grad_() for name, leaf in leaves.items()})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from emsplat.fourier.transforms import images_of, transforms_of
 
 
 def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.complex64]:
@@ -31,5 +32,4 @@ def fourier_cropped(images: NDArray[np.float32], box_size: int) -> NDArray[np.fl
     """
     if box_size == images.shape[-1]:
         return images
-    spectra = torch.from_numpy(fourier_crop(torch.fft.rfft2(torch.from_numpy(images)).numpy(), box_size))
-    return torch.fft.irfft2(spectra, s=(box_size, box_size)).numpy()
+    return images_of(fourier_crop(transforms_of(images), box_size), box_size)

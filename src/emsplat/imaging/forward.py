@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from emsplat.conventions import electron_wavelength_in_angstroms
 from emsplat.fourier.cropping import fourier_crop
+from emsplat.fourier.transforms import transforms_of
 from emsplat.imaging.aberrations import antisymmetric_factors
 from emsplat.imaging.ctf import ctf
 from emsplat.particles.table import OpticsGroup, Particles
@@ -53,7 +54,7 @@ def observe(images: NDArray[np.float32], particles: Particles, noise: NDArray[np
     """
     # A slice of the working grid's map, whose voxels are larger, is smaller in its own units.
     scale = (box_size / particles.box_size) ** 3
-    spectra = torch.from_numpy(fourier_crop(torch.fft.rfft2(torch.from_numpy(images)).numpy(), box_size)) * scale
+    spectra = torch.from_numpy(fourier_crop(transforms_of(images), box_size)) * scale
     numbers, groups, of_image = _groups(particles)
     radius, in_volume = _radii(groups, box_size)
     inverse = 1 / noise[numbers]

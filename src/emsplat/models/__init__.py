@@ -1,6 +1,8 @@
-"""What is fitted: sets of Gaussians.
+"""What is fitted: density models, of which the set of Gaussians is one.
 
-- ``gaussians``: the model as it is stored, merged and put on a grid
-- ``parameters``: the same as the leaves of a fit, and Adam
+- ``density_model``: what a fit needs of anything that has a density
+- ``gaussian_model``: the set of Gaussians as such a model; ``parameters``: its leaves, in pixels
 - ``densification``: Gaussians that carry nothing are removed, those that the loss pulls at hardest are split
+- ``optimiser``: Adam
+- ``gaussians``: the Gaussians in Å, as they are stored, merged and put on a grid
 """

@@ -1,4 +1,4 @@
-"""Density control: remove Gaussians that carry nothing, split those that the loss pulls at hardest.
+"""Densification: remove Gaussians that carry nothing, split those that the loss pulls at hardest.
 
 A Gaussian whose centre the gradient `T∗V − b` pulls about stands for more than one Gaussian can show: it is split in
 two of half the mass, which leaves the map as it was. That is the criterion of 3D Gaussian splatting (Kerbl et al.
@@ -13,40 +13,54 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from emsplat.models.parameters import Adam, Parameters, concatenate
+from emsplat.models.parameters import Parameters, concatenate
 from emsplat.splat import rotation_of_quaternions
 
 
 @dataclass(frozen=True)
-class DensitySettings:
-    """When and how much."""
+class DensificationSchedule:
+    """When the rounds of densification come, in steps."""
 
     every: int = 12  # steps between two rounds
-    first: int = 24  # step of the first round
-    until_share: float = 0.75  # of the steps before annealing
-    prune_below: float = 0.03  # of the median mass
-    grow: float = 0.35  # at most this share of the present number is added in a round
+    first: int = 24  # the step of the first round
+    until_share: float = 0.75  # no round after this share of the steps before annealing
+
+    def is_due(self, step: int, anneal_from: int) -> bool:
+        """Whether a round follows this step."""
+        since = step - self.first
+        return since >= 0 and since % self.every == 0 and step < self.until_share * anneal_from
 
 
-def is_due(step: int, anneal_from: int, settings: DensitySettings) -> bool:
-    """Whether a round follows this step."""
-    since = step - settings.first
-    return since >= 0 and since % settings.every == 0 and step < settings.until_share * anneal_from
+@dataclass(frozen=True)
+class Densification:
+    """How much one round changes."""
+
+    prune_below: float = 0.03  # Gaussians of less than this share of the median mass are removed
+    grow: float = 0.35  # a round adds at most this share of the present number
 
 
-def control(optimiser: Adam, target: int, settings: DensitySettings, rng: np.random.Generator) -> None:
-    """One round: prune, then grow towards the target number by splitting."""
-    parameters = optimiser.parameters
+def densified(
+    parameters: Parameters, gradients: Tensor, target: int, settings: Densification, rng: np.random.Generator
+) -> tuple[Tensor, Parameters]:
+    """One round: prune, then split towards the target number.
+
+    Args:
+        gradients: (K,) size of the loss's gradient by each centre, lately.
+    Returns:
+        (K,) a mask of the Gaussians that stay, and those that are added.
+    """
     masses = parameters.log_masses.detach().exp()
     keep = masses > settings.prune_below * masses.median()
     n_kept = int(keep.sum())
     growth = max(0, min(target - n_kept, math.ceil(settings.grow * len(parameters)), n_kept))
-    pulls = torch.where(keep, optimiser.pulls(), -torch.ones_like(masses))
-    parents = torch.topk(pulls, growth).indices
+    # What a move of the centre by one σ would change of the loss.
+    pulls = gradients * parameters.log_scales.detach().mean(dim=1).exp()
+    parents = torch.topk(torch.where(keep, pulls, -torch.ones_like(masses)), growth).indices
     halves = _split(parameters.rows(parents), rng)
     keep[parents] = False
-    optimiser.replace(keep, halves)
+    return keep, halves
 
 
 def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:

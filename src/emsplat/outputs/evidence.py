@@ -1,4 +1,4 @@
-"""What a run leaves for its report beside maps and curves: small arrays that would otherwise need the images again."""
+"""Small arrays for the report of a run, which could otherwise be computed only by reading the images again."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ from emsplat.splat.bandlimit import widened
 from emsplat.symmetry import symmetry_operators
 
 _PAIRS = 6
-_PAIR_EDGE = 96  # pixels at most
-_CTFS, _CTF_VALUES = 120, 1_000_000  # images whose CTFs are averaged, fewer where they are large
+_PAIR_EDGE = 96  # largest edge of these images in pixels
+_CTFS, _CTF_VALUES = 120, 1_000_000  # images whose CTFs are averaged, and values in all, which large images reach first
 _CTFS_AT_ONCE = 10
-_VIEWS = 20_000  # images whose views are asked how evenly they cover Fourier space
+_VIEWS = 20_000  # images whose views measure how evenly Fourier space is covered
 _SPLAT_CUTOFF = 5.0  # the inverse of the widening amplifies what truncation leaves out
 
 Evidence = dict[str, NDArray]
 
 
 def gather_evidence(r: Reconstruction, truth: NDArray[np.float64] | None = None) -> Evidence:
-    """Named arrays; D is the box, G the number of optics groups, F = D//2 + 1 shells from 0.
+    """The arrays by name; D is the box, G the number of optics groups, and F = D//2 + 1 shells from 0.
 
-    - ``frequency`` (F,) 1/Å, ``noise`` (G, F) variance a pixel, ``group_names`` (G,)
-    - ``ctf_mean`` (F,) CTF² averaged over the images, ``ctf_typical`` (F,) of the one of median defocus
+    - ``frequency`` (F,) in 1/Å, ``noise`` (G, F) variance per pixel, ``group_names`` (G,)
+    - ``ctf_mean`` (F,) CTF² averaged over the images, ``ctf_typical`` (F,) CTF² of the image with the median defocus
     - ``defocus_counts`` (n,), ``defocus_edges`` (n + 1,) in µm
     - ``directions`` (rows, 2 rows) of `figures.direction_counts`, ``efficiency`` of `particles.coverage`
-    - ``loss_1``, ``loss_2`` (steps,) per image, ``checks_1``, ``checks_2`` (n, 2) step and loss on unseen images
-    - ``recorded``, ``filtered``, ``predicted`` (n, d, d) images, what a Wiener filter leaves of them, and what the
-      Gaussians predict, filtered alike; ``pair_ids``, ``pair_defocus`` in µm, ``pair_correlation`` (n,) of the two
-    - ``truth`` (D//2,) the correlation with a known truth, where there is one
+    - ``loss_1``, ``loss_2`` (steps,) per image, ``checks_1``, ``checks_2`` (n, 2) step and loss of held-out images
+    - ``recorded``, ``filtered``, ``predicted`` (n, d, d): images, the same after a Wiener filter, and what the
+      Gaussians predict after the same filter; ``pair_ids``, ``pair_defocus`` in µm, and ``pair_correlation`` (n,)
+      between the last two
+    - ``truth`` (D//2,) the correlation with the truth, if it is known
     """
     table = r.particles
     box_size, pixel_size = table.box_size, table.pixel_size_in_angstroms
@@ -75,7 +76,7 @@ def gather_evidence(r: Reconstruction, truth: NDArray[np.float64] | None = None)
     for number, half in enumerate(r.halves, start=1):
         evidence[f"loss_{number}"] = np.array(half.history.losses)
         evidence[f"checks_{number}"] = np.array(half.history.checks, dtype=np.float64).reshape(-1, 2)
-    # Of a tilt series, the images that damage has not yet made hopeless.
+    # In a tilt series, only images with little radiation damage show anything.
     fresh = table.pre_exposure[by_defocus] <= np.quantile(table.pre_exposure, 0.25)
     rows = _spread(by_defocus[fresh], _PAIRS)
     evidence |= _pairs(r, rows) | {"pair_ids": table.ids[rows], "pair_defocus": defocus[rows]}
@@ -95,18 +96,18 @@ def _smaller(values: NDArray) -> NDArray:
 
 
 def _rows_of_directions(n_images: int) -> int:
-    """About 20 images in each bin; bins no smaller than an eye can tell apart."""
+    """Number of rows of bins, for about 20 images in each bin and no more bins than an eye can tell apart."""
     return int(np.clip(np.sqrt(n_images / 40), 6, 18))
 
 
 def _spread(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """n of the rows, or all, at equal distances; the middle one for n = 1."""
+    """At most n of the rows at equal distances; the middle row for n = 1."""
     n = min(n, len(rows))
     return rows[((np.arange(n) + 0.5) * len(rows) / n).astype(np.int64)]
 
 
 def _mean_squared_ctf(table: Particles, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(D//2+1,) shell means."""
+    """(D//2+1,) shell means of CTF², averaged over the rows."""
     total = np.zeros(table.box_size // 2 + 1)
     for first in range(0, len(rows), _CTFS_AT_ONCE):
         block = rows[first : first + _CTFS_AT_ONCE]
@@ -115,7 +116,7 @@ def _mean_squared_ctf(table: Particles, rows: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _pairs(r: Reconstruction, rows: NDArray[np.int64]) -> Evidence:
-    """Recorded images beside what the average of the Gaussians predicts for them, in units of the recorded's spread."""
+    """Recorded images beside what the Gaussians predict for them, in units of the recorded standard deviation."""
     chosen = r.particles.select(rows)
     box_size = chosen.box_size
     with ImageSource(chosen, r.settings.invert) as images:
@@ -161,6 +162,6 @@ def _predicted(gaussians: Gaussians, particles: Particles) -> NDArray[np.float32
 
 
 def _cropped(spectra: NDArray[np.complexfloating], edge: int) -> NDArray[np.floating]:
-    """(n, edge, edge) images of (n, D, D//2+1) transforms, their grey values kept."""
+    """(n, edge, edge) images of (n, D, D//2+1) transforms, cropped without a change of grey values."""
     full = spectra.shape[1]
     return np.fft.irfft2(fourier_crop(spectra, edge), s=(edge, edge)) * (edge / full) ** 2

@@ -1,4 +1,4 @@
-"""A run folder: everything a reconstruction leaves on the disk, written whole or not at all."""
+"""Writes the run folder of a reconstruction, whole or not at all."""
 
 from __future__ import annotations
 
@@ -35,28 +35,31 @@ from emsplat.versions import versions
 
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
-    """InputError where a run could not be written to `folder`: better said before the work than after it."""
+    """InputError if a run could not be written to `folder`, which the user wants to know before the work."""
     names = [path.name for path in RunFolder(folder).results]
     check_folder(folder, names, overwrite, "run")
 
 
 @contextmanager
 def claimed(folder: Path, overwrite: bool, reporter: Reporter) -> Iterator[None]:
-    """Keeps `folder` for the run that the block makes, and warns of what killed runs have left in it.
+    """Reserve `folder` for the run that the block makes, and warn of what killed runs have left in it.
 
     Raises:
-        InputError: a run could not be written to it, or another one is at work on it.
+        InputError: a run could not be written to the folder, or another run is using it.
     """
     check_output(folder, overwrite)
     with claiming(folder) as found:
         for line in found:
             reporter.warn(line)
-        check_output(folder, overwrite)  # once more: a killed run may just have been brought to its end
+        check_output(folder, overwrite)  # once more, because the files of a killed run may just have been completed
         yield
 
 
 def is_complete(folder: Path, particles: Path, settings: ReconstructSettings, reporter: Reporter) -> bool:
-    """Whether a run of this is in the folder, perhaps because one that was killed at its very end is brought to it."""
+    """Whether the folder holds a complete run of these particles and settings.
+
+    The files of a run that was killed while they were moved into place are completed first.
+    """
     if not folder.is_dir():
         return False
     with claiming(folder) as found:
@@ -82,14 +85,14 @@ def write_run(
     truth: NDArray[np.float64] | None = None,
     **facts: object,
 ) -> Summary:
-    """Writes maps, Gaussians, curves, figures, settings, log and summary; an old run stays until all are complete.
+    """Write maps, Gaussians, curves, figures, settings, log and summary. An old run stays until all are complete.
 
     Args:
-        reporter: the one that was given to `reconstruct`: its log and its times are written too.
-        truth: (D//2,) the map's correlation with a known truth, drawn beside the estimate.
-        facts: more entries for the summary.
+        reporter: the reporter that was given to `reconstruct`; its log and its times are written too.
+        truth: (D//2,) correlation of the map with a known truth, which is drawn beside the estimate.
+        facts: further entries for the summary.
     Returns:
-        What summary.json holds.
+        The contents of summary.json.
     """
     folder, reporter = Path(folder), reporter or reconstruction.reporter
     check_output(folder, overwrite)
@@ -121,15 +124,17 @@ def write_run(
 
 @contextmanager
 def _costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
-    """What fails in the block is said and no more: the result of hours is worth more than its report.
+    """Warn of an error in the block and continue, because the result of hours is worth more than its report.
 
-    Its files are written empty then, lest those of an older run stay.
+    The files of the report are then empty, so that those of an older run do not stay.
     """
     try:
         yield
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        reporter.warn(f"the report is not complete ({reason}), all else is; emsplat report {folder} makes it again")
+        reporter.warn(
+            f"the report is not complete ({reason}), but everything else is; emsplat report {folder} makes it again"
+        )
 
 
 def _write_maps(files: RunFolder, r: Reconstruction) -> None:
@@ -156,7 +161,7 @@ def _write_particles(files: RunFolder, r: Reconstruction, reporter: Reporter) ->
         return
     contrast = 1 + r.refinement.changes[:, 5]
     path = write_refined(r.particles, contrast, r.settings.refined, files.path, by_column=r.settings.poses is None)
-    reporter.line(f"{path.name}: the refined particles, their images named as in {r.particles.source} (--datadir)")
+    reporter.line(f"{path.name} holds the refined particles; its images are named as in {r.particles.source}")
     if r.particles.dark is not None and r.particles.dark.any() and path.suffix == ".star":
         reporter.warn(f"{path.name} cannot say that images are dark; read it with --invert")
 
@@ -181,7 +186,7 @@ def draw_figures(files: RunFolder, r: Reconstruction, truth: NDArray[np.float64]
 
 
 def configuration(r: Reconstruction) -> dict[str, Any]:
-    """Every setting, and what was found from the data where a setting was left out."""
+    """Every setting, and what was found from the data for settings that were left out."""
     return {
         "command": command_line(),
         "directory": os.getcwd(),
@@ -199,7 +204,7 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """What was typed, or the program that made the run."""
+    """The command that the user typed, or the program that made the run."""
     if Path(sys.argv[0]).name in ("emsplat", "__main__.py"):
         return shlex.join(["emsplat", *sys.argv[1:]])
     return shlex.join(sys.orig_argv)
@@ -218,7 +223,7 @@ def verdict(r: Reconstruction) -> Summary:
 
 
 def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
-    """What summary.json holds; lengths in Å, times in seconds, memory in bytes."""
+    """The contents of summary.json, with lengths in Å, times in seconds and memory in bytes."""
     seconds = r.seconds | reporter.seconds
     return {
         **verdict(r),
@@ -234,7 +239,7 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "symmetry": r.settings.symmetry,
         "b_factor": r.b_factor,
         "seconds": {stage: round(time, 3) for stage, time in seconds.items()},
-        "resumed": reporter.resumed,  # and the seconds are those since then
+        "resumed": reporter.resumed,  # if so, the seconds count from then
         "images_per_second": round(r.n_images / seconds["pass"], 1) if not reporter.resumed else None,
         "peak_memory_in_bytes": peak_memory_in_bytes(),
         "peak_memory_after_in_bytes": reporter.peak_memory_in_bytes,

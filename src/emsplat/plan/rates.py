@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from emsplat.fit.state import FitState
 from emsplat.fourier import maps
 from emsplat.fourier.cropping import fourier_crop, fourier_cropped
+from emsplat.fourier.transforms import transforms_of
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.models.densification import round_gaussians
-from emsplat.models.parameters import Adam
+from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.particles.batches import Rows
 from emsplat.particles.table import Particles
 from emsplat.plan.model import Job, volume_work
 from emsplat.runtime import devices
 from emsplat.runtime.reporting import peak_memory_in_bytes
-from emsplat.splat import voxelise
 from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
 from emsplat.statistics.preview import Preview
@@ -120,7 +121,7 @@ def measured(
     block = images.read(rows)
     box = min(job.working_box, _LARGEST_PASS)
     few = block[: max(1, _TRANSFORMS_BYTES // (4 * particles.box_size**2))]
-    transform = best_of(lambda: fourier_crop(torch.fft.rfft2(torch.from_numpy(few)).numpy(), job.working_box))
+    transform = best_of(lambda: fourier_crop(transforms_of(few), job.working_box))
     inserted, grids = _pass_rates(particles.select(rows), fourier_cropped(block, box), preview, job, box, symmetry)
     convolution, splat = _fit_rates(job)
     inversion, validation, local = _map_rates()
@@ -227,7 +228,7 @@ def _pass_rates(
     small, large = a_pass(quarter), a_pass(whole)
     each = max((large - small) / max(len(whole) - len(quarter), 1), 1e-7)
     few = images[: max(1, _TRANSFORMS_BYTES // (4 * box**2))]
-    transform = best_of(lambda: torch.fft.rfft2(torch.from_numpy(few))) / len(few)
+    transform = best_of(lambda: transforms_of(few)) / len(few)
     return max(each - transform, 0.1 * each), max(large - each * n, 0.0)
 
 
@@ -241,13 +242,13 @@ def _fit_rates(job: Job) -> tuple[float, float]:
     loss = QuadraticLoss(statistics, edge, period)
     convolution = best_of(lambda: loss.value_and_gradient(volume)) / volume_work(period)
     centres = rng.uniform(-0.35 * edge, 0.35 * edge, (_FIT_GAUSSIANS, 3)).astype(np.float32)
-    optimiser = Adam(round_gaussians(centres, math.log(job.sigma), 0.0, 3), {"centres": 1e-3, "log_scales": 1e-3})
+    spheres = round_gaussians(centres, math.log(job.sigma), 0.0, 3)
+    start = GaussianModel(spheres, edge, GaussianSettings(_FIT_GAUSSIANS))
+    state = FitState.beginning(start, {"centres": 1e-3, "log_scales": 1e-3}, seed=0)
 
     def step() -> None:
-        p = optimiser.parameters
-        density = voxelise(p.centres, p.log_scales, p.quaternions, p.log_masses, edge, 3.0)
-        density.backward(torch.from_numpy(volume))
-        optimiser.step(1.0)
+        state.model.density().backward(torch.from_numpy(volume))
+        state.optimiser.step(state.model.leaves, 1.0)
 
     return convolution, best_of(step, 3) / _FIT_GAUSSIANS
 

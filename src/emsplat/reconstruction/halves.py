@@ -10,24 +10,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emsplat.fit.by_statistics import FitSettings, fit_gaussians, gaussians_of, initial_gaussians
+from emsplat.fit.by_statistics import FitSettings, fit_statistics
 from emsplat.fit.count import FEWEST, automatic_count
+from emsplat.fit.initial import initial_gaussians
 from emsplat.fit.state import FitHistory
 from emsplat.fourier import maps
+from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.models.gaussians import Gaussians, merge
-from emsplat.models.parameters import Parameters
 from emsplat.reconstruction.job import Job
 from emsplat.reconstruction.working_grid import Grid
 from emsplat.runtime import devices
-from emsplat.runtime.checkpoint import Checkpoint, State
+from emsplat.runtime.checkpoint import State
+from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
 from emsplat.statistics.accumulate import Statistics
 
 _FITS = 3  # of a half, averaged
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
 
-Parts = tuple[Statistics, Statistics | None]  # of a half: of its seen and of its unseen images, if it has any
-Fit = Callable[[int, Parameters, FitSettings, Callable[[int, int], None], Checkpoint], tuple[Parameters, FitHistory]]
+Parts = tuple[Statistics, Statistics | None]  # of a half: of its training and of its held-out images, if it has any
+Fit = Callable[[int, GaussianModel, FitSettings, Task], tuple[GaussianModel, FitHistory]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Half:
 
     @property
     def n_steps(self) -> int:
-        """Of all fits together."""
+        """Total number of steps over all fits."""
         return sum(history.n_steps for history in self.histories)
 
 
@@ -76,25 +78,28 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
         by_images: fits to the images instead of the statistics, which are given up then, if nobody else holds them.
     """
     grid, reporter = job.grid, job.reporter
-    seen, unseen = parts
-    whole = seen + unseen if unseen else seen
+    training, held_out = parts
+    whole = training + held_out if held_out else training
     with reporter.stage("inversion"):
         raw = whole.raw_map()
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
     del whole
-    each = _settings_of_fits(job, number, parts, mask)
-    device = devices.CPU if by_images else job.device  # where images are projected
+    gaussian_settings, each = _settings_of_fits(job, number, parts, mask)
+    device = devices.CPU if by_images else job.context.device  # where images are projected
     with reporter.stage("fit"):
-        starts = [initial_gaussians(seen, mask, grid.extent, one, grid.symmetry, device) for one in each]
-    fit = by_images or partial(_by_statistics, job, parts)
-    del seen, unseen, parts
-    fits: list[tuple[Parameters, FitHistory]] = []
+        starts = [
+            initial_gaussians(training, mask, grid.extent, gaussian_settings, one.seed, grid.symmetry, device)
+            for one in each
+        ]
+    fit = by_images or partial(_by_statistics, parts)
+    del training, held_out, parts
+    fits: list[tuple[GaussianModel, FitHistory]] = []
     for place, (start, one) in enumerate(zip(starts, each, strict=True), 1):
         if fits:  # the first one has found out how many steps are best
             one = replace(one, approach_steps=fits[0][1].anneal_from)
         fits.append(_one_fit(job, number, place, start, one, fit))
     with reporter.stage("fit"):
-        gaussians = merge(*(gaussians_of(parameters, grid.pixel_size) for parameters, _ in fits))
+        gaussians = merge(*(model.parameters.gaussians(grid.pixel_size) for model, _ in fits))
         density = gaussians.voxelise(grid.box_size, grid.pixel_size)
     if grid.box_size != grid.full_box_size:
         raw, density = (maps.fourier_resize(v, grid.full_box_size) for v in (raw, density))
@@ -103,52 +108,48 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
     return half
 
 
-def watching(job: Job, number: int) -> Callable[[Parameters], None]:
-    """What a fit of this half shows itself to."""
-    return lambda parameters: job.reporter.watch(number, parameters, job.grid.pixel_size)
+def watching(job: Job, number: int) -> Callable[[GaussianModel], None]:
+    """A function that shows the model of a half to the job's watcher."""
+    return lambda model: job.reporter.watch(number, model.parameters, job.grid.pixel_size)
 
 
-def _settings_of_fits(job: Job, number: int, parts: Parts, mask: NDArray[np.float32]) -> list[FitSettings]:
-    """Those of every fit of a half; they differ in their seeds."""
+def _settings_of_fits(
+    job: Job, number: int, parts: Parts, mask: NDArray[np.float32]
+) -> tuple[GaussianSettings, list[FitSettings]]:
+    """The settings of a half's Gaussians, and those of every fit of them, which differ in their seeds."""
     settings, n_fits = job.settings, fits_of_half(job.settings)
     count = settings.n_gaussians
     if count is None:
         count, reason = _count(*parts, mask, job.grid, n_fits)
         of = f", {n_fits} fits each" if n_fits > 1 else ""
         job.reporter.line(f"half {number}: {count:,} Gaussians{of}, {reason}")
-    first = FitSettings.for_particle(count, float(mask.sum()), settings.isotropic, settings.seed + number)
+    first = FitSettings(seed=settings.seed + number)
     if parts[1] is None:
         first = replace(first, max_steps=_STEPS_WITHOUT_SPLIT)
-    return [replace(first, seed=first.seed + 2 * fit) for fit in range(n_fits)]
+    gaussian_settings = GaussianSettings.for_particle(count, float(mask.sum()), settings.isotropic)
+    return gaussian_settings, [replace(first, seed=first.seed + 2 * fit) for fit in range(n_fits)]
 
 
 def _one_fit(
-    job: Job, number: int, place: int, start: Parameters, settings: FitSettings, fit: Fit
-) -> tuple[Parameters, FitHistory]:
+    job: Job, number: int, place: int, start: GaussianModel, settings: FitSettings, fit: Fit
+) -> tuple[GaussianModel, FitHistory]:
     title = f"half {number}" + (f", fit {place}" if fits_of_half(job.settings) > 1 else "")
     checkpoint = job.checkpoints.named(f"fit{number}-{place}")
-    with job.reporter.stage("fit"), job.reporter.bar(f"fitting {title}", "steps") as advance:
-        parameters, history = fit(number, start, settings, advance, checkpoint)
+    bar = job.context.task(f"fitting {title}", "steps", checkpoint, watch=watching(job, number))
+    with job.reporter.stage("fit"), bar as task:
+        model, history = fit(number, start, settings, task)
     job.reporter.line(
-        f"{title}: {len(parameters):,} Gaussians after {len(history.losses)} steps, "
+        f"{title}: {len(model):,} Gaussians after {len(history.losses)} steps, "
         f"annealed from step {history.anneal_from} ({history.stopped_by})"
     )
-    return parameters, history
+    return model, history
 
 
 def _by_statistics(
-    job: Job,
-    parts: Parts,
-    number: int,
-    start: Parameters,
-    settings: FitSettings,
-    advance: Callable[[int, int], None],
-    checkpoint: Checkpoint,
-) -> tuple[Parameters, FitHistory]:
-    return fit_gaussians(
-        *parts, start, job.grid.extent, settings, advance, job.device, job.reporter.line, watching(job, number),
-        checkpoint,
-    )  # fmt: skip
+    parts: Parts, number: int, start: GaussianModel, settings: FitSettings, task: Task
+) -> tuple[GaussianModel, FitHistory]:
+    del number
+    return fit_statistics(*parts, start, settings, task)
 
 
 def _keep(job: Job, number: int, half: Half) -> None:
@@ -167,12 +168,12 @@ def kept_half(job: Job, number: int) -> Half | None:
 
 
 def _count(
-    seen: Statistics, unseen: Statistics | None, mask: NDArray[np.float32], grid: Grid, n_fits: int
+    training: Statistics, held_out: Statistics | None, mask: NDArray[np.float32], grid: Grid, n_fits: int
 ) -> tuple[int, str]:
     """The automatic number of Gaussians of a fit, and why."""
-    if unseen is None:
+    if held_out is None:
         return FEWEST, "too few images to measure what they hold"
-    count, shell = automatic_count(seen, unseen, mask, n_fits)
+    count, shell = automatic_count(training, held_out, mask, n_fits)
     volume = float(mask.sum()) * grid.pixel_size**3
     finest = grid.box_size * grid.pixel_size / shell
     return count, f"for {volume / 1e3:,.0f} nm³ that its images show down to {finest:.3g} Å"

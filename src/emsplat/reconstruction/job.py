@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from emsplat.particles.batches import Images
 from emsplat.reconstruction.working_grid import Grid
 from emsplat.runtime.checkpoint import Checkpoints
+from emsplat.runtime.context import Context
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
@@ -19,16 +18,25 @@ from emsplat.statistics.preview import Preview
 
 @dataclass(frozen=True)
 class Job:
-    """The images and how they are looked at, where the work is done, and who is told of it."""
+    """The images and how they are looked at, and the surroundings in which the work is done."""
 
     images: Images
     preview: Preview
     grid: Grid
-    device: torch.device
     settings: ReconstructSettings
-    reporter: Reporter
-    world: World
-    checkpoints: Checkpoints
+    context: Context
+
+    @property
+    def reporter(self) -> Reporter:
+        return self.context.reporter
+
+    @property
+    def world(self) -> World:
+        return self.context.world
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return self.context.checkpoints
 
     @property
     def pass_settings(self) -> PassSettings:

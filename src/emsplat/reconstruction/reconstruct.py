@@ -32,6 +32,7 @@ from emsplat.reconstruction.solution import Solution, solve
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
+from emsplat.runtime.context import Context
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
@@ -123,7 +124,7 @@ def reconstruct(
         )
         device = _with_room(device, grid, preview, settings, reporter, world)
 
-        job = Job(images, preview, grid, device, settings, reporter, world, checkpoints)
+        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints))
         refinement = None
         if settings.refined:
             limits = refine_settings(settings, diameter)

@@ -5,7 +5,6 @@ What is finished is kept in checkpoints, and taken from them where a job goes on
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,12 +16,13 @@ from emsplat.fit.by_statistics import FitSettings
 from emsplat.fit.state import FitHistory
 from emsplat.fourier import maps
 from emsplat.io.images import reading_order
-from emsplat.models.parameters import Parameters
+from emsplat.models.gaussian_model import GaussianModel
 from emsplat.particles.parts import subsets_of
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.halves import Half, Parts, fit_half, kept_half, watching
 from emsplat.reconstruction.job import Job
-from emsplat.runtime.checkpoint import UNKEPT, Checkpoint
+from emsplat.runtime.checkpoint import Checkpoint
+from emsplat.runtime.context import Task
 from emsplat.runtime.stopwatch import Stopwatch
 from emsplat.statistics.accumulate import restored_statistics, saved_statistics
 from emsplat.statistics.distributed import gather_shared
@@ -40,7 +40,7 @@ class Solution:
 
 def solve(job: Job, table: Particles) -> Solution:
     """One pass over the images, the fits of each half, and how far to believe them; the same on every rank."""
-    job = replace(job, checkpoints=job.checkpoints.within(table.fingerprint()))
+    job = replace(job, context=job.context.within(table.fingerprint()))
     world, subset = job.world, subsets_of(table, job.settings.seed)
     halves = _by_images(job, table, subset) if job.settings.solver == "images" else _by_statistics(job, table, subset)
     with job.reporter.stage("validation"):
@@ -66,48 +66,50 @@ def _by_statistics(job: Job, table: Particles, subset: NDArray[np.int8]) -> tupl
 
 def _by_images(job: Job, table: Particles, subset: NDArray[np.int8]) -> tuple[Half, Half]:
     """All ranks fit to the images of one half after the other, and the first one leads."""
-    world, order = job.world, reading_order(table)
-
-    def join_in(
-        asked: tuple[int, Parameters, FitSettings] | None,
-        advance: Callable[[int, int], None] = lambda done, total: None,
-        checkpoint: Checkpoint = UNKEPT,
-    ) -> tuple[Parameters, FitHistory] | None:
-        """A fit by all ranks, as the first one gives it; None when that has no more."""
-        asked = world.broadcast(asked)
-        if asked is None:
-            return None
-        number, start, settings = asked
-        seen, unseen = (order[subset[order] == 2 * (number - 1) + part] for part in (0, 1))
-        grid = job.grid
-        half = HalfSet(table, job.images, seen, unseen, job.preview.noise, grid.box_size, grid.extent, grid.symmetry)
-        return fit_images(
-            half, start, settings, checkpoint=checkpoint, progress=advance, watch=watching(job, number), world=world
-        )
-
-    def lead(
-        number: int,
-        start: Parameters,
-        settings: FitSettings,
-        advance: Callable[[int, int], None],
-        checkpoint: Checkpoint,
-    ) -> tuple[Parameters, FitHistory]:
-        found = join_in((number, start, settings), advance, checkpoint)
-        assert found
-        return found
-
+    world, fits = job.world, _SharedFits(job, table, subset)
     gatherer, owner = {half: world.owner(half) for half in (1, 2)}, {1: 0, 2: 0}
     mine, needed = _finished(job, owner)
     statistics = _statistics(job, table, subset, gatherer, needed)
     statistics = {half: world.broadcast(statistics.pop(half, None), gatherer[half]) for half in needed}
     if world.is_first:
         for number in sorted(statistics):
-            mine[number] = fit_half(job, number, statistics.pop(number), lead)
+            mine[number] = fit_half(job, number, statistics.pop(number), fits.lead)
     del statistics
     with job.reporter.stage("fit"):
-        while join_in(None):  # what the first rank has begun; it has no more itself
-            pass
+        fits.follow()
     return _exchanged(job, mine, owner)
+
+
+@dataclass(frozen=True)
+class _SharedFits:
+    """Fits to images, in which all ranks take part; the first one begins each of them."""
+
+    job: Job
+    table: Particles
+    subset: NDArray[np.int8]
+
+    def lead(
+        self, number: int, start: GaussianModel, settings: FitSettings, task: Task
+    ) -> tuple[GaussianModel, FitHistory]:
+        """Begin a fit on all ranks; for the first one."""
+        self.job.world.broadcast((number, start, settings))
+        return self._fit(number, start, settings, task)
+
+    def follow(self) -> None:
+        """Take part in all fits that the first rank still begins; that rank calls it when there are no more."""
+        nothing: tuple[int, GaussianModel, FitSettings] | None = None
+        while asked := self.job.world.broadcast(nothing):
+            number, start, settings = asked
+            self._fit(number, start, settings, Task(self.job.world, watch=watching(self.job, number)))
+
+    def _fit(
+        self, number: int, start: GaussianModel, settings: FitSettings, task: Task
+    ) -> tuple[GaussianModel, FitHistory]:
+        job, order = self.job, reading_order(self.table)
+        training, held_out = (order[self.subset[order] == 2 * (number - 1) + part] for part in (0, 1))
+        noise, grid = job.preview.noise, job.grid
+        half = HalfSet(self.table, job.images, training, held_out, noise, grid.box_size, grid.symmetry)
+        return fit_images(half, start, settings, task=task)
 
 
 def _finished(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list[int]]:
@@ -150,11 +152,11 @@ def _gather(
 ) -> dict[int, Parts]:
     """By half this rank owns, of 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
     owners = {number: owner[1 + number // 2] for number in np.unique(subset).tolist()}
-    world, reporter, stopwatch = job.world, job.reporter, Stopwatch(job.device)
+    world, reporter, stopwatch = job.world, job.reporter, Stopwatch(job.context.device)
     with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
         found = gather_shared(
-            table, job.images, subset, job.pass_settings, owners, world, job.device, advance, reporter.line, stopwatch,
-            checkpoint,
+            table, job.images, subset, job.pass_settings, owners, world, job.context.device, advance, reporter.line,
+            stopwatch, checkpoint,
         )  # fmt: skip
     reporter.line(f"the pass: {stopwatch.text()}")
     return {half: (found[2 * half - 2], found.get(2 * half - 1)) for half in (1, 2) if owner[half] == world.rank}

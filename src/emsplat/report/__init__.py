@@ -1,4 +1,4 @@
-"""The report: a run folder → one HTML file that can be looked at anywhere and asks nothing of the network.
+"""The report: a run folder → one HTML file that can be read anywhere, without a network.
 
 - ``volumes``, ``picture``, ``charts``, ``plots``: maps, surfaces and curves, small enough for a page
 - ``sections``: the parts of the page as values; ``templates``, ``assets``: how they look; ``page``: the file

@@ -1,4 +1,4 @@
-"""Charts as SVG that follows the page's colours, so that they print, scale, and turn dark with it."""
+"""Charts as SVG. They use the colours of the page, so that they print, scale and turn dark with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LEAST_GAP = 0.075  # of the width, between ticks in Å
 
 @dataclass(frozen=True)
 class Axis:
-    """From where to where, what is written along it, and its ticks: value and label."""
+    """The range of an axis, its label, and its ticks as pairs of value and label."""
 
     low: float
     high: float
@@ -28,7 +28,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; NaN leaves a gap. The style is a class of the page: its colour, width and dashes."""
+    """A curve in which NaN leaves a gap. Its style is a CSS class of the page with colour, width and dashes."""
 
     x: ArrayLike
     y: ArrayLike
@@ -47,7 +47,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Frame:
-    """The size of a chart and its margins, in units of which the page makes its own."""
+    """The size of a chart and its margins, in units that the page scales."""
 
     width: float = 640
     height: float = 360
@@ -69,8 +69,8 @@ class Frame:
 class Chart:
     """Curves over two axes, drawn in the order given."""
 
-    name: str  # of the element, and of nothing else on the page
-    description: str  # for those who do not see it
+    name: str  # the id of the element, unique on the page
+    description: str  # for readers who cannot see the chart
     x: Axis
     y: Axis
     bands: Sequence[Band] = ()
@@ -78,8 +78,8 @@ class Chart:
     bars: tuple[ArrayLike, ArrayLike] | None = None  # edges (n + 1,) and heights (n,)
     level: tuple[float, str] | None = None  # a horizontal line and its label
     marks: Sequence[tuple[float, float]] = ()
-    grey_from: tuple[float, str] | None = None  # the paper is grey from this x on, and why
-    top: Axis | None = None  # other units of x
+    grey_from: tuple[float, str] | None = None  # the x from which the background is grey, and the reason
+    top: Axis | None = None  # the same axis in other units, along the top
     frame: Frame = field(default_factory=Frame)
 
     def svg(self) -> Markup:
@@ -171,7 +171,7 @@ def linear_axis(low: float, high: float, label: str, ticks: int = _TICKS) -> Axi
 
 
 def resolution_axis(last_frequency: float) -> Axis:
-    """Å along the top of frequencies in 1/Å from 0: round numbers that leave each other room."""
+    """An axis in Å along the top of frequencies in 1/Å from 0, with round numbers that do not collide."""
     kept: list[float] = []
     for resolution in _DECADES:
         f = 1 / resolution
@@ -182,7 +182,7 @@ def resolution_axis(last_frequency: float) -> Axis:
 
 
 def _path(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
-    """A line through the points; a new one begins after a gap."""
+    """A path through the points, interrupted at gaps."""
     steps: list[str] = []
     pen_down = False
     for a, b in zip(x, y, strict=True):
@@ -202,10 +202,10 @@ def _text(x: float, y: float, text: str, style: str) -> str:
 
 
 def sphere_map(name: str, description: str, counts: NDArray[np.float64]) -> Markup:
-    """Bins of equal area on the sphere as Mollweide's ellipse; opacity tells how full a bin is, 1 for the fullest.
+    """Bins of equal area on the sphere in Mollweide's projection. The opacity of the fullest bin is 1.
 
     Args:
-        counts: (rows, 2 rows), height from −1 up, longitude from −180° across.
+        counts: (rows, 2 rows) images in each bin; rows by height from −1, columns by longitude from −180°.
     """
     rows = len(counts)
     width, height, margin = 640.0, 340.0, 12.0

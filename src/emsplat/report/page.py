@@ -1,4 +1,4 @@
-"""The file: sections, style and script put into one page."""
+"""The HTML file: sections, style and scripts in one page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ASSETS = files("emsplat.report")
 
 
 def write_report(folder: Path, output: Path | None = None, name: str | None = None) -> Path:
-    """Writes the report of the run in a folder, from what the run wrote alone; returns the file.
+    """Write the report of the run in a folder, from the files of the run alone, and return its path.
 
     Args:
-        output: default: report.html in the folder.
-        name: what the run is called on the page; default: the folder's name.
+        output: the file to write; by default report.html in the folder.
+        name: the name of the run on the page; by default the name of the folder.
     Raises:
-        InputError: no finished run in the folder, or a file of it that cannot be read.
+        InputError: the folder holds no finished run, or one of its files cannot be read.
     """
     run = Run(RunFolder(folder), name or folder.resolve().name)
     output = output or run.folder.report
@@ -37,7 +37,7 @@ def write_report(folder: Path, output: Path | None = None, name: str | None = No
 
 
 def report_html(run: Run) -> str:
-    """The page, whole."""
+    """The complete page."""
     summary = run.summary
     slices, surface = sections.of_the_map(run)
     resolution = plots.resolution(run)
@@ -84,5 +84,5 @@ def _asset(name: str) -> str:
 
 
 def _as_json(values: dict[str, Any]) -> Markup:
-    """JSON that can stand in a script element: nothing in it can end the element."""
+    """JSON for a script element. It contains nothing that could end the element."""
     return Markup(json.dumps(values, separators=(",", ":")).replace("<", "\\u003c"))

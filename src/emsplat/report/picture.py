@@ -1,4 +1,4 @@
-"""Pictures made without a drawing library: the surface of a map, and PNG files for the page."""
+"""Pictures that need no drawing library: the surface of a map, and PNG files for the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 from emsplat.report.volumes import resampled
 
 _PICTURE_EDGE = 300  # pixels
-_LIGHT = np.array([-0.35, 0.45, 0.82])  # towards it; x right, y up, z to the eye
+_LIGHT = np.array([-0.35, 0.45, 0.82])  # direction towards the light; x right, y up, z to the eye
 _AMBIENT, _DIFFUSE, _SHINE = 0.38, 0.62, 0.16
 _RECESS_RADIUS, _RECESS_DEPTH = 13.0, 36.0  # pixels: what lies deeper than its surroundings is darker
 
@@ -21,9 +21,10 @@ _RECESS_RADIUS, _RECESS_DEPTH = 13.0, 36.0  # pixels: what lies deeper than its 
 def surface_picture(
     volume: NDArray[np.float32], level: float, colour: tuple[int, int, int]
 ) -> NDArray[np.uint8] | None:
-    """(m, m, 4) RGBA of the isosurface seen from +z, y up, orthographic; None where nothing reaches the level.
+    """(m, m, 4) RGBA picture of the isosurface, seen from +z with y up, without perspective.
 
-    The first crossing along each line of sight, lit from its gradient, darker in recesses, clear where there is none.
+    The picture shows the first crossing along each line of sight, lit by its gradient and darker in recesses. It is
+    transparent where nothing is crossed, and None if no density reaches the level.
     """
     fine = resampled(volume, (len(volume), _PICTURE_EDGE, _PICTURE_EDGE))
     pixels_a_slab = _PICTURE_EDGE / len(fine)
@@ -61,7 +62,7 @@ def _slope(volume: NDArray[np.float32], place: NDArray[np.float64], axis: int) -
 
 
 def grey(image: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
-    """Black at `low`, white at `high`."""
+    """Grey values: black at `low`, white at `high`."""
     return np.clip((image - low) * (255 / max(high - low, 1e-12)), 0, 255).astype(np.uint8)
 
 

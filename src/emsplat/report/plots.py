@@ -1,4 +1,4 @@
-"""The charts of the page: which curve of a run goes where, on which axes."""
+"""The charts of the page: the curves of a run and their axes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from emsplat.validation.validate import C_AT_RESOLUTION
 
 Section = dict[str, Any] | None
 
-# Column of fsc.csv, style on the page, name, what it is; the honest ones first.
+# Column of fsc.csv, style on the page, name, meaning; the curves that do not overstate come first.
 CURVES = (
     ("c_map", "honest", "c_map", "the map and the truth, ± 1 standard error: the resolution is read here"),
-    ("truth", "truth", "true correlation", "the map and the known truth, as this is a simulation"),
+    ("truth", "truth", "true correlation", "the map and the truth, which is known because this is a simulation"),
     ("c_half", "half", "c_half", "one half map and the truth"),
     ("c_gaussians", "alone", "Gaussians alone", "the Gaussians and the truth: what the direct inversion is worth"),
     ("inversion_share", "share", "direct inversion", "the share of the map's power that it brings; Gaussians the rest"),
-    ("gaussian_half", "gaussian", "FSC, Gaussian halves", "overstates: both halves share the prior's errors"),
-    ("raw_half_masked", "masked", "FSC, raw halves, masked", "includes what the mask itself correlates"),
-    ("raw_half_corrected", "corrected", "FSC, raw halves, corrected", "less what random phases give in that mask"),
-    ("raw_half_unmasked", "unmasked", "FSC, raw halves, unmasked", "solvent noise counts"),
+    ("gaussian_half", "gaussian", "FSC, Gaussian halves", "overstates: both halves share the errors of the prior"),
+    ("raw_half_masked", "masked", "FSC, direct inversions, masked", "includes what the mask itself correlates"),
+    (
+        "raw_half_corrected",
+        "corrected",
+        "FSC, direct inversions, corrected",
+        "less what random phases give in the mask",
+    ),
+    ("raw_half_unmasked", "unmasked", "FSC, direct inversions, unmasked", "includes the noise of the solvent"),
 )
 _ONLY_TO_THE_LIMIT = ("c_map", "c_half", "c_gaussians", "inversion_share")
 _SMALL = Frame(width=320, height=236, left=54, right=10, top=10, bottom=50)
-_MOST_GROUPS = 6  # optics groups whose noise is drawn; more cannot be told apart
+_MOST_GROUPS = 6  # largest number of optics groups whose noise is drawn; more cannot be told apart
 
 
 def resolution(run: Run) -> Section:
@@ -111,7 +116,7 @@ def noise(run: Run) -> Section:
 
 
 def _decades(logs: NDArray[np.float64]) -> tuple[float, float]:
-    """From the lowest to the highest, with room, at least a decade."""
+    """The range of the curves with some margin, at least a decade."""
     low, high = float(logs.min()) - 0.1, float(logs.max()) + 0.1
     missing = max(0.0, 1.0 - (high - low))
     return low - missing / 2, high + missing / 2
@@ -124,7 +129,7 @@ def _powers_of_ten(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def transfer(run: Run) -> Section:
-    """How well the CTFs cover the frequencies, and the defoci they come from."""
+    """How well the CTFs cover the frequencies, and the defocus values behind them."""
     e = run.evidence
     if "ctf_mean" not in e:
         return None
@@ -163,7 +168,7 @@ def _histogram(name: str, label: str, unit: str, edges: NDArray[np.float64], cou
 
 
 def gaussians(run: Run) -> Section:
-    """Sizes, anisotropies and masses of the average model's Gaussians."""
+    """Sizes, anisotropies and masses of the Gaussians of the average model."""
     path = run.folder.gaussians()
     if not path.is_file():
         return None
@@ -194,7 +199,7 @@ def _of_values(name: str, label: str, values: NDArray[np.float64], what: str) ->
 
 
 def _share_with_half(mass: NDArray[np.float64]) -> float:
-    """Share of the Gaussians, the heaviest first, that holds half of the mass."""
+    """Share of the Gaussians, counted from the heaviest, that has half of the mass."""
     falling = np.cumsum(np.sort(mass)[::-1])
     return float((np.searchsorted(falling, 0.5 * falling[-1]) + 1) / len(mass))
 
@@ -223,7 +228,7 @@ def fit(run: Run) -> Section:
     joined = np.concatenate(values)
     if not np.isfinite(joined).any():
         return None
-    # The first steps fall far: what comes after them is what there is to see.
+    # The loss falls far in the first steps; the range follows from the later ones.
     low, high = float(np.nanmin(joined)), float(np.nanquantile(joined, 0.93))
     room = 0.06 * max(high - low, 1e-9)
     steps = max(len(e["loss_1"]), len(e["loss_2"]))
@@ -231,7 +236,7 @@ def fit(run: Run) -> Section:
         name="loss",
         description=f"Loss of both halves against the step, {len(e['loss_1'])} and {len(e['loss_2'])} steps.",
         x=linear_axis(0, float(max(steps - 1, 1)), "step", 6),
-        y=linear_axis(low - room, high + room, "loss an image", 5),
+        y=linear_axis(low - room, high + room, "loss per image", 5),
         lines=[Line(line.x, np.minimum(line.y, high + room), line.style) for line in lines],
         frame=Frame(height=300),
     )

@@ -1,4 +1,4 @@
-"""The sections of the page as values for its templates; None where the run left too little for one."""
+"""The sections of the page as values for its templates. A section is None if the run left too little for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RECORDED_SPREADS = 3.0  # standard deviations of a recorded image from black to
 
 
 def headline(summary: dict[str, Any]) -> tuple[str, str]:
-    """The verdict as a few large words, and what they rest on."""
+    """The verdict in a few words for the headline, and its basis."""
     if summary["resolution_kind"] == "not_measurable":
         return "not measurable", "the halves do not show enough shared signal"
     found = f"{summary['resolution']:.2f} Å"
@@ -38,7 +38,7 @@ def headline(summary: dict[str, Any]) -> tuple[str, str]:
 
 
 def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of what is said first of a run."""
+    """Names and values of the facts at the top of the page."""
     s = summary
     rows = [
         ("images", f"{s['n_images']:,} of {s['n_particles']:,} particles"),
@@ -67,7 +67,7 @@ def _duration(seconds: float) -> str:
 
 
 def of_the_map(run: Run) -> tuple[Section, Section]:
-    """Slices and surface: what the page shows of map.mrc and the raw inversion, and what its script needs for it."""
+    """Slices through map.mrc and the direct inversion, and the surface of map.mrc."""
     final = map_of(run.folder.map())
     if final is None:
         return None, None
@@ -89,7 +89,7 @@ def of_the_map(run: Run) -> tuple[Section, Section]:
 
 
 def _slices(run: Run, window: Window, final: NDArray[np.float32]) -> Section:
-    """Two volumes of one grey scale. A sharpened map has none in common with the inversion: its halves do."""
+    """Two volumes at one grey scale. A sharpened map cannot share the scale of the inversion, but its halves can."""
     raw = _mean_of_halves(run.folder.unregularised_map, window)
     if raw is None:
         return None

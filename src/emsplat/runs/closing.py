@@ -1,4 +1,4 @@
-"""A finished run in words: its verdict, and what is said of it at the end."""
+"""A finished run in words: its verdict, and the table that is printed at its end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Summary = dict[str, Any]  # what summary.json holds
 
 
 def resolution_text(summary: Summary) -> str:
-    """The verdict in one line, its curve and its kind named."""
+    """The verdict in one line, with the curve that it comes from."""
     kind, resolution = summary["resolution_kind"], summary["resolution"]
     if kind == "not_measurable" and summary["measurable_limit"]:
         return f"not measurable: c_map is below 0.5 from shell {FIRST_SHELL} on"
     if kind == "not_measurable":
-        return "not measurable: the raw half maps share no significant signal"
+        return "not measurable: the direct inversions of the halves share no significant signal"
     if kind == "better_than":
         text = f"better than {resolution:.2f} Å, the limit of measurability (c_map is above 0.5 up to there)"
     else:
@@ -29,7 +29,7 @@ def resolution_text(summary: Summary) -> str:
 
 
 def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]:
-    """What the user wants to know at the end: name and value of each line of the closing table."""
+    """Name and value of each line of the table that closes a run."""
     stages = sorted(summary["seconds"].items(), key=lambda item: -item[1])
     limit = summary["measurable_limit"]
     first, second = summary["n_gaussians_of_halves"]
@@ -41,13 +41,13 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
         *rows,
         ("measurable to", f"{limit:.2f} Å (Nyquist {summary['nyquist']:.2f} Å)" if limit else "no shell"),
         ("images", f"{summary['n_images']:,} of {summary['n_particles']:,} particles"),
-        ("Gaussians", f"{first:,} + {second:,}, one set a half"),
+        ("Gaussians", f"{first:,} in half 1, {second:,} in half 2"),
         (
             "time",
-            f"{sum(summary['seconds'].values()):.1f} s{' since it was resumed' if summary['resumed'] else ''}: "
+            f"{sum(summary['seconds'].values()):.1f} s{' since the run was resumed' if summary['resumed'] else ''}: "
             + ", ".join(f"{n} {t:.1f}" for n, t in stages if t >= 0.05),
         ),
-        *([("pass", f"{rate:,.0f} images/s")] if (rate := summary["images_per_second"]) else []),
+        *([("accumulation", f"{rate:,.0f} images/s")] if (rate := summary["images_per_second"]) else []),
         ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
         ("map", files.map()),
         ("report", files.report),
@@ -56,7 +56,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
 
 
 def closing_curve(validation: Validation) -> list[str]:
-    """The honest curve in text, as far as anything can be measured, and an empty line; nothing where nothing can."""
+    """The curve c_map in characters, up to the limit of measurability, and an empty line; empty without a limit."""
     known = validation.shells <= validation.limit_shell
     if not known.any():
         return []
@@ -65,7 +65,7 @@ def closing_curve(validation: Validation) -> list[str]:
 
 
 def true_resolution_text(resolution: float | None) -> str:
-    """Of a simulation, whose truth is known."""
+    """The true resolution of a simulation, in words."""
     if resolution is None:
         return "better than Nyquist (FSC of the map with the truth is above 0.5)"
     return f"{resolution:.2f} Å (FSC of the map with the truth = 0.5, same mask)"

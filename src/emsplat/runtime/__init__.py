@@ -5,6 +5,7 @@
 - ``ranks``: one job on many processes
 - ``files``, ``folders``: files and folders that appear whole or not at all; ``tensors``: safetensors files
 - ``checkpoint``: the states a job is resumed from
+- ``context``: what every stage of a job is given of all this
 - ``reporting``: what a job tells; ``console``: how the terminal shows it; ``text_curve``: a curve in characters
 - ``stopwatch``: where the time goes
 """

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from emsplat.fourier import maps
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.fourier.insertion import SliceGrid
+from emsplat.fourier.transforms import transforms_of
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
 from emsplat.imaging.ctf import as_tuple, ctf_along, ctf_parameters
 from emsplat.imaging.noise import inverse_noise, outside_circle, subtract_background
@@ -257,7 +258,7 @@ def _prepared_blocks(
                     subtract_background(
                         block, outside_circle(block.shape[-1])
                     )  # smaller than the box where they are cached
-                    spectra = fourier_crop(_transforms(block), working)
+                    spectra = fourier_crop(transforms_of(block, numba.get_num_threads()), working)
                 weights = np.empty((len(of_t), *spectra.shape[1:]), dtype=np.float32)
                 rows = np.union1d(of_b, of_t)
                 group = particles.optics_group[rows]
@@ -274,16 +275,6 @@ def _places(rows: Rows, among: Rows) -> NDArray[np.int64]:
     places = np.full(len(rows), -1)
     places[np.searchsorted(rows, among)] = np.arange(len(among))
     return places
-
-
-def _transforms(images: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """(n, D, D//2+1) transforms; torch's take half the time of SciPy's on small images."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(numba.get_num_threads())
-    try:
-        return torch.fft.rfft2(torch.from_numpy(images)).numpy()
-    finally:
-        torch.set_num_threads(before)
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath={"contract"})

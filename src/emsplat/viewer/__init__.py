@@ -1,7 +1,8 @@
-"""The live viewer: a run folder, or a fit at work, as splats and surface in a browser. Needs ``emsplat[viewer]``.
+"""The viewer: a finished run, or a fit in progress, as splats and surface in a browser. It needs ``emsplat[viewer]``.
 
-- ``content``: what a run left, as it is shown; ``fields``: what varies in space, and planes that cut
-- ``splats``, ``surface``, ``atoms``: arrays that can be drawn; ``colours``: ramps and legends; ``glb``: meshes as bytes
-- ``server``: addresses and ports; ``scene``: what the browsers show; ``controls``: what they ask for; ``pictures``
-- ``view``: a finished run; ``live``: a fit at work
+- ``content``: a run as the viewer shows it; ``fields``: values that vary in space, and planes that cut them
+- ``splats``, ``surface``, ``atoms``: arrays to draw; ``colours``: ramps and legends; ``glb``: meshes as bytes
+- ``server``: addresses and ports; ``scene``: what the browsers show; ``controls``: the controls in the browser
+- ``pictures``: screenshots and turntables
+- ``view``: a finished run; ``live``: a fit in progress
 """

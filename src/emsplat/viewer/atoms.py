@@ -17,36 +17,36 @@ from emsplat.simulation.atoms import read_atoms
 from emsplat.viewer.colours import CHAINS
 from emsplat.viewer.glb import Mesh
 
-_TRACED = {"CA": 4.6, "P": 9.0}  # Å between neighbours of a chain at most: beyond, residues are missing
-_RADIUS = 0.7  # Å, of a tube
+_TRACED = {"CA": 4.6, "P": 9.0}  # largest distance in Å between neighbours of a chain; beyond, residues are missing
+_RADIUS = 0.7  # radius of a tube in Å
 _SIDES = 6
 _STEPS = (6, 2)  # points from one residue to the next; the second for large models
 _LARGE = 6000  # residues
-_LONGEST_BOND = 1.95  # Å; hydrogens are left out
+_LONGEST_BOND = 1.95  # Å, between atoms other than hydrogens
 _MOST_BONDS = 150_000
 _SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".gz")
 
 
 @dataclass(frozen=True)
 class AtomicModel:
-    """Places in Å from the box centre."""
+    """An atomic model, with places in Å from the box centre."""
 
     name: str
-    traces: tuple[tuple[NDArray[np.float64], int], ...]  # (n, 3) of unbroken stretches, and their chain's number
+    traces: tuple[tuple[NDArray[np.float64], int], ...]  # (n, 3) places of unbroken stretches, and number of the chain
     atoms: NDArray[np.float64]  # (N, 3) without hydrogens
-    chains: NDArray[np.int64]  # (N,) number of each one's chain
+    chains: NDArray[np.int64]  # (N,) number of the chain of each atom
 
     def moved(self, by: NDArray[np.float64]) -> AtomicModel:
-        """The same elsewhere."""
+        """The same model, moved."""
         traces = tuple((points + by, chain) for points, chain in self.traces)
         return AtomicModel(self.name, traces, self.atoms + by, self.chains)
 
     def share_within(self, half_edge: float) -> float:
-        """Of the atoms, those in a box of this half edge in Å."""
+        """Share of the atoms within a box of this half edge in Å."""
         return float(np.mean(np.abs(self.atoms).max(axis=1) < half_edge))
 
     def tubes(self) -> tuple[Mesh, NDArray[np.float32]] | None:
-        """The traces as one mesh, with a colour for each vertex; None where there are none."""
+        """The traces as one mesh, with a colour for each vertex; None if there are no traces."""
         steps = _STEPS[sum(len(points) for points, _ in self.traces) > _LARGE]
         parts = [(*_tube(_smooth(points, steps)), chain) for points, chain in self.traces]
         if not parts:
@@ -60,7 +60,7 @@ class AtomicModel:
         return mesh, np.concatenate([np.tile(_colour(chain), (len(places), 1)) for places, _, _, chain in parts])
 
     def bonds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(B, 2, 3) ends of the bonds, found by distance, and (B, 2, 3) colours; none of a very large model."""
+        """(B, 2, 3) ends of the bonds, found by distance, and (B, 2, 3) colours; empty for a very large model."""
         pairs = cKDTree(self.atoms).query_pairs(_LONGEST_BOND, output_type="ndarray")
         pairs = pairs[:_MOST_BONDS] if len(pairs) <= _MOST_BONDS else pairs[:0]
         palette = np.array([_colour(chain) for chain in range(len(CHAINS))], dtype=np.float32)
@@ -68,13 +68,13 @@ class AtomicModel:
 
 
 def load_model(path: Path, origin: float, centred: bool) -> AtomicModel:
-    """A PDB or mmCIF file (``.gz`` too) over the map.
+    """Load a PDB or mmCIF file, also compressed with gzip, and place it over the map.
 
     Args:
-        origin: Å, where the map's first voxel lies, from which the file's coordinates count.
-        centred: the model's middle at the box centre instead.
+        origin: coordinate in Å of the map's first voxel, from which the coordinates of the file count.
+        centred: place the middle of the model at the box centre instead.
     Raises:
-        InputError: no atoms can be read from it.
+        InputError: no atoms can be read from the file.
     """
     model = read_atoms(path)
     traces: list[tuple[NDArray[np.float64], int]] = []
@@ -86,14 +86,14 @@ def load_model(path: Path, origin: float, centred: bool) -> AtomicModel:
         atoms += heavy
         chains += [number] * len(heavy)
     if not atoms:
-        raise InputError(f"{path}: holds no atoms but hydrogens; give a PDB or mmCIF file")
+        raise InputError(f"{path}: there are no atoms other than hydrogens in it; give another PDB or mmCIF file")
     found = AtomicModel(path.name, tuple(traces), np.array(atoms), np.array(chains))
     shift = -np.array(model.calculate_center_of_mass().tolist()) if centred else np.full(3, origin)
     return found.moved(shift)
 
 
 def load_uploaded(name: str, content: bytes, origin: float, centred: bool) -> AtomicModel:
-    """The same of a file's bytes."""
+    """Load a model from the bytes of a file, as `load_model` does."""
     if not name.lower().endswith(_SUFFIXES):
         raise InputError(f"{name}: not the name of an atomic model; give a .pdb or .cif file")
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def load_uploaded(name: str, content: bytes, origin: float, centred: bool) -> At
 
 
 def _traces(chain: gemmi.Chain) -> list[NDArray[np.float64]]:
-    """Unbroken stretches of Cα or P, at least two atoms each."""
+    """Unbroken stretches of at least two Cα or P atoms."""
     stretches: list[list[list[float]]] = []
     before: tuple[str, NDArray[np.float64]] | None = None
     for residue in chain.first_conformer():

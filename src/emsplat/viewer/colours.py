@@ -12,34 +12,34 @@ RGB = tuple[float, float, float]  # shares of 1, as a screen takes them
 
 PLAIN: RGB = (0.43, 0.66, 0.86)
 HALVES: tuple[RGB, RGB] = ((0.90, 0.62, 0.0), (0.34, 0.71, 0.91))  # orange and sky blue
-# Okabe & Ito (2008), https://jfly.uni-koeln.de/color, without black; for chains.
+# The colours of chains: Okabe & Ito (2008), https://jfly.uni-koeln.de/color, without black.
 CHAINS: tuple[RGB, ...] = (
     (0.90, 0.62, 0.0), (0.34, 0.71, 0.91), (0.0, 0.62, 0.45), (0.94, 0.89, 0.26), (0.80, 0.47, 0.65), (0.84, 0.37, 0.0),
     (0.0, 0.45, 0.70),
 )  # fmt: skip
-# Blue to yellow, ever lighter, told apart by every kind of colour vision; its dark end is seen on a dark ground.
+# Blue to yellow, steadily lighter, for every kind of colour vision; its dark end is visible on a dark background.
 _RAMP = ((38, 92, 196), (88, 122, 186), (138, 149, 165), (188, 180, 134), (232, 212, 100), (255, 238, 130))
 _RANGE = (0.02, 0.98)  # quantiles between which the ramp runs
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From which value to which the ramp runs, and what is said of it."""
+    """The range of values of the colour ramp, and its legend."""
 
     name: str
     unit: str
     low: float
     high: float
-    reversed: bool = False  # the lowest values are the brightest
+    reversed: bool = False  # whether the lowest values are the brightest
 
     @staticmethod
     def over(name: str, unit: str, values: NDArray[np.floating], reversed: bool = False) -> Scale:
-        """The range of most of these values."""
+        """A scale over the range of most of these values."""
         low, high = (float(q) for q in np.quantile(values, _RANGE)) if len(values) else (0.0, 1.0)
         return Scale(name, unit, low, high if high > low else low + 1.0, reversed)
 
     def colours(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """(K, 3) shares of 1."""
+        """(K, 3) colours of the values, as shares of 1."""
         shares = np.clip((values - self.low) / (self.high - self.low), 0, 1)
         at = (1 - shares if self.reversed else shares) * (len(_RAMP) - 1)
         ramp = np.array(_RAMP, dtype=np.float32) / 255

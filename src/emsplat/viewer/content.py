@@ -1,4 +1,4 @@
-"""What a finished run left, as the viewer shows it: read when it is first asked for, from the folder alone."""
+"""A finished run as the viewer shows it. Each file of the run folder is read when it is first needed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from emsplat.viewer.fields import Field
 from emsplat.viewer.splats import Model, thinned
 from emsplat.viewer.surface import relief
 
-MOST_SPLATS = 200_000  # that are drawn: a browser sorts them anew for every view
-_SURFACE_EDGES = (112, 176)  # voxels of the map whose surface is shown: finer where it is small, coarser where large
-KEY_LIGHT = (-4.0, 5.0, 9.0)  # where it shines from: above the eye's left shoulder, as in drawings
+MOST_SPLATS = 200_000  # largest number of splats, since a browser sorts them again for every view
+_SURFACE_EDGES = (112, 176)  # smallest and largest edge in voxels of the map whose surface is shown
+KEY_LIGHT = (-4.0, 5.0, 9.0)  # place of the lamp, above the left shoulder of the viewer, as in drawings
 
 
 @dataclass(frozen=True)
 class Property:
-    """What varies in space and colours Gaussians and surface."""
+    """A property that varies in space and colours Gaussians and surface."""
 
     field: Field
     scale: Scale
@@ -35,14 +35,14 @@ class Property:
 
 @dataclass(frozen=True)
 class Content:
-    """A run folder; `half` is "average", "1" or "2"."""
+    """The content of a run folder; `half` is "average", "1" or "2"."""
 
     run: Run
     most_splats: int
 
     @staticmethod
     def of(folder: Path, most_splats: int = MOST_SPLATS) -> Content:
-        """InputError where the folder holds no finished run, or one of its files cannot be read."""
+        """The content of a folder; InputError if it holds no finished run, or if one of its files cannot be read."""
         content = Content(open_run(folder), most_splats)
         for half in (AVERAGE, *HALVES):
             content.model(half)
@@ -51,12 +51,12 @@ class Content:
 
     @property
     def half_edge(self) -> float:
-        """Å from the box centre to its faces."""
+        """Distance in Å from the box centre to its faces."""
         return 0.5 * self.run.box_size * self.run.pixel_size_in_angstroms
 
     @property
     def origin(self) -> float:
-        """Å, where the map's first voxel lies on every axis."""
+        """Coordinate in Å of the map's first voxel on every axis."""
         return -(self.run.box_size // 2) * self.run.pixel_size_in_angstroms
 
     @cache  # noqa: B019 (one run, as long as the program)
@@ -64,15 +64,15 @@ class Content:
         return thinned(Gaussians.load(required(self.run.folder.gaussians(half))), self.most_splats)
 
     def half_of(self, half: str) -> NDArray[np.intp]:
-        """(K,) 0 or 1 for the Gaussians of the model: which half's they are."""
+        """(K,) 0 or 1 for each Gaussian of the model: the half that it belongs to."""
         rows = self.model(half).rows
         if half != AVERAGE:
             return np.full(len(rows), int(half) - 1)
-        return (rows >= self.model("1").total).astype(np.intp)  # the average is both, one after the other
+        return (rows >= self.model("1").total).astype(np.intp)  # the average is the union, half 1 first
 
     @cache  # noqa: B019
     def density(self, half: str) -> Field:
-        """The map about the particle, on a grid fit for a surface."""
+        """The map around the particle, on a grid that suits a surface."""
         window = self.surface_window
         values = window.sample(_map(self.run.folder.map(half)))
         return Field(values, self._start(window), window.voxel_in_angstroms)
@@ -93,17 +93,17 @@ class Content:
 
     @cached_property
     def first_level(self) -> float:
-        """In units of sigma."""
+        """The first level of the surface, in units of sigma."""
         return volumes.surface_level(_map(self.run.folder.map()), self._mask) / self.sigma
 
     @cached_property
     def relief(self) -> Field:
-        """What shades the Gaussians."""
+        """The factors that shade the Gaussians."""
         return relief(self.density(AVERAGE), np.array(KEY_LIGHT))
 
     @cached_property
     def local_resolution(self) -> Property | None:
-        """Å; None for a run that has none, or the same everywhere."""
+        """The local resolution in Å; None if the run has none, or if it is the same everywhere."""
         local = map_of(self.run.folder.local_resolution)
         if local is None or len(np.unique(local.values[self._mask > 0.5])) < 2:
             return None
@@ -112,7 +112,7 @@ class Content:
 
     @cached_property
     def agreement(self) -> Property:
-        """The local correlation of the raw inversions of both halves."""
+        """The local correlation of the direct inversions of both halves."""
         paths = [self.run.folder.unregularised_map(half) for half in HALVES]
         first, second = (self.surface_window.coarse(_map(path)) for path in paths)
         values = volumes.agreement_on(self.surface_window, first, second, self.run.summary["resolution"])

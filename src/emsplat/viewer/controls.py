@@ -1,4 +1,4 @@
-"""The controls in the browser, and what they ask of the scene. All of them are reached with the keyboard."""
+"""The controls in the browser, and what they request from the scene. The keyboard reaches all of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 _NO_PLANE = "none"
 _INSET = "margin:0.3em 1em;font-size:0.9em"
 _IN_THE_MAP, _CENTRED = "as in the file", "in the middle"
-_FEW_WITHIN = 0.5  # of the atoms: below this a model is not where the map is
+_FEW_WITHIN = 0.5  # share of the atoms within the box below which a model does not lie over the map
 
 
 class Controls:
@@ -35,7 +35,7 @@ class Controls:
 
     def __init__(self, server: viser.ViserServer, content: Content) -> None:
         self._server, self._content = server, content
-        self._loaded: Callable[[bool], AtomicModel] | None = None  # of whether it is to be in the middle
+        self._loaded: Callable[[bool], AtomicModel] | None = None  # called with whether to place it in the middle
         gui = server.gui
         gui.add_markdown(_about(content))
         self._half = gui.add_dropdown("model", tuple(_HALVES), initial_value="average")
@@ -61,8 +61,8 @@ class Controls:
     def _gaussians(self, gui: viser.GuiApi) -> None:
         with gui.add_folder("Gaussians"):
             self._size = gui.add_slider("size", 0.2, 2.5, 0.05, 1.0, hint="factor on σ; the mass stays")
-            self._opacity = gui.add_slider("opacity", 0.1, 10.0, 0.1, 1.0, hint="factor on what a beam loses")
-            self._hidden = gui.add_slider("hide faint (%)", 0.0, 99.0, 1.0, 0.0, hint="those of least mass")
+            self._opacity = gui.add_slider("opacity", 0.1, 10.0, 0.1, 1.0, hint="factor on the absorption")
+            self._hidden = gui.add_slider("hide faint (%)", 0.0, 99.0, 1.0, 0.0, hint="hides those of least mass")
 
     def _surface(self, gui: viser.GuiApi) -> None:
         content = self._content
@@ -137,7 +137,7 @@ class Controls:
         return self._content.run.name
 
     def wishes(self) -> Wishes:
-        """What the controls say now."""
+        """The current state of the controls."""
         gaussians, surface = _SHOWN[self._shown.value]
         return Wishes(
             half=_HALVES[self._half.value],
@@ -168,7 +168,7 @@ class Controls:
     # --- the atomic model
 
     def load(self, path: Path) -> None:
-        """Lays the model of a file over the map."""
+        """Lay the model of a file over the map."""
         self._loaded = lambda centred: load_model(path, self._content.origin, centred)
         self._show_model()
 
@@ -189,7 +189,7 @@ class Controls:
             return
         self._scene.show_model(model, self._all_atoms.value)
         share = model.share_within(self._content.half_edge)
-        lost = f"{100 * (1 - share):.0f} % of its atoms lie outside the box: try placed {_CENTRED}"
+        lost = f"{100 * (1 - share):.0f} % of its atoms lie outside the box; set placed to {_CENTRED}"
         text = f"{model.name}: {len(model.atoms):,} atoms"
         self._note.content = (
             _alert(f"{text}; {lost}") if share < _FEW_WITHIN else f'<p style="{_INSET}">{escape(text)}</p>'
@@ -197,7 +197,7 @@ class Controls:
 
     @contextmanager
     def _told(self, client: Any) -> Iterator[None]:
-        """What fails is said to the browser that asked."""
+        """Report a failure to the browser that asked."""
         try:
             yield
         except (RuntimeError, TimeoutError, OSError) as error:
@@ -205,12 +205,13 @@ class Controls:
 
 
 def _about(content: Content) -> str:
-    """The run in a few words."""
+    """The name of the run, its verdict and its size."""
     lines = [f"**{content.run.name}**, {resolution_text(content.run.summary)}", ""]
     model = content.model("average")
     if len(model) < model.total:
         lines.append(
-            f"{len(model):,} of {model.total:,} Gaussians are drawn, by lot: a browser cannot sort more in time."
+            f"A random selection of {len(model):,} of {model.total:,} Gaussians is drawn, because a browser cannot "
+            "sort more in time."
         )
     else:
         lines.append(

@@ -1,4 +1,4 @@
-"""Triangles with colours as binary glTF, which browsers take.
+"""Triangles with colours as binary glTF, which browsers can draw.
 
 Source: Khronos, glTF 2.0 specification, sections 3.6 to 3.9 and 4 (binary container).
 """
@@ -20,7 +20,7 @@ _ROUGHNESS = 0.65
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles; counter-clockwise as seen from without."""
+    """Triangles whose corners run counter-clockwise as seen from outside."""
 
     places: NDArray[np.float32]  # (V, 3) Å, x y z
     normals: NDArray[np.float32]  # (V, 3) outwards
@@ -28,7 +28,7 @@ class Mesh:
 
     def glb(self, colours: NDArray[np.floating], opacity: float = 1.0) -> bytes:
         """A binary glTF file; (V, 3) colours in shares of 1, as a screen takes them."""
-        linear = np.asarray(colours, dtype=np.float32) ** np.float32(2.2)  # glTF's are linear light
+        linear = np.asarray(colours, dtype=np.float32) ** np.float32(2.2)  # glTF wants linear light
         arrays = (
             (self.places, "VEC3", _FLOAT, _ARRAY_BUFFER),
             (self.normals, "VEC3", _FLOAT, _ARRAY_BUFFER),

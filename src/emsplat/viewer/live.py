@@ -1,7 +1,7 @@
-"""A fit at work in the browser: now and then a copy of its Gaussians, sent by a thread of its own.
+"""A fit in progress in the browser: from time to time, a thread of its own sends a copy of its Gaussians.
 
-The fit does no more than to copy some tensors, seldom. The pause between two pictures grows with what a picture costs,
-so that however many Gaussians there are, watching takes a fixed share of the machine at most.
+The fit only copies some tensors, and seldom. The pause between two pictures grows with the cost of a picture, so that
+watching takes at most a fixed share of the machine, however many Gaussians there are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from emsplat.fit.by_statistics import gaussians_of
 from emsplat.models.parameters import Parameters
 from emsplat.runtime.reporting import Reporter
 from emsplat.viewer.scene import ANISOTROPY, MASS, ONE, SIZE, Splats, aim, colouring
@@ -23,10 +22,10 @@ from emsplat.viewer.splats import Look, Model, thinned
 if TYPE_CHECKING:
     import viser
 
-_MOST_SPLATS = 20_000  # that are sent
-_SHARE = 0.01  # of one core's time, for turning a snapshot into splats: packing and sending cost about as much again
+_MOST_SPLATS = 20_000  # largest number of splats that are sent
+_SHARE = 0.01  # share of one core for turning snapshots into splats; packing and sending cost about as much again
 _SHORTEST_PAUSE = 0.5  # seconds
-_BETWEEN_LOOKS = 2.0  # seconds, at what the run is doing when no Gaussians come
+_BETWEEN_LOOKS = 2.0  # seconds between updates of the stage while no Gaussians arrive
 _EITHER, _FIRST, _SECOND = "the one being fitted", "half 1", "half 2"
 
 
@@ -38,10 +37,10 @@ class _Snapshot:
 
 
 class LiveView:
-    """A `Reporter.watcher` with a browser at its other end."""
+    """A `Reporter.watcher` that shows the fit in browsers."""
 
     def __init__(self, server: viser.ViserServer, warn: Callable[[str], None], stage: Callable[[], str]) -> None:
-        """Args: warn: told once, where the viewer fails; stage: what the run is at."""
+        """Args: warn: called once if the viewer fails; stage: returns the current stage of the run."""
         self._server, self._warn, self._stage = server, warn, stage
         self._latest: dict[int, _Snapshot] = {}
         self._current = 0
@@ -57,7 +56,7 @@ class LiveView:
         self._colour = gui.add_dropdown("colour by", (MASS, SIZE, ANISOTROPY, ONE), initial_value=SIZE)
         self._legend = gui.add_html("")
         self._size = gui.add_slider("size", 0.2, 2.5, 0.05, 1.0, hint="factor on σ; the mass stays")
-        self._opacity = gui.add_slider("opacity", 0.1, 10.0, 0.1, 1.0, hint="factor on what a beam loses")
+        self._opacity = gui.add_slider("opacity", 0.1, 10.0, 0.1, 1.0, hint="factor on the absorption")
         for control in (self._half, self._colour, self._size, self._opacity):
             control.on_update(lambda _: self._news.set())
         server.on_client_connect(lambda _: self._news.set())
@@ -65,7 +64,7 @@ class LiveView:
         self._thread.start()
 
     def __call__(self, half: int, parameters: Parameters, pixel_size: float) -> None:
-        """Called by the fit after every step, whose next one changes the parameters."""
+        """Take a copy of the parameters if it is time. The fit calls this after every step and then changes them."""
         if time.monotonic() < self._not_before or self._closed:
             return
         self._not_before = time.monotonic() + _SHORTEST_PAUSE
@@ -75,7 +74,7 @@ class LiveView:
         self._news.set()
 
     def close(self) -> None:
-        """Ends the server; what the browser shows stays there."""
+        """Stop the server. Browsers keep the last picture."""
         self._closed = True
         self._news.set()
         self._thread.join(timeout=2.0)
@@ -109,7 +108,7 @@ class LiveView:
             self._splats.hide()
             self._text.content = f"Half {wanted} is not fitted yet."
             return
-        gaussians = gaussians_of(snapshot.parameters, snapshot.pixel_size)
+        gaussians = snapshot.parameters.gaussians(snapshot.pixel_size)
         model = thinned(gaussians, _MOST_SPLATS)
         if not self._aimed:
             self._aimed = True
@@ -119,7 +118,7 @@ class LiveView:
         self._legend.content = legend
         drawn = f"{model.total:,} Gaussians"
         if len(model) < model.total:
-            drawn = f"{len(model):,} of {drawn}, by lot"
+            drawn = f"{len(model):,} of {drawn}, chosen at random"
         self._drawn = f"half {wanted}: {drawn}"
         self._say()
 
@@ -137,7 +136,7 @@ class LiveView:
 
 @contextmanager
 def watched(reporter: Reporter, host: str, port: int) -> Iterator[None]:
-    """Shows the fits of the block in the browser, at this port or one of the next.
+    """Show the fits of the block in the browser, at this port or one of the next ports.
 
     Raises:
         InputError: no port is free, or the host is not an address of this machine.

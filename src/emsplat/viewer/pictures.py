@@ -1,4 +1,4 @@
-"""Screenshots and turntables, rendered by the browser that asks for them and handed back to it."""
+"""Screenshots and turntables, which the browser that asks for them renders and then receives as files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     import viser
 
 _FRAMES, _FRAME_MS = 72, 60
-_VIDEO_WIDTH = 640  # pixels at most: GIF packs badly
+_VIDEO_WIDTH = 640  # largest width in pixels, because GIF compresses badly
 _PATIENCE = 30.0  # seconds for one picture
 
 
 def screenshot(client: viser.ClientHandle) -> bytes:
-    """PNG of what a browser shows, on white, in the size it shows it."""
+    """A PNG of what a browser shows, on white and in the same size."""
     return _png(_render(client, client.camera.image_width, np.eye(3), "png"))
 
 
 def turntable(client: viser.ClientHandle, progress: Callable[[int, int], None], frames: int = _FRAMES) -> bytes:
-    """Animated GIF of one turn about the upright axis through the point the camera looks at; called with frames done.
+    """An animated GIF of one turn about the upright axis through the point that the camera looks at.
 
+    Args:
+        progress: called with the number of frames that are done, and of all frames.
     Raises:
         RuntimeError: the browser has gone.
     """
@@ -37,7 +39,7 @@ def turntable(client: viser.ClientHandle, progress: Callable[[int, int], None], 
         turn = Rotation.from_rotvec(2 * np.pi * number / frames * up).as_matrix()
         pictures.append(Image.fromarray(_render(client, _VIDEO_WIDTH, turn)))
         progress(number + 1, frames)
-    # One palette for all frames, of pictures all around: with one each, colours would flicker.
+    # All frames share one palette, made from views all around. With a palette for each, colours would flicker.
     sample = Image.fromarray(np.concatenate([np.asarray(p) for p in pictures[:: max(1, frames // 4)]]))
     palette = sample.quantize(255, method=Image.Quantize.MEDIANCUT)
     first, *others = (picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures)
@@ -49,7 +51,7 @@ def turntable(client: viser.ClientHandle, progress: Callable[[int, int], None], 
 def _render(
     client: viser.ClientHandle, width: int, turn: NDArray[np.float64], transport_format: Literal["png", "jpeg"] = "jpeg"
 ) -> NDArray[np.uint8]:
-    """(rows, columns, 3) on white, at most so wide, the camera turned about the point it looks at."""
+    """(rows, columns, 3) picture on white of limited width, with the camera turned about the point it looks at."""
     camera = client.camera
     columns = min(width, camera.image_width)
     rows = max(1, round(camera.image_height * columns / camera.image_width))

@@ -1,4 +1,4 @@
-"""What the browsers show of a run, drawn by a thread of its own: however fast wishes come, only the last one counts."""
+"""What the browsers show of a run. A thread of its own draws it; of several requests, only the last one counts."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _LIGHTS = (("key", 2.2, KEY_LIGHT), ("back", 0.7, (4.0, 3.0, -9.0)))
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the controls say."""
+    """The state of the controls: what is to be shown."""
 
     half: str  # "average", "1" or "2"
     gaussians: bool
     surface: bool
-    level: float  # of the surface, in standard deviations of the map
+    level: float  # level of the surface in standard deviations of the map
     surface_opacity: float
     size: float
     opacity: float
@@ -54,11 +54,11 @@ class Splats:
 
     def __init__(self, server: viser.ViserServer) -> None:
         self._server = server
-        self.scale = 1.0  # units of the scene in an Å
+        self.scale = 1.0  # units of the scene per Å
         self._handle: Any = None
 
     def show(self, arrays: dict[str, NDArray[np.float32]]) -> None:
-        """Of `Model.splats`; may be none."""
+        """Show the arrays of `Model.splats`, which may be empty."""
         if len(arrays["centers"]) == 0:
             self.hide()
         elif self._handle is None:
@@ -76,24 +76,24 @@ class Scene:
     """The scene of one run."""
 
     def __init__(self, server: viser.ViserServer, content: Content, tell: Callable[[str], None]) -> None:
-        """Args: tell: is given the legend, as HTML, whenever the colours change."""
+        """Args: tell: called with the legend, as HTML, whenever the colours change."""
         self._server, self._content, self._tell = server, content, tell
         self._splats = Splats(server)
         self._wanted: Wishes | None = None
         self._drawn: Wishes | None = None
-        self._mesh: tuple[object, Mesh | None] = (None, None)  # the last one, and what it is of
+        self._mesh: tuple[object, Mesh | None] = (None, None)  # the last mesh, and what it was made from
         self._news = threading.Condition()
         self._scale = self._splats.scale = aim(server, content.model("average"))
         threading.Thread(target=self._work, name="viewer", daemon=True).start()
 
     def wish(self, wishes: Wishes) -> None:
-        """Shows this as soon as it can."""
+        """Show this as soon as possible."""
         with self._news:
             self._wanted = wishes
             self._news.notify_all()
 
     def show_model(self, model: AtomicModel | None, all_atoms: bool) -> None:
-        """The atomic model, or none."""
+        """Show an atomic model, or none."""
         for name in ("trace", "bonds"):
             self._server.scene.remove_by_name(f"{ROOT}/model/{name}")
         if model is None:
@@ -115,7 +115,7 @@ class Scene:
             assert wanted is not None
             try:
                 self._draw(wanted)
-            except Exception as error:  # a wish that fails must not stop the next one
+            except Exception as error:  # a request that fails must not stop the next one
                 self._tell(f'<p role="alert">{type(error).__name__}: {error}</p>')
             self._drawn = wanted
 
@@ -150,9 +150,9 @@ class Scene:
 
 
 def aim(server: viser.ViserServer, model: Model) -> float:
-    """Looks at a model from +z, y up, as the report does; returns the scene's units in an Å, its radius being one.
+    """Point the camera at a model from +z with y up, as in the report, and return the units of the scene per Å.
 
-    Browsers move by such units: with Å, keys would move nothing that can be seen.
+    The radius of the model becomes one unit. Browsers move by units, and with Å the keys would move nothing visible.
     """
     radius = float(np.quantile(np.linalg.norm(model.centres, axis=1), 0.99))
     server.scene.set_up_direction("+y")
@@ -164,7 +164,7 @@ def aim(server: viser.ViserServer, model: Model) -> float:
 
 
 def _light(server: viser.ViserServer) -> None:
-    """Two lamps instead of the photograph of a room that the browser would mirror."""
+    """Put two lamps in the scene instead of the photograph of a room that the browser would mirror."""
     scene = server.scene
     scene.configure_environment_map(None)
     scene.configure_default_lights(False)
@@ -176,7 +176,7 @@ def _light(server: viser.ViserServer) -> None:
 def colouring(
     model: Model, colour: str, content: Content | None = None, half: str = "average"
 ) -> tuple[NDArray[np.float32], str]:
-    """(K, 3) colours of the Gaussians, and their legend; what needs a finished run's content is plain without it."""
+    """(K, 3) colours of the Gaussians, and their legend. Colours that need a finished run are plain without one."""
     found = _in_space(content, colour) if content else None
     if found:
         return found.scale.colours(found.field.at(model.centres)), found.scale.legend()
@@ -197,7 +197,7 @@ def colouring(
 
 
 def _in_space(content: Content, colour: str) -> Property | None:
-    """Colours that the surface has as well."""
+    """The property behind a colouring that the surface shares with the Gaussians."""
     if colour == LOCAL:
         return content.local_resolution
     return content.agreement if colour == AGREEMENT else None

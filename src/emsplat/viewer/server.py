@@ -1,4 +1,4 @@
-"""The viewer's server: whether it can start, where it listens, and how to get there from another machine."""
+"""The server of the viewer: whether it can start, where it listens, and how to reach it from another machine."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _LAST_PORT = 65535
 
 
 def check_installed() -> None:
-    """InputError where the viewer's libraries are missing."""
+    """InputError if the libraries of the viewer are missing."""
     missing = [name for module, name in _NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise InputError(f"the viewer needs {' and '.join(missing)}: pip install 'emsplat[viewer]'")
+        raise InputError(f"the viewer needs {' and '.join(missing)}; type pip install 'emsplat[viewer]'")
 
 
 def start(host: str, port: int, *, or_next: bool = False) -> viser.ViserServer:
-    """A server that listens; only this machine can reach it unless `host` says otherwise.
+    """Start a server, which only this machine can reach unless `host` says otherwise.
 
     Args:
-        port: 0 for any that is free.
-        or_next: take one of the next ports where this one is taken.
+        port: the port to listen on, or 0 for any free one.
+        or_next: take one of the next ports if this one is taken.
     Raises:
         InputError: the port is taken, or the host is not an address of this machine.
     """
@@ -42,9 +42,9 @@ def start(host: str, port: int, *, or_next: bool = False) -> viser.ViserServer:
     import rich
     import viser
 
-    # viser prints its addresses and its end whatever it is told; standard output is someone else's.
+    # viser always prints its addresses and its end, but standard output belongs to the caller.
     rich.get_console().quiet = True
-    # Whoever hangs up in the middle of a greeting would leave a traceback in the terminal.
+    # A browser that hangs up during the handshake would leave a traceback in the terminal.
     logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     server = viser.ViserServer(host=host, port=free, label="emsplat", verbose=False)
     if server.get_port() != free:
@@ -56,9 +56,9 @@ def start(host: str, port: int, *, or_next: bool = False) -> viser.ViserServer:
 
 
 def _free_port(host: str, port: int, or_next: bool) -> int:
-    """Asked for beforehand, for viser would go on to the next one without end."""
+    """The port to listen on. It is tested here because viser would try the next ports without end."""
     if not 0 <= port <= _LAST_PORT:
-        raise InputError(f"--port {port}: a port is a number from 1 to {_LAST_PORT}; 0 takes any that is free")
+        raise InputError(f"--port {port}: it must be a number from 1 to {_LAST_PORT}, or 0 for any free port")
     for tried in range(port, min(port + _PORTS_TRIED, _LAST_PORT) + 1) if or_next and port else [port]:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, tried, type=socket.SOCK_STREAM)[0]
@@ -68,24 +68,26 @@ def _free_port(host: str, port: int, or_next: bool) -> int:
                 return trial.getsockname()[1]
         except OSError as error:
             if error.errno == errno.EACCES:
-                raise InputError(f"--port {tried}: needs the rights of root; choose one above 1023") from None
+                raise InputError(f"--port {tried}: only root may listen there; choose one above 1023") from None
             if error.errno != errno.EADDRINUSE:
-                raise InputError(f"--host {host}: not an address of this machine; leave it out for {HOST}") from None
+                raise InputError(
+                    f"--host {host}: this is not an address of this machine; leave it out for {HOST}"
+                ) from None
     raise InputError(_taken(host, port))
 
 
 def _taken(host: str, port: int) -> str:
-    return f"--port {port}: another program listens on it at {host}; choose another port, or 0 for any that is free"
+    return f"--port {port}: another program listens on it at {host}; choose another port, or 0 for any free one"
 
 
 def addresses(server: viser.ViserServer) -> list[str]:
-    """Lines on where to look, here and from another machine."""
+    """Lines that say where to look, on this machine and from another one."""
     host, port = server.get_host(), server.get_port()
     name = socket.gethostname()
     if host in ("0.0.0.0", "::"):
         return [
-            f"look at http://{name}:{port} (anyone who reaches this machine can)",
-            f"or, through ssh: ssh -L {port}:localhost:{port} {_user()}@{name}, then http://localhost:{port}",
+            f"look at http://{name}:{port} (everyone who can reach this machine can)",
+            f"or through ssh: ssh -L {port}:localhost:{port} {_user()}@{name}, then http://localhost:{port}",
         ]
     there = "localhost" if host in ("127.0.0.1", "::1", "localhost") else host
     return [

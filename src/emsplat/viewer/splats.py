@@ -1,7 +1,8 @@
-"""Gaussians as splats: true centres and covariances; the opacity is what a beam would lose along a Gaussian's axis.
+"""Gaussians as splats, with their true centres and covariances.
 
-A splat viewer draws what covers what, a density map is a sum. Where each splat is faint, ``1 − Π (1 − α)`` is
-``1 − exp(−Σ α)``: a monotonous picture of the line integral, as on an X-ray film.
+The opacity of a splat is the share of a beam that is lost along its axis. Splats cover each other, whereas a density
+map is a sum. If each splat is faint, ``1 − Π (1 − α)`` is ``1 − exp(−Σ α)``, a monotonic function of the line integral,
+as on an X-ray film.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from emsplat.models.gaussians import Gaussians
 from emsplat.viewer.fields import Plane
 
 _DEPTH = 4.0  # optical depth through the middle of the particle: a fiftieth of what is behind it shines through
-_FAINTEST = 0.04  # opacity of a typical splat at least: browsers leave out what is below 0.01
+_FAINTEST = 0.04  # smallest opacity of a typical splat, since browsers leave out what is below 0.01
 _OPACITIES = (0.0, 0.99)
 
 
@@ -24,9 +25,9 @@ _OPACITIES = (0.0, 0.99)
 class Look:
     """How splats are drawn."""
 
-    size: float = 1.0  # factor on σ; the mass stays, so that small ones are more opaque
+    size: float = 1.0  # factor on σ; the mass stays, so that smaller splats are more opaque
     opacity: float = 1.0  # factor on the optical depth
-    hidden_share: float = 0.0  # of the Gaussians, those of least mass
+    hidden_share: float = 0.0  # share of the Gaussians, from the least mass on, that is hidden
     plane: Plane | None = None
 
 
@@ -35,8 +36,8 @@ class Model:
     """Gaussians as arrays, thinned to what a browser can sort in time."""
 
     gaussians: Gaussians
-    rows: NDArray[np.intp]  # (K,) their numbers among
-    total: int  # so many, before any were left out
+    rows: NDArray[np.intp]  # (K,) numbers of these Gaussians in the full model
+    total: int  # number of Gaussians in the full model
 
     @cached_property
     def centres(self) -> NDArray[np.float32]:
@@ -55,7 +56,7 @@ class Model:
 
     @cached_property
     def sizes(self) -> NDArray[np.float32]:
-        """(K,) Å, the geometric mean of a Gaussian's three σ."""
+        """(K,) geometric mean of the three σ of each Gaussian, in Å."""
         return self.gaussians.log_scales.mean(dim=1).exp().numpy()
 
     @cached_property
@@ -66,7 +67,7 @@ class Model:
 
     @cached_property
     def _columns(self) -> NDArray[np.float64]:
-        """(K,) optical depth at the middle of each."""
+        """(K,) optical depth at the centre of each Gaussian."""
         masses = self.masses.astype(np.float64)
         footprints = 2 * np.pi * self.sizes.astype(np.float64) ** 2
         middle = np.average(self.centres, axis=0, weights=masses)
@@ -79,7 +80,7 @@ class Model:
         return len(self.gaussians)
 
     def visible(self, look: Look) -> NDArray[np.bool_]:
-        """(K,) those that are drawn."""
+        """(K,) whether each Gaussian is drawn."""
         kept = np.ones(len(self), dtype=bool)
         if look.hidden_share > 0:
             kept &= self.masses >= np.quantile(self.masses, look.hidden_share)
@@ -88,7 +89,7 @@ class Model:
         return kept
 
     def splats(self, look: Look, colours: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """What viser's ``set_gaussians`` takes, of those that are visible; (K, 3) colours in shares of 1."""
+        """The visible Gaussians as viser's ``set_gaussians`` takes them; (K, 3) colours in shares of 1."""
         kept = self.visible(look)
         opacities = 1 - np.exp(-look.opacity * self._columns[kept] / look.size**2)
         return {
@@ -100,7 +101,7 @@ class Model:
 
 
 def thinned(gaussians: Gaussians, most: int, seed: int = 0) -> Model:
-    """At most so many of the Gaussians, drawn by lot."""
+    """All Gaussians, or a random selection of as many as `most`."""
     total = len(gaussians)
     if total <= most:
         return Model(gaussians, np.arange(total), total)

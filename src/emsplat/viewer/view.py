@@ -23,24 +23,24 @@ def open_view(
     model: Path | None = None,
     most_splats: int = MOST_SPLATS,
 ) -> tuple[viser.ViserServer, Controls]:
-    """Starts a server that shows the run in a folder; it works until it is stopped.
+    """Start a server that shows the run in a folder until it is stopped.
 
     Args:
-        tell: is given the lines on where to look.
-        model: of atoms, laid over the map.
+        tell: called with the lines that say where to look.
+        model: file of an atomic model to lay over the map.
     Raises:
-        InputError: no finished run in the folder, a file that cannot be read, or a port that is taken.
+        InputError: the folder holds no finished run, a file cannot be read, or the port is taken.
     """
     content = Content.of(folder, most_splats)
     if model:
-        load_model(model, content.origin, centred=False)  # a mistake is better said before anything listens
+        load_model(model, content.origin, centred=False)  # so that a mistake is reported before the server starts
     server = start(host, port)
     controls = Controls(server, content)
     if model:
         controls.load(model)
     shown = content.model("average")
     if len(shown) < shown.total:
-        tell(f"{len(shown):,} of {shown.total:,} Gaussians are drawn, by lot; more with --most-gaussians")
+        tell(f"a random selection of {len(shown):,} of {shown.total:,} Gaussians is drawn; --most-gaussians draws more")
     for line in addresses(server):
         tell(line)
     return server, controls

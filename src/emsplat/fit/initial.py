@@ -1,0 +1,61 @@
+"""Where a fit of Gaussians begins: drawn from the low-resolution inversion of the images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from emsplat.errors import InputError
+from emsplat.fit.by_statistics_gpu import loss_on
+from emsplat.models.densification import round_gaussians, sample_centres
+from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
+from emsplat.runtime.devices import CPU
+from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.loss import cube
+
+_START_PER_WIDEST = 0.6  # σ, in units of the largest that is allowed
+_BLUR = 1.0  # pixels, of the inversion that centres are drawn from
+
+
+def initial_gaussians(
+    statistics: Statistics,
+    mask: NDArray[np.float32],
+    extent: int,
+    settings: GaussianSettings,
+    seed: int,
+    symmetry: NDArray[np.float64] | None = None,
+    device: torch.device = CPU,
+) -> GaussianModel:
+    """Equal spheres drawn from the smoothed low-resolution inversion, with the mass that fits the images best.
+
+    Args:
+        mask: (D, D, D) soft mask of the particle; centres are drawn within it.
+        extent: edge of the cube, in voxels, in which the Gaussians live.
+        symmetry: (m, 3, 3) operators; one m-th of the Gaussians is drawn and replicated by them.
+        device: where they are, and where their mass is found.
+    Raises:
+        InputError: the inversion has no positive density to draw from.
+    """
+    middle = cube(statistics.box_size, extent)
+    mask = mask[middle]
+    smooth = gaussian_filter(statistics.raw_map(), _BLUR)[middle] * mask
+    # A little weight everywhere in the mask: the inversion's weak parts must not be left empty.
+    weight = np.maximum(smooth - 0.1 * smooth.max(), 0) + 0.02 * smooth.max() * (mask > 0.5)
+    log_scale = math.log(max(_START_PER_WIDEST * settings.max_scale, 1.0))
+    operators = np.eye(3)[None] if symmetry is None else symmetry
+    number = max(1, settings.n_gaussians // len(operators))
+    centres = sample_centres(weight, number, np.random.default_rng(seed))
+    centres = np.einsum("gij,kj->gki", operators, centres).reshape(-1, 3).astype(np.float32)
+    if len(centres) == 0:
+        raise InputError(
+            "the inversion shows no positive density within the particle's sphere; check --invert and --mask-diameter"
+        )
+    parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3)
+    model = GaussianModel(parameters.map(lambda _, tensor: tensor.to(device)), extent, settings)
+    mass = loss_on(device, statistics, extent).best_mass(model.density())
+    model.parameters.log_masses += math.log(max(mass, 1e-12))
+    return model

@@ -1,0 +1,80 @@
+"""Adam, whose memory follows the rows of its leaves as they come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_BETAS, _EPSILON = (0.8, 0.99), 1e-12
+_KINDS = ("mean", "square", "age")
+
+Leaves = Mapping[str, Tensor]
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) with one step size per leaf; rows can be kept, dropped and appended.
+
+    Args:
+        leaves: by name; each (rows, ...).
+        step_sizes: of every leaf that is to be changed, by name.
+        floors: for a leaf whose gradient may be nothing but rounding, another leaf of as many rows and a share: a step
+            is divided by at least this share of the size of the other one's gradient. The other leaf must come first
+            among the step sizes.
+    """
+
+    def __init__(
+        self, leaves: Leaves, step_sizes: Mapping[str, float], floors: Mapping[str, tuple[str, float]] | None = None
+    ) -> None:
+        self.step_sizes, self.floors = dict(step_sizes), dict(floors or {})
+        self._mean = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in leaves.items()}
+        self._square = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in leaves.items()}
+        self._age = {name: leaf.detach().new_zeros(len(leaf)) for name, leaf in leaves.items()}  # steps of every row
+
+    @torch.no_grad()
+    def step(self, leaves: Leaves, rate: float | Tensor) -> None:
+        """One step along the gradients stored in the leaves, which are cleared; `rate` scales all step sizes.
+
+        All is done in place. Where the rate is a tensor no value is looked at, so that a CUDA graph can hold the step.
+        """
+        for name, size in self.step_sizes.items():
+            leaf, mean, square = leaves[name], self._mean[name], self._square[name]
+            age = self._age[name].add_(1)
+            gradient, leaf.grad = leaf.grad, None
+            if gradient is None:
+                continue
+            mean.lerp_(gradient, 1 - _BETAS[0])
+            square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+            correction = torch.sqrt(1 - _BETAS[1] ** age) / (1 - _BETAS[0] ** age)
+            divisor = square.sqrt()
+            if name in self.floors:
+                other, share = self.floors[name]
+                divisor += share * self._square[other].sum(dim=1, keepdim=True).sqrt()
+            step = (mean * _by_row(correction, leaf)).div_(divisor.add_(_EPSILON))
+            leaf.sub_(step.mul_(rate * size))
+
+    def gradient_sizes(self, name: str) -> Tensor:
+        """(rows,) root mean square of the gradient that each row of a leaf has lately had."""
+        share = 1 - _BETAS[1] ** self._age[name].clamp_min(1)
+        return (self._square[name].flatten(start_dim=1).sum(dim=1) / share).sqrt()
+
+    def replace_rows(self, keep: Tensor, n_added: int) -> None:
+        """Keep the memory of these rows (a mask) of all leaves, and append rows without any."""
+        for memory in (self._mean, self._square, self._age):
+            for name, values in memory.items():
+                memory[name] = torch.cat([values[keep], values.new_zeros((n_added, *values.shape[1:]))])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All the memory by name, for a checkpoint."""
+        memories = zip(_KINDS, (self._mean, self._square, self._age), strict=True)
+        return {f"{kind}.{name}": values for kind, memory in memories for name, values in memory.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the memory that `tensors` gave, of an optimiser of leaves of the same names."""
+        self._mean, self._square, self._age = ({name: tensors[f"{k}.{name}"] for name in self._mean} for k in _KINDS)
+
+
+def _by_row(values: Tensor, leaf: Tensor) -> Tensor:
+    """(rows, 1, …) values of the rows, ready to be multiplied with the leaf."""
+    return values.view(-1, *[1] * (leaf.ndim - 1))
