@@ -34,6 +34,7 @@ from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import StackWriter
 from emsplat.io.star import write_star
 from emsplat.models.gaussian_model import GaussianSettings
+from emsplat.particles.parts import Kind, Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.runtime.context import Task
 from emsplat.runtime.reporting import Reporter
@@ -43,7 +44,7 @@ from emsplat.simulation import bundled_model
 from emsplat.simulation.acquisition import acquire, star_tables
 from emsplat.simulation.atoms import read_atoms
 from emsplat.splat import project
-from emsplat.statistics.accumulate import PassSettings, gather_statistics, statistics_of
+from emsplat.statistics.accumulate import AccumulationSettings, GridId, Statistics, accumulate, statistics_of
 from emsplat.statistics.accumulate_gpu import filled_on_device
 from emsplat.statistics.loss import fitting_period
 from emsplat.validation.correlation import fsc
@@ -73,8 +74,8 @@ def imagined(n: int, box_size: int, pixel_size: float) -> Particles:
     return acquire(settings, Path("imagined.star"), Path("imagined.mrcs"))
 
 
-def pass_settings(box_size: int, extent: int) -> PassSettings:
-    return PassSettings(box_size, fitting_period(extent), np.ones((1, box_size // 2 + 1)), np.eye(3)[None])
+def accumulation_settings(box_size: int, extent: int) -> AccumulationSettings:
+    return AccumulationSettings(box_size, fitting_period(extent), np.ones((1, box_size // 2 + 1)), np.eye(3)[None])
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def insertion_row(box_size: int, n: int, kind: str, card: dict[str, float]) -> d
     # Of eight floats; of T, a row has four. A card that adds complex numbers at once may be faster with b.
     rows, rate = (16, card["complex rows"]) if kind == "b" else (8, card["rows"])
     floor = rows * len(grids.samples) / rate
-    finish = seconds_of(lambda _: grids.of(0).adjoint(), repeats=3)
+    finish = seconds_of(lambda _: grids.of(0).backprojection(), repeats=3)
     return {
         "box": box_size,
         "into": kind,
@@ -120,25 +121,33 @@ def insertion_row(box_size: int, n: int, kind: str, card: dict[str, float]) -> d
     }
 
 
+def whole_on_device(particles: Particles, images: Any, order: Any, settings: AccumulationSettings) -> Statistics:
+    """The statistics of all images, by the card."""
+    parts, (b, t) = PartWeights.whole(len(particles)), [GridId(0, kind) for kind in Kind]
+    grids = filled_on_device([b, t], particles, images, order, parts, settings, _DEVICE)
+    return statistics_of(grids[b], grids[t], settings, parts, 0)
+
+
 def pass_row(box_size: int, n: int, bus: float) -> dict[str, Any]:
-    """From host memory to full grids of both halves' seen and unseen images; medians."""
+    """From host memory to full grids of both halves' training and held-out images; medians."""
     particles = imagined(n, box_size, 1.5)
     few = max(1, (1 << 30) // (4 * box_size**2))  # more than any cache holds
     images = InMemory(np.random.default_rng(1).standard_normal((min(n, few), box_size, box_size), dtype=np.float32), n)
-    subset = (np.arange(n) % 4).astype(np.int8)
-    settings = pass_settings(box_size, round(0.8 * box_size))
-    times, said, parts = [], [], {}
+    parts = PartWeights.one_part_each([Part(state=number) for number in range(4)], np.arange(n) % 4)
+    wanted = [GridId(number, kind) for number in range(4) for kind in Kind]
+    settings = accumulation_settings(box_size, round(0.8 * box_size))
+    times, said, shares = [], [], {}
     for _ in range(1 + _REPEATS):  # the first one compiles
         watch = Stopwatch(_DEVICE)
         start = time.perf_counter()
-        what = particles, images, np.arange(n), subset, settings, _DEVICE
-        filled_on_device(4, *what, say=said.append, stopwatch=watch)
+        what = particles, images, np.arange(n), parts, settings, _DEVICE
+        filled_on_device(wanted, *what, say=said.append, stopwatch=watch)
         wait()
         times.append(time.perf_counter() - start)
-        parts = watch.seconds()
+        shares = watch.seconds()
     seconds = statistics.median(times[1:])
     print(*said[-1:], flush=True)
-    shares = {f"{name}, s": parts.get(name, 0.0) for name in
+    shares = {f"{name}, s": shares.get(name, 0.0) for name in
               ("waiting for images", "transforms and weights", "insertion", "waiting for the card")}  # fmt: skip
     floor = 4 * box_size**2 / bus
     return {
@@ -157,11 +166,8 @@ def fit_row(box_size: int, n_gaussians: int, steps: int, n_images: int, work: Pa
     star = simulated_on_card(work / f"fit-{box_size}-{n_images}", box_size, 384 / box_size, n_images)
     table = emsplat.read_particles(star)
     extent = round(0.8 * box_size)
-    subset = np.zeros(n_images, dtype=np.int8)
     with ImageSource(table) as images:
-        what = table, images, reading_order(table), subset, pass_settings(box_size, extent)
-        [grids] = filled_on_device(1, *what, _DEVICE)
-    one = statistics_of(grids, pass_settings(box_size, extent), n_images)
+        one = whole_on_device(table, images, reading_order(table), accumulation_settings(box_size, extent))
     mask = soft_sphere(box_size, 0.7 * box_size, 4.0)
     gaussians = GaussianSettings.for_particle(n_gaussians, float(mask.sum()))
     settings, task = FitSettings(max_steps=steps), Task(device=_DEVICE)
@@ -290,13 +296,12 @@ def interpreted_row(box_size: int, n: int) -> dict[str, Any]:
         insertion_gpu._VALUES = 1 << 12  # the interpreter's time goes by programs
     particles = imagined(n, box_size, 3.0)
     images = InMemory(np.random.default_rng(2).standard_normal((n, box_size, box_size), dtype=np.float32), n)
-    settings, subset = pass_settings(box_size, box_size), np.zeros(n, dtype=np.int8)
-    [grids] = filled_on_device(1, particles, images, np.arange(n), subset, settings, _DEVICE)
-    ours = statistics_of(grids, settings, n)
-    [theirs] = gather_statistics(particles, images, subset, settings)
+    settings = accumulation_settings(box_size, box_size)
+    ours = whole_on_device(particles, images, np.arange(n), settings)
+    [theirs] = accumulate(particles, images, PartWeights.whole(n), settings).values()
     errors = {
         name: f"{np.linalg.norm(a - b) / np.linalg.norm(b):.1e}"
-        for name, a, b in (("b", ours.adjoint, theirs.adjoint), ("T", ours.kernel, theirs.kernel))
+        for name, a, b in (("b", ours.backprojection, theirs.backprojection), ("T", ours.kernel, theirs.kernel))
     }
     return {"box": box_size, "images": n} | errors
 

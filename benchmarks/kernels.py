@@ -108,7 +108,7 @@ def insertion_row(box_size: int, dtype: type, n: int, used: int) -> dict[str, An
         "grid period": grid.period,
         "cores": used,
         "ms an image": 1e3 * seconds / n,
-        "finish (adjoint), ms": 1e3 * median_seconds(grid.adjoint, 3),
+        "finish (adjoint), ms": 1e3 * median_seconds(grid.backprojection, 3),
     }
 
 
@@ -118,7 +118,7 @@ def convolution_row(extent: int, used: int) -> dict[str, Any]:
     volume = rng.standard_normal((extent,) * 3, dtype=np.float32)
     period = fitting_period(extent)
     kernel = rng.standard_normal((period,) * 3, dtype=np.float32)
-    loss = QuadraticLoss(Statistics(volume, kernel, 1), extent, period)
+    loss = QuadraticLoss(Statistics(volume, kernel, 1, 1.0), extent, period)
     threads(used)
     with scipy.fft.set_workers(used):
         convolved = median_seconds(lambda: loss.convolve(volume))

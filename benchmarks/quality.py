@@ -11,7 +11,8 @@ from cases import ANTIBODY, BETAGAL, FERRITIN, MSBA, QUICK, QUICK_ODD, RUVB, UNE
 from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.io.images import ImageSource
 from emsplat.io.mrc import read_map
-from emsplat.statistics.accumulate import PassSettings, gather_statistics
+from emsplat.particles.parts import PartWeights
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from programs import has_relion, run_relion
 
 _REQUIRED = 0.70
@@ -25,9 +26,9 @@ at least as good as RELION from all.** RELION 3.1.3 is wrong on odd boxes: no co
 def raw_of_all(result: Any) -> np.ndarray:
     """The direct inversion of both halves' images together."""
     table, box_size = result.particles, len(result.map)
-    settings = PassSettings(box_size, box_size, result.preview.noise, np.eye(3)[None])
-    whole = np.zeros(len(table), dtype=np.int8)
-    return gather_statistics(table, ImageSource(table), whole, settings)[0].raw_map()
+    settings = AccumulationSettings(box_size, box_size, result.preview.noise, np.eye(3)[None])
+    [whole] = accumulate(table, ImageSource(table), PartWeights.whole(len(table)), settings).values()
+    return whole.raw_map()
 
 
 def relion_maps(star: Path, box_size: int) -> dict[str, np.ndarray]:

@@ -20,8 +20,9 @@ from emsplat.fourier import maps
 from emsplat.io import ImageSource, read_particles
 from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.models.gaussians import Gaussians
+from emsplat.particles.parts import HELD_OUT, TRAINING, Part, PartWeights
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
 from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import look_at_sample
 
@@ -93,8 +94,9 @@ def prepared(case: Case, work: Path) -> Data:
         extent = min(size, next_fast_len(math.ceil(diameter / pixel_size) + 6, real=True))
         subset = (np.random.default_rng(0).permutation(len(half)) % 5 == 0).astype(np.int8)
         start = time.process_time()
-        settings = PassSettings(size, fitting_period(extent), preview.noise, WHOLE)
-        seen, unseen = gather_statistics(half, images, subset, settings)
+        parts = PartWeights.one_part_each([Part(1, TRAINING), Part(1, HELD_OUT)], subset)
+        settings = AccumulationSettings(size, fitting_period(extent), preview.noise, WHOLE)
+        seen, unseen = accumulate(half, images, parts, settings).values()
         seconds = time.process_time() - start
     data_mask = maps.soft_mask((seen + unseen).raw_map(), pixel_size, diameter)
     truth, mask = truth_and_mask(star)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -11,20 +14,30 @@ import numpy as np
 from emsplat.fit import by_images as fit_images
 from emsplat.fit.by_images import Schedule
 from emsplat.poses import refine
+from emsplat.reconstruction import job
 from emsplat.reconstruction.reconstruct import reconstruct
 from emsplat.runtime.ranks import World, joined
 from emsplat.settings import ReconstructSettings
-from emsplat.statistics import accumulate as statistics
 
 BLOCK_BYTES = 30 * 4 * 32**2  # of 30 images
 JOBS = {"statistics": {"refine": "poses,contrast"}, "images": {"solver": "images"}}
+
+
+def in_small_blocks() -> AbstractContextManager[Any]:
+    """While it lasts, few images are accumulated in many blocks."""
+    settings_of = job.accumulation_settings
+
+    def with_blocks(*what: Any) -> Any:
+        return replace(settings_of(*what), block_bytes=BLOCK_BYTES)
+
+    return mock.patch.object(job, "accumulation_settings", with_blocks)
 
 
 def make(star: Path, folder: Path, world: World, threads: int) -> None:
     """A file a job, on the first rank."""
     short = Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1)
     with (
-        mock.patch.object(statistics, "_BLOCK_BYTES", BLOCK_BYTES),
+        in_small_blocks(),
         mock.patch.object(refine, "_LARGEST_BLOCK", 25),
         mock.patch.object(refine, "_FEWEST_IN_BLOCK", 25),
         mock.patch.object(fit_images, "Schedule", lambda: short),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.models.gaussians import Gaussians
+from emsplat.particles.batches import Images
+from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.simulation import SimulationSettings
 from emsplat.simulation.acquisition import acquire
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
 
 
 def lopsided_map(box_size: int, n: int = 40, seed: int = 0) -> NDArray[np.float32]:
@@ -56,3 +60,19 @@ class ImagesInMemory:
 
     def read_into(self, rows: NDArray, images: NDArray[np.float32]) -> None:
         images[:] = self.images[rows]
+
+
+def numbered_parts(numbers: NDArray[np.integer]) -> PartWeights:
+    """Parts numbered from 0, with the weight 1; (N,) number of each image's part, negative for none."""
+    return PartWeights.one_part_each([Part(state=number) for number in range(int(numbers.max()) + 1)], numbers)
+
+
+def accumulated(
+    particles: Particles,
+    images: Images,
+    numbers: NDArray[np.integer],
+    settings: AccumulationSettings,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Statistics]:
+    """The statistics of numbered parts; (N,) number of each image's part, negative for none."""
+    return list(accumulate(particles, images, numbered_parts(numbers), settings, progress).values())

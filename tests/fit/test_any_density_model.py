@@ -20,9 +20,9 @@ from emsplat.runtime.checkpoint import Checkpoint, Checkpoints, Pace
 from emsplat.runtime.context import Task
 from emsplat.simulation.run import signal_images
 from emsplat.splat.bandlimit import boosted
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics
 from emsplat.validation.correlation import fsc
-from phantom import ImagesInMemory, imagined_particles, lopsided_map
+from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 
 BOX = 20
 SETTINGS = FitSettings(step_sizes={"values": 0.2}, seed=1)
@@ -88,8 +88,8 @@ def half() -> HalfSet:
 @pytest.fixture(scope="module")
 def statistics(half: HalfSet) -> tuple[Statistics, Statistics]:
     subset = np.isin(np.arange(300), half.held_out).astype(np.int8)
-    settings = PassSettings(BOX, 2 * BOX, half.noise, half.symmetry)
-    training, held_out = gather_statistics(half.particles, half.images, subset, settings)
+    settings = AccumulationSettings(BOX, 2 * BOX, half.noise, half.symmetry)
+    training, held_out = accumulated(half.particles, half.images, subset, settings)
     return training, held_out
 
 

@@ -21,11 +21,11 @@ from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.runtime.checkpoint import Checkpoint, Checkpoints, Pace
 from emsplat.runtime.context import Task
 from emsplat.simulation.run import signal_images
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics
 from emsplat.statistics.loss import QuadraticLoss
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.correlation import fsc
-from phantom import ImagesInMemory, imagined_particles, lopsided_map
+from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 
 BOX = 24
 SHORT = Schedule(round=4, max_rounds=4, anneal_rounds=3, anneal_epochs=1)
@@ -48,8 +48,8 @@ def statistics_of(half: HalfSet) -> tuple[Statistics, Statistics]:
     """Statistics of the training and the held_out images."""
     subset = np.zeros(len(half.particles), dtype=np.int8)
     subset[half.held_out] = 1
-    settings = PassSettings(BOX, 2 * BOX, half.noise, half.symmetry)
-    training, held_out = gather_statistics(half.particles, half.images, subset, settings)  # type: ignore[arg-type]
+    settings = AccumulationSettings(BOX, 2 * BOX, half.noise, half.symmetry)
+    training, held_out = accumulated(half.particles, half.images, subset, settings)  # type: ignore[arg-type]
     return training, held_out
 
 

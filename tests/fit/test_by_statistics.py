@@ -18,10 +18,10 @@ from emsplat.runtime.checkpoint import Checkpoints, Pace
 from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation.run import signal_images
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
 from emsplat.validation.correlation import fsc
-from phantom import ImagesInMemory, imagined_particles, lopsided_map
+from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 
 BOX, PIXEL = 32, 4.0
 WHOLE = np.eye(3)[None]
@@ -34,11 +34,11 @@ def statistics_of(n: int, reach: int, sigma: float) -> tuple[Statistics, Statist
     images += sigma * np.random.default_rng(2).standard_normal(images.shape, np.float32)
     noise = np.full((1, BOX // 2 + 1), BOX**2 * sigma**2)
     subset = (np.arange(n) % 5 == 0).astype(np.int8)
-    training, held_out = gather_statistics(
+    training, held_out = accumulated(
         particles,
         ImagesInMemory(images),
         subset,
-        PassSettings(BOX, reach, noise, WHOLE),  # type: ignore[arg-type]
+        AccumulationSettings(BOX, reach, noise, WHOLE),  # type: ignore[arg-type]
     )
     return training, held_out
 
@@ -85,7 +85,8 @@ def test_what_is_not_finite_ends_a_fit(refuses: Callable, tmp_path: Path) -> Non
     mask = maps.soft_mask(training.raw_map(), PIXEL, PIXEL * BOX)
     settings = FitSettings(max_steps=8)
     start = initial_gaussians(training, mask, BOX, GaussianSettings.for_particle(50, float(mask.sum())), seed=0)
-    spoilt = replace(training, adjoint=np.where(training.adjoint == training.adjoint.max(), np.nan, training.adjoint))
+    b = training.backprojection
+    spoilt = replace(training, backprojection=np.where(b == b.max(), np.nan, b))
     with refuses("step 1 of the fit: the loss", "emsplat check"):
         fit_statistics(spoilt, None, start, settings)
     job = Checkpoints(tmp_path, resume=True, pace=Pace(0, 0))

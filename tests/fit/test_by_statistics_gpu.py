@@ -24,10 +24,10 @@ from emsplat.runtime.context import Task
 from emsplat.runtime.devices import CPU
 from emsplat.runtime.reporting import Reporter
 from emsplat.simulation.run import signal_images
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics
 from emsplat.statistics.loss import QuadraticLoss
 from emsplat.validation.correlation import fsc
-from phantom import ImagesInMemory, imagined_particles, lopsided_map
+from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 
 STAND_IN = torch.device("cpu", 0)  # is told apart from the processor, and is there
 CARDS = [STAND_IN, *([torch.device("cuda", 0)] if torch.cuda.is_available() else [])]
@@ -41,9 +41,9 @@ def statistics() -> tuple[Statistics, Statistics]:
     particles = imagined_particles(300, BOX, pixel_size=4.0)
     images = signal_images(fourier_volume(lopsided_map(BOX)), particles)
     images += 0.3 * images.std() * np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)
-    settings = PassSettings(BOX, 2 * BOX, np.ones((1, BOX // 2 + 1)), np.eye(3)[None])
+    settings = AccumulationSettings(BOX, 2 * BOX, np.ones((1, BOX // 2 + 1)), np.eye(3)[None])
     subset = (np.arange(300) % 5 == 0).astype(np.int8)
-    training, held_out = gather_statistics(particles, ImagesInMemory(images), subset, settings)
+    training, held_out = accumulated(particles, ImagesInMemory(images), subset, settings)
     return training, held_out
 
 

@@ -13,64 +13,7 @@ from numpy.typing import NDArray
 from emsplat.conventions import rotation_matrices
 from emsplat.fourier.insertion import _TILE, HALO, WIDTH, SliceGrid
 from emsplat.fourier.slices import central_slices, fourier_volume
-
-EXTREME = np.array(
-    [[r, t, p] for r in (0, 45, 90, -135) for t in (0, 45, 54.735610317245346, 90, 180) for p in (0, 45, 90)]
-)
-
-
-def random_slices(n: int, box_size: int, dtype: type, seed: int = 0) -> NDArray:
-    """Half planes of real images' transforms: noise in the disc that insertion reads."""
-    rng = np.random.default_rng(seed)
-    spectra = np.fft.rfft2(rng.standard_normal((n, box_size, box_size)))
-    if dtype is np.float32:  # even in k, as weights are
-        return np.abs(spectra).astype(np.float32)
-    return spectra.astype(np.complex64)
-
-
-def magnified(rotations: NDArray, stretch: float = 1.2, seed: int = 9) -> NDArray:
-    """B = Mᵀ A with M of determinant 1, another for every slice: stretched along a random axis, and turned."""
-    angles = np.random.default_rng(seed).uniform(0, np.pi, (2, len(rotations)))
-    u, v = (np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]).transpose(2, 0, 1) for t in angles)
-    m = u @ np.diag([stretch, 1 / stretch]) @ v
-    matrices = rotations.copy()
-    matrices[:, :2] = m.transpose(0, 2, 1) @ rotations[:, :2]
-    return matrices
-
-
-def points_and_values(slices: NDArray, rotations: NDArray) -> tuple[NDArray, NDArray]:
-    """Samples of the full planes as (n, 3) k_volume = Bᵀ (kx, ky, 0) in 1/D and their values; |k|, |k_volume| < D/2."""
-    box_size = slices.shape[1]
-    reach = (box_size - 1) // 2
-    k = np.arange(-reach, reach + 1)
-    ky, kx = (a.ravel() for a in np.meshgrid(k, k, indexing="ij"))
-    disc = 4 * (kx**2 + ky**2) < box_size**2
-    kx, ky = kx[disc], ky[disc]
-    sign = np.where(kx < 0, -1, 1)
-    values = slices[:, sign * ky % box_size, np.abs(kx)]
-    values = np.where(kx < 0, values.conj(), values)
-    points = kx[:, None] * rotations[:, None, 0] + ky[:, None] * rotations[:, None, 1]
-    points, values = points.reshape(-1, 3), values.ravel().astype(np.complex128)
-    inside = 4 * np.sum(points**2, axis=1) < box_size**2 * (1 - 1e-9)
-    return points[inside], values[inside]
-
-
-def direct_sum(points: NDArray, values: NDArray, extent: int, box_size: int) -> NDArray[np.float64]:
-    """(extent,)*3 Σ value exp(+2πi k·r/D), r from −(extent//2), in float64."""
-    r = np.arange(extent) - extent // 2
-    x, y, z = np.exp(2j * np.pi / box_size * points.T[:, :, None] * r)
-    return np.einsum("n,nz,ny,nx->zyx", values, z, y, x, optimize=True).real
-
-
-def within_sphere(extent: int) -> NDArray[np.bool_]:
-    r = np.arange(extent) - extent // 2
-    return np.sqrt(r[:, None, None] ** 2 + r[:, None] ** 2 + r**2) < extent / 2
-
-
-def filled(extent: int, slices: NDArray, rotations: NDArray) -> SliceGrid:
-    grid = SliceGrid.empty(extent, slices.shape[1], slices.dtype.type)
-    grid.insert(slices, rotations)
-    return grid
+from inserted import EXTREME, direct_sum, filled, magnified, points_and_values, random_slices, within_sphere
 
 
 @pytest.mark.parametrize(
@@ -86,7 +29,7 @@ def test_insertion_is_the_direct_sum(box_size: int, extent: int, dtype: type, st
     rotations = magnified(rotation_matrices(np.random.default_rng(1).uniform(-180, 180, (6, 3))), stretch)
     slices = random_slices(6, box_size, dtype)
     expected = direct_sum(*points_and_values(slices, rotations), extent, box_size)
-    error = filled(extent, slices, rotations).adjoint() - expected
+    error = filled(extent, slices, rotations).backprojection() - expected
     sphere = within_sphere(extent)
     assert np.abs(error).max() <= 5e-3 * np.abs(expected).max()
     assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
@@ -99,7 +42,7 @@ def test_views_along_the_axes(box_size: int) -> None:
     rotations = rotation_matrices(EXTREME)
     slices = random_slices(len(EXTREME), box_size, 2)
     expected = direct_sum(*points_and_values(slices, rotations), box_size, box_size)
-    error = filled(box_size, slices, rotations).adjoint() - expected
+    error = filled(box_size, slices, rotations).backprojection() - expected
     sphere = within_sphere(box_size)
     assert np.abs(error[sphere]).max() <= 5e-3 * np.abs(expected[sphere]).max()
     assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
@@ -117,7 +60,7 @@ def test_insertion_against_finufft(box_size: int, dtype: type) -> None:
     x, y, z = np.ascontiguousarray(2 * np.pi / box_size * points.T)
     extent = 2 * (box_size // 2) + 4
     expected = finufft.nufft3d1(z, y, x, values, (extent,) * 3, eps=1e-10, isign=1).real
-    error = filled(extent, slices, rotations).adjoint() - expected
+    error = filled(extent, slices, rotations).backprojection() - expected
     assert np.abs(error).max() <= 5e-3 * np.abs(expected).max()
     assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
 
@@ -134,7 +77,7 @@ def test_insertion_is_the_adjoint_of_slicing(box_size: int, stretch: float) -> N
     sliced = central_slices(fourier_volume(volume), rotations, np.full((10, 2), box_size // 2, dtype=np.float64))
     _, a = points_and_values(x, rotations)
     _, b = points_and_values(sliced, rotations)
-    through_volume = np.vdot(filled(box_size, x, rotations).adjoint().astype(np.float64), volume)
+    through_volume = np.vdot(filled(box_size, x, rotations).backprojection().astype(np.float64), volume)
     scale = np.linalg.norm(a) * np.linalg.norm(b)
     assert abs(through_volume - np.vdot(a, b).real) < 1e-4 * scale
 
@@ -184,7 +127,7 @@ def test_no_kernel_leaves_the_stored_grid(box_size: int, extent: int, dtype: typ
 def test_empty_input_adds_nothing() -> None:
     grid = SliceGrid.empty(12, 12, np.complex64)
     grid.insert(np.zeros((0, 12, 7), dtype=np.complex64), np.zeros((0, 3, 3)))
-    assert not grid.adjoint().any()
+    assert not grid.backprojection().any()
 
 
 @pytest.mark.parametrize("bad", [np.full((3, 3), np.nan), np.ones((3, 3)), np.full((3, 3), np.inf)])
@@ -197,7 +140,9 @@ def test_what_spans_no_plane_is_refused(bad: NDArray) -> None:
 IN_A_PROCESS = """
 import sys
 import numpy as np
-from test_insertion import SliceGrid, random_slices, rotation_matrices
+from emsplat.conventions import rotation_matrices
+from emsplat.fourier.insertion import SliceGrid
+from inserted import random_slices
 for dtype in (np.complex64, np.float32):
     grid = SliceGrid.empty(33, 33, dtype)
     angles = np.random.default_rng(5).uniform(-180, 180, (40, 3))

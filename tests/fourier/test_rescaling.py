@@ -16,9 +16,9 @@ from emsplat.fourier.slices import fourier_volume
 from emsplat.io import ImageSource, StackWriter, Table, read_particles, write_star
 from emsplat.simulation.acquisition import star_tables
 from emsplat.simulation.run import signal_images
-from emsplat.statistics.accumulate import PassSettings, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.validation.correlation import fsc
-from phantom import imagined_particles, lopsided_map
+from phantom import accumulated, imagined_particles, lopsided_map
 
 BOX, PIXEL_SIZE, IMAGES = 48, 4.0, 600
 
@@ -68,9 +68,9 @@ def raw_map_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., NDArra
         write_star(folder / "images.star", tables)
         found = read_particles(folder / "images.star")
         box = working_box or box_size
-        settings = PassSettings(box, box, np.ones((1, box_size // 2 + 1)), np.eye(3)[None])
+        settings = AccumulationSettings(box, box, np.ones((1, box_size // 2 + 1)), np.eye(3)[None])
         with ImageSource(found) as source:
-            [statistics] = gather_statistics(found, source, np.zeros(IMAGES, dtype=np.int8), settings)
+            [statistics] = accumulated(found, source, np.zeros(IMAGES, dtype=np.int8), settings)
         return statistics.raw_map()
 
     return get

@@ -20,9 +20,9 @@ from emsplat.io.star import read_star, write_star
 from emsplat.particles.table import OpticsGroup, Particles
 from emsplat.simulation import SimulationSettings, simulate
 from emsplat.simulation.acquisition import star_tables
-from emsplat.statistics.accumulate import PassSettings, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.validation.correlation import fsc
-from phantom import imagined_particles, lopsided_map
+from phantom import accumulated, imagined_particles, lopsided_map
 from relion import run_relion
 
 BOX, PIXEL_SIZE, IMAGES = 48, 3.0, 1500
@@ -65,9 +65,9 @@ def without_aberrations(particles: Particles) -> Particles:
 
 
 def raw_map(particles: Particles) -> NDArray[np.float32]:
-    settings = PassSettings(BOX, BOX, np.ones((2, BOX // 2 + 1)), np.eye(3)[None])
+    settings = AccumulationSettings(BOX, BOX, np.ones((2, BOX // 2 + 1)), np.eye(3)[None])
     with ImageSource(particles) as source:
-        [s] = gather_statistics(particles, source, np.zeros(len(particles), dtype=np.int8), settings)
+        [s] = accumulated(particles, source, np.zeros(len(particles), dtype=np.int8), settings)
     return s.raw_map()
 
 

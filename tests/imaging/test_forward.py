@@ -29,9 +29,9 @@ from emsplat.simulation.acquisition import star_tables
 from emsplat.simulation.run import signal_images
 from emsplat.splat import project, voxelise
 from emsplat.splat.bandlimit import WIDENING, boosted
-from emsplat.statistics.accumulate import PassSettings, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.loss import QuadraticLoss
-from phantom import ImagesInMemory, imagined_particles
+from phantom import ImagesInMemory, accumulated, imagined_particles
 from relion import run_relion
 
 Model = list[Tensor]
@@ -100,8 +100,8 @@ def test_the_gradient_is_that_of_the_statistics(
     signal = predicted_images(spectra_of(truth, particles, working), transfer, premultiplied)
     images = upsampled(signal.numpy(), box_size) + 10 + rng.standard_normal((n, box_size, box_size), np.float32)
 
-    settings = PassSettings(working, 2 * working, noise, np.eye(3)[None])
-    [statistics] = gather_statistics(particles, ImagesInMemory(images), np.zeros(n, dtype=np.int8), settings)
+    settings = AccumulationSettings(working, 2 * working, noise, np.eye(3)[None])
+    [statistics] = accumulated(particles, ImagesInMemory(images), np.zeros(n, dtype=np.int8), settings)
     volume = voxelise(*model, working, cutoff=6.0)
     expected, by_volume = QuadraticLoss(statistics, working).value_and_gradient(volume.detach().numpy())
     expected_gradients = torch.autograd.grad(volume, model, torch.from_numpy(by_volume))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_insertion import EXTREME, direct_sum, filled, magnified, points_and_values, random_slices, within_sphere
 
 from emsplat.conventions import rotation_matrices
 from emsplat.fourier import insertion_gpu
 from emsplat.fourier.insertion_gpu import DeviceGrids, Views
 from emsplat.runtime import trial_gpu
+from inserted import EXTREME, direct_sum, filled, magnified, points_and_values, random_slices, within_sphere
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda", 0)
@@ -62,8 +62,8 @@ def test_the_grid_is_that_of_the_processor_and_the_sum_the_direct_one(
         mine = sets == number
         expected = filled(extent, slices[mine], matrices[mine])
         assert relative(grids.values[number].cpu().numpy(), expected.values) < 1e-5
-        volume = grids.of(number).adjoint()
-        assert relative(volume, expected.adjoint()) < 1e-5
+        volume = grids.of(number).backprojection()
+        assert relative(volume, expected.backprojection()) < 1e-5
         direct = direct_sum(*points_and_values(slices[mine], matrices[mine]), extent, box_size)
         assert relative(volume, direct) < 5e-3
 
@@ -74,7 +74,7 @@ def test_views_along_the_axes(box_size: int) -> None:
     rotations = rotation_matrices(EXTREME[::3])
     slices = random_slices(len(rotations), box_size, np.complex64, 2)
     expected = direct_sum(*points_and_values(slices, rotations), box_size, box_size)
-    error = device_grids(1, box_size, slices, rotations, np.zeros(len(rotations))).of(0).adjoint() - expected
+    error = device_grids(1, box_size, slices, rotations, np.zeros(len(rotations))).of(0).backprojection() - expected
     sphere = within_sphere(box_size)
     assert np.abs(error[sphere]).max() <= 5e-3 * np.abs(expected[sphere]).max()
     assert np.linalg.norm(error) <= 5e-3 * np.linalg.norm(expected)
@@ -120,6 +120,6 @@ def test_slices_that_the_kernel_would_read_wrong_are_refused() -> None:
 def test_the_planes_are_finished_in_any_number_of_parts(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rotations = rotation_matrices(np.random.default_rng(7).uniform(-180, 180, (4, 3)))
     grids = device_grids(1, 13, random_slices(4, 12, np.complex64), rotations, np.zeros(4))
-    whole = grids.of(0).adjoint()
+    whole = grids.of(0).backprojection()
     monkeypatch.setattr(insertion_gpu, "_AT_ONCE_BYTES", at_once)
-    assert relative(grids.of(0).adjoint(), whole) < 1e-6
+    assert relative(grids.of(0).backprojection(), whole) < 1e-6

@@ -4,7 +4,7 @@ its own."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -14,23 +14,31 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_statistics import direct_gradient, gradient_of, one_set, two_kinds
 
+from direct_sums import direct_gradient, gradient_of, one_set, two_kinds
 from emsplat.fit.by_statistics import FitSettings
 from emsplat.fourier import insertion_gpu
 from emsplat.fourier.cropping import fourier_cropped
+from emsplat.fourier.insertion_gpu import DeviceGrid
+from emsplat.particles.parts import Kind, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.reconstruction import halves
 from emsplat.reconstruction import reconstruct as reconstruction
 from emsplat.runtime import devices
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
-from emsplat.statistics import accumulate_gpu as statistics_gpu
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics, statistics_of
+from emsplat.statistics.accumulate import (
+    AccumulationSettings,
+    GridId,
+    Statistics,
+    accumulate,
+    grids_of,
+    statistics_of,
+)
 from emsplat.statistics.accumulate_gpu import Block, Prepared, Weighting, filled_on_device
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.correlation import fsc
-from phantom import ImagesInMemory, imagined_particles
+from phantom import ImagesInMemory, accumulated, imagined_particles, numbered_parts
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CARD = torch.device("cpu" if INTERPRETED else "cuda", 0)  # of the CPU, what is told apart from the processor
@@ -47,23 +55,28 @@ def relative(got: NDArray, expected: NDArray) -> float:
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
+def pair_of(grids: Mapping[GridId, DeviceGrid], number: int) -> tuple[DeviceGrid | None, DeviceGrid | None]:
+    return grids.get(GridId(number, Kind.B)), grids.get(GridId(number, Kind.T))
+
+
 def on_device(
     particles: Particles,
     images: ImagesInMemory,
     subset: NDArray[np.int8],
-    settings: PassSettings,
+    settings: AccumulationSettings,
     progress: Callable[[int], None] = lambda done: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Statistics]:
-    """`statistics.gather_statistics`, there."""
-    order, n_subsets = np.flatnonzero(subset >= 0)[::-1], int(subset.max()) + 1
-    grids = filled_on_device(n_subsets, particles, images, order, subset, settings, CARD, progress, say)
-    return [statistics_of(one, settings, int(np.sum(subset == number))) for number, one in enumerate(grids)]
+    """`accumulate`, there."""
+    order, parts = np.flatnonzero(subset >= 0)[::-1], numbered_parts(subset)
+    wanted = grids_of(parts, np.ones(len(parts.parts), dtype=bool))
+    grids = filled_on_device(wanted, particles, images, order, parts, settings, CARD, progress, say)
+    return [statistics_of(*pair_of(grids, number), settings, parts, number) for number in range(len(parts.parts))]
 
 
 def case(
     box_size: int, working: int, symmetry: str = "C1", premultiplied: bool = False
-) -> tuple[Particles, ImagesInMemory, PassSettings]:
+) -> tuple[Particles, ImagesInMemory, AccumulationSettings]:
     """Six images of two optics groups, one of them with all aberrations, B-factors and doses, and coloured noise."""
     rng = np.random.default_rng(box_size)
     particles = two_kinds(imagined_particles(6, box_size), premultiplied)
@@ -72,7 +85,7 @@ def case(
     )
     images = ImagesInMemory((rng.standard_normal((6, box_size, box_size)) + 3).astype(np.float32))
     noise = rng.uniform(0.5, 2, (2, box_size // 2 + 1)) * [[1], [3]]
-    return particles, images, PassSettings(working, working + working // 3, noise, symmetry_operators(symmetry))
+    return particles, images, AccumulationSettings(working, working + working // 3, noise, symmetry_operators(symmetry))
 
 
 @pytest.mark.parametrize(
@@ -86,12 +99,12 @@ def test_the_statistics_are_those_of_the_processor(
     subset = np.array([0, 0, 1, -1, 3, 1], dtype=np.int8)
     done: list[int] = []
     found = on_device(particles, images, subset, settings, done.append)
-    expected = gather_statistics(particles, images, subset, settings)
+    expected = accumulated(particles, images, subset, settings)
     assert [s.n_images for s in found] == [2, 2, 0, 1]
     assert done[-1] == 5
-    assert not found[2].adjoint.any()
+    assert not found[2].backprojection.any()
     for number in (0, 1, 3):
-        assert relative(found[number].adjoint, expected[number].adjoint) < 1e-5
+        assert relative(found[number].backprojection, expected[number].backprojection) < 1e-5
         assert relative(found[number].kernel, expected[number].kernel) < 1e-5
 
 
@@ -99,8 +112,8 @@ def test_images_from_a_cache_are_smaller_than_the_box_of_their_table() -> None:
     particles, images, settings = case(20, 15)
     small = ImagesInMemory(fourier_cropped(images.images, 17))
     found = on_device(particles, small, one_set(particles), settings)[0]
-    expected = gather_statistics(particles, small, one_set(particles), settings)[0]
-    assert relative(found.adjoint, expected.adjoint) < 1e-5
+    expected = accumulated(particles, small, one_set(particles), settings)[0]
+    assert relative(found.backprojection, expected.backprojection) < 1e-5
     assert relative(found.kernel, expected.kernel) < 1e-5
 
 
@@ -109,7 +122,7 @@ def test_the_gradient_is_that_of_the_images_one_by_one() -> None:
     particles = two_kinds(imagined_particles(6, 12), premultiplied=False)
     images = (np.random.default_rng(0).standard_normal((6, 12, 12)) + 3).astype(np.float32)
     noise = np.random.default_rng(1).uniform(0.5, 2, (2, 7))
-    settings = PassSettings(12, 24, noise, np.eye(3)[None])
+    settings = AccumulationSettings(12, 24, noise, np.eye(3)[None])
     [s] = on_device(particles, ImagesInMemory(images), one_set(particles), settings)
     volume = 0.1 * np.random.default_rng(2).standard_normal((12,) * 3)
     assert relative(gradient_of(s, volume), direct_gradient(volume, images, particles, noise)) < 5e-3
@@ -117,17 +130,17 @@ def test_the_gradient_is_that_of_the_images_one_by_one() -> None:
 
 def test_no_image_at_all_is_no_error() -> None:
     particles, images, settings = case(16, 16)
-    none = np.empty(0, dtype=np.int64)
-    [(b, t)] = filled_on_device(1, particles, images, none, one_set(particles), settings, CARD)
-    assert not b.values.any()
-    assert not t.values.any()
+    none, wanted = np.empty(0, dtype=np.int64), [GridId(0, kind) for kind in Kind]
+    grids = filled_on_device(wanted, particles, images, none, PartWeights.whole(6), settings, CARD)
+    assert list(grids) == wanted
+    assert not any(grid.values.any() for grid in grids.values())
 
 
 @pytest.mark.parametrize("most", [1, 4])
 def test_a_block_that_does_not_fit_is_halved(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said aloud, and every image counts once."""
     particles, images, settings = case(16, 16)
-    expected = gather_statistics(particles, images, one_set(particles), settings)[0]
+    expected = accumulated(particles, images, one_set(particles), settings)[0]
     prepare, sizes, said = Weighting.prepare, [], []
 
     def scarce(self: Weighting, block: Block) -> Prepared:
@@ -138,13 +151,13 @@ def test_a_block_that_does_not_fit_is_halved(most: int, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Weighting, "prepare", scarce)
     monkeypatch.setattr(devices, "free_bytes", lambda device: None)  # nothing is measured
-    monkeypatch.setattr(statistics_gpu, "_FIRST_BYTES", 4 * 16**2 * 5)  # a block of five, and what is left
+    settings = replace(settings, device_first_bytes=4 * 16**2 * 5)  # a block of five, and what is left
     [found] = on_device(particles, images, one_set(particles), settings, say=said.append)
     assert sizes[0] == 5
     assert sum(size for size in sizes if size <= most) == 6
     assert said[0] == "out of memory on the card with 5 images at once: going on with 3"
     assert len(said) == {1: 3, 4: 1}[most]
-    assert relative(found.adjoint, expected.adjoint) < 1e-5
+    assert relative(found.backprojection, expected.backprojection) < 1e-5
     assert relative(found.kernel, expected.kernel) < 1e-5
 
 
@@ -175,7 +188,7 @@ def test_what_an_image_takes_is_measured_and_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Weighting, "prepare", prepare)
     monkeypatch.setattr(devices, "attempt", attempt)
     monkeypatch.setattr(devices, "free_bytes", lambda device: 10_100)
-    monkeypatch.setattr(statistics_gpu, "_FIRST_BYTES", 4 * 16**2 * 2)
+    settings = replace(settings, device_first_bytes=4 * 16**2 * 2)
     on_device(particles, images, one_set(particles), settings, say=said.append)
     assert sizes == [1, 2, 2, 2]  # the second block was asked for before anything was known
     # An image takes 2000 bytes and its own 1024; two of them fit into 60 % of what is free.
@@ -186,20 +199,21 @@ if not INTERPRETED:
 
     def test_memory_that_really_runs_out_is_halved_aloud() -> None:
         """A share of the card's memory that grids and small blocks have room in, and a block of 64 MB has not."""
-        n, settings = 1200, PassSettings(128, 160, np.ones((1, 65)), np.eye(3)[None])
+        n, settings = 1200, AccumulationSettings(128, 160, np.ones((1, 65)), np.eye(3)[None])
         particles = imagined_particles(n, 128)
         images = ImagesInMemory(np.random.default_rng(0).standard_normal((n, 128, 128), dtype=np.float32))
-        subset, said = one_set(particles), []
+        parts, wanted, said = PartWeights.whole(n), [GridId(0, kind) for kind in Kind], []
         devices.release_reserve(CARD)
         total, used = torch.cuda.mem_get_info(CARD)[1], torch.cuda.memory_reserved(CARD)
         try:
             torch.cuda.set_per_process_memory_fraction((used + 300e6) / total, CARD)
-            [grids] = filled_on_device(1, particles, images, np.arange(n), subset, settings, CARD, say=said.append)
+            grids = filled_on_device(wanted, particles, images, np.arange(n), parts, settings, CARD, say=said.append)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, CARD)
         assert any("out of memory on the card with" in line for line in said)
-        found, expected = statistics_of(grids, settings, n), gather_statistics(particles, images, subset, settings)[0]
-        assert relative(found.adjoint, expected.adjoint) < 1e-4
+        found = statistics_of(*pair_of(grids, 0), settings, parts, 0)
+        [expected] = accumulate(particles, images, parts, settings).values()
+        assert relative(found.backprojection, expected.backprojection) < 1e-4
         assert relative(found.kernel, expected.kernel) < 1e-4
 
 
@@ -208,12 +222,12 @@ if not INTERPRETED:
     [(np.nan, "NaN or infinite", 1), (np.inf, "NaN or infinite", 6), (3e38, "not finite on", 6)],
 )
 def test_an_image_that_is_not_finite_on_the_card_is_named(
-    value: float, complaint: str, at_once: int, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+    value: float, complaint: str, at_once: int, refuses: Refuses
 ) -> None:
     """3e38 is a number, but a sum over the image is none."""
-    monkeypatch.setattr(statistics_gpu, "_FIRST_BYTES", 4 * 16**2 * at_once)
-    monkeypatch.setattr(statistics_gpu, "_BLOCK_BYTES", 4 * 16**2 * at_once)
     particles, images, settings = case(16, 16)
+    block = 4 * 16**2 * at_once
+    settings = replace(settings, device_first_bytes=block, device_block_bytes=block)
     images.images[2, 3:5, 4] = value
     with refuses(str(particles.ids[2]), complaint):
         on_device(particles, images, one_set(particles), settings)

@@ -15,7 +15,8 @@ from emsplat.imaging.noise import noise_spectra
 from emsplat.io import ImageSource, StackWriter, read_particles
 from emsplat.io.cs import read_cs
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import PassSettings, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings
+from phantom import accumulated
 
 
 @pytest.fixture
@@ -269,8 +270,8 @@ def raw_map(particles: Particles) -> NDArray[np.float32]:
     with ImageSource(particles) as images:
         rows = np.arange(len(particles))
         noise = noise_spectra(images.read(rows), particles)
-        settings = PassSettings(particles.box_size, particles.box_size, noise, np.eye(3)[None])
-        return gather_statistics(particles, images, np.zeros(len(rows), dtype=np.int8), settings)[0].raw_map()
+        settings = AccumulationSettings(particles.box_size, particles.box_size, noise, np.eye(3)[None])
+        return accumulated(particles, images, np.zeros(len(rows), dtype=np.int8), settings)[0].raw_map()
 
 
 def test_the_inversion_is_that_of_the_star(simulated, tmp_path):

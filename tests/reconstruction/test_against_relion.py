@@ -18,9 +18,9 @@ from emsplat.io.relion import read_relion
 from emsplat.io.star import write_star
 from emsplat.simulation.acquisition import star_tables
 from emsplat.simulation.run import noise_images, signal_images
-from emsplat.statistics.accumulate import PassSettings, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.validation.correlation import fsc
-from phantom import imagined_particles, lopsided_map
+from phantom import accumulated, imagined_particles, lopsided_map
 from relion import run_relion
 
 BOX, PIXEL_SIZE, IMAGES = 48, 4.0, 1500
@@ -44,9 +44,9 @@ def both_maps(folder: Path, snr: float) -> tuple[NDArray, NDArray, NDArray]:
 
     found = read_relion(folder / "images.star")
     # RELION's reconstruction does not whiten either.
-    settings = PassSettings(BOX, BOX, np.ones((1, BOX // 2 + 1)), np.eye(3)[None])
+    settings = AccumulationSettings(BOX, BOX, np.ones((1, BOX // 2 + 1)), np.eye(3)[None])
     with ImageSource(found) as source:
-        [s] = gather_statistics(found, source, np.zeros(IMAGES, dtype=np.int8), settings)
+        [s] = accumulated(found, source, np.zeros(IMAGES, dtype=np.int8), settings)
     return truth, s.raw_map(), read_map(folder / "relion.mrc").values
 
 

@@ -19,15 +19,16 @@ from emsplat.fit import by_images as fit_images
 from emsplat.fit.by_images import Schedule
 from emsplat.io import read_map
 from emsplat.poses import refine
+from emsplat.reconstruction import job
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.runtime.checkpoint import Checkpoints, Pace
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
-from emsplat.statistics import accumulate as statistics
 
 FEW = ReconstructSettings(n_gaussians=100, max_resolution=14.0, mask_diameter=140.0, seed=3, threads=2)
 ALWAYS = Pace(times=0, least=0)
+BLOCK_BYTES = 50 * 4 * 32**2
 
 
 class Ended(Exception):
@@ -40,10 +41,17 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return simulate(bundled_model(), tmp_path_factory.mktemp("images"), settings, overwrite=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, name="small_blocks")
+def always_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+
+
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few images have many of them, and few rounds."""
-    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 50 * 4 * 32**2)
+    settings_of = job.accumulation_settings
+    monkeypatch.setattr(
+        job, "accumulation_settings", lambda *what: replace(settings_of(*what), block_bytes=BLOCK_BYTES)
+    )
     monkeypatch.setattr(refine, "_LARGEST_BLOCK", 40)
     monkeypatch.setattr(refine, "_FEWEST_IN_BLOCK", 40)
     short = Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1)
@@ -172,19 +180,19 @@ def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch:
     assert "goes on without" in told
     assert [path.name.split("-")[0] for path in tmp_path.glob("checkpoints/*") if "before" not in path.name] == ["pass"]
     assert not list(tmp_path.glob("checkpoints/.*"))
-    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 50 * 4 * 32**2)
+    small_blocks(monkeypatch)
     resumed = Checkpoints(tmp_path / "checkpoints", True, reporter=Reporter())
     equal(reconstruct(star, settings, Reporter(), resumed), result)
 
 
 # A process of its own, that is killed when so many states have been written.
 PROGRAM = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 from emsplat.runtime import checkpoint
-from emsplat.poses import refine
-from emsplat.statistics import accumulate as statistics
+from emsplat.reconstruction import job
 from emsplat.runtime.checkpoint import Checkpoints, Pace
-statistics._BLOCK_BYTES = 50 * 4 * 32**2
+settings_of = job.accumulation_settings
+job.accumulation_settings = lambda *what: dataclasses.replace(settings_of(*what), block_bytes={block_bytes})
 Pace.is_due = lambda self, elapsed, n_bytes: True
 Pace.least = 0.0
 init = Pace.__init__
@@ -209,7 +217,10 @@ def test_killed_processes_leave_no_trace(star: Path, tmp_path: Path) -> None:
     command += ["--max-resolution", "14", "--mask-diameter", "140", "--seed", "3", "--n-fits", "1"]
     for left, code in ((4, -signal.SIGKILL), (30, -signal.SIGKILL), (-1, 0)):
         process = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(left=left), *command], capture_output=True, text=True, timeout=100
+            [sys.executable, "-c", PROGRAM.format(left=left, block_bytes=BLOCK_BYTES), *command],
+            capture_output=True,
+            text=True,
+            timeout=100,
         )
         assert (process.returncode, process.stderr) == (code, ""), process.stderr
     assert "going on from fit1-1" in process.stdout

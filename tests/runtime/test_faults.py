@@ -125,7 +125,7 @@ def removed(stack: Path) -> None:
     stack.unlink()
 
 
-@pytest.mark.parametrize(("where", "at"), [(reconstruction, "look_at_sample"), (solution, "gather_shared")])
+@pytest.mark.parametrize(("where", "at"), [(reconstruction, "look_at_sample"), (solution, "accumulate_shared")])
 @pytest.mark.parametrize("change", [truncated, exchanged, removed])
 def test_images_that_change_while_they_are_read(
     where: ModuleType,
@@ -150,7 +150,7 @@ def test_images_that_change_while_they_are_read(
     code = main(arguments(folder, output))
     if code == 0:  # the open file is still the old one
         assert change is not truncated
-        assert at == "gather_shared"
+        assert at == "accumulate_shared"
         return
     err = capsys.readouterr().err
     assert code == 2

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,16 +24,18 @@ from emsplat.errors import InputError
 from emsplat.fit.by_images import Cut
 from emsplat.io import read_input, read_map
 from emsplat.particles.agreement import check_agreement
+from emsplat.particles.parts import PartWeights
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.runtime.ranks import World
 from emsplat.runtime.ranks.launch import first_host, launch
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
-from emsplat.statistics import accumulate as statistics
-from emsplat.statistics.schedule import deal, ranks_told_apart
+from emsplat.statistics.accumulate import AccumulationSettings
+from emsplat.statistics.schedule import Share, deal, ranks_told_apart
 from emsplat.validation.correlation import fsc
 from hosts import NoHostsError, hosts
+from phantom import numbered_parts
 
 TESTS = Path(__file__).parents[1]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "7"}
@@ -50,8 +51,10 @@ import sys, time
 import emsplat.runtime.ranks.watch as watch
 watch.PATIENCE, watch._PATIENCE_INTERRUPTED, watch._PERIOD, watch._TO_LEAVE = 6.0, 3.0, 0.3, 2.0
 import emsplat.runtime.checkpoint as checkpoint
-import emsplat.statistics.accumulate as statistics, emsplat.statistics.distributed as shared_pass
-statistics._BLOCK_BYTES = {block_bytes}
+import dataclasses
+import emsplat.reconstruction.job as job, emsplat.statistics.distributed as shared_pass
+settings_of = job.accumulation_settings
+job.accumulation_settings = lambda *what: dataclasses.replace(settings_of(*what), block_bytes={block_bytes})
 checkpoint.Pace.__init__.__defaults__ = (0.0, 0.0, 0, 0.0, 0)
 fill = shared_pass.fill_grids
 def dwell(*arguments):
@@ -81,7 +84,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def in_blocks(images: Path) -> Reconstruction:
     """What one process makes of them in the blocks of `PROGRAM`."""
-    with mock.patch.object(statistics, "_BLOCK_BYTES", many_ranks.BLOCK_BYTES):
+    with many_ranks.in_small_blocks():
         return reconstruct(images / "particles.star", FEW)
 
 
@@ -171,17 +174,23 @@ def test_four_ranks_make_what_one_makes(images: Path, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(four[entry], one[entry], f"{name}: {entry}")
 
 
+def dealt(order: np.ndarray, parts: PartWeights, owners: list[int], size: int) -> list[Share]:
+    """Shares of ranks, of images of 128² in blocks of the usual size."""
+    settings = AccumulationSettings(128, 128, np.ones((1, 65)), np.eye(3)[None])
+    everything = np.ones(len(parts.parts), dtype=bool)
+    return deal(order, parts, everything, owners, size, 128, settings)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_every_grid_is_filled_by_one_rank(size: int) -> None:
     rng = np.random.default_rng(size)
     order, subset = rng.permutation(4000), (rng.integers(2, size=4000) * 2 + (rng.random(4000) < 0.2)).astype(np.int8)
-    owners = {number: World(size=size).owner(1 + number // 2) for number in range(4)}
-    box_size = 128
-    shares = deal(order, subset, owners, size, box_size)
+    parts, owners = numbered_parts(subset), [World(size=size).owner(1 + number // 2) for number in range(4)]
+    shares = dealt(order, parts, owners, size)
     assert sorted(grid for share in shares for grid in share.grids) == [(s, kind) for s in range(4) for kind in (0, 1)]
     read = np.zeros(4000, dtype=int)
     work = []
-    [[alone]] = [[share.blocks for share in deal(order, subset, owners, 1, box_size)]]
+    [alone] = [share.blocks for share in dealt(order, parts, [0] * 4, 1)]
     for share in shares:
         mine = {number for number, _ in share.grids}
         expected = [block[np.isin(subset[block], list(mine))] for block in alone]
@@ -200,19 +209,19 @@ def test_every_grid_is_filled_by_one_rank(size: int) -> None:
 def test_more_ranks_share_the_images(size: int) -> None:
     rng = np.random.default_rng(size)
     order, subset = rng.permutation(1001), rng.integers(4, size=1001).astype(np.int8)
-    owners = {number: World(size=size).owner(1 + number // 2) for number in range(4)}
-    shares = deal(order, subset, owners, size, 128)
-    dealt = [np.concatenate(share.blocks) for share in shares]
-    assert sorted(np.concatenate(dealt)) == list(range(1001))
-    assert max(map(len, dealt)) < 1.25 * 1001 / size + 1
+    owners = [World(size=size).owner(1 + number // 2) for number in range(4)]
+    shares = dealt(order, numbered_parts(subset), owners, size)
+    of_ranks = [np.concatenate(share.blocks) for share in shares]
+    assert sorted(np.concatenate(of_ranks)) == list(range(1001))
+    assert max(map(len, of_ranks)) < 1.25 * 1001 / size + 1
     half = subset // 2
     if size % 2 == 0:  # no half is in two groups of ranks
-        assert all(len(np.unique(half[rows])) == 1 for rows in dealt)
-    for rank, (rows, share) in enumerate(zip(dealt, shares, strict=True)):
+        assert all(len(np.unique(half[rows])) == 1 for rows in of_ranks)
+    for rank, (rows, share) in enumerate(zip(of_ranks, shares, strict=True)):
         at = np.argsort(order)[rows]  # in the order of the disk, half by half
         assert np.sum(np.diff(at) < 0) <= 1
         held = {number // 2 for number, _ in share.grids}
-        assert held == {*half[rows].tolist()} | {n // 2 for n in owners if owners[n] == rank}
+        assert held == {*half[rows].tolist()} | {n // 2 for n in range(4) if owners[n] == rank}
 
 
 def test_ranks_that_go_on_with_each_others_states() -> None:

@@ -71,12 +71,14 @@ from triton.compiler import ASTSource
 from emsplat.fourier.insertion_gpu import _VALUES, _insert
 from splat.gpu_compile import resources
 
-arrays = {"grids": "*fp32", "slices": "*fp32", "frames": "*fp32", "ends": "*fp32", "sets": "*i32", "samples": "*i32"}
+arrays = {"grids": "*fp32", "slices": "*fp32", "frames": "*fp32", "ends": "*fp32", "sets": "*i32", "images": "*i32",
+          "weights": "*fp32", "samples": "*i32"}
 numbers = dict.fromkeys(("n_samples", "box_size", "planes", "across"), "i32")
-names = {**arrays, "taps": "*fp32", "scale": "fp32", **numbers, "COMPONENTS": "constexpr", "BLOCK": "constexpr"}
+names = {**arrays, "taps": "*fp32", "scale": "fp32", **numbers, "LISTED": "constexpr", "COMPONENTS": "constexpr",
+         "BLOCK": "constexpr"}
 for capability in (80, 90):
-    for lanes in (4, 8):
-        constants = {"COMPONENTS": lanes // 4, "BLOCK": _VALUES // lanes}
+    for lanes, listed in ((4, False), (8, False), (8, True)):
+        constants = {"LISTED": listed, "COMPONENTS": lanes // 4, "BLOCK": _VALUES // lanes}
         aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(names.values()) if kind.startswith("*")}
         source = ASTSource(fn=_insert, signature=names, constexprs=constants, attrs=aligned)
         made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
@@ -84,7 +86,8 @@ for capability in (80, 90):
         [of_adds] = set(re.findall(r"atomic_rmw.* #(\w+)[>][)] -[>]", made.asm["ttgir"]))
         layout = re.search(rf"#{of_adds} = .*?sizePerThread = \[1, (\d+)\], threadsPerWarp = \[\d+, (\d+)\]",
                            made.asm["ttgir"])
-        print(capability, lanes, *sorted(set(adds)), len(adds), *layout.groups(), resources(made.asm["cubin"])["STACK"])
+        spilled = resources(made.asm["cubin"])["STACK"]
+        print(capability, lanes, listed, *sorted(set(adds)), len(adds), *layout.groups(), spilled)
 """
 
 
@@ -95,4 +98,7 @@ def test_the_insertion_kernel_compiles_for_cards() -> None:
     """
     found = run(["-W", "ignore", "-c", COMPILE], PYTHONPATH=os.pathsep.join([str(TESTS), *sys.path])).splitlines()
     one, two = "red.global.gpu.relaxed.add.f32 128", "red.global.gpu.relaxed.add.v2.f32 64"
-    assert found == [f"80 4 {one} 1 4 0", f"80 8 {one} 1 8 0", f"90 4 {one} 1 4 0", f"90 8 {two} 2 4 0"]
+    assert found == [
+        *(f"80 4 False {one} 1 4 0", f"80 8 False {one} 1 8 0", f"80 8 True {one} 1 8 0"),
+        *(f"90 4 False {one} 1 4 0", f"90 8 False {two} 2 4 0", f"90 8 True {two} 2 4 0"),
+    ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emsplat.fourier import maps
-from emsplat.validation.combination import Combination, places, _non_negative, _shell_grams, combine
+from emsplat.validation.combination import Combination, _non_negative, _shell_grams, combine, places
 from emsplat.validation.correlation import fsc
 from emsplat.validation.validate import FIRST_SHELL, Validation, validate, validate_combination
 from experiment import Experiment

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from emsplat.check.findings import Finding, fine, note, problem
 from emsplat.fourier import maps
 from emsplat.io.images import ImageSource
+from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
 from emsplat.statistics.preview import contrast, contrast_is_sure, outline_diameter
 from emsplat.validation.correlation import Curve, fsc
 
@@ -44,7 +45,9 @@ def gather_parts(data: SmallData, part: NDArray[np.int8], symmetry: NDArray[np.f
     """Statistics of every part, numbered from 0; (n,) part of each image."""
     box_size = data.particles.box_size
     images = cast(ImageSource, _InMemory(data.images))
-    return gather_statistics(data.particles, images, part, PassSettings(box_size, box_size, data.noise, symmetry))
+    settings = AccumulationSettings(box_size, box_size, data.noise, symmetry)
+    parts = PartWeights.one_part_each([Part(state=number) for number in range(int(part.max()) + 1)], part)
+    return list(accumulate(data.particles, images, parts, settings).values())
 
 
 def quarters(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from emsplat.check.thon import phase_powers
 from emsplat.errors import InputError
+from emsplat.fourier.cropping import fourier_crop
 from emsplat.imaging.ctf import ctf_parameters
 from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import fourier_crop
 
 _BLOCK_BYTES = 32 << 20
 _SAMPLE_BYTES = 1 << 30  # fewer images where they are large

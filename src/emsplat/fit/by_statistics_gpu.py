@@ -39,14 +39,14 @@ class DeviceLoss:
 
     def __init__(self, statistics: Statistics, extent: int, period: int, device: torch.device) -> None:
         self.extent, self.period = extent, min(period, statistics.kernel.shape[0])
-        share, box_size, n = 1 / statistics.n_images, statistics.box_size, self.period
+        share, box_size, n = 1 / statistics.divisor, statistics.box_size, self.period
         first = statistics.kernel.shape[0] // 2 - n // 2
         middle = torch.from_numpy(statistics.kernel).to(device)[(slice(first, first + n),) * 3]
         self._transfer = torch.fft.rfftn(torch.fft.ifftshift(middle)).real * _boost(n, device).square() * share
-        spectrum = torch.fft.rfftn(torch.from_numpy(statistics.adjoint).to(device)) * _boost(box_size, device)
+        spectrum = torch.fft.rfftn(torch.from_numpy(statistics.backprojection).to(device)) * _boost(box_size, device)
         first = box_size // 2 - extent // 2
         cube = (slice(first, first + extent),) * 3
-        self.adjoint = torch.fft.irfftn(spectrum, s=(box_size,) * 3)[cube].contiguous() * share
+        self.backprojection = torch.fft.irfftn(spectrum, s=(box_size,) * 3)[cube].contiguous() * share
 
     def convolve(self, volume: Tensor) -> Tensor:
         """T∗V on the cube; the zeros of the padding are never transformed."""
@@ -62,11 +62,11 @@ class DeviceLoss:
     def at(self, volume: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, a tensor without dimensions, and ``T∗V − b``, (d, d, d)."""
         convolved = self.convolve(volume)
-        return (volume * (0.5 * convolved - self.adjoint)).sum(), convolved - self.adjoint
+        return (volume * (0.5 * convolved - self.backprojection)).sum(), convolved - self.backprojection
 
     def best_mass(self, volume: Tensor) -> float:
         """The factor of this volume that makes the loss least."""
-        return float((self.adjoint * volume).sum() / (volume * self.convolve(volume)).sum())
+        return float((self.backprojection * volume).sum() / (volume * self.convolve(volume)).sum())
 
 
 @lru_cache(maxsize=2)

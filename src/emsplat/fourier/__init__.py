@@ -4,5 +4,5 @@
 - ``transforms``: many images at once, each to the same bits whatever its company
 - ``cropping``: other box sizes for images
 - ``window``: the Kaiser–Bessel window between a grid and points off it
-- ``slices``: central slices of a volume; ``insertion``, ``insertion_gpu``: the adjoint, slices into a volume
+- ``slices``: central slices of a volume; ``insertion``, ``insertion_gpu``: back-projection, slices into a volume
 """

@@ -1,4 +1,4 @@
-"""Inserting Fourier slices into a 3D grid, the adjoint of slicing: numba kernels.
+"""Inserting Fourier slices into a 3D grid, which is their back-projection: numba kernels.
 
 Every sample of a slice is spread over 4³ grid points by a compact Kaiser–Bessel kernel on an oversampled grid; after
 the inverse transform the kernel's own transform is divided out (a type-1 non-uniform FFT). The grid is cut into tiles
@@ -34,7 +34,7 @@ _FAST = {"nnan", "ninf", "nsz"}  # nothing that rounds otherwise: see `simd.spre
 class SliceGrid:
     """The half z ≥ 0 of an oversampled Fourier grid that slices are added to, and a halo all around it.
 
-    Its values are complex for an adjoint volume, real (and even) for a convolution kernel.
+    Its values are complex for a back-projection, real (and even) for a convolution kernel.
     """
 
     extent: int  # voxels of the real-space cube that is wanted, per axis
@@ -69,7 +69,7 @@ class SliceGrid:
         tiles, colours = _tiles(planes, rows, numba.get_num_threads())
         _insert(self.values, slices, frames * np.float32(scale), ends, taps_and_slopes(self._window), tiles, colours)
 
-    def adjoint(self) -> NDArray[np.float32]:
+    def backprojection(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
 
         Planes are transformed one by one and cropped at once: the whole complex grid never exists.

@@ -76,12 +76,16 @@ class DeviceGrids:
         finish = 8 * (period // 2 + 1) * extent**2 + 4 * extent**3 + 3 * max(_AT_ONCE_BYTES, 8 * rows * columns)
         return n_sets * planes * rows * columns * dtype.itemsize + finish
 
-    def insert(self, slices: Tensor, views: Views, sets: Tensor) -> None:
-        """Add slices at ``k_volume = Bᵀ (k_x, k_y, 0)``; takes no memory.
+    def insert(
+        self, slices: Tensor, views: Views, sets: Tensor, images: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Add slices at ``k_volume = Bᵀ (k_x, k_y, 0)``, each to one set, or as often as it is listed; takes no memory.
 
         Args:
             slices: (n, D, D//2+1) half planes of the grids' type, contiguous, ky in fft order.
-            sets: (n,) int32 the set each slice belongs to.
+            sets: (m,) int32 the set each addition goes to.
+            images: (m,) int32 which slice is added; with weights. None: m = n, and every slice is added once.
+            weights: (m,) float32 what it is multiplied by; None: 1.
         Raises:
             ValueError: slices of another type or layout: the kernel would read them wrong.
 
@@ -94,13 +98,16 @@ class DeviceGrids:
         n_samples, (planes, across) = len(self.samples), self.values.shape[1:3]
         floats = (torch.view_as_real(t) if t.is_complex() else t for t in (self.values, slices))
         grids, planes_of_images = floats
-        for first in range(0, len(slices), _MOST_SLICES):
+        listed = images is not None and weights is not None
+        for first in range(0, len(sets), _MOST_SLICES):
             part = slice(first, first + _MOST_SLICES)
-            launch = (triton.cdiv(n_samples, block), len(slices[part]))
+            here = slice(None) if listed else part
+            which, scales = (images[part], weights[part]) if listed else (sets, views.frames)  # type: ignore[index]
+            launch = (triton.cdiv(n_samples, block), len(sets[part]))
             _insert[launch](
-                grids, planes_of_images[part], views.frames[part], views.ends[part], sets[part],
+                grids, planes_of_images[here], views.frames[here], views.ends[here], sets[part], which, scales,
                 self.samples, self.taps, self.period / self.box_size, n_samples, self.box_size, planes, across,
-                COMPONENTS=components, BLOCK=block, num_warps=4, enable_fp_fusion=True,
+                LISTED=listed, COMPONENTS=components, BLOCK=block, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 
     def of(self, number: int) -> DeviceGrid:
@@ -116,7 +123,7 @@ class DeviceGrid:
     period: int
     values: Tensor  # (n/2+1+2 halo, n+2 halo, n+2 halo) complex64 or float32
 
-    def adjoint(self) -> NDArray[np.float32]:
+    def backprojection(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
 
         Some planes at a time: the whole complex grid never exists.
@@ -223,12 +230,18 @@ def _spread(grid, x, y, z, value, inside, taps, across, COMPONENTS: tl.constexpr
 
 @triton.jit
 def _insert(
-    grids, slices, frames, ends, sets, samples, taps, scale, n_samples, box_size, planes, across,
-    COMPONENTS: tl.constexpr, BLOCK: tl.constexpr,
+    grids, slices, frames, ends, sets, images, weights, samples, taps, scale, n_samples, box_size, planes, across,
+    LISTED: tl.constexpr, COMPONENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Spread some samples of one slice: program (block of samples, slice). Complex values are pairs of floats."""
+    """Spread some samples of one slice: program (block of samples, addition). Complex values are pairs of floats.
+
+    Where additions are LISTED, each is of one of the images, times a weight; else addition i is of image i.
+    """
     number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    image = tl.program_id(1).to(tl.int64)
+    addition = tl.program_id(1).to(tl.int64)
+    image = addition
+    if LISTED:
+        image = tl.load(images + addition).to(tl.int64)
     there = number < n_samples
     kx = tl.load(samples + 2 * number, mask=there, other=0)
     ky = tl.load(samples + 2 * number + 1, mask=there, other=0)
@@ -252,8 +265,10 @@ def _insert(
     address = ((image * box_size + row) * (box_size // 2 + 1) + kx) * COMPONENTS
     value = tl.load(slices + address[:, None] + component, mask=inside[:, None], other=0.0)
     value = tl.where(component == 1, sign[:, None], 1.0) * value  # at −k lies the conjugate
+    if LISTED:
+        value = tl.load(weights + addition) * value
     centre = (across // 2).to(tl.float32)
-    grid = grids + tl.load(sets + image).to(tl.int64) * planes * across * across * COMPONENTS
+    grid = grids + tl.load(sets + addition).to(tl.int64) * planes * across * across * COMPONENTS
     _spread(grid, centre + x, centre + y, z + _halo, value, inside, taps, across, COMPONENTS)
     mirrored = inside & paired & (z < _reach)
     if tl.sum(mirrored.to(tl.int32), axis=0) > 0:

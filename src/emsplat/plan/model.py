@@ -26,7 +26,7 @@ ROW_BYTES = 250  # of an image beside its row in the table: matrices, CTF, order
 BLOCK_BYTES = 48 << 20  # of images that are worked on together
 ROUNDS = 4  # of a refinement, at most
 REFINEMENT_PASSES = 16  # an image's normal equations are evaluated so often in a round
-MAPS_WRITTEN = 7
+MAPS_WRITTEN = 8
 DISK, PROCESSOR, CARD, NETWORK, ONE = "disk", "processor", "GPU", "network", "one process alone"
 
 

@@ -25,11 +25,12 @@ from emsplat.io.images import ImageSource, reading_order
 from emsplat.models.densification import round_gaussians
 from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.particles.batches import Rows
+from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.plan.model import Job, volume_work
 from emsplat.runtime import devices
 from emsplat.runtime.reporting import peak_memory_in_bytes
-from emsplat.statistics.accumulate import PassSettings, Statistics, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
 from emsplat.statistics.preview import Preview
 from emsplat.validation.local_resolution import frequency_bands, local_resolution
@@ -213,7 +214,7 @@ def _pass_rates(
     symmetry: NDArray[np.float64],
 ) -> tuple[float, float]:
     """Seconds of an image without its transform, and of the grids, from passes over all and over a quarter of some."""
-    settings = PassSettings(box, _reach(job, box), preview.noise, symmetry)
+    settings = AccumulationSettings(box, _reach(job, box), preview.noise, symmetry)
     n = len(images)
     order = reading_order(particles)
     source = _InMemory(images)
@@ -222,7 +223,8 @@ def _pass_rates(
         subset = np.full(n, -1, dtype=np.int8)
         subset[some] = np.random.default_rng(0).choice(4, len(some), p=(0.4, 0.1, 0.4, 0.1))
         subset[some[:4]] = np.arange(4)[: len(some)]  # each has some
-        return best_of(lambda: gather_statistics(particles, source, subset, settings))
+        parts = PartWeights.one_part_each([Part(state=number) for number in range(4)], subset)
+        return best_of(lambda: accumulate(particles, source, parts, settings))
 
     quarter, whole = order[: max(4, n // 4)], order
     small, large = a_pass(quarter), a_pass(whole)
@@ -238,7 +240,7 @@ def _fit_rates(job: Job) -> tuple[float, float]:
     period = fitting_period(edge)
     rng = np.random.default_rng(0)
     volume = rng.standard_normal((edge,) * 3, dtype=np.float32)
-    statistics = Statistics(volume, rng.standard_normal((period + period % 2,) * 3, dtype=np.float32), 1)
+    statistics = Statistics(volume, rng.standard_normal((period + period % 2,) * 3, dtype=np.float32), 1, 1.0)
     loss = QuadraticLoss(statistics, edge, period)
     convolution = best_of(lambda: loss.value_and_gradient(volume)) / volume_work(period)
     centres = rng.uniform(-0.35 * edge, 0.35 * edge, (_FIT_GAUSSIANS, 3)).astype(np.float32)
@@ -256,7 +258,7 @@ def _fit_rates(job: Job) -> tuple[float, float]:
 def _map_rates() -> tuple[float, float, float]:
     """Seconds per unit of work: inverting and masking a half, validation, a band of the local resolution."""
     shape, mask, r1, r2, v1, v2 = _map_like(_MAP_EDGE)
-    statistics = Statistics(r1, r2, 1)
+    statistics = Statistics(r1, r2, 1, 1.0)
     work = volume_work(_MAP_EDGE)
     invert = best_of(lambda: (statistics.raw_map(), maps.soft_mask(shape, 1.0, 0.8 * _MAP_EDGE))) / work
     judge = best_of(lambda: validate(r1, r2, v1, v2, mask, 1.0, 0)) / work

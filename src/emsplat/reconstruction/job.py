@@ -11,7 +11,7 @@ from emsplat.runtime.context import Context
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
-from emsplat.statistics.accumulate import PassSettings
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import Preview
 
@@ -39,10 +39,10 @@ class Job:
         return self.context.checkpoints
 
     @property
-    def pass_settings(self) -> PassSettings:
-        return pass_settings(self.grid, self.preview)
+    def accumulation_settings(self) -> AccumulationSettings:
+        return accumulation_settings(self.grid, self.preview)
 
 
-def pass_settings(grid: Grid, preview: Preview) -> PassSettings:
-    """T as far as a fit in the grid's cube wants it."""
-    return PassSettings(grid.box_size, fitting_period(grid.extent), preview.noise, grid.symmetry)
+def accumulation_settings(grid: Grid, preview: Preview) -> AccumulationSettings:
+    """Settings with T as far as a fit in the grid's cube needs it."""
+    return AccumulationSettings(grid.box_size, fitting_period(grid.extent), preview.noise, grid.symmetry)

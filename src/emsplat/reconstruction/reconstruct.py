@@ -22,12 +22,12 @@ from emsplat.io.images import ImageSource
 from emsplat.models.gaussians import Gaussians, merge
 from emsplat.particles.agreement import check_agreement, forward_warnings
 from emsplat.particles.batches import Images
-from emsplat.particles.parts import SUBSETS
+from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.particles.table import Particles
 from emsplat.poses.rounds import Refinement, check_refinable, refine_settings, refined
 from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
-from emsplat.reconstruction.job import Job, pass_settings
+from emsplat.reconstruction.job import Job, accumulation_settings
 from emsplat.reconstruction.solution import Solution, solve
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
@@ -42,6 +42,7 @@ from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.combination import combine
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
+from emsplat.validation.uncertainty import standard_error
 from emsplat.validation.validate import Validation, validate_combination
 
 
@@ -56,6 +57,7 @@ class Reconstruction:
     mask: NDArray[np.float32]
     validation: Validation
     local_resolution: LocalResolution
+    standard_error: NDArray[np.float32]  # of the map at each voxel of the mask, in its units; 0 outside
     pixel_size_in_angstroms: float
     particles: Particles  # with the half sets used, refined if that was asked for
     poses_shared: bool  # half sets were not given: the resolution is an upper bound
@@ -148,6 +150,7 @@ def reconstruct(
         mask=solution.mask,
         validation=judged.validation,
         local_resolution=judged.local_resolution,
+        standard_error=judged.standard_error,
         pixel_size_in_angstroms=table.pixel_size_in_angstroms,
         particles=table,
         poses_shared=poses_shared,
@@ -223,7 +226,7 @@ def _with_room(
     if device.type == "cuda":
         from emsplat.statistics.accumulate_gpu import bytes_needed  # only where there is a card is Triton, too
 
-        needed = bytes_needed(SUBSETS, grid.full_box_size, pass_settings(grid, preview))
+        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview))
         device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
     if {device.type} != set(world.gather(device.type)):
         reporter.warn("working on the CPU: not every rank has a graphics card it can use")
@@ -239,6 +242,7 @@ class _Judged:
     half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]
     validation: Validation
     local_resolution: LocalResolution
+    standard_error: NDArray[np.float32]
     b_factor: float | None
 
 
@@ -250,12 +254,29 @@ def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
+        errors = _standard_error(solution, half_maps, b_factor, validation.resolution, pixel_size)
     with reporter.stage("local resolution"):
         local = local_resolution(
             first.raw, second.raw, *half_maps, solution.mask, pixel_size, solution.validation.limit_shell
         )
         reporter.line(local.text())
-    return _Judged(result, half_maps, validation, local, b_factor)
+    return _Judged(result, half_maps, validation, local, errors, b_factor)
+
+
+def _standard_error(
+    solution: Solution,
+    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]],
+    b_factor: float | None,
+    resolution: float | None,
+    pixel_size: float,
+) -> NDArray[np.float32]:
+    """The standard error of the map, sharpened where that is: against the truth, sharpened alike."""
+    volumes = [half.raw for half in solution.halves] + list(half_maps)
+    if b_factor is not None:
+        volumes = [maps.sharpen(volume, b_factor, pixel_size, resolution) for volume in volumes]
+    # Where nothing can be measured, the map ends nowhere, and its whole power is in doubt.
+    last = solution.validation.last_shell or len(solution.mask) // 2
+    return standard_error((volumes[0], volumes[1]), (volumes[2], volumes[3]), solution.mask, last)
 
 
 def _combined(

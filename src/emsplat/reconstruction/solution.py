@@ -1,4 +1,4 @@
-"""Particles with poses → both half maps and what can be believed of them: one pass, the fits, the validation.
+"""Particles with poses → both half maps and what can be believed of them: accumulation, fits, validation.
 
 What is finished is kept in checkpoints, and taken from them where a job goes on.
 """
@@ -17,15 +17,15 @@ from emsplat.fit.state import FitHistory
 from emsplat.fourier import maps
 from emsplat.io.images import reading_order
 from emsplat.models.gaussian_model import GaussianModel
-from emsplat.particles.parts import subsets_of
+from emsplat.particles.parts import HELD_OUT, TRAINING, Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.halves import Half, Parts, fit_half, kept_half, watching
 from emsplat.reconstruction.job import Job
 from emsplat.runtime.checkpoint import Checkpoint
 from emsplat.runtime.context import Task
 from emsplat.runtime.stopwatch import Stopwatch
-from emsplat.statistics.accumulate import restored_statistics, saved_statistics
-from emsplat.statistics.distributed import gather_shared
+from emsplat.statistics.accumulate import Statistics, restored_statistics, saved_statistics
+from emsplat.statistics.distributed import accumulate_shared
 from emsplat.validation.validate import Validation, validate
 
 
@@ -39,10 +39,10 @@ class Solution:
 
 
 def solve(job: Job, table: Particles) -> Solution:
-    """One pass over the images, the fits of each half, and how far to believe them; the same on every rank."""
+    """The accumulation over the images, the fits of each half, and their validation; the same on every rank."""
     job = replace(job, context=job.context.within(table.fingerprint()))
-    world, subset = job.world, subsets_of(table, job.settings.seed)
-    halves = _by_images(job, table, subset) if job.settings.solver == "images" else _by_statistics(job, table, subset)
+    world, parts = job.world, PartWeights.half_sets(table, job.settings.seed)
+    halves = _by_images(job, table, parts) if job.settings.solver == "images" else _by_statistics(job, table, parts)
     with job.reporter.stage("validation"):
         if not world.is_first:
             return world.broadcast(None)
@@ -53,23 +53,23 @@ def solve(job: Job, table: Particles) -> Solution:
         return world.broadcast(Solution(halves, mask, validation))
 
 
-def _by_statistics(job: Job, table: Particles, subset: NDArray[np.int8]) -> tuple[Half, Half]:
+def _by_statistics(job: Job, table: Particles, parts: PartWeights) -> tuple[Half, Half]:
     """Each half is fitted by the rank that its statistics are summed on."""
     owner = {half: job.world.owner(half) for half in (1, 2)}
     mine, needed = _finished(job, owner)
-    statistics = _statistics(job, table, subset, owner, needed)
+    statistics = _statistics(job, table, parts, owner, needed)
     for number in sorted(statistics):
         # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
         mine[number] = fit_half(job, number, statistics.pop(number), None)
     return _exchanged(job, mine, owner)
 
 
-def _by_images(job: Job, table: Particles, subset: NDArray[np.int8]) -> tuple[Half, Half]:
+def _by_images(job: Job, table: Particles, parts: PartWeights) -> tuple[Half, Half]:
     """All ranks fit to the images of one half after the other, and the first one leads."""
-    world, fits = job.world, _SharedFits(job, table, subset)
+    world, fits = job.world, _SharedFits(job, table, parts)
     gatherer, owner = {half: world.owner(half) for half in (1, 2)}, {1: 0, 2: 0}
     mine, needed = _finished(job, owner)
-    statistics = _statistics(job, table, subset, gatherer, needed)
+    statistics = _statistics(job, table, parts, gatherer, needed)
     statistics = {half: world.broadcast(statistics.pop(half, None), gatherer[half]) for half in needed}
     if world.is_first:
         for number in sorted(statistics):
@@ -86,7 +86,7 @@ class _SharedFits:
 
     job: Job
     table: Particles
-    subset: NDArray[np.int8]
+    parts: PartWeights
 
     def lead(
         self, number: int, start: GaussianModel, settings: FitSettings, task: Task
@@ -106,7 +106,7 @@ class _SharedFits:
         self, number: int, start: GaussianModel, settings: FitSettings, task: Task
     ) -> tuple[GaussianModel, FitHistory]:
         job, order = self.job, reading_order(self.table)
-        training, held_out = (order[self.subset[order] == 2 * (number - 1) + part] for part in (0, 1))
+        training, held_out = (self.parts.rows_of(Part(number, split), order) for split in (TRAINING, HELD_OUT))
         noise, grid = job.preview.noise, job.grid
         half = HalfSet(self.table, job.images, training, held_out, noise, grid.box_size, grid.symmetry)
         return fit_images(half, start, settings, task=task)
@@ -127,36 +127,44 @@ def _exchanged(job: Job, mine: dict[int, Half], owner: dict[int, int]) -> tuple[
 
 
 def _statistics(
-    job: Job, table: Particles, subset: NDArray[np.int8], owner: dict[int, int], needed: list[int]
+    job: Job, table: Particles, parts: PartWeights, owner: dict[int, int], needed: list[int]
 ) -> dict[int, Parts]:
-    """By half that is needed, and that this rank owns: gathered, or kept since before the job was ended."""
+    """The statistics of the needed halves that this rank owns: accumulated, or kept since before the job was ended."""
     world, checkpoints = job.world, job.checkpoints
     mine = [half for half in needed if owner[half] == world.rank]
     kept = {half: state for half in mine if (state := checkpoints.named(f"statistics{half}").load())}
     if all(world.gather(len(kept) == len(mine))):
-        return {half: restored_statistics(state) for half, state in kept.items()}
+        return {half: _parts_of(half, restored_statistics(state)) for half, state in kept.items()}
     del kept
     checkpoint = checkpoints.named("pass" if world.size == 1 else f"pass-rank{world.rank}of{world.size}")
-    found = _gather(job, table, subset, owner, checkpoint)
-    statistics = {half: found[half] for half in mine}
+    found = _accumulate(job, table, parts, owner, checkpoint)
     written = [
-        checkpoint.followed_by(f"statistics{half}").offer(partial(saved_statistics, *statistics[half])) for half in mine
+        checkpoint.followed_by(f"statistics{half}").offer(partial(saved_statistics, _only(half, found)))
+        for half in mine
     ]
     if all(world.gather(all(written))):
         checkpoint.remove()
-    return statistics
+    return {half: _parts_of(half, found) for half in mine}
 
 
-def _gather(
-    job: Job, table: Particles, subset: NDArray[np.int8], owner: dict[int, int], checkpoint: Checkpoint
-) -> dict[int, Parts]:
-    """By half this rank owns, of 1 and 2: the statistics of its seen and of its unseen part, which may be None."""
-    owners = {number: owner[1 + number // 2] for number in np.unique(subset).tolist()}
+def _accumulate(
+    job: Job, table: Particles, parts: PartWeights, owner: dict[int, int], checkpoint: Checkpoint
+) -> dict[Part, Statistics]:
+    """The statistics of the parts that this rank owns."""
+    owners = {part: owner[part.half] for part in parts.parts}
     world, reporter, stopwatch = job.world, job.reporter, Stopwatch(job.context.device)
     with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
-        found = gather_shared(
-            table, job.images, subset, job.pass_settings, owners, world, job.context.device, advance, reporter.line,
-            stopwatch, checkpoint,
+        found = accumulate_shared(
+            table, job.images, parts, job.accumulation_settings, owners, world, job.context.device, advance,
+            reporter.line, stopwatch, checkpoint,
         )  # fmt: skip
     reporter.line(f"the pass: {stopwatch.text()}")
-    return {half: (found[2 * half - 2], found.get(2 * half - 1)) for half in (1, 2) if owner[half] == world.rank}
+    return found
+
+
+def _only(half: int, statistics: dict[Part, Statistics]) -> dict[Part, Statistics]:
+    return {part: s for part, s in statistics.items() if part.half == half}
+
+
+def _parts_of(half: int, statistics: dict[Part, Statistics]) -> Parts:
+    return statistics[Part(half, TRAINING)], statistics.get(Part(half, HELD_OUT))

@@ -1,17 +1,18 @@
-"""One pass over the particles → everything the images say about the map.
+"""One accumulation over the particles → everything the images say about the map.
 
 The loss ``½ Σ_i ‖W_i (C_i P_i V − y_i)‖²`` is quadratic in V while poses are fixed:
-``½⟨V, T∗V⟩ − ⟨b, V⟩ + const`` with ``b = Σ P_iᵀ C_i W_i² y_i`` (a volume) and the convolution kernel
-``T = Σ P_iᵀ C_i² W_i² P_i``. Statistics add up: any split of the images costs nothing more.
+``½⟨V, T∗V⟩ − ⟨b, V⟩ + const`` with the back-projection ``b = Σ P_iᵀ C_i W_i² y_i`` (a volume) and the convolution
+kernel ``T = Σ P_iᵀ C_i² W_i² P_i``. Both are sums over images, so any number of parts of the data, with any weights,
+are accumulated together: an image is read, transformed and weighted by its CTF once, and added to each of its parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numba
 import numpy as np
@@ -21,35 +22,53 @@ from numpy.typing import NDArray
 
 from emsplat.fourier import maps
 from emsplat.fourier.cropping import fourier_crop
-from emsplat.fourier.insertion import SliceGrid
+from emsplat.fourier.insertion import SliceGrid, grid_period, grid_shape
 from emsplat.fourier.transforms import transforms_of
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
 from emsplat.imaging.ctf import as_tuple, ctf_along, ctf_parameters
 from emsplat.imaging.noise import inverse_noise, outside_circle, subtract_background
 from emsplat.io.images import reading_order
 from emsplat.particles.batches import Images, Rows
+from emsplat.particles.parts import Entries, Kind, Part, PartWeights, Split
 from emsplat.particles.table import Particles
 from emsplat.runtime.checkpoint import UNKEPT, Checkpoint, State
 from emsplat.runtime.stopwatch import Stopwatch
 
-_BLOCK_BYTES = 48 << 20
-_RAW_REGULARISATION = 0.1  # share of the shell's mean weight added to every weight of the raw inversion
+_REGULARISATION = 0.1  # share of the shell's mean weight that direct inversion adds to every weight
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sufficient statistics of a set of images about a map on a D³ grid."""
+    """Sufficient statistics of a part of the images about a map on a D³ grid."""
 
-    adjoint: NDArray[np.float32]  # (D, D, D) b, r from −(D//2)
+    backprojection: NDArray[np.float32]  # (D, D, D) b, r from −(D//2)
     kernel: NDArray[np.float32]  # (n, n, n) T, r from −(n//2)
     n_images: int
+    sum_of_weights: float  # the images' weights in T; n_images where all weights are 1
 
     @property
     def box_size(self) -> int:
-        return self.adjoint.shape[0]
+        return self.backprojection.shape[0]
+
+    @property
+    def divisor(self) -> float:
+        """What makes a loss of these images one per image: the sum of their weights.
+
+        Raises:
+            ValueError: it is not positive, so that there is no such loss.
+        """
+        if not self.sum_of_weights > 0:
+            raise ValueError(f"a loss needs images whose weights have a positive sum, not {self.sum_of_weights:g}")
+        return self.sum_of_weights
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.adjoint + other.adjoint, self.kernel + other.kernel, self.n_images + other.n_images)
+        """The statistics of two parts together; images that are in both are counted twice."""
+        return Statistics(
+            self.backprojection + other.backprojection,
+            self.kernel + other.kernel,
+            self.n_images + other.n_images,
+            self.sum_of_weights + other.sum_of_weights,
+        )
 
     def raw_map(self) -> NDArray[np.float32]:
         """Direct inversion ``b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior.
@@ -63,12 +82,12 @@ class Statistics:
         size = maps.shell_size(d)
         mean = np.maximum(maps.shell_sum(transfer, d) / size, 0)
         transfer = np.maximum(transfer, 0)
-        weight = transfer + _RAW_REGULARISATION * mean.astype(np.float32)[shell]
+        weight = transfer + _REGULARISATION * mean.astype(np.float32)[shell]
         inside = (maps.radius(d) < d / 2) & (weight > 0)
         inverse = np.divide(inside, weight, out=np.zeros_like(weight), where=inside)
         kept, within = (maps.shell_sum(values, d) for values in (transfer * inverse, inside.astype(np.float32)))
         scale = np.divide(within, kept, out=np.zeros_like(kept), where=kept > 0)
-        spectrum = maps.half_spectrum(self.adjoint)
+        spectrum = maps.half_spectrum(self.backprojection)
         spectrum *= inverse * scale.astype(np.float32)[shell]
         return maps.from_half_spectrum(spectrum, d)
 
@@ -81,13 +100,33 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class PassSettings:
-    """What the pass needs to know beside the particles."""
+class AccumulationSettings:
+    """What the accumulation needs to know beside the particles."""
 
     box_size: int  # working box D' ≤ D: images are cropped to it in Fourier space
-    reach: int  # n: voxels (of the working box) of T's edge, at least those of the box, which the raw inversion needs
+    kernel_extent: int  # voxels (of the working box) of T's edge; direct inversion needs, and gets, the box at least
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`, of the uncropped images
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
+    grid_bytes: int | None = None  # memory of the grids that are filled at a time, about; None: of all parts at once
+    block_bytes: int = 48 << 20  # of the images that are read at once
+    device_block_bytes: int = 64 << 20  # of the same for a graphics card, at most: the bus and the card are busy then
+    device_first_bytes: int = 4 << 20  # of a card's first block, which tells how much memory an image takes
+
+    def extent_of(self, kind: Kind) -> int:
+        """Voxels of the edge of b or of T."""
+        return self.box_size if kind == Kind.B else max(self.kernel_extent, self.box_size)
+
+    def bytes_of(self, kind: Kind) -> int:
+        """Memory of a grid of b or of T."""
+        values = int(np.prod(grid_shape(grid_period(self.extent_of(kind), self.box_size))))
+        return values * (8 if kind == Kind.B else 4)
+
+
+class GridId(NamedTuple):
+    """The name of a grid within a table of parts."""
+
+    number: int  # of the part
+    kind: Kind
 
 
 class FilledGrid(Protocol):
@@ -97,83 +136,132 @@ class FilledGrid(Protocol):
     def values(self) -> Any:
         """An array or a tensor; those of several processes add up."""
 
-    def adjoint(self) -> NDArray[np.float32]: ...
+    def backprojection(self) -> NDArray[np.float32]: ...
 
 
-FilledGrids = tuple[FilledGrid, FilledGrid]  # those of b and of T
-Grids = tuple[SliceGrid | None, SliceGrid | None]  # of b and of T; None: somebody else fills it
-Prepared = tuple[tuple[Rows, NDArray[np.complex64]], tuple[Rows, NDArray[np.float32]]]
+Prepared = tuple[tuple[Entries, NDArray[np.complex64]], tuple[Entries, NDArray[np.float32]]]  # by kind
 
 
-def gather_statistics(
+def accumulate(
     particles: Particles,
     images: Images,
-    subset: NDArray[np.int8],
-    settings: PassSettings,
+    parts: PartWeights,
+    settings: AccumulationSettings,
     progress: Callable[[int], None] = lambda done: None,
     stopwatch: Stopwatch | None = None,
-) -> list[Statistics]:
-    """Stream over the images once and fill the statistics of every subset.
+) -> dict[Part, Statistics]:
+    """Stream over the images and accumulate the statistics of every part.
 
     Args:
-        subset: (N,) number of the subset each image belongs to, from 0; negative: left out.
+        parts: of the N particles.
         progress: called after each block with the number of images done.
         stopwatch: told where the time goes.
     Returns:
-        one Statistics a subset. Memory does not depend on N.
+        The statistics of every part, in the table's order. Memory does not depend on N. The images are read once where
+        the grids of all parts fit into `settings.grid_bytes`, else once for each of the groups of parts that do.
     """
-    order, stopwatch = reading_order(particles), stopwatch or Stopwatch()
-    grids = [(empty_grid(0, settings), empty_grid(1, settings)) for _ in range(int(subset.max()) + 1)]
-    blocks = blocks_of(order[subset[order] >= 0], particles.box_size)
-    fill_grids(grids, particles, images, blocks, subset, settings, progress, stopwatch)
-    result: list[Statistics] = []
-    with stopwatch.working("finish"):
-        while grids:  # freed one by one: their transforms need room of their own
-            result.append(statistics_of(grids.pop(0), settings, int(np.sum(subset == len(result)))))
+    stopwatch, order = stopwatch or Stopwatch(), rows_in_order(particles, parts)
+    groups, whole_blocks = groups_of_parts(parts, settings), blocks_of(order, particles.box_size, settings.block_bytes)
+    blocks_of_groups = [share_of_blocks(whole_blocks, parts.holds(group)) for group in groups]
+    done, total = 0, sum(len(block) for blocks in blocks_of_groups for block in blocks)
+    result: dict[Part, Statistics] = {}
+    for group, blocks in zip(groups, blocks_of_groups, strict=True):
+        grids = {grid: empty_grid(grid.kind, settings) for grid in grids_of(parts, group)}
+
+        def advance(images_done: int, before: int = done) -> None:
+            progress(round((before + images_done) / total * len(order)))
+
+        fill_grids(grids, particles, images, blocks, parts, settings, advance, stopwatch)
+        done += sum(map(len, blocks))
+        with stopwatch.working("finish"):
+            for number in np.flatnonzero(group).tolist():  # freed one by one: their transforms need room of their own
+                pair = grids.pop(GridId(number, Kind.B), None), grids.pop(GridId(number, Kind.T), None)
+                result[parts.parts[number]] = statistics_of(*pair, settings, parts, number)
+                del pair
     return result
 
 
-def empty_grid(kind: int, settings: PassSettings) -> SliceGrid:
-    """That of b (kind 0) or of T (kind 1), for `fill_grids`."""
-    if kind == 0:
-        return SliceGrid.empty(settings.box_size, settings.box_size, np.complex64)
-    return SliceGrid.empty(kernel_extent(settings), settings.box_size, np.float32)
+def rows_in_order(particles: Particles, parts: PartWeights) -> Rows:
+    """The rows that belong to any part, as they lie on the disk.
+
+    Raises:
+        ValueError: the parts are of other images than the particles.
+    """
+    if len(parts) != len(particles):
+        raise ValueError(f"the parts are of {len(parts):,} images, the particles are {len(particles):,}")
+    order = reading_order(particles)
+    return order[parts.holds(np.ones(len(parts.parts), dtype=bool))[order]]
 
 
-def blocks_of(order: NDArray[np.int64], box_size: int) -> list[NDArray[np.int64]]:
+def groups_of_parts(parts: PartWeights, settings: AccumulationSettings) -> list[NDArray[np.bool_]]:
+    """(P,) masks of the parts whose grids are filled together; all parts in one group where there is no bound."""
+    n = len(parts.parts)
+    if settings.grid_bytes is None:
+        return [np.ones(n, dtype=bool)]
+    size = np.sum([parts.has(kind) * settings.bytes_of(kind) for kind in Kind], axis=0)
+    groups: list[NDArray[np.bool_]] = []
+    taken = 0
+    for number in range(n):
+        if not groups or taken + size[number] > settings.grid_bytes:
+            groups.append(np.zeros(n, dtype=bool))
+            taken = 0
+        groups[-1][number] = True
+        taken += int(size[number])
+    return groups
+
+
+def grids_of(parts: PartWeights, group: NDArray[np.bool_]) -> list[GridId]:
+    """The grids of a group of parts that any image is added to."""
+    has = {kind: parts.has(kind) & group for kind in Kind}
+    return [GridId(number, kind) for number in range(len(parts.parts)) for kind in Kind if has[kind][number]]
+
+
+def empty_grid(kind: Kind, settings: AccumulationSettings) -> SliceGrid:
+    """Empty grid for b or T."""
+    dtype = np.complex64 if kind == Kind.B else np.float32
+    return SliceGrid.empty(settings.extent_of(kind), settings.box_size, dtype)
+
+
+def blocks_of(order: Rows, box_size: int, block_bytes: int) -> list[Rows]:
     """The rows that are read at once, block after block."""
-    at_once = max(1, _BLOCK_BYTES // (4 * box_size**2))
+    at_once = max(1, block_bytes // (4 * box_size**2))
     return [order[i : i + at_once] for i in range(0, len(order), at_once)]
 
 
+def share_of_blocks(blocks: Sequence[Rows], wanted: NDArray[np.bool_]) -> list[Rows]:
+    """The wanted rows, (N,), of every block; of all parts' blocks, so that sums are rounded as if all were wanted."""
+    kept = (block[wanted[block]] for block in blocks)
+    return [block for block in kept if len(block)]
+
+
 def fill_grids(
-    grids: Sequence[Grids],
+    grids: Mapping[GridId, SliceGrid],
     particles: Particles,
     images: Images,
-    blocks: Sequence[NDArray[np.int64]],
-    subset: NDArray[np.int8],
-    settings: PassSettings,
+    blocks: Sequence[Rows],
+    parts: PartWeights,
+    settings: AccumulationSettings,
     progress: Callable[[int], None] = lambda done: None,
     stopwatch: Stopwatch | None = None,
     checkpoint: Checkpoint = UNKEPT,
 ) -> None:
-    """Add images to the grids of their subsets; what several calls, or several processes, have filled adds up.
+    """Add images to the grids of their parts; what several calls, or several processes, have filled adds up.
 
-    How the sums are rounded depends on the order of a subset's images and on the blocks they come in, not on the
-    images of other subsets among them, nor on which of the grids there are, nor on the number of threads.
+    How the sums are rounded depends on the order of a part's images and on the blocks they come in, not on the images
+    of other parts among them, nor on which of the grids there are, nor on the number of threads.
 
     Args:
-        blocks: rows, as they are to be read; of a subset without a grid of b the images are not.
-        subset: (N,) whose grids each row's image goes into.
+        grids: those to be filled; other grids of the images' parts are left out, and an image is read only if there is
+            a grid of b that it is added to.
+        blocks: rows, as they are to be read.
         checkpoint: is offered the grids after every block; those it loads, of the same images, are filled on.
     """
     stopwatch = stopwatch or Stopwatch()
     matrices = slice_matrices(particles)
+    numbers = sorted({number for number, _ in grids})
     values = {
-        f"{what}{n}": g.values.view(np.float32)
-        for n, pair in enumerate(grids)
-        for what, g in zip("bt", pair, strict=True)
-        if g
+        f"{grid.kind.name.lower()}{numbers.index(grid.number)}": filled.values.view(np.float32)
+        for grid, filled in sorted(grids.items(), key=lambda item: item[0])
     }
     saved = checkpoint.load(into=values)
     done = 0
@@ -181,58 +269,88 @@ def fill_grids(
     while saved and done < saved.facts["images"]:  # whole blocks: the same ones follow, and so the same sums
         done += len(blocks.pop(0))
     tensors = {name: torch.from_numpy(array) for name, array in values.items()}
-    has_b, has_t = (np.array([pair[kind] is not None for pair in grids]) for kind in (0, 1))
-    parts = [(rows[has_b[subset[rows]]], rows[has_t[subset[rows]]]) for rows in blocks]
-    for rows, prepared in zip(blocks, _prepared_blocks(particles, images, parts, settings, stopwatch), strict=True):
+    wanted = [np.isin(np.arange(len(parts.parts)), [n for n, k in grids if k == kind]) for kind in Kind]
+
+    def entries_of(block: int) -> tuple[Entries, Entries]:
+        of_b, of_t = (parts.entries(blocks[block], kind, wanted[kind]) for kind in Kind)
+        return of_b, of_t
+
+    prepared_blocks = _prepared_blocks(particles, images, len(blocks), entries_of, settings, stopwatch)
+    for rows, prepared in zip(blocks, prepared_blocks, strict=True):
         with stopwatch.working("insertion"):
-            for number, pair in enumerate(grids):
-                for grid, (of_kind, slices) in zip(pair, prepared, strict=True):
-                    chosen = subset[of_kind] == number
-                    if grid is None or not chosen.any():
-                        continue
-                    for operator in settings.symmetry:
-                        grid.insert(slices[chosen], matrices[of_kind[chosen]] @ operator)
+            for number, kind in sorted(grids):
+                entries, slices = prepared[kind]
+                _insert_part(grids[GridId(number, kind)], number, entries, slices, matrices, settings)
         done += len(rows)
         checkpoint.offer(partial(State, tensors, {"images": done}))
         progress(done)
 
 
-def statistics_of(grids: FilledGrids, settings: PassSettings, n_images: int) -> Statistics:
-    """What full grids say."""
-    b, t = grids
+def _insert_part(
+    grid: SliceGrid,
+    number: int,
+    entries: Entries,
+    slices: NDArray,
+    matrices: NDArray[np.float64],
+    settings: AccumulationSettings,
+) -> None:
+    """Add a block's slices to the grid of one part, with their weights in it."""
+    places, weights = entries.of_part(number)
+    if not len(places):
+        return
+    chosen = slices[places] if weights is None else _scaled(slices, places, weights)
+    for operator in settings.symmetry:
+        grid.insert(chosen, matrices[entries.rows[places]] @ operator)
+
+
+def statistics_of(
+    b: FilledGrid | None, t: FilledGrid | None, settings: AccumulationSettings, parts: PartWeights, number: int
+) -> Statistics:
+    """The statistics of a part from its full grids; zeros where no image says anything about b, or T."""
     share = np.float32(1 / len(settings.symmetry))
-    return Statistics(b.adjoint() * share, t.adjoint() * share, n_images)
+    backprojection, kernel = (
+        grid.backprojection() * share if grid else np.zeros((settings.extent_of(kind),) * 3, dtype=np.float32)
+        for kind, grid in ((Kind.B, b), (Kind.T, t))
+    )
+    n_images, sum_of_weights = int(parts.counts()[number]), float(parts.sums_of_weights()[number])
+    return Statistics(backprojection, kernel, n_images, sum_of_weights)
 
 
-def kernel_extent(settings: PassSettings) -> int:
-    """Edge of T: what models need, and at least what the raw inversion does."""
-    return max(settings.reach, settings.box_size)
-
-
-def saved_statistics(seen: Statistics, unseen: Statistics | None) -> State:
-    """Those of a half, for a checkpoint."""
-    parts = {"seen": seen} | ({"unseen": unseen} if unseen else {})
-    arrays = {f"{name}.{what}": getattr(s, what) for name, s in parts.items() for what in ("adjoint", "kernel")}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return State(tensors, {name: s.n_images for name, s in parts.items()})
-
-
-def restored_statistics(state: State) -> tuple[Statistics, Statistics | None]:
-    """What `saved_statistics` was given."""
-    parts = {
-        name: Statistics(state.tensors[f"{name}.adjoint"].numpy(), state.tensors[f"{name}.kernel"].numpy(), n_images)
-        for name, n_images in state.facts.items()
+def saved_statistics(statistics: Mapping[Part, Statistics]) -> State:
+    """The statistics of some parts, for a checkpoint."""
+    tensors = {
+        f"{part.label}.{what}": torch.from_numpy(getattr(s, what))
+        for part, s in statistics.items()
+        for what in ("backprojection", "kernel")
     }
-    return parts["seen"], parts.get("unseen")
+    facts = [[part.half, int(part.split), part.state, s.n_images, s.sum_of_weights] for part, s in statistics.items()]
+    return State(tensors, {"parts": facts})
+
+
+def restored_statistics(state: State) -> dict[Part, Statistics]:
+    """What `saved_statistics` was given."""
+    result = {}
+    for half, split, number, n_images, sum_of_weights in state.facts["parts"]:
+        part = Part(half, Split(split), number)
+        backprojection, kernel = (
+            state.tensors[f"{part.label}.{what}"].numpy() for what in ("backprojection", "kernel")
+        )
+        result[part] = Statistics(backprojection, kernel, n_images, sum_of_weights)
+    return result
 
 
 def _prepared_blocks(
-    particles: Particles, images: Images, blocks: Sequence[tuple[Rows, Rows]], settings: PassSettings,
+    particles: Particles,
+    images: Images,
+    n_blocks: int,
+    entries: Callable[[int], tuple[Entries, Entries]],
+    settings: AccumulationSettings,
     stopwatch: Stopwatch,
-) -> Iterator[Prepared]:  # fmt: skip
-    """Rows and C W² y centred, rows and C² W², of block after block; the next block is read while one is worked on.
+) -> Iterator[Prepared]:
+    """C W² y centred, and C² W², of the images of block after block; the next one is read while one is worked on.
 
-    Args: blocks: the rows of either kind, both in the order of the block.
+    Args:
+        entries: what a block's images are added to, of b and of T; images are read for b alone.
     """
     box_size, working = particles.box_size, settings.box_size
     parameters = ctf_parameters(particles)
@@ -243,35 +361,39 @@ def _prepared_blocks(
     antisymmetric, antisymmetric_of = antisymmetric_factors(particles, working)
     whitening = inverse_noise(settings.noise, working, box_size).astype(np.float32)
     scale = np.float32((working / box_size) ** 3)  # a slice of the working grid's map, in its own units
-    if not blocks:
+
+    def read(number: int) -> tuple[Entries, Entries, NDArray[np.float32]]:
+        of_b, of_t = entries(number)
+        return of_b, of_t, images.read(of_b.rows)
+
+    if not n_blocks:
         return
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(images.read, blocks[0][0])
-        for number, (of_b, of_t) in enumerate(blocks):
+        ahead = reader.submit(read, 0)
+        for number in range(n_blocks):
             with stopwatch.waiting("waiting for images"):
-                block = ahead.result()
-            if number + 1 < len(blocks):
-                ahead = reader.submit(images.read, blocks[number + 1][0])
+                of_b, of_t, block = ahead.result()
+            if number + 1 < n_blocks:
+                ahead = reader.submit(read, number + 1)
             with stopwatch.working("transforms and weights"):
                 spectra = np.empty((0, working, working // 2 + 1), dtype=np.complex64)
-                if len(of_b):
-                    subtract_background(
-                        block, outside_circle(block.shape[-1])
-                    )  # smaller than the box where they are cached
+                if len(of_b.rows):
+                    # Images from a cache are smaller than the box.
+                    subtract_background(block, outside_circle(block.shape[-1]))
                     spectra = fourier_crop(transforms_of(block, numba.get_num_threads()), working)
-                weights = np.empty((len(of_t), *spectra.shape[1:]), dtype=np.float32)
-                rows = np.union1d(of_b, of_t)
+                weights = np.empty((len(of_t.rows), *spectra.shape[1:]), dtype=np.float32)
+                rows = np.union1d(of_b.rows, of_t.rows)
                 group = particles.optics_group[rows]
                 _weigh(
-                    spectra, weights, _places(rows, of_b), _places(rows, of_t), parameters[rows], centres[rows],
-                    whitening, group, premultiplied[group], symmetric, symmetric_of[rows], antisymmetric,
+                    spectra, weights, _places(rows, of_b.rows), _places(rows, of_t.rows), parameters[rows],
+                    centres[rows], whitening, group, premultiplied[group], symmetric, symmetric_of[rows], antisymmetric,
                     antisymmetric_of[rows], scale, box_size, step,
                 )  # fmt: skip
             yield (of_b, spectra), (of_t, weights)
 
 
 def _places(rows: Rows, among: Rows) -> NDArray[np.int64]:
-    """(n,) where each of n sorted rows is among others, which are of them; −1 for nowhere."""
+    """(n,) place of each of n sorted rows among others, which are some of them; −1 for nowhere."""
     places = np.full(len(rows), -1)
     places[np.searchsorted(rows, among)] = np.arange(len(among))
     return places
@@ -316,3 +438,20 @@ def _weigh(
             if odd >= 0:
                 for kx in range(columns):
                     spectrum[kx] *= np.conj(antisymmetric[odd, row, kx])
+
+
+def _scaled(slices: NDArray, places: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray:
+    """Some of the slices, each times its weight."""
+    result = np.empty((len(places), *slices.shape[1:]), dtype=slices.dtype)
+    n_floats = slices[0].size * slices.itemsize // 4
+    flat, out = (a.view(np.float32).reshape(len(a), n_floats) for a in (slices, result))
+    _scale(flat, places, weights, out)
+    return result
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _scale(slices, places, weights, result):
+    for i in numba.prange(len(places)):
+        weight, slice_ = weights[i], slices[places[i]]
+        for j in range(slices.shape[1]):
+            result[i, j] = slice_[j] * weight

@@ -1,14 +1,15 @@
-"""The pass over the particles on a graphics card: `statistics.fill_grids` while the images are on their way.
+"""The accumulation on a graphics card: `accumulate.fill_grids` while the images are on their way.
 
 While the card works on a block of images, the next is read into pinned memory and the one after that is on the bus. On
-the card a block is transformed and weighted by torch and inserted by `insertion_gpu`. All that takes memory comes
-before a block's first insertion, so that a block which does not fit can be halved and begun again.
+the card a block is transformed and weighted by torch and inserted by `insertion_gpu`, once for each part that an image
+belongs to. All that takes memory comes before a block's first insertion, so that a block which does not fit can be
+halved and begun again.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,62 +27,63 @@ from emsplat.imaging.ctf import critical_dose, ctf_parameters
 from emsplat.imaging.noise import inverse_noise, outside_circle
 from emsplat.io.images import check_images, refuse_images
 from emsplat.particles.batches import Images
+from emsplat.particles.parts import Kind, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.runtime import devices
 from emsplat.runtime.stopwatch import Stopwatch
-from emsplat.statistics.accumulate import PassSettings, kernel_extent
+from emsplat.statistics.accumulate import AccumulationSettings, GridId
 
-_BLOCK_BYTES = 64 << 20  # of a block's images at most: the bus and the card are busy long enough with that
-_FIRST_BYTES = 4 << 20  # of the first block's, which tells what an image takes
 _FREE_SHARE = 0.6  # of the free memory for a block: the one before it may not have let go of its own
 _UNDER_WAY = 2  # blocks that the card has been asked to do and has not done
 _BYTES_A_PIXEL = 80  # that an image takes on the card, about; only for a first guess at what a reconstruction needs
 
 
-def bytes_needed(n_subsets: int, box_size: int, settings: PassSettings) -> int:
-    """Device memory for the statistics of so many subsets of images of this box, and for the smallest blocks."""
+def bytes_needed(n_parts: int, box_size: int, settings: AccumulationSettings) -> int:
+    """Device memory for the statistics of so many parts of images of this box, and for the smallest blocks."""
     working = settings.box_size
-    grids = DeviceGrids.bytes_needed(n_subsets, working, working, torch.complex64)
-    grids += DeviceGrids.bytes_needed(n_subsets, kernel_extent(settings), working, torch.float32)
-    return grids + _BYTES_A_PIXEL * max(box_size**2, _FIRST_BYTES // 4)
+    grids = DeviceGrids.bytes_needed(n_parts, settings.extent_of(Kind.B), working, torch.complex64)
+    grids += DeviceGrids.bytes_needed(n_parts, settings.extent_of(Kind.T), working, torch.float32)
+    return grids + _BYTES_A_PIXEL * max(box_size**2, settings.device_first_bytes // 4)
 
 
 def filled_on_device(
-    n_subsets: int,
+    grids: Sequence[GridId],
     particles: Particles,
     images: Images,
     order: NDArray[np.int64],
-    subset: NDArray[np.int8],
-    settings: PassSettings,
+    parts: PartWeights,
+    settings: AccumulationSettings,
     device: torch.device,
     progress: Callable[[int], None] = lambda done: None,
     say: Callable[[str], None] = lambda text: None,
     stopwatch: Stopwatch | None = None,
-) -> list[tuple[DeviceGrid, DeviceGrid]]:
-    """The grids of every subset, full: `statistics.empty_grids` and `statistics.fill_grids` on a device.
+) -> dict[GridId, DeviceGrid]:
+    """The grids of some parts, full: `accumulate.empty_grid` and `accumulate.fill_grids` on a device.
 
     Args:
+        grids: those that are wanted; other grids of the images' parts are left out.
         order: (M,) rows, as they are to be read.
-        subset: (N,) whose grids each row's image goes into.
         device: a graphics card; torch's "cpu", with Triton's interpreter, in the tests.
         say: told of the size of the blocks, and of memory that did not suffice.
         stopwatch: of this device; told where the time goes.
     """
     stopwatch = stopwatch or Stopwatch(device)
-    working = settings.box_size
-    b = DeviceGrids.empty(n_subsets, working, working, torch.complex64, device)
-    t = DeviceGrids.empty(n_subsets, kernel_extent(settings), working, torch.float32, device)
+    of_kind = {kind: [number for number, k in grids if k == kind] for kind in Kind}
+    dtypes = {Kind.B: torch.complex64, Kind.T: torch.float32}
+    filled = {
+        kind: DeviceGrids.empty(len(numbers), settings.extent_of(kind), settings.box_size, dtypes[kind], device)
+        for kind, numbers in of_kind.items()
+    }
     weighting = Weighting.of(particles, images.box_size, settings, device)
-    blocks = _Blocks(particles, images, order, subset, settings, device)
-    _fill(b, t, particles, weighting, blocks, progress, say, stopwatch)
+    blocks = _Blocks(particles, images, order, parts, of_kind, settings, device)
+    _fill(filled, particles, weighting, blocks, progress, say, stopwatch)
     del weighting
     devices.release_reserve(device)
-    return [(b.of(number), t.of(number)) for number in range(n_subsets)]
+    return {GridId(n, kind): filled[kind].of(place) for kind in Kind for place, n in enumerate(of_kind[kind])}
 
 
 def _fill(
-    b: DeviceGrids,
-    t: DeviceGrids,
+    grids: dict[Kind, DeviceGrids],
     particles: Particles,
     weighting: Weighting,
     blocks: _Blocks,
@@ -96,8 +98,9 @@ def _fill(
         for prepared in _prepared(block, weighting, blocks, say, stopwatch):
             with stopwatch.working("insertion"):
                 for views in prepared.views:
-                    b.insert(prepared.spectra, views, prepared.sets)
-                    t.insert(prepared.weights, views, prepared.sets)
+                    for kind, slices in ((Kind.B, prepared.spectra), (Kind.T, prepared.weights)):
+                        to = prepared.additions[kind]
+                        grids[kind].insert(slices, views, to.sets, to.images, to.weights)
             under_way.append(_checked_later(particles, prepared, blocks.courier, blocks.device))
             if len(under_way) > _UNDER_WAY:
                 with stopwatch.waiting("waiting for the card"):
@@ -109,6 +112,23 @@ def _fill(
 
 
 @dataclass(frozen=True)
+class Additions:
+    """What the images of a block are added to, of one kind of grid: m additions, in the order of the images."""
+
+    places: NDArray[np.int64]  # (m,) which image, on the host
+    sets: Tensor  # (m,) int32 to which grid
+    images: Tensor | None  # (m,) int32 which image; None: m = n, and every image comes once
+    weights: Tensor | None  # (m,) float32; None: 1
+
+    def part(self, first: int, last: int) -> Additions:
+        """Those of some of the images, which become images from 0 on."""
+        here = slice(*np.searchsorted(self.places, [first, last]))
+        images = None if self.images is None else self.images[here] - first
+        weights = None if self.weights is None else self.weights[here]
+        return Additions(self.places[here] - first, self.sets[here], images, weights)
+
+
+@dataclass(frozen=True)
 class Block:
     """Images and what is known of each, on the device."""
 
@@ -117,16 +137,17 @@ class Block:
     coefficients: Tensor  # (n, 12) float64 from `_coefficients`
     centres: Tensor  # (n, 2) float64 x, y in pixels
     kinds: Tensor  # (n, 3) int64: optics group, symmetric phase, antisymmetric factor; −1 for none
-    sets: Tensor  # (n,) int32
     frames: Tensor  # (m, n, 3, 2) float32, for each of the m symmetry operators
     ends: Tensor  # (n, 2r+1, 2) float32
+    additions: dict[Kind, Additions]
 
     def part(self, first: int, last: int) -> Block:
         """Some of its images, without a copy."""
         here = slice(first, last)
         return Block(
             self.rows[here], self.images[here], self.coefficients[here], self.centres[here], self.kinds[here],
-            self.sets[here], self.frames[:, here], self.ends[here],
+            self.frames[:, here], self.ends[here],
+            {kind: additions.part(first, last) for kind, additions in self.additions.items()},
         )  # fmt: skip
 
 
@@ -138,7 +159,7 @@ class Prepared:
     spectra: Tensor  # (n, D′, D′//2+1) complex64 C W² y, centred
     weights: Tensor  # (n, D′, D′//2+1) float32 C² W²
     facts: Tensor  # (n, 3) float32: lowest and highest pixel, and a sum over the spectrum
-    sets: Tensor
+    additions: dict[Kind, Additions]
     views: list[Views]  # one for each symmetry operator
 
 
@@ -150,15 +171,23 @@ class _Blocks:
         particles: Particles,
         images: Images,
         order: NDArray[np.int64],
-        subset: NDArray[np.int8],
-        settings: PassSettings,
+        parts: PartWeights,
+        numbers: Mapping[Kind, Sequence[int]],
+        settings: AccumulationSettings,
         device: torch.device,
     ) -> None:
+        """Args: numbers: of the parts whose grids of each kind are filled, in the order of these grids."""
         self.device, self.courier = device, devices.Courier(device)
         self.image_bytes = 4 * images.box_size**2
-        self.at_once = max(1, _FIRST_BYTES // self.image_bytes)
+        self.at_once = max(1, settings.device_first_bytes // self.image_bytes)
         self.is_measured = False
-        self._images, self._order, self._subset = images, order, subset
+        self._most = max(1, settings.device_block_bytes // self.image_bytes)
+        self._images, self._order, self._parts = images, order, parts
+        self._set_of = {kind: np.full(len(parts.parts), -1, dtype=np.int32) for kind in Kind}
+        for kind, found in numbers.items():
+            self._set_of[kind][list(found)] = np.arange(len(found))
+        everywhere = [parts.holds(sets >= 0)[order].all() for sets in self._set_of.values()]
+        self._once = parts.weights is None and all(everywhere)  # every image is added once to a grid of each kind
         self._box_size, self._working = images.box_size, settings.box_size
         self._coefficients = _coefficients(particles)
         self._centres = particles.box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
@@ -167,7 +196,7 @@ class _Blocks:
         self._kinds = np.stack([particles.optics_group, *phases], axis=1).astype(np.int64)
 
     def stream(self, stopwatch: Stopwatch) -> Iterator[Block]:
-        """All of them. How many images the next one holds is asked for as late as possible."""
+        """All blocks. How many images the next one holds is asked for as late as possible."""
         position = 0
 
         def next_rows() -> NDArray[np.int64]:
@@ -180,37 +209,51 @@ class _Blocks:
             ahead: Future | None = reader.submit(self._read, next_rows()) if len(self._order) else None
             while ahead is not None:
                 with stopwatch.waiting("waiting for images"):
-                    rows, tensors = ahead.result()
+                    rows, tensors, places = ahead.result()
                 following = next_rows()
                 ahead = reader.submit(self._read, following) if len(following) else None
                 found = devices.attempt(partial(self.courier.send, *tensors), self.device)
                 if found is None:  # what earlier blocks took may be free by now
                     devices.release_reserve(self.device)
-                yield Block(rows, *(found[0] if found else self.courier.send(*tensors)))
+                sent = found[0] if found else self.courier.send(*tensors)
+                pixels, coefficients, centres, kinds, frames, ends, *columns = sent
+                additions = self._additions(places, columns)
+                yield Block(rows, pixels, coefficients, centres, kinds, frames, ends, additions)
 
-    def _read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Tensor]]:
-        """The images in memory the device can fetch from, and the columns of `Block` that follow."""
+    def _read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Tensor], dict[Kind, NDArray[np.int64]]]:
+        """Rows; images in memory the device can fetch from, and the tensors of `Block` that follow; and who is added.
+
+        The last are the places of `Additions` by kind, whose other columns are the last of the tensors.
+        """
         images = devices.memory_to_send((len(rows), self._box_size, self._box_size), self.device)
         self._images.read_into(rows, images.numpy())
         matrices = self._matrices[rows]
         _, ends = Views.arrays(matrices, self._working)  # a rotation of the volume leaves them as they are
         frames = np.stack([frames_of(matrices @ operator) for operator in self._symmetry])
-        columns = (
-            self._coefficients[rows],
-            self._centres[rows],
-            self._kinds[rows],
-            self._subset[rows].astype(np.int32),
-            frames,
-            ends,
-        )
-        return rows, [images, *(torch.from_numpy(np.ascontiguousarray(column)) for column in columns)]
+        columns: list[NDArray] = [self._coefficients[rows], self._centres[rows], self._kinds[rows], frames, ends]
+        places = {}
+        for kind in Kind:
+            entries = self._parts.entries(rows, kind, self._set_of[kind] >= 0)
+            # The entries are of some of the block's rows.
+            places[kind] = np.flatnonzero(np.isin(rows, entries.rows))[entries.places]
+            columns.append(self._set_of[kind][entries.numbers])
+            if not self._once:
+                weights = np.ones(len(entries.numbers)) if entries.weights is None else entries.weights
+                columns += [places[kind].astype(np.int32), weights.astype(np.float32)]
+        return rows, [images, *(torch.from_numpy(np.ascontiguousarray(column)) for column in columns)], places
+
+    def _additions(self, places: dict[Kind, NDArray[np.int64]], columns: Sequence[Tensor]) -> dict[Kind, Additions]:
+        """From what `_read` has found, on the device."""
+        if self._once:
+            return {kind: Additions(places[kind], columns[kind], None, None) for kind in Kind}
+        return {kind: Additions(places[kind], *columns[3 * kind : 3 * kind + 3]) for kind in Kind}
 
     def measure(self, bytes_taken: int | None, n_images: int, say: Callable[[str], None]) -> None:
         """Settle how many images a block holds, from what the first block took."""
         if self.is_measured:
             return
         self.is_measured = True
-        most = max(1, _BLOCK_BYTES // self.image_bytes)
+        most = self._most
         free = devices.free_bytes(self.device)
         if bytes_taken is None or free is None:
             self.at_once = most
@@ -288,7 +331,7 @@ class Weighting:
     to_map: float  # units of a slice of the full grid, of the working grid's
 
     @staticmethod
-    def of(particles: Particles, image_size: int, settings: PassSettings, device: torch.device) -> Weighting:
+    def of(particles: Particles, image_size: int, settings: AccumulationSettings, device: torch.device) -> Weighting:
         """The tables for these particles, with images of B × B pixels, D′ ≤ B ≤ D."""
         box_size, working = particles.box_size, settings.box_size
         ky, kx = np.meshgrid(np.fft.fftfreq(working, 1 / working), np.arange(working // 2 + 1), indexing="ij")
@@ -340,7 +383,7 @@ class Weighting:
         total = torch.view_as_real(spectra).sum(dim=(1, 2, 3))
         facts = torch.stack([lowest, highest, total], dim=1)
         views = [Views(frames.contiguous(), block.ends) for frames in block.frames]
-        return Prepared(block.rows, spectra, weights.view(n, self.working, half), facts, block.sets, views)
+        return Prepared(block.rows, spectra, weights.view(n, self.working, half), facts, block.additions, views)
 
     def _cropped(self, spectra: Tensor) -> Tensor:
         """(n, B, B//2+1) half planes cropped to (n, D′, D′//2+1), as by `cropping.fourier_crop`."""

@@ -27,9 +27,9 @@ class QuadraticLoss:
     def __init__(self, statistics: Statistics, extent: int, period: int | None = None) -> None:
         self.extent = extent
         self.period = min(period or 2 * extent, statistics.kernel.shape[0])
-        share = np.float32(1 / statistics.n_images)
+        share = np.float32(1 / statistics.divisor)
         self.transfer = statistics.transfer(self.period) * boost(self.period) ** 2 * share
-        self.adjoint = boosted(statistics.adjoint)[cube(statistics.box_size, extent)] * share
+        self.backprojection = boosted(statistics.backprojection)[cube(statistics.box_size, extent)] * share
 
     def convolve(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
         """T∗V on the cube; the zeros of the padding are never transformed."""
@@ -44,8 +44,8 @@ class QuadraticLoss:
 
     def value_and_gradient(self, volume: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
         """The loss and ``T∗V − b``, (d, d, d)."""
-        gradient = np.empty_like(self.adjoint)
-        of_planes = _value_and_gradient(volume, self.convolve(volume), self.adjoint, gradient)
+        gradient = np.empty_like(self.backprojection)
+        of_planes = _value_and_gradient(volume, self.convolve(volume), self.backprojection, gradient)
         return float(of_planes.sum()), gradient
 
     def at(self, volume: Tensor) -> tuple[float, Tensor]:
@@ -56,7 +56,7 @@ class QuadraticLoss:
     def best_mass(self, volume: Tensor) -> float:
         """The factor of this volume that makes the loss least."""
         v = volume.numpy()
-        return _inner(self.adjoint, v) / _inner(v, self.convolve(v))
+        return _inner(self.backprojection, v) / _inner(v, self.convolve(v))
 
 
 def fitting_period(extent: int) -> int:
@@ -82,14 +82,14 @@ def _inner(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def _value_and_gradient(volume, convolved, adjoint, gradient):
+def _value_and_gradient(volume, convolved, backprojection, gradient):
     """(d,) the loss by planes, in an order that no number of threads changes; fills the gradient ``T∗V − b``."""
     d = volume.shape[0]
     values = np.zeros(d)
     for z in numba.prange(d):
         for y in range(d):
             for x in range(d):
-                v, tv, b = volume[z, y, x], convolved[z, y, x], adjoint[z, y, x]
+                v, tv, b = volume[z, y, x], convolved[z, y, x], backprojection[z, y, x]
                 gradient[z, y, x] = tv - b
                 values[z] += v * (np.float32(0.5) * tv - b)
     return values

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from emsplat.fourier import maps
 from emsplat.imaging.noise import noise_spectra, outside_circle, subtract_background
 from emsplat.particles.batches import Images
+from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import PassSettings, gather_statistics
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 
 _SAMPLE, _FEWEST = 1000, 100  # images: the noise to 1 % a shell, a map good enough to measure the particle
 _SAMPLE_BYTES = 96 << 20  # fewer images where they are large
@@ -55,10 +56,11 @@ def look_at_sample(particles: Particles, images: Images, symmetry: NDArray[np.fl
     noise = noise_spectra(block, chosen)
     del block
     box_size = min(particles.box_size, _BOX)
-    subset = np.full(len(particles), -1, dtype=np.int8)
-    subset[rows] = rng.permutation(len(rows)) % 2
-    settings = PassSettings(box_size, box_size, noise, symmetry)
-    halves = [s.raw_map() for s in gather_statistics(particles, images, subset, settings)]
+    half = np.full(len(particles), -1)
+    half[rows] = rng.permutation(len(rows)) % 2
+    parts = PartWeights.one_part_each([Part(1), Part(2)], half)
+    settings = AccumulationSettings(box_size, box_size, noise, symmetry)
+    halves = [s.raw_map() for s in accumulate(particles, images, parts, settings).values()]
     pixel_size = particles.pixel_size_in_angstroms * particles.box_size / box_size
     return Preview(len(rows), noise, outline_diameter(halves, pixel_size), *contrast(halves, pixel_size))
 

@@ -1,30 +1,31 @@
-"""Which rank does what of the pass over the images.
+"""Which rank does what of the accumulation.
 
-A grid, that of b or that of T of one subset of the images, is a sum, and its rounding depends on the order of the
-terms. Up to four ranks are therefore given whole grids, of which two subsets of each half have eight: each sum is taken
-by one rank, over the same blocks of images, so that any number of them comes to the same bits, with nothing to add up
-and no memory for it. For b the images are read, for T alone their CTFs suffice: no image is read twice. More ranks than
-that take a stretch of a half's images each, and their grids are summed, with another rounding.
+A grid, that of b or that of T of one part of the images, is a sum, and its rounding depends on the order of the terms.
+Few ranks are therefore given whole grids, of which the training and held-out images of two half sets have eight: each
+sum is taken by one rank, over the same blocks of images, so that any number of them comes to the same bits, with
+nothing to add up and no memory for it. For b the images are read, for T alone their CTFs suffice: an image that belongs
+to one part is read once. More ranks than that take a stretch of the images each, and their grids are summed, with
+another rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.particles.batches import Rows
-from emsplat.statistics.accumulate import blocks_of
+from emsplat.particles.parts import Kind, PartWeights
+from emsplat.statistics.accumulate import AccumulationSettings, GridId, blocks_of, grids_of, share_of_blocks
 
-_MOST_WITH_WHOLE_GRIDS = 4  # ranks: of more, some would have to idle
-# Of the work on an image of which a rank fills both grids: what it takes for either, for b and for T.
-_EITHER, _OF_B, _OF_T = 0.1, 0.5, 0.4
-_ABOUT_AS_GOOD = 1.03  # times the least work of the busiest rank, which is known no better
-_SNAP = 0.2  # of a rank's share: by so much it may differ so that it has one half's images alone
-
-GridId = tuple[int, int]  # number of a subset; 0 for the grid of b, 1 for that of T
+_MOST_WITH_WHOLE_GRIDS = 4  # ranks, of four parts at most: of more, some would have to idle
+# Shares of the work on an image of which a rank fills both grids: the preparation for either, b alone, and T alone.
+_EITHER, _OF_KIND = 0.1, {Kind.B: 0.5, Kind.T: 0.4}
+_WORTH_A_MOVE = 0.97  # of the work of the busier of two ranks: by less, the work is not known
+_SNAP = 0.2  # of a rank's share: by so much it may differ so that it has images of one owner's parts alone
 
 
 @dataclass(frozen=True)
@@ -36,71 +37,130 @@ class Share:
 
 
 def ranks_told_apart(size: int) -> str:
-    """Numbers of ranks that come to the same bits (on processors) have one name: any goes on with another's states."""
+    """Name for the numbers of ranks that come to the same bits on processors, and so go on with each other's states."""
     return f"up to {_MOST_WITH_WHOLE_GRIDS}" if size <= _MOST_WITH_WHOLE_GRIDS else str(size)
 
 
+def gives_whole_grids(n_parts: int, size: int) -> bool:
+    """Whether so many ranks are few enough to fill whole grids of so many parts: each rank then has a part's work."""
+    return size <= max(_MOST_WITH_WHOLE_GRIDS, n_parts)
+
+
 def deal(
-    order: Rows, subset: NDArray[np.int8], owners: Mapping[int, int], size: int, box_size: int, whole: bool = True
+    order: Rows,
+    parts: PartWeights,
+    group: NDArray[np.bool_],
+    owners: Sequence[int],
+    size: int,
+    box_size: int,
+    settings: AccumulationSettings,
+    whole: bool = True,
 ) -> list[Share]:
     """The shares of `size` ranks, about as much work for each.
 
     Args:
-        order: (M,) rows as they lie on the disk.
-        subset: (N,) number of each row's subset.
-        owners: the rank that is given the statistics of each subset; of those in it.
+        order: (M,) rows of any part, as they lie on the disk.
+        group: (P,) the parts whose grids are to be filled.
+        owners: (P,) the rank that is given the statistics of each part.
         box_size: of the images.
         whole: whether ranks may be given whole grids.
     """
-    if not whole or size > _MOST_WITH_WHOLE_GRIDS:
-        return _stretches(order, subset, owners, size, box_size)
-    numbers = sorted(owners)
-    counts = np.bincount(subset[order], minlength=numbers[-1] + 1)[numbers]
-    blocks = blocks_of(order, box_size)
+    if not whole or not gives_whole_grids(len(parts.parts), size):
+        return _stretches(order[parts.holds(group)[order]], parts, group, owners, size, box_size, settings.block_bytes)
+    blocks = blocks_of(order, box_size, settings.block_bytes)
     shares = []
-    for grids in _whole_grids(numbers, counts, [owners[number] for number in numbers], size):
-        mine = np.isin(np.arange(numbers[-1] + 1), [number for number, _ in grids])
-        kept = (block[mine[subset[block]]] for block in blocks)
-        shares.append(Share([block for block in kept if len(block)], grids))
+    for grids in _whole_grids(parts, group, owners, size):
+        mine = np.isin(np.arange(len(parts.parts)), [number for number, _ in grids])
+        shares.append(Share(share_of_blocks(blocks, parts.holds(mine)), frozenset(grids)))
     return shares
 
 
-def _whole_grids(
-    numbers: list[int], counts: NDArray[np.int64], owners: list[int], size: int
-) -> list[frozenset[GridId]]:
-    """Those of every rank: the busiest has little to do, and few grids are filled by another rank than their owner."""
-    n = len(numbers)
-    # All ways to deal n grids of b, then n of T: at most 4⁸.
-    ways = np.stack(np.unravel_index(np.arange(size ** (2 * n)), (size,) * (2 * n)), axis=1).astype(np.int8)
-    of_b, of_t = ways[:, :n], ways[:, n:]
-    work = np.stack(
-        [
-            ((of_b == r) * _OF_B + (of_t == r) * _OF_T + ((of_b == r) | (of_t == r)) * _EITHER) @ counts
-            for r in range(size)
-        ],
-        axis=1,
-    ).max(axis=1)
-    moved = np.count_nonzero(ways != np.array(owners * 2), axis=1)
-    good = np.flatnonzero(work <= _ABOUT_AS_GOOD * work.min())
-    chosen = ways[good[np.lexsort((work[good], moved[good]))[0]]]
-    grids = [(number, kind) for kind in (0, 1) for number in numbers]
-    return [frozenset(grid for grid, rank in zip(grids, chosen, strict=True) if rank == r) for r in range(size)]
+class _Load:
+    """The grids of one rank, and the work they make for it."""
+
+    def __init__(self, counts: dict[GridId, int], n_images: int) -> None:
+        self.grids: set[GridId] = set()
+        self._counts, self._n_images = counts, n_images
+
+    def work(self, without: Sequence[GridId] = (), beside: Sequence[GridId] = ()) -> float:
+        """In units of an image of which both grids are filled, with some grids taken away and others added."""
+        grids = self.grids.difference(without).union(beside)
+        images: dict[int, int] = {}
+        for grid in grids:
+            images[grid.number] = max(images.get(grid.number, 0), self._counts[grid])
+        prepared = min(sum(images.values()), self._n_images)
+        return _EITHER * prepared + sum(_OF_KIND[grid.kind] * self._counts[grid] for grid in grids)
+
+
+def _whole_grids(parts: PartWeights, group: NDArray[np.bool_], owners: Sequence[int], size: int) -> list[set[GridId]]:
+    """The grids of every rank: its own parts', but for those that it gives away because it is the busiest.
+
+    A greedy rule: the busiest rank gives a grid, or both of a part, to the rank for which the busier of the two has the
+    least work then, as long as that is worth it.
+    """
+    grids = grids_of(parts, group)
+    counts = _counts(parts, grids)
+    n_images = int(np.sum(parts.holds(group)))
+    loads = [_Load(counts, n_images) for _ in range(size)]
+    for grid in grids:
+        loads[owners[grid.number]].grids.add(grid)
+    while True:
+        busiest = max(loads, key=lambda load: load.work())
+        now, best = busiest.work(), None
+        for given in _gifts(busiest.grids):
+            left = busiest.work(without=given)
+            for other in loads:
+                if other is busiest:
+                    continue
+                then = max(left, other.work(beside=given))
+                if best is None or then < best[0]:
+                    best = then, given, other
+        if best is None or best[0] > _WORTH_A_MOVE * now:
+            return [load.grids for load in loads]
+        _, given, other = best
+        busiest.grids.difference_update(given)
+        other.grids.update(given)
+
+
+def _counts(parts: PartWeights, grids: Sequence[GridId]) -> dict[GridId, int]:
+    """The number of images that are added to each grid."""
+    counts = {}
+    for kind in Kind:
+        weights = parts.weights_of(kind)
+        added = parts.numbers[parts.numbers >= 0 if weights is None else weights != 0]
+        counts[kind] = np.bincount(added, minlength=len(parts.parts))
+    return {grid: int(counts[grid.kind][grid.number]) for grid in grids}
+
+
+def _gifts(grids: set[GridId]) -> list[tuple[GridId, ...]]:
+    """What a rank can give away at a time: one grid, or both of a part."""
+    ordered = sorted(grids)
+    pairs = [(a, b) for a, b in pairwise(ordered) if a.number == b.number]
+    return [*((grid,) for grid in ordered), *pairs]
 
 
 def _stretches(
-    order: Rows, subset: NDArray[np.int8], owners: Mapping[int, int], size: int, box_size: int
+    order: Rows,
+    parts: PartWeights,
+    group: NDArray[np.bool_],
+    owners: Sequence[int],
+    size: int,
+    box_size: int,
+    block_bytes: int,
 ) -> list[Share]:
     """About as many images for each rank, and of as few owners as can be; also the grids of what a rank owns."""
-    to = np.array([owners.get(number, 0) for number in range(max(owners) + 1)])  # by subset
-    owner = to[subset[order]]
+    owner_of_part = np.asarray(owners)
+    owner = owner_of_part[parts.first_of(group)[order]]
     cuts = [len(order) * rank // size for rank in range(size + 1)]
     for border in np.cumsum(np.bincount(owner)):
         nearest = int(np.argmin(np.abs(np.subtract(cuts, border))))
         if 0 < nearest < size and abs(cuts[nearest] - border) <= _SNAP * len(order) / size:
             cuts[nearest] = int(border)
+    grids = grids_of(parts, group)
     shares = []
     for rank, rows in enumerate(np.split(order[np.argsort(owner, kind="stable")], cuts[1:-1])):
-        here = {rank, *to[subset[rows]].tolist()}
-        grids = frozenset((number, kind) for number in owners if owners[number] in here for kind in (0, 1))
-        shares.append(Share(blocks_of(rows, box_size), grids))
+        touched = np.unique(np.concatenate([parts.entries(rows, kind, group).numbers for kind in Kind]))
+        here = {rank, *owner_of_part[touched].tolist()}
+        mine = frozenset(grid for grid in grids if owners[grid.number] in here)
+        shares.append(Share(blocks_of(rows, box_size, block_bytes), mine))
     return shares

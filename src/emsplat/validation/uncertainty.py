@@ -63,7 +63,9 @@ def _cut(volume: Volume, last_shell: int) -> Volume:
 def _noise(square: Volume, weight: Volume, classes: list[Volume], window: float) -> Volume:
     """The variance of the map: that of its classes, times what a window about each place has in excess of them."""
     levels = _levels(square, weight, classes)
-    of_classes = _at_places(np.maximum(levels, 1e-3 * max(float(levels.max()), np.finfo(np.float32).tiny)), classes)
+    of_classes = _at_places(
+        np.maximum(levels, 1e-3 * max(float(levels.max()), float(np.finfo(np.float32).tiny))), classes
+    )
     found, expected = (
         gaussian_filter(values * weight, window, truncate=3, mode="constant") for values in (square, of_classes)
     )
