@@ -71,24 +71,19 @@ class Statistics:
         )
 
     def raw_map(self) -> NDArray[np.float32]:
-        """Direct inversion ``b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior.
+        """Direct inversion ``1.1 b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior.
 
-        Each shell is divided by what this leaves of a signal, ``mean of T̂ / (T̂ + 0.1 × shell mean)``: the inversion
-        has the scale of the truth, on average over a shell.
+        The factor gives a signal its scale back, exactly where T̂ is even over a shell.
         """
         d = self.box_size
-        transfer = self.transfer(d)
-        shell = np.minimum(maps.shell_index(d), d // 2)  # corners take the last shell's mean; they are cut off
-        size = maps.shell_size(d)
-        mean = np.maximum(maps.shell_sum(transfer, d) / size, 0)
-        transfer = np.maximum(transfer, 0)
-        weight = transfer + _REGULARISATION * mean.astype(np.float32)[shell]
+        weight = self.transfer(d)
+        shell = maps.shell_index(d)
+        # Corners beyond the last shell take its mean; they are cut off in the end.
+        mean = np.maximum(maps.shell_sum(weight, d) / maps.shell_size(d), 0)[np.minimum(shell, d // 2)]
+        weight = np.maximum(weight, 0) + _REGULARISATION * mean.astype(np.float32)
         inside = (maps.radius(d) < d / 2) & (weight > 0)
-        inverse = np.divide(inside, weight, out=np.zeros_like(weight), where=inside)
-        kept, within = (maps.shell_sum(values, d) for values in (transfer * inverse, inside.astype(np.float32)))
-        scale = np.divide(within, kept, out=np.zeros_like(kept), where=kept > 0)
         spectrum = maps.half_spectrum(self.backprojection)
-        spectrum *= inverse * scale.astype(np.float32)[shell]
+        spectrum *= np.divide(np.float32(1 + _REGULARISATION), weight, out=np.zeros_like(weight), where=inside)
         return maps.from_half_spectrum(spectrum, d)
 
     def transfer(self, period: int) -> NDArray[np.float32]:
