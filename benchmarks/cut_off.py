@@ -154,7 +154,7 @@ def row(place: Place, machines: Hosts, whole: Path, cut: int, after: float) -> d
         "lines: the others, it": f"{sum(len(e.lines) for e in others)}, {len(ended[cut].lines)}",
         "names it": f"h{cut}" in named,
         "no map is left": not any(name.endswith(".mrc") for name in left),
-        "went on from": ", ".join(re.findall(r"going on from (\S+)\.safetensors", resumed[0].out)),
+        "went on from": ", ".join(re.findall(r"resuming from (\S+)\.safetensors", resumed[0].out)),
         "least FSC": least,
         "the same bits": same,
         "only its files": files(output) == files(whole),

@@ -118,7 +118,7 @@ def one_run(
     while True:
         after = float(rng.uniform(0, longest)) if len(stages) < kills else _PATIENCE
         code, out, err = ended(job.start(output, always), after)
-        resumed += re.findall(r"going on from ([a-z]+)", out)
+        resumed += re.findall(r"resuming from ([a-z]+)", out)
         if code != -signal.SIGKILL:
             break
         complaints += err != ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -30,6 +31,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"NO SHARED DATA at {folder}: real images untested; set EMSPLAT_SHARED_DATA")
     return folder
+
+
+@pytest.fixture
+def signals_of_a_terminal() -> Iterator[None]:
+    """SIGINT and SIGHUP do what they do to a program in a terminal, here and in the processes that a test starts.
+
+    A shell has a command that it puts in the background (``&``, ``nohup``) ignore them, and so would all its children.
+    """
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,20 @@ import numpy as np
 
 from emsplat.fit import by_images as fit_images
 from emsplat.fit.by_images import Schedule
+from emsplat.io import read_particles
+from emsplat.io.images import ImageSource
+from emsplat.particles.parts import Kind, PartWeights
 from emsplat.poses import refine
 from emsplat.reconstruction import job
 from emsplat.reconstruction.reconstruct import reconstruct
+from emsplat.runtime.context import Task
 from emsplat.runtime.ranks import World, joined
 from emsplat.settings import ReconstructSettings
+from emsplat.statistics.accumulate import AccumulationSettings
+from emsplat.statistics.distributed import accumulate_shared
 
 BLOCK_BYTES = 30 * 4 * 32**2  # of 30 images
+PARTS = "parts"  # soft parts of the images, in several groups
 JOBS = {"statistics": {"refine": "poses,contrast"}, "images": {"solver": "images"}}
 
 
@@ -33,8 +40,28 @@ def in_small_blocks() -> AbstractContextManager[Any]:
     return mock.patch.object(job, "accumulation_settings", with_blocks)
 
 
+def make_parts(star: Path, folder: Path, world: World) -> None:
+    """The statistics of twelve parts, three of which an image belongs to, owned by all ranks in turn."""
+    table = read_particles(star)
+    states = np.random.default_rng(0).dirichlet(np.full(3, 0.5), len(table))
+    parts = PartWeights.half_sets(table, seed=0).with_states(states, threshold=0.05, weights_of_b=states - 0.2)
+    settings = AccumulationSettings(32, 40, np.ones((1, 17)), np.eye(3)[None], block_bytes=BLOCK_BYTES)
+    of_pair = sum(settings.bytes_of(kind) for kind in Kind)
+    settings = replace(settings, grid_bytes=5 * of_pair)
+    owners = {part: number % world.size for number, part in enumerate(parts.parts)}
+    with ImageSource(table) as images:
+        found = accumulate_shared(table, images, parts, settings, owners, Task(world))
+    assert set(found) == {part for part in owners if owners[part] == world.rank}
+    whole = [world.broadcast(found.get(part), owners[part]) for part in parts.parts]
+    if world.is_first:
+        arrays = {f"{part.label}-{what}": getattr(s, what) for part, s in zip(parts.parts, whole, strict=True)
+                  for what in ("backprojection", "kernel", "sum_of_weights", "n_images")}  # fmt: skip
+        np.savez(folder / f"{PARTS}.npz", **arrays)  # type: ignore[arg-type]
+
+
 def make(star: Path, folder: Path, world: World, threads: int) -> None:
     """A file a job, on the first rank."""
+    make_parts(star, folder, world)
     short = Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1)
     with (
         in_small_blocks(),

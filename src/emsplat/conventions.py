@@ -1,8 +1,8 @@
-"""Units, axes and signs: the only module that owns them.
+"""Units, axes and signs. This is the only module that defines them.
 
-Interfaces speak Å, degrees, e/Å², kV and mm (Cs); grids inside speak pixels. A unit stands in the name.
-Volumes are ``[z, y, x]``, images ``[y, x]``, the origin at voxel ``D // 2`` for odd and even D.
-``x_image = A x_volume`` with A RELION's matrix of (rot, tilt, psi); an image is the integral along the rotated z.
+Interfaces use Å, degrees, e/Å², kV and mm (Cs); grids inside use pixels. The unit is part of the name.
+Volumes are ``[z, y, x]`` and images ``[y, x]``, with the origin at voxel ``D // 2`` for odd and even D.
+``x_image = A x_volume``, where A is RELION's matrix of (rot, tilt, psi); an image is the integral along the rotated z.
 A central slice therefore sits at ``k_volume = Aᵀ (k_x, k_y, 0)``.
 ``rlnOriginXAngst/YAngst`` is the shift that *centres* an image: the particle's centre lies at
 ``D // 2 − origin / pixel_size``.
@@ -50,7 +50,7 @@ def euler_angles(rotations: ArrayLike) -> NDArray[np.float64]:
 def are_rotations(matrices: ArrayLike, tolerance: float) -> NDArray[np.bool_]:
     """(...) whether (..., 3, 3) matrices turn without scaling or mirroring, to within the tolerance in ``A Aᵀ``."""
     a = np.asarray(matrices, dtype=np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # values beyond all bounds are no rotations
+    with np.errstate(over="ignore", invalid="ignore"):  # matrices with huge values are no rotations
         error = np.abs(a @ np.swapaxes(a, -1, -2) - np.eye(3)).max(axis=(-1, -2), initial=0.0)
         return np.logical_and(error < tolerance, np.linalg.det(a) > 0)
 

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises, and what is said of the others that a user can cause."""
+"""The exception for mistakes of the user, and messages for other exceptions that a user can cause."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LONGEST = 900  # characters
 
 
 class InputError(Exception):
-    """Bad input: one line saying what, which value, which rule, and what to do next.
+    """Bad input. Its message is one line that says what is wrong, which value, which rule, and what to do next.
 
     The command line prints it without a traceback and exits with code 2. A message that quotes a whole damaged file is
     shortened in its middle.
@@ -21,14 +21,14 @@ class InputError(Exception):
         super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 3 :]}")
 
 
-# How torch, the threads and the loader of libraries say it.
+# Messages of torch, of threads and of the loader of libraries when memory runs out.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "can't start new thread",
     "failed to map segment",
     "Cannot allocate memory",
 )
-_OUT_OF_CARD = (  # as torch's allocator, the driver, the libraries and Triton say it
+_OUT_OF_CARD = (  # messages of torch's allocator, the driver, the libraries and Triton
     "CUDA out of memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -39,7 +39,7 @@ _COARSER = "look at coarser detail with --max-resolution"
 
 
 def in_one_line(error: BaseException) -> tuple[str, int] | None:
-    """What a user is told of an error, and the exit code; None for an error of the program's own."""
+    """The message for the user and the exit code of an error; None if the error is a fault of the program."""
     if isinstance(error, InputError):
         return str(error), BAD_INPUT
     if isinstance(error, OSError):
@@ -59,12 +59,12 @@ def in_one_line(error: BaseException) -> tuple[str, int] | None:
 
 
 def is_out_of_card(error: BaseException) -> bool:
-    """Whether a graphics card's memory did not suffice."""
+    """Whether the memory of a graphics card ran out."""
     return any(text in str(error) for text in _OUT_OF_CARD)
 
 
 def _of_the_system(error: OSError) -> str:
-    """What the operating system refused."""
+    """The message for an error of the operating system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space or choose another output folder"
     where = f"{error.filename}: " if error.filename else ""

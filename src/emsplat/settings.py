@@ -90,6 +90,41 @@ class ReconstructSettings(InputSettings):
         symmetry_operators(self.symmetry)
 
 
+@dataclass(frozen=True)
+class AbInitioSettings:
+    """What can be asked of a search for poses from none; None: found from the data, and said in the log."""
+
+    datadir: Path | None = None  # the folder image names are relative to, if not the file's
+    strip_prefix: str | None = None  # leading part of the image names that is not part of their path any more
+    pixel_size: float | None = None  # Å; overrides the file and the stacks
+    ctf: Path | None = None  # cryoDRGN's ctf.pkl, of the images of PARTICLES
+    passthrough: tuple[Path, ...] = ()  # cryoSPARC's passthrough tables, joined on uid
+    no_ctf: bool = False  # the images have no CTF, or none is known: it is taken as 1
+    invert: bool = False  # the particles are dark
+    symmetry: str = "C1"  # point group that is imposed: RELION's names and axes
+    mask_diameter: float | None = None  # Å, of a circle about the image's middle that holds the particle
+    max_shift: float | None = None  # Å, farthest that a particle lies from its image's middle; default: box / 10
+    max_resolution: float | None = None  # Å; finer detail is not looked at
+    starts: int = 3  # searches of each half set from other random poses, at most; more only where halves disagree
+    seed: int = 0  # of everything that is drawn
+    threads: int | None = None  # default: as many as the machine has
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the fits of Gaussians; the search runs on the CPU
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å"),
+            ("--mask-diameter", self.mask_diameter, 1e-3, "a positive number of Å"),
+            ("--max-shift", self.max_shift, 0, "0 or more Å"),
+            ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
+            ("--starts", self.starts, 1, "a positive number"),
+            ("--threads", self.threads, 1, "a positive number"),
+            ("--seed", self.seed, 0, "0 or more"),
+        )
+        for option, value, least, rule in rules:
+            _require_option(option, value, least, rule)
+        symmetry_operators(self.symmetry)
+
+
 def _check_refinement(asked: str | None, quantities: tuple[str, ...], limits: tuple[float, float] | None) -> None:
     if len(set(quantities)) < len(quantities) or not set(quantities) <= set(REFINABLE):
         raise InputError(

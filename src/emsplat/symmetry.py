@@ -1,8 +1,8 @@
-"""Point groups under RELION's names and in RELION's axes.
+"""Point groups with the names and axes of RELION.
 
-A group is closed from two generators. Axes as in RELION's ``SymList`` (xmipp's before it): Cn about z; Dn with a
-two-fold along x; O with its four-folds along the axes; I (= I2) in the crossing-222 setting, I1 that turned by 90°
-about z, I3 with a five-fold along z, I4 likewise with the mirror image of its other axes.
+A group is the closure of two generators. Axes are those of RELION's ``SymList`` (and xmipp's before it): Cn about z; Dn
+with a two-fold axis along x; O with its four-fold axes along x, y and z; I (= I2) in the crossing-222 setting, I1 is I2
+turned by 90° about z, I3 has a five-fold axis along z, and I4 is I3 with its other axes mirrored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def symmetry_operators(name: str) -> NDArray[np.float64]:
         return np.array(turns + flips)
     group = "I2" if group == "I" else group
     if group not in _GENERATORS:
-        raise InputError(f"symmetry {name!r} is not a point group this program knows; it knows {KNOWN_GROUPS}")
+        raise InputError(f"symmetry {name!r} is not a known point group; choose one of {KNOWN_GROUPS}")
     return _closure([_rotation(axis, 1 / order) for order, axis in _GENERATORS[group]])
 
 
@@ -59,7 +59,7 @@ def _rotation(axis: tuple[float, float, float], turns: float) -> NDArray[np.floa
 def _closure(generators: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """All products of the generators; each new element is multiplied by each generator once."""
     elements = [np.eye(3)]
-    for element in elements:  # grows while it is walked
+    for element in elements:  # the list grows during the loop
         for generator in generators:
             product = generator @ element
             if all(np.abs(product - known).max() > 1e-6 for known in elements):

@@ -1,4 +1,4 @@
-"""What could change a number: the program, the libraries under it, and the machine's system."""
+"""Versions of everything that could change a number: the program, its libraries, and the operating system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LIBRARIES = ("numpy", "scipy", "torch", "numba")
 
 
 def versions() -> dict[str, str]:
-    """Of everything that could change a number."""
+    """Versions by name, of everything that could change a number."""
     found = {"emsplat": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in _LIBRARIES:
         try:

@@ -19,6 +19,7 @@ from emsplat.commands import run_demo as demo
 from emsplat.io.mrc import read_map, write_map
 from emsplat.io.star import Table, read_star, write_star
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from processes import PATIENCE
 
 N, BOX = 24, 32
 
@@ -363,7 +364,7 @@ def test_a_reader_that_goes_away(case: Case) -> None:
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=PATIENCE) == 141
 
 
 # Disk and keyboard
@@ -391,19 +392,19 @@ def test_a_disk_that_fills_up(case: Case, small_disk: Path, run: Callable[..., O
         assert os.listdir(small_disk) == []
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_interrupts_leave_nothing(case: Case) -> None:
     """Ctrl-C, and a queue's SIGTERM, while the job is at work."""
     for sent in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(
             [sys.executable, "-m", "emsplat", "reconstruct", case.star, "-o", case.output],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run with &
         )  # fmt: skip
         assert process.stdout is not None
         while "images of" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(sent)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130
         assert err.splitlines() == ["emsplat: interrupted; no half-written file is left"]
         assert files_below(case.folder) == {"particles.star", "particles.mrcs", "truth.mrc", "mask.mrc"}

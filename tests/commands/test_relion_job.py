@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from emsplat.commands import relion_job as external_job
+from emsplat.commands.relion_job import Work, main
 from emsplat.io.mrc import read_map
 from emsplat.io.star import read_star
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from processes import PATIENCE
 from relion import run_relion
 
 JOB = "External/job001"
@@ -45,20 +46,19 @@ def project(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
-def instead(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a shell script in the reconstruction's place."""
+def instead(project: Path) -> Callable[..., Work]:
+    """Work that is done by a shell script in the reconstruction's place, and looked at often."""
 
-    def put(script: str) -> None:
+    def work(script: str, cleaning_up: float = 60.0) -> Work:
         (project / "script").write_text(f"#!/bin/sh\n{script}\n")
         (project / "script").chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(project / "script"))
-        monkeypatch.setattr(external_job, "_BETWEEN_LOOKS", 0.1)
+        return Work((str(project / "script"),), between_looks=0.1, cleaning_up=cleaning_up)
 
-    return put
+    return work
 
 
-def run_job(*arguments: str) -> int:
-    return external_job.main(["--o", f"{JOB}/", "--in_parts", "particles.star", *arguments, "--j", "2"])
+def run_job(*arguments: str, work: Work = Work()) -> int:  # noqa: B008 (frozen)
+    return main(["--o", f"{JOB}/", "--in_parts", "particles.star", *arguments, "--j", "2"], work)
 
 
 def markers() -> set[str]:
@@ -114,10 +114,10 @@ def test_relion_runs_it(project: Path) -> None:
 
 
 def test_what_is_passed_on(instead: Callable, project: Path) -> None:
-    instead('printf "%s\\n" "$@" > arguments; exit 1')
-    assert run_job("--symmetry", "D2", "--sharpen", "-80", "--invert", "--pipeline_control", f"{JOB}/") == 1
+    work = instead('printf "%s\\n" "$@" > arguments; exit 1')
+    assert run_job("--symmetry", "D2", "--sharpen", "-80", "--invert", "--pipeline_control", f"{JOB}/", work=work) == 1
     assert (project / "arguments").read_text().split() == [
-        *("-m", "emsplat", "reconstruct", "particles.star", "-o", JOB, "--overwrite", "--threads", "2"),
+        *("reconstruct", "particles.star", "-o", JOB, "--overwrite", "--threads", "2"),
         *("--symmetry", "D2", "--sharpen", "-80", "--invert"),
     ]
 
@@ -141,36 +141,35 @@ def test_mistakes_are_failures(
 
 
 def test_no_particles_is_a_failure(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert external_job.main(["--o", JOB, "--j", "1"]) == 1
+    assert main(["--o", JOB, "--j", "1"]) == 1
     assert markers() == {"RELION_JOB_EXIT_FAILURE"}
     assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_a_killed_reconstruction_is_a_failure(instead: Callable) -> None:
     """As the operating system does where memory runs out."""
-    instead("kill -9 $$")
-    assert run_job() == 1
+    assert run_job(work=instead("kill -9 $$")) == 1
     assert markers() == {"RELION_JOB_EXIT_FAILURE"}
 
 
 def test_an_abort_lets_it_clean_up(instead: Callable, project: Path) -> None:
-    instead("trap 'touch cleaned; exit 130' TERM; touch started; while :; do sleep 0.1; done")
+    work = instead("trap 'touch cleaned; exit 130' TERM; touch started; while :; do sleep 0.1; done")
     thread = asked_to_abort_soon()
-    assert run_job() == 130
+    assert run_job(work=work) == 130
     thread.join()
     assert os.listdir(JOB) == ["RELION_JOB_EXIT_ABORTED"]
     assert (project / "cleaned").exists()
 
 
-def test_an_abort_ends_what_does_not_listen(instead: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_job, "_PATIENCE", 0.5)
-    instead("trap '' TERM; touch started; while :; do sleep 0.1; done")
+def test_an_abort_ends_what_does_not_listen(instead: Callable) -> None:
+    work = instead("trap '' TERM; touch started; while :; do sleep 0.1; done", cleaning_up=0.5)
     thread = asked_to_abort_soon()
-    assert run_job() == 130
+    assert run_job(work=work) == 130
     thread.join()
     assert os.listdir(JOB) == ["RELION_JOB_EXIT_ABORTED"]
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("sent", [None, signal.SIGTERM, signal.SIGINT])
 def test_stopping_a_reconstruction_that_is_at_work(sent: signal.Signals | None, project: Path) -> None:
     """By RELION's file, by a queue, by Ctrl-C."""
@@ -178,7 +177,6 @@ def test_stopping_a_reconstruction_that_is_at_work(sent: signal.Signals | None, 
         [sys.executable, "-m", "emsplat.commands.relion_job",
          "--o", f"{JOB}/", "--in_parts", "particles.star", "--j", "1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run with &
     )  # fmt: skip
     assert process.stdout is not None
     while "images of" not in process.stdout.readline():
@@ -187,7 +185,7 @@ def test_stopping_a_reconstruction_that_is_at_work(sent: signal.Signals | None, 
         Path(JOB, "RELION_JOB_ABORT_NOW").touch()
     else:
         process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines() == ["emsplat: interrupted; no half-written file is left"]
     assert os.listdir(JOB) == ["RELION_JOB_EXIT_ABORTED"]
@@ -197,8 +195,7 @@ def test_what_the_last_run_said_is_forgotten(instead: Callable) -> None:
     Path(JOB).mkdir(parents=True)
     for name in (*MARKERS, "RELION_JOB_ABORT_NOW", "RELION_OUTPUT_NODES.star"):
         Path(JOB, name).touch()
-    instead("exit 2")
-    assert run_job() == 1
+    assert run_job(work=instead("exit 2")) == 1
     assert os.listdir(JOB) == ["RELION_JOB_EXIT_FAILURE"]
 
 

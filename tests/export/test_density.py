@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from emsplat.export import mrc
 from emsplat.export.mrc import density_on_grid, write_density
 from emsplat.models.gaussians import Gaussians
 
@@ -80,11 +79,14 @@ def test_the_header_places_it_over_the_runs_map(some_gaussians: Callable, tmp_pa
         assert np.allclose(found, centre + expected, atol=0.2)
 
 
-def test_a_grid_that_memory_cannot_hold(
-    some_gaussians: Callable, refuses: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mrc, "_memory_in_bytes", lambda: 8e9)
+def test_a_grid_that_memory_cannot_hold(some_gaussians: Callable, refuses: Callable) -> None:
     with refuses("--box-size 3000", "GB"):
-        density_on_grid(some_gaussians(1), 3000, 0.1, 2.0)
+        density_on_grid(some_gaussians(1), 3000, 0.1, 2.0, memory_in_bytes=8e9)
     with refuses("--pixel-size 0.01"):  # a box that is small but cuts a model that is not
-        density_on_grid(Gaussians(*(torch.zeros(1, n)[..., : n or None] for n in (3, 3, 4, 1))), 3000, 0.01, 2.0)
+        density_on_grid(
+            Gaussians(*(torch.zeros(1, n)[..., : n or None] for n in (3, 3, 4, 1))),
+            3000,
+            0.01,
+            2.0,
+            memory_in_bytes=8e9,
+        )

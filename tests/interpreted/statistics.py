@@ -20,7 +20,7 @@ from emsplat.fit.by_statistics import FitSettings
 from emsplat.fourier import insertion_gpu
 from emsplat.fourier.cropping import fourier_cropped
 from emsplat.fourier.insertion_gpu import DeviceGrid
-from emsplat.particles.parts import Kind, PartWeights
+from emsplat.particles.parts import Kind, Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.reconstruction import halves
 from emsplat.reconstruction import reconstruct as reconstruction
@@ -59,6 +59,22 @@ def pair_of(grids: Mapping[GridId, DeviceGrid], number: int) -> tuple[DeviceGrid
     return grids.get(GridId(number, Kind.B)), grids.get(GridId(number, Kind.T))
 
 
+def on_device_parts(
+    particles: Particles,
+    images: ImagesInMemory,
+    parts: PartWeights,
+    settings: AccumulationSettings,
+    progress: Callable[[int], None] = lambda done: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[Part, Statistics]:
+    """`accumulate`, there."""
+    everything = np.ones(len(parts.parts), dtype=bool)
+    order, wanted = np.flatnonzero(parts.holds(everything))[::-1], grids_of(parts, everything)
+    grids = filled_on_device(wanted, particles, images, order, parts, settings, CARD, progress, say)
+    return {part: statistics_of(*pair_of(grids, number), settings, parts, number)
+            for number, part in enumerate(parts.parts)}  # fmt: skip
+
+
 def on_device(
     particles: Particles,
     images: ImagesInMemory,
@@ -68,10 +84,7 @@ def on_device(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Statistics]:
     """`accumulate`, there."""
-    order, parts = np.flatnonzero(subset >= 0)[::-1], numbered_parts(subset)
-    wanted = grids_of(parts, np.ones(len(parts.parts), dtype=bool))
-    grids = filled_on_device(wanted, particles, images, order, parts, settings, CARD, progress, say)
-    return [statistics_of(*pair_of(grids, number), settings, parts, number) for number in range(len(parts.parts))]
+    return list(on_device_parts(particles, images, numbered_parts(subset), settings, progress, say).values())
 
 
 def case(
@@ -106,6 +119,42 @@ def test_the_statistics_are_those_of_the_processor(
     for number in (0, 1, 3):
         assert relative(found[number].backprojection, expected[number].backprojection) < 1e-5
         assert relative(found[number].kernel, expected[number].kernel) < 1e-5
+
+
+def test_soft_parts_are_those_of_the_processor() -> None:
+    """Weights of b that may be negative apart from T's, images in no part, parts of one kind alone, symmetry."""
+    particles, images, settings = case(17, 13, "C2")
+    weights = np.array([[0.5, 0.5, 0], [0, 1, 0], [0.2, 0.3, 0], [0, 0, 0], [1, 0, 0], [0, 0.7, 0]])
+    of_b = np.array([[1, -2, 0], [0, 0, 0], [-0.4, 1, 0.5], [0, 0, 0], [0, 0, -1], [0.1, 0, 0]])
+    parts = PartWeights.from_dense([Part(state=number) for number in range(3)], weights, weights_of_b=of_b)
+    expected = accumulate(particles, images, parts, settings)
+    found = on_device_parts(particles, images, parts, replace(settings, device_first_bytes=4 * 17**2 * 4))
+    for part, statistics in expected.items():
+        for got, wanted in ((found[part].backprojection, statistics.backprojection),
+                            (found[part].kernel, statistics.kernel)):  # fmt: skip
+            assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted)
+    assert not found[Part(state=2)].kernel.any()
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_block_of_soft_parts_that_does_not_fit_is_halved(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    particles, images, settings = case(16, 16)
+    weights = np.random.default_rng(0).dirichlet(np.ones(2), 6)
+    parts = PartWeights.from_dense([Part(1), Part(2)], weights)
+    expected = accumulate(particles, images, parts, settings)
+    prepare = Weighting.prepare
+
+    def scarce(self: Weighting, block: Block) -> Prepared:
+        if len(block.rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return prepare(self, block)
+
+    monkeypatch.setattr(Weighting, "prepare", scarce)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: None)
+    found = on_device_parts(particles, images, parts, settings)
+    for part, statistics in expected.items():
+        assert relative(found[part].backprojection, statistics.backprojection) < 1e-5
+        assert relative(found[part].kernel, statistics.kernel) < 1e-5
 
 
 def test_images_from_a_cache_are_smaller_than_the_box_of_their_table() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from emsplat.runtime import folders
 from emsplat.runtime.folders import claiming, filling
+from processes import PATIENCE
 
 OLD, NEW = (
     {"a": "old", "sub/b": "old", "c": "old", "end": "old"},
@@ -63,7 +64,7 @@ def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path, old: dict[str, str
 def test_what_cannot_be_moved_into_place_leaves_the_old_files(tmp_path: Path, refuses: Callable) -> None:
     write(tmp_path, OLD)
     (tmp_path / "d").mkdir()
-    with refuses(str(tmp_path / "d"), "a folder stands where"):
+    with refuses(str(tmp_path / "d"), "a folder is where"):
         fill(tmp_path)
     assert contents(tmp_path) == OLD
     assert sorted(os.listdir(tmp_path)) == ["a", "c", "d", "end", "sub"]
@@ -94,7 +95,7 @@ def test_another_process_is_refused(tmp_path: Path) -> None:
     with claiming(tmp_path) as found:
         assert found == []
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert f"{tmp_path}: another run is at work on it (process {os.getpid()} on " in done.stderr
+        assert f"{tmp_path}: another run is writing to it (process {os.getpid()} on " in done.stderr
         fill(tmp_path)  # the process that claimed it may
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
     assert contents(tmp_path) == NEW
@@ -120,7 +121,8 @@ def test_what_another_machine_left_is_named_and_stays(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("theirs")
     with claiming(tmp_path) as found:
-        assert [line.split(" is of a run on far")[0] for line in found] == [f"{tmp_path}: {name}" for name in names]
+        told = [line.split(" belongs to a run on far")[0] for line in found]
+        assert told == [f"{tmp_path}: {name}" for name in names]
     fill(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"a", "sub", "d", "end", *names}
     assert (tmp_path / "a").read_text() == "new"
@@ -178,7 +180,7 @@ for n in range(1, 200):
 def test_killed_at_any_call_nothing_is_lost(tmp_path: Path, old: str) -> None:
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", KILLED_AT_EVERY_CALL, tmp_path, old]
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) > 25
@@ -187,6 +189,7 @@ def test_killed_at_any_call_nothing_is_lost(tmp_path: Path, old: str) -> None:
     assert all(line.split("]")[1].split()[0] == "2" for line in told if "'claim'" in line)
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_an_interrupt_while_files_are_moved_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(source: Path, target: Path) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
+from emsplat.errors import InputError
 from emsplat.io import read_particles
 from emsplat.io.formats import Format, sniff
 
@@ -111,14 +112,30 @@ def test_every_star_there_is_gives_a_table_or_one_line(shared_data, refuses):
         f"{TOMO.split('/')[-1]}.star": ["optimisation set"],
         f"{TOMO.split('/')[-1]}_tomograms.star": ["no particle table"],
     }
-    read = 0
+    known = {
+        "empiar-10204-betagal-run_data.star",
+        "particles.star",
+        "relion31.star",
+        "relion5.star",
+        "sample_particles_relion30.star",
+        "sample_relion_data.star",
+        "sample_relion_symmetry_group_D4.star",
+        f"{TOMO.split('/')[-1]}_optimisation_set.star",
+        "sta_testing_bin8.star",
+    }
+    read = set()
     for path in sorted(shared_data.rglob("*.star")):
         if path.name in refused:
             with refuses(path.name, *refused[path.name]):
                 read_particles(path, need_stacks=False)
-        else:
-            read += len(read_particles(path, need_stacks=False)) > 0
-    assert read == 9
+            continue
+        try:
+            assert len(read_particles(path, need_stacks=False)) > 0, path
+            read.add(path.name)
+        except InputError as error:  # of a file that nobody knew of when this was written
+            assert "\n" not in str(error)
+            assert path.name in str(error)
+    assert known <= read
 
 
 def test_six_optics_groups_read_with_one_pixel_size(shared_data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emsplat.io import ImageSource, StackWriter, images, read_particles, reading_order
+from emsplat.io import ImageSource, StackWriter, read_particles, reading_order
 
 N_IMAGES, BOX_SIZE = 6, 8  # of the data set fixture
 
@@ -23,11 +23,10 @@ def two_stacks(dataset, tmp_path, write_stack):
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [5, 0, 3, 3], [2], [], [0, 2, 4]])
 @pytest.mark.parametrize("most_open", [1, 16])
-def test_rows_in_any_order_from_several_stacks(two_stacks, rows, most_open, monkeypatch):
-    monkeypatch.setattr(images, "_OPEN_STACKS", most_open)
+def test_rows_in_any_order_from_several_stacks(two_stacks, rows, most_open):
     particles, expected = two_stacks
     rows = np.array(rows, dtype=np.int64)
-    with ImageSource(particles) as source:
+    with ImageSource(particles, most_open=most_open) as source:
         np.testing.assert_array_equal(source.read(rows), expected[rows])
         assert len(source._readers) <= most_open
     with ImageSource(particles, invert=True) as source:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from mrcfile.dtypes import HEADER_DTYPE
 
-from emsplat.io import StackReader, StackWriter, mrc, read_map, write_map
+from emsplat.io import StackReader, StackWriter, read_map, write_map
 from emsplat.runtime.files import temporary_name
+from processes import PATIENCE
 
 VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
@@ -52,11 +53,10 @@ def test_every_mode_and_byte_order_in_any_order_of_sections(tmp_path, mode, orde
     np.testing.assert_array_equal(images, values[wanted])
 
 
-def test_long_runs_are_read_in_pieces(tmp_path, monkeypatch):
+def test_long_runs_are_read_in_pieces(tmp_path):
     values = some_values(2, (9, 4, 4))
     write_raw(tmp_path / "a.mrcs", values, 2)
-    monkeypatch.setattr(mrc, "_LARGEST_READ_IN_BYTES", 150)  # two sections and a bit
-    with StackReader(tmp_path / "a.mrcs") as stack:
+    with StackReader(tmp_path / "a.mrcs", largest_read_in_bytes=150) as stack:  # two sections and a bit
         np.testing.assert_array_equal(stack.read(np.arange(9)[::-1]), values[::-1])
 
 
@@ -279,7 +279,9 @@ def test_relion_reads_what_is_written(tmp_path):
         stack.append(volume[:3])
     for name, values, size in (("map.mrc", volume, "8 x 8 x 8 x 1"), ("1@stack.mrcs", volume[0], "8 x 8 x 1 x 1")):
         command = ["relion_image_handler", "--i", name, "--stats"]
-        printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60).stdout
+        printed = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=PATIENCE
+        ).stdout
         said = dict(re.findall(r"(\w+) ?= (-?[\d.e-]+)", printed))
         assert size in printed, printed
         for key, expected in (("avg", values.mean()), ("stddev", values.std()), ("angpix", 1.7)):

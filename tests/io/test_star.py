@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emsplat.io import Table, read_star, write_star
+from processes import PATIENCE
 
 PLAIN = "data_images\n\nloop_\n_rlnA #1\n_rlnB #2\n1 one\n2 two\n\n"
 
@@ -155,5 +156,5 @@ def test_relion_reads_what_is_written(tmp_path: Path):
     optics = Table({"rlnOpticsGroup": ["1"], "rlnOpticsGroupName": ["scope"], "rlnVoltage": ["300"]})
     write_star(tmp_path / "a.star", {"optics": optics, "particles": Table(rows)})
     command = ["relion_star_printtable", "a.star", "data_particles", "rlnImageName", "rlnAngleRot"]
-    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60).stdout
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
     assert [line.split() for line in printed.splitlines() if "@" in line] == [["1@a.mrcs", "1.5"], ["2@a.mrcs", "-2"]]

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from emsplat.errors import InputError
-from emsplat.io import Table, read_star, star, write_star
+from emsplat.io import Table, read_star, write_star
+from emsplat.io.star import Reading
 from emsplat.io.star_scan import scan_rows
 from mutations import STAR, TEXT
 
@@ -65,20 +66,19 @@ def test_numbers_are_the_nearest_or_left_alone(words: list[str]) -> None:
     np.testing.assert_array_equal(found.exact[0][ordinary], True)
 
 
-def parsed(path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> object:
-    """What is read, or the refusal."""
-    monkeypatch.setattr(star, "_ROWS_WORTH_COMPILING", 1 if compiled else 1 << 60)
+def parsed(path: Path, compiled: bool) -> object:
+    """What is read in pieces that begin anywhere, or the refusal."""
+    reading = Reading(piece=100, rows_worth_compiling=1 if compiled else 1 << 60)
     try:
-        tables = read_star(path, {"rlnA": float, "rlnB": str, "rlnC": float})
+        tables = read_star(path, {"rlnA": float, "rlnB": str, "rlnC": float}, reading)
     except InputError as error:
         return str(error)
     return {name: {n: list(values) for n, values in table.columns.items()} for name, table in tables.items()}
 
 
-def test_the_compiled_reader_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On spoilt files too, whose pieces begin anywhere."""
+def test_the_compiled_reader_is_the_plain_one(tmp_path: Path) -> None:
+    """On spoilt files too."""
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(star, "_PIECE", 100)
     path = tmp_path / "a.star"
     columns = {
         "rlnA": rng.normal(size=60) * 10.0 ** rng.integers(-30, 30, 60),
@@ -93,8 +93,8 @@ def test_the_compiled_reader_is_the_plain_one(tmp_path: Path, monkeypatch: pytes
         for name, mutation in {**TEXT, **STAR}.items():
             if not name.startswith(("many", "large")):
                 path.write_bytes(mutation(valid, np.random.default_rng([seed, len(name)])))
-                plain = parsed(path, False, monkeypatch)
-                assert parsed(path, True, monkeypatch) == plain, name
+                plain = parsed(path, False)
+                assert parsed(path, True) == plain, name
                 refused += isinstance(plain, str)
     assert 20 < refused < 80
 

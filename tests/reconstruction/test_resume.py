@@ -133,7 +133,7 @@ def test_the_same_as_if_never_ended(kind: str, star: Path, tmp_path: Path, monke
         assert not list((tmp_path / "checkpoints").glob(".*"))
     equal(run(), whole)
     for (_, name), log in zip(ends, logs[1:], strict=True):
-        assert f"going on from {name}" in log, name
+        assert f"resuming from {name}" in log, name
 
 
 def test_ended_by_a_rule_of_the_command(
@@ -152,9 +152,9 @@ def test_ended_by_a_rule_of_the_command(
 
     ended_after(2, "pass", monkeypatch, lambda: main([*command, "--resume"]))
     assert "starts at its beginning" in capsys.readouterr().out
-    assert "go on with --resume, or replace it with --overwrite" in said(2)
+    assert "continue with --resume, or replace it with --overwrite" in said(2)
     assert "isotropic False there, True here" in said(2, "--resume", "--isotropic")
-    assert "going on from pass" in said(0, "--resume")
+    assert "resuming from pass" in said(0, "--resume")
     assert "complete, nothing is left to do" in said(0, "--resume")
     assert "holds a run already" in said(2, "--resume", "--isotropic")
     assert not [path.name for path in output.iterdir() if path.name.startswith(".") or path.name == "checkpoints"]
@@ -177,7 +177,7 @@ def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch:
     result = reconstruct(star, settings, reporter, checkpoints)
     monkeypatch.undo()
     [told] = [text for text in reporter.warnings if "disk" in text]
-    assert "goes on without" in told
+    assert "continues without" in told
     assert [path.name.split("-")[0] for path in tmp_path.glob("checkpoints/*") if "before" not in path.name] == ["pass"]
     assert not list(tmp_path.glob("checkpoints/.*"))
     small_blocks(monkeypatch)
@@ -223,6 +223,6 @@ def test_killed_processes_leave_no_trace(star: Path, tmp_path: Path) -> None:
             timeout=100,
         )
         assert (process.returncode, process.stderr) == (code, ""), process.stderr
-    assert "going on from fit1-1" in process.stdout
+    assert "resuming from fit1-1" in process.stdout
     np.testing.assert_array_equal(read_map(output / "map.mrc").values, whole)
     assert not [path.name for path in output.iterdir() if path.name.startswith(".") or path.name == "checkpoints"]

@@ -85,7 +85,7 @@ def test_one_cut_short_gives_way_to_the_one_before(keep: float, tmp_path: Path) 
     assert same(job.load("half1"), state(1))
     [told] = job.reporter.warnings
     assert "half1.safetensors: cut short" in told
-    assert "before" in told
+    assert "the previous state is used" in told
     job.save("half1", state(3))
     (tmp_path / "half1.safetensors").unlink()
     assert same(job.load("half1"), state(1))  # what was broken has not taken its place
@@ -201,7 +201,7 @@ def test_a_full_disk_costs_no_run_and_no_state(tmp_path: Path) -> None:
             assert not job.save("half1", state(number, 60_000))
         [told] = job.reporter.warnings
         assert "the disk is full" in told
-        assert "goes on without" in told
+        assert "continues without" in told
         assert same(job.load("half1"), state(3, 30_000))
         assert not list(disk.glob("checkpoints/.*"))
 

@@ -12,13 +12,12 @@ import pytest
 from rich.console import Console
 
 from emsplat.cli import main
-from emsplat.runtime import console as module
 from emsplat.runtime.console import ConsoleReporter
 
 
-def reporter(terminal: bool, width: int = 100) -> tuple[ConsoleReporter, StringIO]:
+def reporter(terminal: bool, width: int = 100, **pace: float) -> tuple[ConsoleReporter, StringIO]:
     file = StringIO()
-    return ConsoleReporter(Console(file=file, force_terminal=terminal, width=width, highlight=False)), file
+    return ConsoleReporter(Console(file=file, force_terminal=terminal, width=width, highlight=False), **pace), file
 
 
 def work(reporter: ConsoleReporter, pause: float) -> None:
@@ -39,9 +38,8 @@ def test_a_terminal_sees_rate_and_time_left() -> None:
     assert shown.rstrip().endswith(("\x1b[?25h", "\x1b[2K", "\x1b[1A\x1b[2K"))  # cursor shown again, the bar wiped
 
 
-def test_a_file_sees_lines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WORTH_A_LINE", 0.05)
-    listener, file = reporter(terminal=False)
+def test_a_file_sees_lines_alone() -> None:
+    listener, file = reporter(terminal=False, worth_a_line=0.05)
     work(listener, 0.02)
     listener.warn("a path [with brackets] " + 40 * "long ")
     path = Path("run") / (30 * "deep/") / "map.mrc"
@@ -62,9 +60,8 @@ def test_a_terminal_is_given_links(tmp_path: Path) -> None:
     assert f";{target}\x1b\\" in file.getvalue()  # OSC 8
 
 
-def test_a_file_is_told_now_and_then_that_long_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SIGN_OF_LIFE", 0.05)
-    listener, file = reporter(terminal=False)
+def test_a_file_is_told_now_and_then_that_long_work_goes_on() -> None:
+    listener, file = reporter(terminal=False, sign_of_life=0.05)
     work(listener, 0.04)
     lines = file.getvalue().splitlines()
     assert 1 <= len(lines) <= 2

@@ -91,7 +91,7 @@ def test_the_card_is_found_and_named(cuda) -> None:
         ({"kernel": torch.OutOfMemoryError("CUDA out of memory. Tried ...")}, ("no memory free", "nvidia-smi")),
         (
             {"kernel": RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")},
-            ("Some Card", "no kernel image is available", "torch and the Triton"),
+            ("Some Card", "no kernel image is available", "torch and Triton"),
         ),
         ({"kernel": PermissionError(13, "Permission denied", "/no/cache")}, ("/no/cache", "TRITON_CACHE_DIR")),
         ({"kernel": AssertionError()}, ("Some Card", "AssertionError")),

@@ -23,6 +23,7 @@ from emsplat.io.mrc import write_map
 from emsplat.reconstruction import reconstruct as reconstruction
 from emsplat.reconstruction import solution
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from processes import PATIENCE
 
 N, BOX = 24, 32
 OLD = {"map.mrc": b"old", "summary.json": b"{}", "notes.txt": b"mine"}
@@ -82,7 +83,7 @@ def is_one_line(text: str) -> bool:
 
 def test_killed_and_run_again(images: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = start(images, output, "figures", "os.kill(os.getpid(), signal.SIGKILL)")
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(PATIENCE) == -signal.SIGKILL
     left = {name: content for name, content in contents(output).items() if not name.startswith(".")}
     assert left == OLD
     assert main(arguments(images, output)) == 0
@@ -106,9 +107,9 @@ def test_two_runs_at_once(images: Path, output: Path, capsys: pytest.CaptureFixt
     assert main(arguments(images, output)) == 2
     err = capsys.readouterr().err
     assert is_one_line(err)
-    assert f"{output}: another run is at work on it (process {first.pid} on" in err
+    assert f"{output}: another run is writing to it (process {first.pid} on" in err
     first.terminate()
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE)
     assert first.returncode == 130
     assert contents(output) == OLD
 
@@ -171,7 +172,7 @@ def test_a_process_that_lacks_something(
     prepare: Callable[[], Any], code: int, said: str, images: Path, output: Path
 ) -> None:
     process = start(images, output, preexec_fn=prepare)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, err
     assert said in err
     assert is_one_line(err) == (code != 0)
@@ -193,6 +194,7 @@ def test_a_read_only_disk(images: Path, output: Path, capsys: pytest.CaptureFixt
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_a_lost_terminal(images: Path, output: Path) -> None:
     """The hang-up ends a run as Ctrl-C does; one that was told to ignore it, as by nohup, goes on."""
     for first, code in (("pass", 130), ("signal.signal(signal.SIGHUP, signal.SIG_IGN)", 2)):
@@ -200,7 +202,7 @@ def test_a_lost_terminal(images: Path, output: Path) -> None:
             "os.kill(os.getpid(), signal.SIGHUP); from emsplat.errors import InputError; raise InputError('it went on')"
         )
         process = start(images, output, "loading", what, first)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, is_one_line(err)) == (code, True), err
         assert ("interrupted" in err, "it went on" in err) == (code == 130, code == 2)
         assert contents(output) == OLD

@@ -24,7 +24,7 @@ from emsplat.errors import InputError
 from emsplat.fit.by_images import Cut
 from emsplat.io import read_input, read_map
 from emsplat.particles.agreement import check_agreement
-from emsplat.particles.parts import PartWeights
+from emsplat.particles.parts import Kind, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.runtime.ranks import World
@@ -32,10 +32,11 @@ from emsplat.runtime.ranks.launch import first_host, launch
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
 from emsplat.statistics.accumulate import AccumulationSettings
-from emsplat.statistics.schedule import Share, deal, ranks_told_apart
+from emsplat.statistics.schedule import Share, deal, gives_whole_grids, ranks_told_apart
 from emsplat.validation.correlation import fsc
 from hosts import NoHostsError, hosts
 from phantom import numbered_parts
+from processes import PATIENCE
 
 TESTS = Path(__file__).parents[1]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "7"}
@@ -48,8 +49,10 @@ PORTS = count(20_000 + os.getpid() % 9_000)
 PROGRAM = """
 import sys, time
 {first}
-import emsplat.runtime.ranks.watch as watch
-watch.PATIENCE, watch._PATIENCE_INTERRUPTED, watch._PERIOD, watch._TO_LEAVE = 6.0, 3.0, 0.3, 2.0
+import functools
+import emsplat.runtime.ranks as ranks
+patience = ranks.Patience(silence=8.0, silence_when_interrupted=3.0, period=0.3, leaving=2.0)
+ranks.joined = functools.partial(ranks.joined, patience=patience)
 import emsplat.runtime.checkpoint as checkpoint
 import dataclasses
 import emsplat.reconstruction.job as job, emsplat.statistics.distributed as shared_pass
@@ -124,7 +127,7 @@ def start(
     return ranks
 
 
-def ends(ranks: Sequence[subprocess.Popen], within: float = 60.0) -> tuple[list[int], list[str]]:
+def ends(ranks: Sequence[subprocess.Popen], within: float = PATIENCE) -> tuple[list[int], list[str]]:
     """Exit codes, and all lines of their standard errors."""
     until = time.monotonic() + within
     try:
@@ -146,8 +149,8 @@ def until_in_the_pass(ranks: Sequence[subprocess.Popen]) -> None:
 def same_maps(run: Path, alone: Reconstruction) -> None:
     """A run folder has what one process made, to the last bit."""
     expected = {"map": alone.map}
-    for number, half in enumerate(alone.halves, 1):
-        expected |= {f"raw_half{number}": half.raw, f"map_half{number}": half.map}
+    for number, (half, combined) in enumerate(zip(alone.halves, alone.half_maps, strict=True), 1):
+        expected |= {f"raw_half{number}": half.raw, f"map_half{number}": combined}
     for name, values in expected.items():
         np.testing.assert_array_equal(read_map(run / f"{name}.mrc").values, values, name)
 
@@ -156,7 +159,7 @@ def same_maps(run: Path, alone: Reconstruction) -> None:
 
 
 def test_four_ranks_make_what_one_makes(images: Path, tmp_path: Path) -> None:
-    """To the last bit, by the statistics, the refinement and the images, with another number of threads."""
+    """To the last bit, by the statistics, the refinement, the images and soft parts, with more or fewer threads."""
     port, folders = next(PORTS), [tmp_path / name for name in ("four", "one")]
     for folder in folders:
         folder.mkdir()
@@ -164,8 +167,8 @@ def test_four_ranks_make_what_one_makes(images: Path, tmp_path: Path) -> None:
     path = f"{TESTS}:{os.environ.get('PYTHONPATH', '')}"
     ranks = [subprocess.Popen(line, env=os.environ | step(rank, 4, port) | {"PYTHONPATH": path}) for rank in range(4)]
     many_ranks.make(images / "particles.star", folders[1], World(), threads=2)
-    assert [rank.wait(60) for rank in ranks] == [0] * 4
-    for name in many_ranks.JOBS:
+    assert [rank.wait(PATIENCE) for rank in ranks] == [0] * 4
+    for name in (*many_ranks.JOBS, many_ranks.PARTS):
         four, one = (np.load(folder / f"{name}.npz") for folder in folders)
         for entry in one:
             if entry == "changes":  # float64, by LAPACK, whose last digits depend on where in memory a matrix lies
@@ -178,7 +181,7 @@ def dealt(order: np.ndarray, parts: PartWeights, owners: list[int], size: int) -
     """Shares of ranks, of images of 128² in blocks of the usual size."""
     settings = AccumulationSettings(128, 128, np.ones((1, 65)), np.eye(3)[None])
     everything = np.ones(len(parts.parts), dtype=bool)
-    return deal(order, parts, everything, owners, size, 128, settings)
+    return deal(order, parts, everything, owners, size, 128, settings, gives_whole_grids(len(parts.parts), size))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -222,6 +225,40 @@ def test_more_ranks_share_the_images(size: int) -> None:
         assert np.sum(np.diff(at) < 0) <= 1
         held = {number // 2 for number, _ in share.grids}
         assert held == {*half[rows].tolist()} | {n // 2 for n in range(4) if owners[n] == rank}
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 16, 40])
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_image_is_added_once_to_each_of_its_parts(size: int, whole: bool) -> None:
+    """Of thirty soft parts of 1,500 images, by whole grids and by stretches, some parts at a time; evenly."""
+    rng = np.random.default_rng(size)
+    weights = rng.dirichlet(np.full(15, 0.1), 1500)
+    parts = numbered_parts(rng.integers(-1, 2, 1500)).with_states(weights, threshold=0.02)
+    order = rng.permutation(1500)
+    group = rng.random(30) < 0.8
+    owners = rng.integers(size, size=30).tolist()
+    settings = AccumulationSettings(128, 128, np.ones((1, 65)), np.eye(3)[None], block_bytes=100 * 4 * 128**2)
+    shares = deal(order, parts, group, owners, size, 128, settings, whole)
+    everything = parts.entries(np.arange(1500), Kind.T, group)
+    of_rank = []
+    added = {kind: np.zeros((1500, 30), dtype=int) for kind in Kind}
+    for share in shares:
+        of_rank.append(0.0)
+        for kind in Kind:
+            mine = np.isin(np.arange(30), [number for number, k in share.grids if k == kind])
+            for block in share.blocks:
+                entries = parts.entries(block, kind, mine)
+                np.add.at(added[kind], (entries.rows[entries.places], entries.numbers), 1)
+                of_rank[-1] += len(entries.numbers)
+    expected = np.zeros((1500, 30), dtype=int)
+    expected[everything.rows[everything.places], everything.numbers] = 1
+    for kind in Kind:
+        np.testing.assert_array_equal(added[kind], expected)
+    if whole:
+        filled = [grid for share in shares for grid in share.grids]
+        assert len(filled) == len(set(filled)) == 2 * group.sum()
+    if size <= 16:
+        assert max(of_rank) < 1.35 * sum(of_rank) / size
 
 
 def test_ranks_that_go_on_with_each_others_states() -> None:
@@ -284,7 +321,9 @@ def test_the_script_for_slurm(images: Path, tmp_path: Path) -> None:
 def test_six_ranks_by_torchrun(images: Path, tmp_path: Path) -> None:
     """They share the images: sums are rounded otherwise, which the fit magnifies to what another seed changes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "6", "-m", "emsplat"]
-    ended = subprocess.run([*command, *arguments(images, tmp_path / "run")], capture_output=True, text=True, timeout=90)
+    ended = subprocess.run(
+        [*command, *arguments(images, tmp_path / "run")], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert ended.returncode == 0, ended.stderr
     assert "6 ranks on" in ended.stdout
     alone = reconstruct(images / "particles.star", FEW)
@@ -318,9 +357,9 @@ class InThreads(World):
 
     def gather(self, value: Any) -> list[Any]:
         self.told[self.rank] = value
-        self.barrier.wait(10)
+        self.barrier.wait(PATIENCE)
         result = list(self.told)
-        self.barrier.wait(10)
+        self.barrier.wait(PATIENCE)
         return result
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
@@ -393,9 +432,9 @@ def test_a_rank_that_hangs_or_is_told_to_end(images: Path, in_blocks: Reconstruc
     assert [name[: len("pass-rank0")] for name in kept] == ["pass-rank0", "pass-rank1"]
 
     ranks = start([arguments(images, tmp_path / "hangs", "--resume")] * 2)
-    outputs = [rank.communicate(timeout=60) for rank in ranks]
+    outputs = [rank.communicate(timeout=PATIENCE) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    assert "going on from pass-rank0of2" in outputs[0][0]
+    assert "resuming from pass-rank0of2" in outputs[0][0]
     same_maps(tmp_path / "hangs", in_blocks)
 
 
@@ -423,10 +462,10 @@ def test_a_machine_that_is_cut_off(
             if left == size:
                 machines.plug_in(cut)
             ranks = start([arguments(images, tmp_path / "run", "--resume")] * left, **place)
-            outputs = [rank.communicate(timeout=60) for rank in ranks]
+            outputs = [rank.communicate(timeout=PATIENCE) for rank in ranks]
     except NoHostsError as error:
         pytest.skip(f"NO NETWORK NAMESPACES ({error}): a machine that is cut off is untested here")
     assert [rank.returncode for rank in ranks] == [0] * left, outputs
-    assert (f"going on from pass-rank0of{size}" in outputs[0][0]) == (left == size)
+    assert (f"resuming from pass-rank0of{size}" in outputs[0][0]) == (left == size)
     assert not (tmp_path / "run" / "checkpoints").exists()
     same_maps(tmp_path / "run", in_blocks)

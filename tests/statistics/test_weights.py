@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from direct_sums import direct_gradient, gradient_of, two_kinds
 from emsplat.particles.parts import HELD_OUT, Kind, Part, PartWeights
 from emsplat.particles.table import Particles
+from emsplat.runtime.checkpoint import Checkpoints, Pace, State
+from emsplat.runtime.context import Task
 from emsplat.statistics import accumulate as module
 from emsplat.statistics.accumulate import (
     AccumulationSettings,
@@ -20,6 +23,7 @@ from emsplat.statistics.accumulate import (
     restored_statistics,
     saved_statistics,
 )
+from emsplat.statistics.distributed import accumulate_shared
 from emsplat.statistics.loss import QuadraticLoss
 from phantom import ImagesInMemory, imagined_particles
 
@@ -189,6 +193,51 @@ def test_the_loss_is_per_weight(data: tuple) -> None:
     one, other = (QuadraticLoss(s, BOX).value_and_gradient(volume) for s in (whole, quarter))
     assert one[0] == pytest.approx(other[0], rel=1e-6)
     np.testing.assert_allclose(one[1], other[1], rtol=1e-5, atol=1e-6 * np.abs(one[1]).max())
+
+
+def test_an_accumulation_that_is_ended_goes_on_to_the_same_bits(data: tuple, tmp_path: Path) -> None:
+    """After any number of states, within a group of parts and between two; nothing is left when all is done."""
+    particles, images, settings = data
+    parts = PartWeights.from_dense(STATES, soft_weights())
+    of_pair = settings.bytes_of(Kind.B) + settings.bytes_of(Kind.T)
+    settings = replace(settings, grid_bytes=2 * of_pair)
+    owners = dict.fromkeys(STATES, 0)
+    whole = accumulate_shared(particles, images, parts, settings, owners)
+    equal(whole, accumulate(particles, images, parts, settings))
+    reads: list[int] = []
+
+    class Counted(ImagesInMemory):
+        def read(self, rows: NDArray) -> NDArray[np.float32]:
+            reads.append(len(rows))
+            return super().read(rows)
+
+    class Ended(Exception):
+        pass
+
+    class ThatEnd(Checkpoints):
+        def save(self, name: str, state: State) -> bool:
+            written = super().save(name, state)
+            if self.pace.states == 2:
+                raise Ended
+            return written
+
+    ends = 0
+    while True:
+        job = ThatEnd(tmp_path, resume=True, pace=Pace(0, 0))
+        stage = job.named("pass")
+        reads.append(0)
+        try:
+            found = accumulate_shared(
+                particles, Counted(images.images), parts, settings, owners, Task(checkpoint=stage)
+            )
+            break
+        except Ended:
+            ends += 1
+    assert ends >= 5
+    equal(found, whole)
+    assert sum(reads) < 2.5 * sum(parts.counts())  # a block is read ahead, and again after an end
+    stage.remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_statistics_go_into_a_checkpoint_and_back(data: tuple) -> None:

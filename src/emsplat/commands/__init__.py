@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from emsplat.commands.abinitio import abinitio
 from emsplat.commands.check import check
 from emsplat.commands.demo import demo
 from emsplat.commands.export import export
+from emsplat.commands.flip import flip
 from emsplat.commands.fsc import fsc
 from emsplat.commands.plan import plan
 from emsplat.commands.reconstruct import reconstruct
@@ -22,11 +24,13 @@ from emsplat.commands.view import view
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
+    "abinitio": abinitio,
     "reconstruct": reconstruct,
     "plan": plan,
     "simulate": simulate,
     "subset": subset,
     "export": export,
+    "flip": flip,
     "report": report,
     "view": view,
     "fsc": fsc,

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from emsplat.errors import InputError
@@ -38,12 +39,19 @@ examples:
   # The same with two parameters of the job, which are options of emsplat reconstruct:
   emsplat-relion --o External/job010/ --in_parts Extract/job009/particles.star --symmetry D2 --sharpen auto
 """
-_BETWEEN_LOOKS = 1.0  # seconds
-_PATIENCE = 60.0  # seconds for the reconstruction to clean up after itself
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one job and returns the exit code: 0, 1 (failed) or 130 (aborted)."""
+@dataclass(frozen=True)
+class Work:
+    """The second process, and how it is watched."""
+
+    program: tuple[str, ...] = (sys.executable, "-m", "emsplat")
+    between_looks: float = 1.0  # seconds between two looks at whether RELION asks for a stop
+    cleaning_up: float = 60.0  # seconds that the reconstruction has to clean up after itself
+
+
+def main(arguments: Sequence[str] | None = None, work: Work = Work()) -> int:
+    """Run one job and return the exit code: 0, 1 (failed) or 130 (aborted)."""
     options, passed_on = _parser().parse_known_args(arguments)
     folder = Path(options.o)
     try:
@@ -58,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, signal.default_int_handler)
     end = FAILURE
     try:
-        end = _run(options, passed_on, folder)
+        end = _run(options, passed_on, folder, work)
     except InputError as error:
         print(f"emsplat-relion: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -86,42 +94,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, passed_on: Sequence[str], folder: Path) -> str:
+def _run(options: argparse.Namespace, passed_on: Sequence[str], folder: Path, work: Work) -> str:
     """The name of the file that tells how the job ended; InputError for inputs that are not understood."""
     for name in _OTHER_INPUTS:
         if getattr(options, name):
             raise InputError(f"--{name}: a reconstruction takes particles only; leave this input of the job empty")
     if not options.in_parts:
         raise InputError("no particles: fill in the job's input particles")
-    command = [sys.executable, "-m", "emsplat", "reconstruct", options.in_parts, "-o", str(folder), "--overwrite"]
+    command = [*work.program, "reconstruct", options.in_parts, "-o", str(folder), "--overwrite"]
     if options.j:
         command += ["--threads", options.j]
-    end = _watched(subprocess.Popen([*command, *passed_on]), folder)
+    end = _watched(subprocess.Popen([*command, *passed_on]), folder, work)
     if end == SUCCESS:
         write_relion_maps(open_run(folder), folder)
         _write_nodes(folder)
     return end
 
 
-def _watched(process: subprocess.Popen, folder: Path) -> str:
+def _watched(process: subprocess.Popen, folder: Path, work: Work) -> str:
     """Waits for the process to end, or stops it where RELION asks for that."""
     try:
         while True:
             with suppress(subprocess.TimeoutExpired):
-                return SUCCESS if process.wait(_BETWEEN_LOOKS) == 0 else FAILURE
+                return SUCCESS if process.wait(work.between_looks) == 0 else FAILURE
             if (folder / ABORT_NOW).exists():
                 (folder / ABORT_NOW).unlink()
                 return ABORTED
     finally:
-        _stop(process)
+        _stop(process, work)
 
 
-def _stop(process: subprocess.Popen) -> None:
+def _stop(process: subprocess.Popen, work: Work) -> None:
     """Ends the process if it still runs."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_PATIENCE)
+            process.wait(work.cleaning_up)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

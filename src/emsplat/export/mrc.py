@@ -32,7 +32,11 @@ def write_density(
 
 
 def density_on_grid(
-    gaussians: Gaussians, box_size: int, pixel_size: float, model_pixel_size: float
+    gaussians: Gaussians,
+    box_size: int,
+    pixel_size: float,
+    model_pixel_size: float,
+    memory_in_bytes: float | None = None,
 ) -> NDArray[np.float32]:
     """(D, D, D) density without the frequencies that the grid cannot hold; the origin is at voxel D//2.
 
@@ -41,6 +45,7 @@ def density_on_grid(
 
     Args:
         pixel_size, model_pixel_size: pixel sizes in Å of this grid and of the grid that the model was made for.
+        memory_in_bytes: memory that the grid must fit into; by default, that of this machine.
     Raises:
         InputError: the grid does not fit in memory.
     """
@@ -52,10 +57,11 @@ def density_on_grid(
     extent = float((near.centres.abs().amax(dim=1) + _extent(near, voxel)).max())
     whole = max(box_size, 2 * math.ceil(extent / pixel_size) + 2)
     needed = _BYTES_PER_VOXEL * (whole * finer) ** 3
-    if needed > _memory_in_bytes():
+    memory = memory_in_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
         raise InputError(
             f"--box-size {box_size} with --pixel-size {pixel_size:.4g}: needs {needed / 1e9:.0f} GB of memory, and "
-            f"this machine has {_memory_in_bytes() / 1e9:.0f} GB; choose a smaller box or larger pixels"
+            f"this machine has {memory / 1e9:.0f} GB; choose a smaller box or larger pixels"
         )
     density = near.voxelise(whole * finer, voxel)
     if finer > 1:
@@ -74,7 +80,3 @@ def _near(gaussians: Gaussians, half_edge: float, voxel: float) -> Gaussians:
 def _extent(gaussians: Gaussians, voxel: float) -> torch.Tensor:
     """(K,) radius in Å at which each Gaussian ends on a grid of these voxels."""
     return _CUTOFF * torch.sqrt(torch.exp(2 * gaussians.log_scales.amax(dim=1)) + WIDENING * voxel**2)
-
-
-def _memory_in_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

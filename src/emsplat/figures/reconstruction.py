@@ -1,7 +1,7 @@
-"""Pictures of a run: curves, slices, projections, orientations, losses.
+"""Pictures of a run: curves, slices, projections, viewing directions and losses.
 
-Every function draws one figure and writes it whole or not at all; the ending of the path chooses the format.
-Colours are Okabe & Ito's, which survive colour blindness and black-and-white print.
+Every function draws one figure and writes it whole or not at all. The ending of the path chooses the format. The
+colours are those of Okabe & Ito, which survive colour blindness and black-and-white print.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Under a temporary name first; a Figure without pyplot draws with Agg and needs no display."""
+    """Save a figure, under a temporary name first. A Figure without pyplot uses Agg and needs no display."""
     path = Path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
@@ -68,7 +68,7 @@ def correlation_axes(figure: FigureBase, frequency: NDArray[np.float64], label: 
     """Axes of a correlation against frequency in 1/Å, with the resolution in Å along the top.
 
     Args:
-        least_gap: between two resolutions, as a share of the axis.
+        least_gap: smallest distance between two labels of the resolution, as a share of the axis.
     """
     axes = figure.add_subplot()
     last = float(frequency[-1])
@@ -83,7 +83,7 @@ def correlation_axes(figure: FigureBase, frequency: NDArray[np.float64], label: 
 
 
 def fit_height(axes: Axes) -> None:
-    """From just below 0, or the lowest curve if that is lower, to 1."""
+    """Set the range from just below 0, or from the lowest curve if it is lower, to 1."""
     lowest = min(float(np.nanmin(line.get_ydata(), initial=0.0)) for line in axes.get_lines())
     axes.set_ylim(max(-0.5, min(-0.08, lowest - 0.03)), 1.04)
 
@@ -111,11 +111,11 @@ def _threshold(axes: Axes, value: float, text: str) -> None:
 def figure_fsc(
     validation: Validation, path: str | Path, truth: ArrayLike | None = None, title: str | None = None
 ) -> None:
-    """The FSC family: the honest curve c_map with ± one standard error foremost, the classical ones behind.
+    """Draw c_map with ± one standard error, and behind it the classical curves of the FSC.
 
     Args:
-        truth: (D//2,) correlation with the known truth under the same mask, in a simulation.
-        title: the headline, of any length.
+        truth: (D//2,) correlation with the known truth of a simulation within the same mask.
+        title: the title, of any length.
     """
     v = validation
     shown = np.arange(len(v.frequency)) < v.limit_shell
@@ -124,9 +124,9 @@ def figure_fsc(
         axes = correlation_axes(figure, v.frequency, "correlation")
         behind = (
             (v.gaussian_half, ORANGE, "-", "FSC, Gaussian halves (overstates: shared prior)"),
-            (v.raw_half_masked, SKY, "-", "FSC, raw halves, masked"),
-            (v.raw_half_corrected, SKY, (0, (1, 1.2)), "FSC, raw halves, corrected for the mask"),
-            (v.raw_half_unmasked, QUIET, (0, (5, 2)), "FSC, raw halves, unmasked"),
+            (v.raw_half_masked, SKY, "-", "FSC, direct inversions, masked"),
+            (v.raw_half_corrected, SKY, (0, (1, 1.2)), "FSC, direct inversions, corrected for the mask"),
+            (v.raw_half_unmasked, QUIET, (0, (5, 2)), "FSC, direct inversions, unmasked"),
         )
         for curve, colour, dashes, label in behind:
             axes.plot(v.frequency, curve, color=colour, ls=dashes, lw=1.2, label=label, zorder=2)
@@ -168,7 +168,7 @@ def figure_fsc(
 
 
 def _mark_limit(axes: Axes, v: Validation) -> None:
-    """Beyond the limit of measurability the paper is grey."""
+    """Make the background grey beyond the limit of measurability."""
     if v.limit_shell >= len(v.frequency):
         return
     start = v.frequency[v.limit_shell - 1] if v.limit_shell else 0.0
@@ -196,12 +196,12 @@ def figure_fsc_pair(
     resolutions: dict[float, float | None] | None = None,
     masked: ArrayLike | None = None,
 ) -> None:
-    """The FSC of two maps, for `emsplat fsc`.
+    """Draw the FSC of two maps, for `emsplat fsc`.
 
     Args:
-        curve, masked: (D//2,) over shells 1 .. D//2, without and with a mask.
-        frequency: (D//2,) 1/Å.
-        resolutions: threshold → Å, or None where the curve never falls below it.
+        curve, masked: (D//2,) FSC in shells 1 .. D//2, without and with a mask.
+        frequency: (D//2,) frequencies in 1/Å.
+        resolutions: resolution in Å at each threshold, or None if the curve never falls below it.
     """
     with style():
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -226,11 +226,11 @@ def figure_loss(
     held_out: Sequence[Sequence[tuple[int, float]]],
     path: str | Path,
 ) -> None:
-    """Loss against step for each half, beside the loss on the split held out within that half where there is one.
+    """Draw the loss of each half against the step, beside the loss of its held-out part if there is one.
 
     Args:
-        steps, losses: one entry a half, (n,) each.
-        held_out: one entry a half: steps, and the losses after them, of the search for the number of steps.
+        steps, losses: one entry for each half, (n,) each.
+        held_out: one entry for each half: steps of the search for the number of steps, and the losses after them.
     """
     with style():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -238,7 +238,7 @@ def figure_loss(
         for half, (colour, x, y, held) in enumerate(zip((BLUE, VERMILION), steps, losses, held_out, strict=False), 1):
             axes.plot(x, y, color=colour, lw=1.8, label=f"half {half}")
             if len(held):
-                label = f"half {half}, held out within it (search)"
+                label = f"half {half}, its held-out part (search)"
                 axes.plot(*zip(*held, strict=True), color=colour, lw=1.2, ls=(0, (3, 2)), label=label)
         axes.set(xlabel="step", ylabel="loss", xlim=(0, None))
         axes.grid(axis="y", color=FAINT, lw=0.6)
@@ -248,20 +248,20 @@ def figure_loss(
 
 # --- maps -------------------------------------------------------------------------------------------------------------
 
-AXES = ("x", "y", "z")  # looked along; the array axis is 2, 1, 0
+AXES = ("x", "y", "z")  # directions of view; the array axes are 2, 1, 0
 
 
 def figure_slices(
     volume: NDArray[np.float32], path: str | Path, pixel_size: float, raw: NDArray[np.float32] | None = None
 ) -> None:
-    """Three central slices of a map, and below them those of the raw inversion, each row at its own grey scale.
+    """Draw three central slices of a map, and below them those of the direct inversion, with a grey scale for each row.
 
     Args:
         volume, raw: (D, D, D) ``[z, y, x]``.
-        pixel_size: Å.
+        pixel_size: pixel size in Å.
     """
     middle = len(volume) // 2
-    rows = [("Gaussians", volume)] + ([("raw inversion", raw)] if raw is not None else [])
+    rows = [("Gaussians", volume)] + ([("direct inversion", raw)] if raw is not None else [])
     images = [(label, [v[:, :, middle], v[:, middle, :], v[middle, :, :]]) for label, v in rows]
     _image_rows(images, path, pixel_size, "central slice across {}")
 
@@ -269,8 +269,8 @@ def figure_slices(
 def figure_projections(
     volume: NDArray[np.float32], path: str | Path, pixel_size: float, raw: NDArray[np.float32] | None = None
 ) -> None:
-    """Three projections along the axes, laid out as `figure_slices`."""
-    rows = [("Gaussians", volume)] + ([("raw inversion", raw)] if raw is not None else [])
+    """Draw three projections along the axes, laid out like `figure_slices`."""
+    rows = [("Gaussians", volume)] + ([("direct inversion", raw)] if raw is not None else [])
     images = [(label, [v.sum(axis=axis) for axis in (2, 1, 0)]) for label, v in rows]
     _image_rows(images, path, pixel_size, "projection along {}")
 
@@ -278,7 +278,7 @@ def figure_projections(
 def _image_rows(
     rows: Iterable[tuple[str, list[NDArray[np.float32]]]], path: str | Path, pixel_size: float, title: str
 ) -> None:
-    """Rows of three square pictures with a scale bar; one grey scale for each row."""
+    """Draw rows of three square pictures with a scale bar, and one grey scale for each row."""
     rows = list(rows)
     with style():
         close = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.03, hspace=0.0, wspace=0.0)
@@ -303,7 +303,7 @@ def _image_rows(
 
 
 def grey_range(images: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
-    """Limits that leave out the extreme 0.2 %: hot voxels must not darken the rest."""
+    """Limits that leave out the extreme 0.2 %, so that hot voxels do not darken the rest."""
     values = np.concatenate([image.ravel() for image in images])
     low, high = (float(x) for x in np.quantile(values, (0.002, 0.998)))
     return low, high if high > low else low + 1.0
@@ -327,13 +327,13 @@ def direction_counts(euler_angles_in_degrees: ArrayLike, rows: int) -> NDArray[n
     rot, tilt = np.deg2rad(np.asarray(euler_angles_in_degrees, dtype=np.float64)[:, :2]).T
     longitude = np.arctan2(np.sin(tilt) * np.sin(rot), np.sin(tilt) * np.cos(rot))
     edges = ((-1.0, 1.0), (-np.pi, np.pi))
-    # On an edge, rounding decides; a nudge makes it the upper bin for all.
+    # On an edge, rounding decides the bin. A small increase puts all of them into the upper bin.
     height = np.clip(np.cos(tilt) + 1e-9, -1, 1)
     return np.histogram2d(height, np.clip(longitude + 1e-9, -np.pi, np.pi), bins=(rows, 2 * rows), range=edges)[0]
 
 
 def figure_orientations(euler_angles_in_degrees: ArrayLike, path: str | Path) -> None:
-    """How many images look along each direction (rot, tilt), on an equal-area map of the sphere, poles above and below.
+    """Draw the number of images for each direction (rot, tilt) on an equal-area map of the sphere.
 
     Args:
         euler_angles_in_degrees: (N, 3) rot, tilt, psi.
@@ -345,7 +345,7 @@ def figure_orientations(euler_angles_in_degrees: ArrayLike, path: str | Path) ->
 
 
 def draw_orientations(figure: FigureBase, euler_angles_in_degrees: ArrayLike, bar_length: float = 0.72) -> None:
-    """The map of `figure_orientations` on an empty figure, or a part of one; length of the bar as a share of that."""
+    """Draw the map of `figure_orientations` on an empty figure or a part of one, with a bar of this relative length."""
     n = len(np.asarray(euler_angles_in_degrees))
     rows = int(np.clip(np.sqrt(n / 40), 6, 30))  # about 20 images in each bin
     counts = direction_counts(euler_angles_in_degrees, rows)
@@ -363,7 +363,7 @@ def draw_orientations(figure: FigureBase, euler_angles_in_degrees: ArrayLike, ba
     axes.tick_params(axis="x", colors="white", labelcolor="white", labelsize=8)
     axes.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]), ["150°", "120°", "90°", "60°", "30°"])
     axes.tick_params(axis="y", labelsize=8)
-    axes.set_title(f"viewing directions of {n:,} images: rot across, tilt up", pad=10)
+    axes.set_title(f"viewing directions of {n:,} images (rot across, tilt up)", pad=10)
     bar = figure.colorbar(mesh, ax=axes, shrink=bar_length, pad=0.03)
     bar.set_label("images per direction, mean = 1")
     bar.outline.set_visible(False)

@@ -1,4 +1,4 @@
-"""How far refined images have moved."""
+"""The picture of how far the refinement has moved the images."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LABELS = {
 
 
 def figure_refinement(moved: Mapping[str, NDArray[np.float64]], half_set: NDArray[np.int8], path: str | Path) -> None:
-    """One histogram a quantity, a line a half.
+    """Draw a histogram for each quantity, with a line for each half.
 
     Args:
-        moved: (N,) of each, from `Refinement.moved`.
+        moved: (N,) changes of each quantity, from `Refinement.moved`.
     """
     with style():
         figure = Figure(figsize=(3.2 * len(moved) + 0.4, 2.8), layout="constrained")

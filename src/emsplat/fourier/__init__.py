@@ -1,8 +1,8 @@
-"""Grids and Fourier space: what holds for any volume or image, whatever it shows.
+"""Grids and Fourier space: operations on volumes and images, whatever they show.
 
 - ``maps``: shells, radial filters, masks, sharpening and resampling of volumes
-- ``transforms``: many images at once, each to the same bits whatever its company
-- ``cropping``: other box sizes for images
+- ``transforms``: transforms of many images, with the same bits for each whatever it is transformed together with
+- ``cropping``: images in other box sizes
 - ``window``: the Kaiser–Bessel window between a grid and points off it
 - ``slices``: central slices of a volume; ``insertion``, ``insertion_gpu``: back-projection, slices into a volume
 """

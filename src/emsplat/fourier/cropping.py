@@ -1,4 +1,4 @@
-"""Other box sizes for images, in Fourier space: the same frequencies, fewer or more of them."""
+"""Images in other box sizes, by cropping or padding in Fourier space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emsplat.fourier.transforms import images_of, transforms_of
 def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.complex64]:
     """(n, D, D//2+1) half planes as (n, D', D'//2+1), ky in fft order: cropped, or padded with zeros.
 
-    The Nyquist row of the smaller box is not kept whole.
+    The Nyquist row of the smaller box is kept only in part.
     """
     full = spectra.shape[1]
     if box_size == full:
@@ -26,9 +26,9 @@ def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.co
 
 
 def fourier_cropped(images: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
-    """(n, B, B) images whose transforms are the middle of those of the (n, D, D) ones; B ≤ D.
+    """(n, B, B) images whose transforms are the middle of the transforms of (n, D, D) images; B ≤ D.
 
-    So sums over their pixels are kept, not grey values, and origins stay at the same share of the edge.
+    Sums over pixels are therefore kept, not grey values, and origins stay at the same fraction of the edge.
     """
     if box_size == images.shape[-1]:
         return images

@@ -1,14 +1,16 @@
-"""Inserting Fourier slices into a 3D grid, which is their back-projection: numba kernels.
+"""Insertion of Fourier slices into a 3D grid, which is their back-projection, by numba kernels.
 
-Every sample of a slice is spread over 4³ grid points by a compact Kaiser–Bessel kernel on an oversampled grid; after
-the inverse transform the kernel's own transform is divided out (a type-1 non-uniform FFT). The grid is cut into tiles
-of whole x rows that fit a core's cache: a sample belongs to the tile its kernel begins in, and a tile to one thread,
-which walks through the stretch of each slice that lies in it. Kernels reach into the next tiles, so tiles of one
-colour of four, no two of which are neighbours, are worked on at a time. No atomics, no copies per thread, no sample
-spread twice, and a sum that does not depend on the number of threads.
+Every sample of a slice is spread over 4³ grid points by a compact Kaiser–Bessel kernel on an oversampled grid. After
+the inverse transform, the transform of the kernel is divided out (a type-1 non-uniform FFT).
 
-Only the half z ≥ 0 is wanted; samples with z < 0 whose kernel reaches into it are inserted as they come, since a slice
-brings both k and −k.
+The grid is cut into tiles of whole x rows that fit in the cache of a core. A sample belongs to the tile in which its
+kernel begins, and a tile belongs to one thread, which goes through the part of each slice that lies in it. Kernels
+extend into the next tiles. Tiles are therefore given four colours, such that no two neighbours have the same colour,
+and one colour is worked on at a time. There are no atomics and no copies per thread, no sample is spread twice, and the
+sum does not depend on the number of threads.
+
+Only the half z ≥ 0 is wanted. Samples with z < 0 whose kernel extends into it are inserted as they come, since a slice
+contains both k and −k.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ from numpy.typing import NDArray
 from emsplat.fourier.window import Window
 from emsplat.runtime.simd import WIDTH, spread_sample
 
-HALO = 3  # grid points kept beyond ±n/2, where a kernel can reach
-STEPS = 512  # of the tabulated kernel
+HALO = 3  # grid points kept beyond ±n/2, as far as a kernel can extend
+STEPS = 512  # number of steps in the table of the kernel
 _TILE = 12
-_FAST = {"nnan", "ninf", "nsz"}  # nothing that rounds otherwise: see `simd.spread_sample`
+_FAST = {"nnan", "ninf", "nsz"}  # none of these changes the rounding; see `simd.spread_sample`
 
 
 @dataclass
 class SliceGrid:
-    """The half z ≥ 0 of an oversampled Fourier grid that slices are added to, and a halo all around it.
+    """The half z ≥ 0 of an oversampled Fourier grid, with a halo around it, to which slices are added.
 
-    Its values are complex for a back-projection, real (and even) for a convolution kernel.
+    Its values are complex for a back-projection, and real (and even) for a convolution kernel.
     """
 
     extent: int  # voxels of the real-space cube that is wanted, per axis
@@ -72,7 +74,7 @@ class SliceGrid:
     def backprojection(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
 
-        Planes are transformed one by one and cropped at once: the whole complex grid never exists.
+        Planes are transformed one by one and cropped immediately, so that the whole complex grid never exists.
         """
         n = self.period
         r = np.arange(self.extent) - self.extent // 2
@@ -96,7 +98,7 @@ class SliceGrid:
         return volume
 
     def _plane(self, z: int) -> NDArray[np.complex64]:
-        """(n, n) plane z of the periodic grid in fft order, what was spread beyond the borders folded back."""
+        """(n, n) plane z of the periodic grid in fft order. What was spread beyond the borders is folded back."""
         n = self.period
         plane = self._wrapped(z)
         if z >= n // 2 - HALO:
@@ -118,7 +120,7 @@ class SliceGrid:
 
 
 def grid_period(extent: int, box_size: int, oversampling: float = 1.5) -> int:
-    """n for a cube of this edge: even, fast to transform, and never coarser than the slices' own sampling."""
+    """n for a cube of this edge: even, fast to transform, and never coarser than the sampling of the slices."""
     period = max(scipy.fft.next_fast_len(int(np.ceil(oversampling * extent)), real=True), box_size)
     while period % 2 or scipy.fft.next_fast_len(period, real=True) != period:
         period += 1
@@ -126,7 +128,7 @@ def grid_period(extent: int, box_size: int, oversampling: float = 1.5) -> int:
 
 
 def grid_shape(period: int) -> tuple[int, int, int]:
-    """Planes, rows and columns that are stored of a grid of this period."""
+    """Numbers of planes, rows and columns that are stored for a grid of this period."""
     across = period + 2 * HALO
     return period // 2 + 1 + 2 * HALO, across, across
 
@@ -137,15 +139,15 @@ def frames_of(matrices: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def taps_and_slopes(window: Window) -> NDArray[np.float32]:
-    """(STEPS + 1, 8) the window's four taps, and what each gains up to the next row of the table."""
+    """(STEPS + 1, 8) four taps of the window, and the increase of each up to the next row of the table."""
     taps = window.taps(STEPS)
     return np.concatenate([taps[:-1], np.diff(taps, axis=0)], axis=1)
 
 
 def _tiles(planes: int, rows: int, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(tiles, 2) first plane and row of every tile, colour by colour, and (5,) where the colours begin, and the end.
+    """(tiles, 2) first plane and row of every tile, colour by colour, and (5,) the start of each colour, and the end.
 
-    Within a colour they are dealt out so that each thread gets busy and idle ones alike.
+    The tiles of a colour are dealt out so that every thread gets some with many samples and some with few.
     """
     z, y = np.meshgrid(np.arange(0, planes - WIDTH + 1, _TILE), np.arange(0, rows - WIDTH + 1, _TILE), indexing="ij")
     tiles = np.stack([z.ravel(), y.ravel()], axis=1)
@@ -160,13 +162,14 @@ def _tiles(planes: int, rows: int, threads: int) -> tuple[NDArray[np.int64], NDA
 def row_ends(frames: NDArray[np.float64], box_size: int) -> NDArray[np.float32]:
     """(n, 2r+1, 2) first and last kx of the rows ky = −r … r whose samples lie below Nyquist's radius, r = (D−1)//2.
 
-    Below it in the slice, a disc, and in the volume, an ellipse in the slice: no kernel then leaves the grid.
+    They lie below it in the slice (a disc) and in the volume (an ellipse in the slice), so that no kernel leaves the
+    grid.
     """
     if not np.isfinite(frames).all():
         raise ValueError("matrices hold a value that is not finite")
     xx, xy, yy = (np.sum(frames[:, :, i] * frames[:, :, j], axis=1)[:, None] for i, j in ((0, 0), (0, 1), (1, 1)))
     if not np.all(xx * yy - xy**2 > 0):
-        raise ValueError("matrices hold one whose first two rows span no plane")
+        raise ValueError("matrices hold one of which the first two rows span no plane")
     ky = np.arange(-((box_size - 1) // 2), (box_size - 1) // 2 + 1)
     disc = np.floor(np.sqrt((box_size**2 - 1) // 4 - ky**2))
     # xx kx² + 2 xy kx ky + yy ky² < D²/4
@@ -209,7 +212,7 @@ def _first_tap(x):
 
 @numba.njit(error_model="numpy")
 def _place(first, x):
-    """Row of the table for a kernel about x that begins at a grid point, and how far towards the next row."""
+    """Row of the table for a kernel about x that begins at a grid point, and the fraction of the way to the next."""
     p = (first - x + np.float32(WIDTH / 2)) * np.float32(STEPS)
     row = np.int32(p)
     return row, p - np.float32(row)
@@ -217,7 +220,7 @@ def _place(first, x):
 
 @numba.njit(error_model="numpy")
 def _rows_in_stack(i, ky, box_size, columns):
-    """Flat places of (kx = 0, ky) and (0, −ky) of slice i, in fft order."""
+    """Flat indices of (kx = 0, ky) and (0, −ky) of slice i, in fft order."""
     up = ky if ky >= 0 else ky + box_size
     down = box_size - up if up > 0 else 0
     return (i * box_size + up) * columns, (i * box_size + down) * columns
@@ -229,8 +232,8 @@ def _insert(grid, slices, frames, ends, taps, tiles, colours):
 
     frames: (n, 3, 2), the in-plane axes in grid points; ends: `row_ends`; tiles, colours: `_tiles`.
 
-    No function called for a sample is given an array: where it branched, it would count references to it, with atomic
-    increments that all threads wait for.
+    No function that is called for each sample takes an array. If it branched, it would count references to the array
+    with atomic increments, for which all threads would wait.
     """
     n, box_size, columns = slices.shape
     values = slices.reshape(-1)
@@ -238,8 +241,8 @@ def _insert(grid, slices, frames, ends, taps, tiles, colours):
     radius = (box_size - 1) // 2
     centre = np.float32(grid.shape[1] // 2)
     tile, halo = np.float32(_TILE), np.float32(HALO)
-    # A kernel begins at the first grid point less than half a width before its sample. A hair more on both sides: the
-    # ends of a stretch suffer from rounding, and each sample is looked at itself.
+    # A kernel begins at the first grid point less than half a width before its sample. The stretch is slightly longer
+    # on both sides, because rounding affects its ends; each sample is then tested by itself.
     before, after = np.float32(WIDTH / 2 - 1.01), np.float32(WIDTH / 2 - 0.99)
     for colour in range(len(colours) - 1):
         for t in numba.prange(colours[colour], colours[colour + 1]):

@@ -1,13 +1,13 @@
-"""Inserting Fourier slices on a graphics card: what `insertion` does on the processor, by a Triton kernel.
+"""Insertion of Fourier slices on a graphics card by a Triton kernel, as `insertion` does it on the processor.
 
 The grid, its halo, the window and its table are those of `insertion`. The work is split differently: a program takes
-some samples of one slice and adds each to its 4³ grid points by atomics. Atomics are not what limits it (docs/gpu.md
-has the arithmetic), since the four taps along x are neighbours in memory and meet in one or two sectors of the cache,
-and since the programs that run at one time belong to a few slices, whose slabs of grid points stay in the cache. The
-order of the sums, and with it their last bits, differs from run to run.
+some samples of one slice and adds each to its 4³ grid points with atomics. The atomics are not the limit (docs/gpu.md
+has the arithmetic). The four taps along x are neighbours in memory and lie in one or two sectors of the cache, and
+programs that run at the same time belong to a few slices, whose slabs of grid points stay in the cache. The order of
+the sums, and with it their last bits, differs from run to run.
 
-Where k and −k both lie in the slice, the one of them with z ≥ 0 is inserted, and the other one as well where its kernel
-reaches into the stored half: those are few, and whole programs skip it.
+If k and −k both lie in the slice, the one with z ≥ 0 is inserted. The other one is inserted as well if its kernel
+extends into the stored half. These are few, and whole programs skip the second insertion.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from emsplat.fourier.insertion import frames_of as frames_of_matrices
 from emsplat.fourier.window import Window
 
 _VALUES = 512  # floats that a program adds at once: samples × taps along x × (real and imaginary part)
-_AT_ONCE_BYTES = 256 << 20  # of the planes transformed together in the end
-_MOST_SLICES = 65_535  # a launch's limit along its second axis
+_AT_ONCE_BYTES = 256 << 20  # bytes of the planes that are transformed together in the end
+_MOST_SLICES = 65_535  # limit of a launch along its second axis
 
 _steps = tl.constexpr(STEPS)
 _reach = tl.constexpr(WIDTH / 2)
@@ -36,14 +36,14 @@ _halo = tl.constexpr(HALO)
 
 @dataclass(frozen=True)
 class Views:
-    """Where slices lie in the volume, as the kernel reads it, on one device."""
+    """The places of slices in the volume, as the kernel reads them, on one device."""
 
     frames: Tensor  # (n, 3, 2) float32 from `insertion.frames_of`
     ends: Tensor  # (n, 2r+1, 2) float32 from `insertion.row_ends`
 
     @staticmethod
     def arrays(matrices: NDArray[np.float64], box_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The two of (n, 3, 3) matrices B, on the host; ValueError for one that spans no plane."""
+        """Both arrays for (n, 3, 3) matrices B, on the host; ValueError if a matrix spans no plane."""
         frames = frames_of_matrices(matrices)
         return frames, row_ends(frames.astype(np.float64), box_size)
 
@@ -126,7 +126,7 @@ class DeviceGrid:
     def backprojection(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
 
-        Some planes at a time: the whole complex grid never exists.
+        Some planes are transformed at a time, so that the whole complex grid never exists.
         """
         n, e, device = self.period, self.extent, self.values.device
         r = torch.arange(e, device=device) - e // 2
@@ -148,7 +148,7 @@ class DeviceGrid:
         return volume.mul_(scale[:, None, None]).mul_(scale[:, None]).mul_(scale).cpu().numpy()
 
     def _planes(self, first: int, last: int) -> Tensor:
-        """(last − first, n, n) planes of a periodic grid in fft order, what was spread beyond the edge folded back."""
+        """(last − first, n, n) planes of a periodic grid in fft order, with what lies beyond the edge folded back."""
         n = self.period
         planes = self._wrapped(first, last)
         for z in range(max(first, n // 2 - HALO), last):
@@ -180,7 +180,7 @@ def _samples(box_size: int) -> NDArray[np.int32]:
 
 @triton.jit
 def _place(x):
-    """First grid point of the kernel about x, the row of the table, and how far towards the next row."""
+    """First grid point of the kernel about x, the row of the table, and the fraction of the way to the next row."""
     first = tl.ceil(x - _reach)
     p = (first - x + _reach) * _steps
     row = p.to(tl.int32)
@@ -195,7 +195,7 @@ def _weight(taps, row, f, tap):
 
 @triton.jit
 def _add_rows(points, along_x, weight, y0, y1, y2, y3, stride, inside):
-    """Add a plane's four rows of the kernel: (BLOCK, lanes) pointers to the first row, and values."""
+    """Add the kernel's four rows in a plane. Takes (BLOCK, lanes) pointers to the first row, and values."""
     tl.atomic_add(points, along_x * (weight * y0)[:, None], mask=inside[:, None], sem="relaxed")
     tl.atomic_add(points + stride, along_x * (weight * y1)[:, None], mask=inside[:, None], sem="relaxed")
     tl.atomic_add(points + 2 * stride, along_x * (weight * y2)[:, None], mask=inside[:, None], sem="relaxed")
@@ -204,7 +204,7 @@ def _add_rows(points, along_x, weight, y0, y1, y2, y3, stride, inside):
 
 @triton.jit
 def _spread(grid, x, y, z, value, inside, taps, across, COMPONENTS: tl.constexpr):
-    """Add samples' kernels to a grid.
+    """Add the kernels of samples to a grid.
 
     x, y, z: (BLOCK,) in grid points from point 0; value: (BLOCK, 4 × COMPONENTS), the same for every tap.
     """
@@ -258,13 +258,13 @@ def _insert(
     paired = kx > 0
     sign = tl.where(paired & (z < 0), -1.0, 1.0)
     x, y, z = x * sign, y * sign, z * sign
-    inside = inside & (z > -_reach)  # else no plane that is stored is touched
+    inside = inside & (z > -_reach)  # otherwise no stored plane is touched
 
     component = tl.arange(0, 4 * COMPONENTS)[None, :] % COMPONENTS
     row = tl.where(ky < 0, ky + box_size, ky)
     address = ((image * box_size + row) * (box_size // 2 + 1) + kx) * COMPONENTS
     value = tl.load(slices + address[:, None] + component, mask=inside[:, None], other=0.0)
-    value = tl.where(component == 1, sign[:, None], 1.0) * value  # at −k lies the conjugate
+    value = tl.where(component == 1, sign[:, None], 1.0) * value  # the value at −k is the conjugate
     if LISTED:
         value = tl.load(weights + addition) * value
     centre = (across // 2).to(tl.float32)

@@ -1,8 +1,9 @@
-"""Volumes: shells, radial filters, masks, sharpening, resampling.
+"""Operations on volumes: shells, radial filters, masks, sharpening and resampling.
 
 Volumes are ``[z, y, x]`` cubes of edge D, the origin at voxel ``D // 2`` for odd and even D. A shell is the set of
 Fourier voxels whose radius, in units of 1/(D · pixel size), rounds to the same integer; shell ``D // 2`` is the last
-whole one. Transforms are half spectra of shape (D, D, D//2+1): each voxel with ``0 < kx < D/2`` stands for two.
+complete one. Transforms are half spectra of shape (D, D, D//2+1), in which each voxel with ``0 < kx < D/2`` stands for
+two.
 Transforms run on as many threads as the caller allows with ``scipy.fft.set_workers``.
 """
 
@@ -23,12 +24,12 @@ GUINIER_START_IN_ANGSTROMS = 10.0  # beyond this the amplitudes of proteins fall
 
 
 def half_spectrum(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """(D, D, D//2+1) transform of a (D, D, D) volume, its origin at voxel D//2 moved to phase zero."""
+    """(D, D, D//2+1) transform of a (D, D, D) volume, with phases relative to the origin at voxel D//2."""
     return fft.rfftn(fft.ifftshift(volume))
 
 
 def from_half_spectrum(spectrum: NDArray[np.complex64], box_size: int) -> NDArray[np.float32]:
-    """The inverse of `half_spectrum`; box_size tells odd from even."""
+    """The inverse of `half_spectrum`; box_size distinguishes odd from even boxes."""
     volume = fft.irfftn(spectrum, s=(box_size,) * 3)
     return fft.fftshift(volume).astype(np.float32, copy=False)
 
@@ -86,7 +87,7 @@ def shell_correlation(a: NDArray[np.complex64], b: NDArray[np.complex64], box_si
 
 
 def radial_filter(volume: NDArray[np.float32], curve: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The volume with each Fourier voxel multiplied by a curve of its radius.
+    """The volume with each Fourier voxel multiplied by a factor that depends on its radius.
 
     Args:
         volume: (D, D, D).
@@ -102,7 +103,7 @@ def radial_filter(volume: NDArray[np.float32], curve: NDArray[np.float64]) -> ND
 def low_pass_curve(box_size: int, pixel_size: float, resolution: float) -> NDArray[np.float64]:
     """Factors at shells 0 .. D (beyond every corner): 1, then a cosine edge whose half height is at the resolution (Å).
 
-    The edge is half as wide as the pass band, at least 3 shells: little ringing.
+    The edge is half as wide as the pass band and at least 3 shells wide, so that there is little ringing.
     """
     cut = box_size * pixel_size / resolution
     width = max(3.0, 0.5 * cut)
@@ -120,7 +121,7 @@ def sharpen(
     """The volume times exp(−B s²/4), cut with a soft edge at the resolution (Å; None: no cut).
 
     Args:
-        b_factor: Å², RELION's sign: negative sharpens, positive blurs.
+        b_factor: B-factor in Å² with RELION's sign: negative values sharpen, positive values blur.
     """
     box_size = len(volume)
     frequency = np.arange(box_size + 1) / (box_size * pixel_size)
@@ -128,15 +129,16 @@ def sharpen(
     if resolution is None:
         return radial_filter(volume, curve)
     cut = box_size * pixel_size / resolution
-    # A narrow edge: the wide one of `low_pass` would sharpen a quarter beyond the resolution.
+    # The edge is narrow, because the wide one of `low_pass` would sharpen a quarter beyond the resolution.
     return radial_filter(volume, curve * np.clip(0.5 * (cut + 2 - np.arange(box_size + 1)), 0, 1))
 
 
 def estimate_b_factor(volume: NDArray[np.float32], pixel_size: float, resolution: float | None) -> float | None:
-    """The B-factor in Å² that flattens the amplitudes between 10 Å and the resolution (Å), to hand to `sharpen`.
+    """The B-factor in Å² that flattens the amplitudes between 10 Å and the resolution (Å), as `sharpen` takes it.
 
-    A straight line through ln(rms amplitude) against s², each shell weighted by its voxels; negative where the
-    amplitudes fall. None where the range is too short for a line: no resolution, or hardly better than 10 Å.
+    It is the slope of a straight line through ln(rms amplitude) against s², with each shell weighted by its number of
+    voxels, and it is negative if the amplitudes fall. It is None if the range is too short for a line, because there is
+    no resolution or it is hardly better than 10 Å.
     Source: Rosenthal & Henderson (2003), J. Mol. Biol. 333:721, Guinier plot.
     """
     box_size = len(volume)
@@ -163,20 +165,20 @@ def distance_from_origin(box_size: int) -> NDArray[np.float32]:
 
 
 def _cosine_edge(distance: NDArray, edge: float) -> NDArray[np.float32]:
-    """1 up to distance 0, 0 from distance `edge` on, half a cosine between."""
+    """1 up to distance 0, 0 from distance `edge` on, and half a cosine between."""
     return (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / max(edge, 1e-6), 0, 1))).astype(np.float32)
 
 
 def soft_sphere(box_size: int, diameter: float, edge: float) -> NDArray[np.float32]:
-    """(D, D, D) one inside the diameter, zero from diameter/2 + edge on, a cosine between; both in pixels."""
+    """(D, D, D) sphere: 1 inside the diameter, 0 from diameter/2 + edge on, a cosine between; both in pixels."""
     return _cosine_edge(distance_from_origin(box_size) - 0.5 * diameter, edge)
 
 
 def mask_margins(box_size: int) -> tuple[float, float]:
     """(extension, edge) of a data mask in pixels: 1 and 2.5 at D = 32, 2 and 5 at 128, 4 and 8 at most.
 
-    They grow with the box because so does the particle: a mask that ends abruptly on the scale of the particle
-    correlates the shells, one that reaches the box's border masks nothing.
+    They grow with the box because the particle does: a mask that ends abruptly on the scale of the particle correlates
+    the shells, and a mask that extends to the border of the box masks nothing.
     """
     return float(np.clip(box_size / 64, 1, 4)), float(np.clip(box_size / 25, 2.5, 8))
 
@@ -187,13 +189,13 @@ def data_mask(
     diameter: float | None = None,
     resolution: float = 12.0,
 ) -> NDArray[np.float32] | None:
-    """A soft mask around the particle, from the data; None where the data show no particle.
+    """A soft mask around the particle, from the data; None if the data show no particle.
 
     Args:
-        volume: (D, D, D), the average of the two half maps, particle white.
-        pixel_size: Å.
-        diameter: of a sphere that surely holds the particle, in Å; default 85 % of the box.
-        resolution: Å of the low-passed map that is cut; never finer than 4 pixels.
+        volume: (D, D, D) the average of the two half maps, with a white particle.
+        pixel_size: pixel size in Å.
+        diameter: diameter in Å of a sphere that surely holds the particle; by default 85 % of the box.
+        resolution: resolution in Å of the low-passed map that is cut, but never finer than 4 pixels.
     Returns:
         (D, D, D) between 0 and 1, 0 at the border of the box.
     """
@@ -209,7 +211,7 @@ def data_mask(
 def soft_mask(
     volume: NDArray[np.float32], pixel_size: float, diameter: float | None = None, resolution: float = 12.0
 ) -> NDArray[np.float32]:
-    """`data_mask`, or a soft sphere of the diameter where the data show no particle."""
+    """The mask of `data_mask`, or a soft sphere of this diameter if the data show no particle."""
     mask = data_mask(volume, pixel_size, diameter, resolution)
     if mask is not None:
         return mask
@@ -220,15 +222,15 @@ def soft_mask(
 
 
 def _radius_of(diameter: float | None, pixel_size: float, box_size: int) -> float:
-    """Voxels; of a diameter in Å, or of 85 % of the box."""
+    """Radius in voxels for a diameter in Å, or for 85 % of the box."""
     return 0.5 * (0.85 * box_size if diameter is None else min(diameter / pixel_size, box_size))
 
 
 def _support(smooth: NDArray[np.float32], distance: NDArray[np.float32], radius: float) -> NDArray[np.bool_] | None:
-    """Where the low-passed map stands out from the noise; None where nothing does.
+    """The voxels in which the low-passed map stands out from the noise; None if none does.
 
-    The threshold is the higher of four noise levels above the background and of 15 % of the peak: the first rules
-    in noisy maps, the second in clean ones, whose weak ripples would pass the first.
+    The threshold is four noise levels above the background or 15 % of the peak, whichever is higher. The first decides
+    in noisy maps, the second in clean maps, whose weak ripples would pass the first.
     """
     inside = distance <= radius
     background, noise = _level_and_spread(smooth[~inside])
@@ -246,13 +248,13 @@ def _support(smooth: NDArray[np.float32], distance: NDArray[np.float32], radius:
 
 
 def _level_and_spread(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Median and the standard deviation the median absolute deviation implies."""
+    """The median, and the standard deviation that follows from the median absolute deviation."""
     level = float(np.median(values))
     return level, 1.4826 * float(np.median(np.abs(values - level)))
 
 
 def _soften(support: NDArray[np.bool_], extension: float, edge: float) -> NDArray[np.float32]:
-    """The support grown by `extension` pixels, then a cosine edge; distances only in the box that can be non-zero."""
+    """The support, grown by `extension` pixels, with a cosine edge. Only the part that can be non-zero is computed."""
     margin = int(np.ceil(extension + edge)) + 1
     box = tuple(
         slice(max(s.start - margin, 0), s.stop + margin) for s in ndimage.find_objects(support.astype(np.int8))[0]
@@ -262,18 +264,24 @@ def _soften(support: NDArray[np.bool_], extension: float, edge: float) -> NDArra
     return mask
 
 
+def mirrored(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mirror image of a (D, D, D) volume: z is negated about voxel D//2. For even D, one plane wraps around."""
+    flipped = volume[::-1]
+    return np.ascontiguousarray(np.roll(flipped, 1, axis=0) if len(volume) % 2 == 0 else flipped)
+
+
 # --- resampling -------------------------------------------------------------------------------------------------------
 
 
 def fourier_resize(volume: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
-    """The same density on another number of voxels: cropped or zero-padded in Fourier space, the origin kept.
+    """The same density with another number of voxels, cropped or zero-padded in Fourier space with the origin kept.
 
-    The field of view stays, so the pixel size becomes ``D / box_size`` of the old; densities keep their values.
-    The Nyquist planes of even boxes hold half a pair each and are left out.
+    The field of view stays, so that the pixel size is multiplied by ``D / box_size``; densities keep their values.
+    The Nyquist planes of even boxes hold only half of each pair and are left out.
     """
     old = len(volume)
     if box_size < 2:
-        raise InputError(f"new box of {box_size} voxels: at least 2 are needed")
+        raise InputError(f"new box of {box_size} voxels: it must have at least 2; choose a larger box")
     keep = (min(old, box_size) - 1) // 2
     source = half_spectrum(volume)
     target = np.zeros((box_size, box_size, box_size // 2 + 1), dtype=np.complex64)

@@ -1,9 +1,9 @@
 """Central slices of a volume's Fourier transform, exact to single precision.
 
-The transform ``F(k) = Σ_r V(r) exp(−2πi k·r / D)`` is wanted at points k off the grid. The volume is divided by the
-transform of a Kaiser–Bessel kernel, padded to twice its size and transformed; a weighted sum over the kernel's
-6³ neighbours then gives F.
-Relative error against the direct sum: below 1e-5 (see tests/simulation/test_simulate.py).
+The transform ``F(k) = Σ_r V(r) exp(−2πi k·r / D)`` is needed at points k off the grid. The volume is divided by the
+transform of a Kaiser–Bessel kernel, padded to twice its size and transformed; a weighted sum over the 6³ neighbours of
+the kernel then gives F. The relative error against the direct sum is below 1e-5 (see
+tests/simulation/test_simulate.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emsplat.fourier.window import Window
 PADDING = 2
 _WIDTH = 6
 _HALF = _WIDTH // 2
-MARGIN = _HALF + 1  # grid points beyond what is wanted, which a window can reach
+MARGIN = _HALF + 1  # grid points beyond the wanted ones, as far as a window can extend
 _WINDOW = Window.for_oversampling(_WIDTH, PADDING)
 _STEPS = 4096
 _TABLE = _WINDOW.taps(_STEPS)
@@ -39,10 +39,10 @@ class FourierVolume:
 
 
 def fourier_volume(volume: NDArray[np.floating], window: Window = _WINDOW) -> FourierVolume:
-    """The transform of a (D, D, D) volume; takes about 70 bytes a voxel while it is made.
+    """The transform of a (D, D, D) volume. Making it takes about 70 bytes of memory for each voxel.
 
     Args:
-        window: what the grid is to be interpolated with, at most as wide as that of `central_slices`.
+        window: the window with which the grid is to be interpolated, at most as wide as that of `central_slices`.
     """
     box_size = volume.shape[0]
     n, centre, margin = PADDING * box_size, box_size // 2, MARGIN
@@ -69,11 +69,12 @@ def central_slices(
     """Half-plane transforms of projections.
 
     Args:
-        matrices: (n, 3, 3) B, the slice being at ``k_volume = Bᵀ (k_x, k_y, 0)``: RELION's A, or `slice_matrices`.
-        origins_in_pixels: (n, 2) x, y, the shift that centres an image: the particle lies at ``D//2 − origin``.
+        matrices: (n, 3, 3) B, such that the slice lies at ``k_volume = Bᵀ (k_x, k_y, 0)``: RELION's A, or
+            `slice_matrices`.
+        origins_in_pixels: (n, 2) x, y of the shift that centres an image: the particle lies at ``D//2 − origin``.
     Returns:
         (n, D, D//2+1) complex64 for ``irfft2``; zero at and beyond Nyquist's radius, |k| ≥ D/2 in the image or in the
-        volume, where the corners of a rotated box have nothing to offer.
+        volume, where the corners of a rotated box hold nothing.
     """
     n, box_size = len(matrices), volume.box_size
     out = np.zeros((n, box_size, box_size // 2 + 1), dtype=np.complex64)

@@ -1,7 +1,8 @@
-"""The Kaiser–Bessel window, which carries values between a grid and points off it.
+"""The Kaiser–Bessel window, which transfers values between a grid and points off it.
 
-``φ(u) = I0(β sqrt(1 − (2u/W)²))`` for distances u of at most W/2 grid steps: W taps an axis. The points' sums use a
-table of φ; on the other side of the Fourier transform φ's own transform is divided out (O'Sullivan 1985).
+``φ(u) = I0(β sqrt(1 − (2u/W)²))`` for distances u of at most W/2 grid steps, which makes W taps along each axis. The
+sums at the points use a table of φ. On the other side of the Fourier transform, the transform of φ is divided out
+(O'Sullivan 1985).
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ class Window:
 
     @staticmethod
     def for_oversampling(width: int, oversampling: float) -> Window:
-        """The best shape for a grid so much finer than needed. Source: Beatty et al. (2005), IEEE TMI 24:799."""
+        """The best shape for a grid with this oversampling. Source: Beatty et al. (2005), IEEE TMI 24:799."""
         return Window(width, float(np.pi * np.sqrt((width / oversampling * (oversampling - 0.5)) ** 2 - 0.8)))
 
     def taps(self, steps: int) -> NDArray[np.float32]:
         """(steps + 2, W) values at the taps ``first, first + 1, ...`` of a point x, ``first = ceil(x − W/2)``.
 
-        Row t·steps holds them for ``t = first − (x − W/2)``, 0 ≤ t < 1; in between rows, interpolate linearly: the
-        error is 1e-6 for 512 steps and falls with their square. The last row is there for t that rounds to 1.
+        Row t·steps holds them for ``t = first − (x − W/2)``, 0 ≤ t < 1. Interpolate linearly between rows; the error is
+        1e-6 for 512 steps and falls with the square of their number. The last row serves values of t that round to 1.
         """
         u = np.arange(steps + 2)[:, None] / steps + np.arange(self.width) - self.width / 2
         return np.i0(self.beta * np.sqrt(np.maximum(1 - (2 * u / self.width) ** 2, 0))).astype(np.float32)

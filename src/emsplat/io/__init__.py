@@ -73,6 +73,8 @@ def read_particles(
     ctf: str | Path | None = None,
     passthrough: Sequence[str | Path] = (),
     need_stacks: bool = True,
+    need_poses: bool = True,
+    need_ctf: bool = True,
 ) -> Particles:
     """Reads a particle table of any format that is read, told by its content.
 
@@ -87,6 +89,7 @@ def read_particles(
         poses, ctf: cryoDRGN's pickles, which replace what the table says.
         passthrough: cryoSPARC's other tables of the same particles.
         need_stacks: False reads the table alone, for its poses and optics.
+        need_poses, need_ctf: False also reads tables that have none; then `ctf` may be given without `poses`.
     Raises:
         InputError: a format that is not read, an option that does not fit it, or what the reader of the format refuses.
     """
@@ -101,14 +104,15 @@ def read_particles(
         "need_stacks": need_stacks,
     }
     if poses is not None or ctf is not None:
-        if poses is None or ctf is None or passthrough:
+        if (poses is None and need_poses) or ctf is None or passthrough:
             raise InputError(
                 "--poses and --ctf are cryoDRGN's two pickles: give both, without --passthrough, or neither of them"
             )
         return with_repeats_joined(read_cryodrgn(path, poses, ctf, kind=kind, **options))
     if kind is Format.CRYOSPARC:
-        return with_repeats_joined(read_cs(path, passthrough=passthrough, **options))
-    readers = {Format.RELION: read_relion, Format.OPTIMISATION_SET: read_tomo}
-    if kind not in readers:
+        return with_repeats_joined(read_cs(path, passthrough=passthrough, need_poses=need_poses, **options))
+    if kind is Format.RELION:
+        return with_repeats_joined(read_relion(path, need_poses=need_poses, need_ctf=need_ctf, **options))
+    if kind is not Format.OPTIMISATION_SET:
         raise InputError(f"{path}: {kind.value}; {REMEDY[kind]}")
-    return with_repeats_joined(readers[kind](path, **options))
+    return with_repeats_joined(read_tomo(path, **options))

@@ -39,6 +39,7 @@ def read_cs(
     pixel_size_in_angstroms: float | None = None,
     passthrough: Sequence[str | Path] = (),
     need_stacks: bool = True,
+    need_poses: bool = True,
 ) -> Particles:
     """Reads a .cs file, its passthrough tables and the headers of its stacks.
 
@@ -50,13 +51,14 @@ def read_cs(
         passthrough: tables of the same particles, searched in this order for what the main table does not have.
         need_stacks: False reads the tables alone, for their poses and optics: stacks stay as written and the box size
             is blob/shape, or 0.
+        need_poses: False also reads particles that have no 3D alignment yet; their angles and shifts are 0.
     Raises:
         InputError: anything missing, out of range or contradictory; the message names it and the remedy.
     """
     path = Path(path)
     columns = read_columns(path, [Path(other) for other in passthrough])
     _check_columns(columns)
-    alignment = read_alignment(columns)
+    alignment = read_alignment(columns, needed=need_poses)
     turned = np.abs(alignment.pose).max(axis=1)
     columns.require(turned < _LARGEST_POSE, "pose of the alignment", alignment.pose, "must be in radians")
     names = _image_names(columns)

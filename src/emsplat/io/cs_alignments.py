@@ -55,13 +55,19 @@ class _Source:
         return self.field(name) if all(f"{slot}/{name}" in self.columns for slot in self.slots) else None
 
 
-def read_alignment(columns: Columns) -> Alignment:
+def read_alignment(columns: Columns, needed: bool = True) -> Alignment:
     """The plain alignment, else that of the most probable class; the main table's before a passthrough's.
+
+    Args:
+        needed: False gives one of zeros where there is none.
 
     Raises:
         InputError: no 3D alignment, or classes without their probabilities.
     """
     found = [slots for table in columns.tables for slots in _slots(table)]
+    if not found and not needed:
+        n = len(columns)
+        return Alignment(np.zeros((n, 3)), np.zeros((n, 2)), None, np.ones(n), None, ())
     if not found:
         only_2d = any(name.startswith("alignments2D/") for table in columns.tables for name in table)
         raise InputError(

@@ -24,7 +24,6 @@ from emsplat.errors import InputError
 from emsplat.runtime.files import check_memory, open_regular
 
 _LARGEST_HEADER_IN_BYTES = 1 << 18  # a table of a hundred classes needs a third of it
-_BLOCK_IN_BYTES = 16 << 20  # rows are read a block at a time: most of a table's columns are not kept
 
 # All that is read of a table; a name asked for must match.
 _KEPT = re.compile(
@@ -136,18 +135,20 @@ class Columns:
         )
 
 
-def read_columns(path: Path, passthrough: Sequence[Path]) -> Columns:
+def read_columns(path: Path, passthrough: Sequence[Path], block_in_bytes: int = 16 << 20) -> Columns:
     """The main table with its passthrough tables joined to it; rows that only a passthrough has are left out.
 
+    Args:
+        block_in_bytes: size of the rows that are read at once; most of a table's columns are not kept.
     Raises:
         InputError: a file that is no table, is damaged or holds Python objects; a uid that is missing or twice there.
     """
-    tables = [_read_table(path)]
+    tables = [_read_table(path, block_in_bytes)]
     uid = _uids(path, tables[0])
     if len(uid) == 0:
         raise InputError(f"{path}: no particles in it (0 rows); check the path or the selection that wrote it")
     for other in passthrough:
-        table = _read_table(other)
+        table = _read_table(other, block_in_bytes)
         rows = _rows_of(uid, path, _uids(other, table), other)
         tables.append({name: values[rows] for name, values in table.items() if name not in tables[0]})
     return Columns(path, tuple(tables))
@@ -183,7 +184,7 @@ def _rows_of(uid: NDArray[np.uint64], path: Path, other_uid: NDArray[np.uint64],
     return rows
 
 
-def _read_table(path: Path) -> dict[str, NDArray]:
+def _read_table(path: Path, block_in_bytes: int) -> dict[str, NDArray]:
     """The columns that are kept of one .cs file, (n, ...) each; nothing is unpickled or mapped.
 
     Memory is what the kept columns take, and that is at most the size of the file: a header is believed only as far
@@ -192,7 +193,7 @@ def _read_table(path: Path) -> dict[str, NDArray]:
     try:
         with BufferedReader(open_regular(path)) as file:
             types, count = _header(path, file)
-            return _read_rows(path, file, types, count)
+            return _read_rows(path, file, types, count, block_in_bytes)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
 
@@ -239,11 +240,11 @@ def _parsed(start: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     return array_format.descr_to_dtype(header["descr"]), shape, first_row
 
 
-def _read_rows(path: Path, file: BinaryIO, types: np.dtype, count: int) -> dict[str, NDArray]:
+def _read_rows(path: Path, file: BinaryIO, types: np.dtype, count: int, block_in_bytes: int) -> dict[str, NDArray]:
     kept = [name for name in types.names or () if _KEPT.fullmatch(name)]
     check_memory(path, count * sum(types[name].itemsize for name in kept))
     columns = {name: np.empty((count, *types[name].shape), types[name].base) for name in kept}
-    longest = max(1, _BLOCK_IN_BYTES // types.itemsize)
+    longest = max(1, block_in_bytes // types.itemsize)
     for first in range(0, count, longest):
         rows = np.fromfile(file, types, min(longest, count - first))
         if len(rows) < min(longest, count - first):

@@ -13,8 +13,6 @@ from emsplat.errors import InputError
 from emsplat.io.mrc import StackReader
 from emsplat.particles.table import Particles
 
-_OPEN_STACKS = 16  # a data set may have tens of thousands, a process some hundreds of open files
-
 
 def reading_order(particles: Particles) -> NDArray[np.int64]:
     """(N,) rows sorted by stack, then section: the order in which reading is one sweep over the disk."""
@@ -24,9 +22,16 @@ def reading_order(particles: Particles) -> NDArray[np.int64]:
 class ImageSource:
     """Reads the images of a particle table; stacks are opened when first needed. For one thread at a time."""
 
-    def __init__(self, particles: Particles, invert: bool = False) -> None:
-        """Args: invert: flip the sign, for images with dark particles, beyond what `particles.dark` says."""
+    def __init__(self, particles: Particles, invert: bool = False, most_open: int = 16) -> None:
+        """Read the images of these particles.
+
+        Args:
+            invert: flip the sign, for images with dark particles, beyond what `particles.dark` says.
+            most_open: stacks that are open at a time. A data set may have tens of thousands, and a process some
+                hundreds of open files.
+        """
         self.particles = particles
+        self._most_open = most_open
         self.invert = invert
         self.watch: Callable[[Path | None], None] = lambda path: None  # told what is being read, and of its end
         self._readers: OrderedDict[int, StackReader] = OrderedDict()  # the least recently used first
@@ -74,7 +79,7 @@ class ImageSource:
 
     def _reader(self, stack: int) -> StackReader:
         if stack not in self._readers:
-            while len(self._readers) >= _OPEN_STACKS:
+            while len(self._readers) >= self._most_open:
                 self._readers.popitem(last=False)[1].close()
             self._readers[stack] = self._opened(self.particles.stacks[stack])
         self._readers.move_to_end(stack)

@@ -23,7 +23,6 @@ from emsplat.runtime.files import check_memory, open_regular, replacing
 _HEADER_BYTES = 1024
 _VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # by mode
 _SMALLEST_PIXEL, _LARGEST_PIXEL = 1e-3, 1e4  # Å; beyond them a header says nothing
-_LARGEST_READ_IN_BYTES = 8 << 20  # one read's buffer, whatever the number of sections asked for
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,15 @@ class StackReader:
     For one thread at a time: a read moves the file's position.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Opens the file; InputError where it is missing, truncated, or of a mode that is not read."""
-        self.path = Path(path)
+    def __init__(self, path: str | Path, largest_read_in_bytes: int = 8 << 20) -> None:
+        """Open the file.
+
+        Args:
+            largest_read_in_bytes: size of one read's buffer, whatever the number of sections asked for.
+        Raises:
+            InputError: a file that is missing, truncated, or of a mode that is not read.
+        """
+        self.path, self._largest_read_in_bytes = Path(path), largest_read_in_bytes
         self._file, self._header = _open(self.path)
 
     @property
@@ -141,7 +146,7 @@ class StackReader:
             raise InputError(f"{self.path}: holds {self.shape[0]} images, asked for number {number}; check the star")
         out = np.empty((len(wanted), *self.shape[1:]), dtype=np.float32) if out is None else out
         order = np.argsort(wanted, kind="stable")
-        longest = max(1, _LARGEST_READ_IN_BYTES // self._header.section_in_bytes)
+        longest = max(1, self._largest_read_in_bytes // self._header.section_in_bytes)
         for rows in consecutive_runs(order, wanted[order], longest):
             first, together = int(wanted[rows[0]]), out[rows[0] : rows[0] + len(rows)]
             # Asked for in the file's order and of its type, sections need no memory in between.

@@ -51,7 +51,7 @@ class _Images:
 
 def read_cryodrgn(
     path: str | Path,
-    poses: str | Path,
+    poses: str | Path | None,
     ctf: str | Path,
     datadir: str | Path | None = None,
     pixel_size_in_angstroms: float | None = None,
@@ -66,7 +66,7 @@ def read_cryodrgn(
         path: an MRC stack, a text file with one stack a line, or a star or a .cs, of which only the images' names and
             a star's half sets are used.
         kind: which of these it is.
-        poses: (N, 3, 3) rotations, or these and (N, 2) translations.
+        poses: (N, 3, 3) rotations, or these and (N, 2) translations; None: all are 0.
         ctf: (N, 9).
         datadir, strip_prefix, pixel_size_in_angstroms, need_stacks: as in `read_relion`.
     Raises:
@@ -80,7 +80,9 @@ def read_cryodrgn(
     if need_stacks:
         stacks = images.stacks or find_stacks(names, folder, strip_prefix)
         facts = check_stacks(names, stacks)
-    rotations, translations = _poses(Path(poses), n, path)
+    rotations, translations = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2))
+    if poses is not None:
+        rotations, translations = _poses(Path(poses), n, path)
     table = _ctf(Path(ctf), n, path)
     box_size, pixel_size = _sampling(Path(ctf), table, stacks, facts, pixel_size_in_angstroms)
     optics, optics_group = _optics_groups(table, box_size, pixel_size)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.io.find_files import renamed
 from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, with_aberrations
-from emsplat.io.relion_rows import NOT_MODELLED, Rows, read_rows
+from emsplat.io.relion_rows import NOT_MODELLED, Rows, mandatory_columns, read_rows
 from emsplat.io.repeats import joined
 from emsplat.io.stacks import (
     ImageNames,
@@ -35,6 +35,8 @@ def read_relion(
     *,
     strip_prefix: str | None = None,
     need_stacks: bool = True,
+    need_poses: bool = True,
+    need_ctf: bool = True,
 ) -> Particles:
     """Reads a star file and the headers of its stacks.
 
@@ -44,11 +46,13 @@ def read_relion(
         pixel_size_in_angstroms: overrides the star and the stacks' headers.
         need_stacks: False reads the table alone, for its poses and optics: stacks stay as written and the box size
             is rlnImageSize, or 0.
+        need_poses: False also reads particles that have no poses yet; their angles and origins are 0.
+        need_ctf: False also reads particles without CTFs; what is missing is taken from a microscope of 300 kV.
     Raises:
         InputError: anything missing, out of range or contradictory; the message names it and the remedy.
     """
     path = Path(path)
-    rows = read_rows(path)
+    rows = read_rows(path, mandatory=mandatory_columns(need_poses, need_ctf))
     names = parse_image_names(rows.texts("rlnImageName"), path)
     if need_stacks:
         stacks = find_stacks(names, Path(datadir) if datadir is not None else None, strip_prefix)
@@ -85,10 +89,10 @@ def particles_of(
         stack=names.stack,
         section=names.section,
         optics_group=optics_group,
-        euler_angles_in_degrees=np.stack([rows.numbers(f"rlnAngle{a}") for a in ("Rot", "Tilt", "Psi")], axis=1),
+        euler_angles_in_degrees=np.stack([rows.numbers(f"rlnAngle{a}", 0) for a in ("Rot", "Tilt", "Psi")], axis=1),
         origin_in_angstroms=np.stack([_origin(rows, axis, pixel_size) for axis in "XY"], axis=1),
-        defocus_u_in_angstroms=rows.numbers("rlnDefocusU"),
-        defocus_v_in_angstroms=rows.numbers("rlnDefocusV"),
+        defocus_u_in_angstroms=rows.numbers("rlnDefocusU", 0),
+        defocus_v_in_angstroms=rows.numbers("rlnDefocusV", 0),
         defocus_angle_in_degrees=_defocus_angle(rows),
         phase_shift_in_degrees=rows.numbers("rlnPhaseShift", 0),
         b_factor_in_square_angstroms=rows.numbers("rlnCtfBfactor", 0),
@@ -147,11 +151,11 @@ def _pixel_size_of_star(rows: Rows) -> tuple[float | None, str]:
 
 def _optics_groups(rows: Rows, pixel_size: float, box_size: int) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
     """One group for every combination of optics that occurs; (N,) the group of each row."""
-    voltage = rows.numbers("rlnVoltage")
+    voltage = rows.numbers("rlnVoltage", 300)
     rows.require((voltage > 0) & (voltage < 5000), "rlnVoltage", voltage, "must be a positive number of kV")
-    contrast = rows.numbers("rlnAmplitudeContrast")
+    contrast = rows.numbers("rlnAmplitudeContrast", 0.1)
     rows.require((contrast >= 0) & (contrast <= 1), "rlnAmplitudeContrast", contrast, "must be within 0 and 1")
-    aberration = rows.numbers("rlnSphericalAberration")
+    aberration = rows.numbers("rlnSphericalAberration", 2.7)
     premultiplied = rows.numbers("rlnCtfDataAreCtfPremultiplied", 0)
     label = rows.numbers("rlnOpticsGroup", 1)
     keys = np.stack([label, voltage, aberration, contrast, premultiplied, _own_aberrations(rows)], axis=1)
@@ -193,7 +197,9 @@ def _origin(rows: Rows, axis: str, pixel_size: float) -> NDArray[np.float64]:
 
 
 def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
-    if "rlnDefocusAngle" not in rows and not np.array_equal(rows.numbers("rlnDefocusU"), rows.numbers("rlnDefocusV")):
+    if "rlnDefocusAngle" not in rows and not np.array_equal(
+        rows.numbers("rlnDefocusU", 0), rows.numbers("rlnDefocusV", 0)
+    ):
         raise InputError(
             f"{rows.path}: missing column rlnDefocusAngle, and rlnDefocusU differs from rlnDefocusV; "
             "astigmatism needs its angle: add the column"

@@ -19,6 +19,14 @@ _MANDATORY = (
 )
 
 
+_POSES = frozenset(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"))
+
+
+def mandatory_columns(poses: bool = True, ctf: bool = True) -> tuple[str, ...]:
+    """The columns without which a particle table says too little; without those of the poses or the CTFs if told so."""
+    return tuple(name for name in _MANDATORY if name == "rlnImageName" or (poses if name in _POSES else ctf))
+
+
 # All that is read of a file; a name asked for must be here. Zernikes are lists, "[0,0]", so text.
 NOT_MODELLED = {"rlnCtfDataArePhaseFlipped": 0.0}  # optics the program does not model, and the value that means "none"
 _TEXTS = (

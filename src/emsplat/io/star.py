@@ -19,9 +19,15 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.runtime.files import open_regular, replacing
 
-_PIECE = 1 << 20  # bytes read at once, and the longest line
 _WORDS_IN_A_BATCH = 1 << 16  # read before they are sorted into columns
-_ROWS_WORTH_COMPILING = 50_000  # loading the compiled reader takes as long as reading so many rows without it
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read."""
+
+    piece: int = 1 << 20  # bytes that are read at once, and the longest line
+    rows_worth_compiling: int = 50_000  # loading the compiled reader takes as long as reading so many rows without it
 
 
 @dataclass(frozen=True)
@@ -158,10 +164,9 @@ class _Block:
         self.n_rows += found.n_rows
         return found.end
 
-    @property
-    def is_worth_compiling(self) -> bool:
+    def is_worth_compiling(self, rows_worth_compiling: int) -> bool:
         """Whether the rows to come are best read by compiled code; a line of one word may be no row."""
-        large = self.n_rows >= _ROWS_WORTH_COMPILING and not self.ended
+        large = self.n_rows >= rows_worth_compiling and not self.ended
         return large and self.keep is not None and len(self.names) > 1
 
     def table(self) -> Table:
@@ -175,11 +180,16 @@ def _shared(words: Sequence[str]) -> list[str]:
     return [known[word] for word in words]
 
 
-def read_star(path: str | Path, keep: Mapping[str, type[str] | type[float]] | None = None) -> dict[str, Table]:
+def read_star(
+    path: str | Path,
+    keep: Mapping[str, type[str] | type[float]] | None = None,
+    reading: Reading = Reading(),
+) -> dict[str, Table]:
     """All blocks of a file by name without ``data_`` (a nameless block is "").
 
     Args:
         keep: the columns to keep, each as text or as numbers: a fraction of the memory; None keeps all, as text.
+        reading: how the file is read; the tables do not depend on it.
     Raises:
         InputError: missing, empty or binary file; a row with too few or too many values (with its line number).
     """
@@ -188,9 +198,9 @@ def read_star(path: str | Path, keep: Mapping[str, type[str] | type[float]] | No
     block: _Block | None = None
     number = 0  # of the line
     try:
-        for piece in _pieces(path):
+        for piece in _pieces(path, reading.piece):
             end = 0
-            if block and block.is_worth_compiling:
+            if block and block.is_worth_compiling(reading.rows_worth_compiling):
                 before = block.n_rows
                 end = block.add_plain_rows(piece)
                 number += block.n_rows - before
@@ -254,16 +264,16 @@ def _take(block: _Block | None, line: str, fields: list[str]) -> None:
         block.add_row(fields)
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def _pieces(path: Path, size: int) -> Iterator[bytes]:
     """The file in pieces of whole lines; a byte-order mark and carriage returns are taken off."""
     with BufferedReader(open_regular(path)) as file:
         try:
             mark = file.peek(3).startswith(b"\xef\xbb\xbf")
             file.read(3 if mark else 0)
-            while piece := file.read(_PIECE):
-                rest = b"" if piece.endswith(b"\n") else file.readline(_PIECE)
-                if len(rest) == _PIECE and not rest.endswith(b"\n"):
-                    raise InputError(f"{path}: a line of more than {_PIECE} characters; is this a STAR file?")
+            while piece := file.read(size):
+                rest = b"" if piece.endswith(b"\n") else file.readline(size)
+                if len(rest) == size and not rest.endswith(b"\n"):
+                    raise InputError(f"{path}: a line of more than {size} characters; is this a STAR file?")
                 piece += rest
                 if b"\0" in piece:
                     raise InputError(f"{path}: a binary file, not a STAR file (text); check the path")

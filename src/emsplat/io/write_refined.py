@@ -45,6 +45,36 @@ def write_refined(
     return out
 
 
+def write_posed(particles: Particles, folder: Path, by_column: bool = True) -> list[Path]:
+    """Writes particles whose poses were found into a folder: particles.star, and particles.cs if they come from one.
+
+    The particles' own format keeps every other column; poses, shifts and half sets are filled in, or added.
+
+    Args:
+        by_column: False if the CTFs of the particles are not those of the source's columns.
+    """
+    star = folder / NAMES[0]
+    kind = sniff(particles.source) if by_column and particles.source.exists() else Format.UNKNOWN
+    if kind is Format.RELION:
+        updates = _of_star(particles, ("poses", "shifts")) | {"rlnRandomSubset": particles.half_set.astype(int)}
+        write_back(particles.source, star, particles.ids.tolist(), updates)
+        return [star]
+    write_relion(particles, star)
+    if kind is not Format.CRYOSPARC:
+        return [star]
+    columns = {
+        "alignments3D/pose": Rotation.from_matrix(particles.rotations().transpose(0, 2, 1)).as_rotvec(),
+        "alignments3D/shift": particles.origin_in_angstroms / particles.pixel_size_in_angstroms,
+        "alignments3D/psize_A": np.full(len(particles), particles.pixel_size_in_angstroms),
+        "alignments3D/split": particles.half_set - 1,
+        "alignments3D/alpha": np.ones(len(particles)),
+    }
+    kinds = {"alignments3D/split": np.uint32}
+    updates = {name: np.asarray(values).astype(kinds.get(name, np.float32)) for name, values in columns.items()}
+    write_back(particles.source, folder / NAMES[1], particles.ids.tolist(), updates)
+    return [star, folder / NAMES[1]]
+
+
 def _of_star(p: Particles, quantities: Collection[str]) -> dict[str, ArrayLike]:
     columns: dict[str, ArrayLike] = {}
     if "poses" in quantities:

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +84,7 @@ def write_run(
     *,
     overwrite: bool = False,
     truth: NDArray[np.float64] | None = None,
+    addition: Callable[[RunFolder], None] | None = None,
     **facts: object,
 ) -> Summary:
     """Write maps, Gaussians, curves, figures, settings, log and summary. An old run stays until all are complete.
@@ -91,7 +92,8 @@ def write_run(
     Args:
         reporter: the reporter that was given to `reconstruct`; its log and its times are written too.
         truth: (D//2,) correlation of the map with a known truth, which is drawn beside the estimate.
-        facts: further entries for the summary.
+        addition: writes what another job has to add, in place of refined particles, before the report is made.
+        facts: further entries for the summary, or others in place of its own.
     Returns:
         The contents of summary.json.
     """
@@ -104,9 +106,12 @@ def write_run(
             _write_gaussians(files, reconstruction)
             write_fsc_csv(files.curves, reconstruction.validation)
             _write_json(files.configuration, configuration(reconstruction))
-            _write_particles(files, reconstruction, reporter)
+            if addition is None:
+                _write_particles(files, reconstruction, reporter)
         with reporter.stage("figures"):
-            draw_figures(files, reconstruction, truth)
+            draw_figures(files, reconstruction, truth, resolution_text({**verdict(reconstruction), **facts}))
+            if addition is not None:
+                addition(files)
         evidence: Evidence = {}
         with reporter.stage("report"), _costing_no_run(folder, reporter):
             evidence = gather_evidence(reconstruction, truth)
@@ -167,14 +172,22 @@ def _write_particles(files: RunFolder, r: Reconstruction, reporter: Reporter) ->
         reporter.warn(f"{path.name} cannot say that images are dark; read it with --invert")
 
 
-def draw_figures(files: RunFolder, r: Reconstruction, truth: NDArray[np.float64] | None = None) -> None:
-    """Draws the figures of a run into their folder, which must not exist yet."""
+def draw_figures(
+    files: RunFolder, r: Reconstruction, truth: NDArray[np.float64] | None = None, resolution: str | None = None
+) -> None:
+    """Draws the figures of a run into their folder, which must not exist yet.
+
+    Args:
+        resolution: what is said of it; by default what was measured.
+    """
     files.figures.mkdir()
     raw = 0.5 * (r.halves[0].raw + r.halves[1].raw)
     histories = [half.history for half in r.halves]
     steps = [np.arange(len(history.losses)) for history in histories]
     pixel_size = r.pixel_size_in_angstroms
-    figures.figure_fsc(r.validation, files.figure("fsc"), truth, f"resolution: {resolution_text(verdict(r))}")
+    figures.figure_fsc(
+        r.validation, files.figure("fsc"), truth, f"resolution: {resolution or resolution_text(verdict(r))}"
+    )
     figures.figure_slices(r.map, files.figure("slices"), pixel_size, raw)
     figures.figure_projections(r.map, files.figure("projections"), pixel_size, raw)
     figures.figure_orientations(r.particles.euler_angles_in_degrees, files.figure("orientations"))

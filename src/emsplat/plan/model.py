@@ -1,8 +1,8 @@
-"""The cost model: what a job takes, stage by stage, from how large it is and how fast a machine is.
+"""The cost model: what each stage of a job takes, from the size of the job and the speed of a machine.
 
-docs/scaling.md derives the formulas. A process that shares its machine's cores has its share of their speed; reading
-and working overlap, so a stage takes as long as the slowest of disk, processor, card and network, and that one is said
-to limit it.
+docs/scaling.md derives the formulas. A process that shares the cores of its machine has its share of their speed.
+Reading and working overlap, so that a stage takes as long as the slowest of disk, processor, card and network, which is
+said to limit it.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from emsplat.validation.local_resolution import frequency_bands
 if TYPE_CHECKING:
     from emsplat.plan.rates import Card, Rates
 
-STEPS = 35  # of a fit, the search dealt out to the fits of a half; 28 to 41 were seen, 90 are possible
-OVERSAMPLING = 1.5  # of the grids
+STEPS = 35  # steps of a fit, including its share of the search; 28 to 41 were seen, and 90 are possible
+OVERSAMPLING = 1.5  # oversampling of the grids
 SUBSETS = 4  # of the pass: a seen and an unseen part of each half
-FIGURES_SECONDS = 4.0  # figures and report: 2 to 5 were seen
-ROW_BYTES = 250  # of an image beside its row in the table: matrices, CTF, order
-BLOCK_BYTES = 48 << 20  # of images that are worked on together
-ROUNDS = 4  # of a refinement, at most
-REFINEMENT_PASSES = 16  # an image's normal equations are evaluated so often in a round
+FIGURES_SECONDS = 4.0  # seconds for figures and report; 2 to 5 were seen
+ROW_BYTES = 250  # bytes of an image beside its row in the table, for matrices, CTF and order
+BLOCK_BYTES = 48 << 20  # bytes of the images that are worked on together
+ROUNDS = 4  # largest number of rounds of a refinement
+REFINEMENT_PASSES = 16  # number of times that the normal equations of an image are evaluated in a round
 MAPS_WRITTEN = 8
 DISK, PROCESSOR, CARD, NETWORK, ONE = "disk", "processor", "GPU", "network", "one process alone"
 
 
 @dataclass(frozen=True)
 class Job:
-    """How large a job is; lengths in voxels of the working box unless said otherwise."""
+    """The size of a job, with lengths in voxels of the working box unless said otherwise."""
 
     n_images: int
-    box: int  # of the images
+    box: int  # box of the images in pixels
     working_box: int
-    extent: int  # of the cube that Gaussians live in
+    extent: int  # edge of the cube that Gaussians live in
     reach: int  # of the convolution's kernel
-    n_gaussians: int  # of a fit
-    n_fits: int  # of a half
-    sigma: float  # of a typical Gaussian
+    n_gaussians: int  # Gaussians of a fit
+    n_fits: int  # fits of a half
+    sigma: float  # σ of a typical Gaussian
     n_symmetry: int
     refined: bool = False
     cached: bool = False
@@ -50,30 +50,30 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage takes."""
+    """What a stage needs."""
 
     name: str
     parts: dict[str, float]  # seconds by resource
-    memory_bytes: float = 0.0  # of the largest process, beyond what it holds all the time
-    disk_bytes: float = 0.0  # that stay
+    memory_bytes: float = 0.0  # memory of the largest process beyond what it holds all the time
+    disk_bytes: float = 0.0  # bytes that stay on the disk
     card_bytes: float = 0.0
     extra: float = 0.0  # seconds that overlap with nothing
     extra_of: str = field(default=ONE)
 
     @property
     def seconds(self) -> float:
-        """The slowest part, and what overlaps with none."""
+        """Time of the slowest part, and of what overlaps with none."""
         return max(self.parts.values(), default=0.0) + self.extra
 
     @property
     def limited_by(self) -> str:
-        """The resource that more of would help most."""
+        """The resource whose increase would help most."""
         name, most = max(self.parts.items(), key=lambda part: part[1], default=(self.extra_of, 0.0))
         return name if most >= self.extra else self.extra_of
 
 
 def volume_work(edge: int) -> float:
-    """Of a transform of a cube, in units of the rates: n³ log₂ n."""
+    """Work of the transform of a cube, in units of the rates: n³ log₂ n."""
     return edge**3 * math.log2(max(edge, 2))
 
 
@@ -89,7 +89,7 @@ def grids_work(box: int, reach: int) -> float:
 
 
 def stages(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> list[Stage]:
-    """All of them, in their order."""
+    """All stages in their order."""
     loading = Stage("loading", {}, extra=rates.loading_seconds)
     found = [loading, _read(job, rates), Stage("preview", {}, extra=rates.preview_seconds, memory_bytes=2.5 * 96e6)]
     found += [_pass(job, cluster, rates, card), _inversion(job, cluster, rates), _fit(job, cluster, rates, card)]
@@ -99,17 +99,17 @@ def stages(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> list[
 
 
 def held_bytes(job: Job, rates: Rates) -> float:
-    """What a process holds all the time: the program and the table."""
+    """Bytes that a process holds all the time, for the program and the table."""
     return rates.base_bytes + job.n_images * (rates.table_bytes_per_image + ROW_BYTES)
 
 
 def _slowness(cluster: Cluster, at_work: int | None = None) -> int:
-    """By how much a process is slower than its machine: as many as are at work there share the cores."""
+    """Factor by which a process is slower than its machine, since all active processes share the cores."""
     return min(cluster.processes_of_a_machine, at_work or cluster.ranks)
 
 
 def storage(cluster: Cluster, rates: Rates) -> float:
-    """Bytes per second that reach all machines together."""
+    """Bytes per second that the file system delivers to all machines together."""
     return 1e9 * cluster.storage if cluster.storage else rates.disk_bytes_per_second * cluster.machines
 
 
@@ -125,7 +125,7 @@ def _pass(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
     insert = rates.insert_seconds_per_image * (job.working_box / rates.pass_box) ** 2
     grids = SUBSETS * grid_bytes(job.working_box, job.reach)
     work, then = grids_work(job.working_box, job.reach), grids_work(rates.pass_box, rates.pass_reach)
-    # The halves are on two processes where there are two.
+    # If there are two processes, each has one half.
     extra = rates.grids_seconds * work / then / min(cluster.ranks, 2) * _slowness(cluster, 2)
     if card:
         parts[PROCESSOR] = each * load * _slowness(cluster)
@@ -146,7 +146,7 @@ def _pass(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
 
 
 def _card_seconds(job: Job, card: Card) -> float:
-    """Of an image: its way to the card, its transform, and a read and a write of all taps of all samples."""
+    """Seconds of an image: its way to the card, its transform, and a read and a write of all taps of all samples."""
     pixels = 2 * job.working_box**2 if job.cached else 4 * job.box**2
     samples = math.pi * job.working_box**2 / 8 * job.n_symmetry
     traffic = 6 * 4 * job.box**2 + 2 * samples * WIDTH**3 * (8 + 4)
@@ -173,12 +173,17 @@ def _fit(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
 
 
 def _refinement(job: Job, cluster: Cluster, rates: Rates, solving: list[Stage]) -> Stage:
-    """Rounds of normal equations, each like some insertions, and of a pass and fits; all as slow as the first."""
+    """Rounds of normal equations, which cost as much as some insertions, and of accumulation and fits.
+
+    All rounds are taken to be as slow as the first.
+    """
     each = rates.load_seconds_per_image + rates.transform_seconds_per_image
     each += REFINEMENT_PASSES * rates.insert_seconds_per_image * (job.working_box / rates.pass_box) ** 2 / 2
     again = sum(stage.seconds for stage in solving)
     work = ROUNDS * job.n_images / cluster.ranks * each * _slowness(cluster)
-    return Stage("refinement", {PROCESSOR: work}, 96e6 * 2, extra=ROUNDS * again, extra_of="passes and fits again")
+    return Stage(
+        "refinement", {PROCESSOR: work}, 96e6 * 2, extra=ROUNDS * again, extra_of="accumulation and fits again"
+    )
 
 
 def _validation(job: Job, rates: Rates) -> Stage:

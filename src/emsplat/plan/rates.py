@@ -1,7 +1,7 @@
-"""How fast this machine is at what a reconstruction does: a few seconds of the real work on the real images.
+"""How fast this machine does the work of a reconstruction, from a few seconds of real work on the real images.
 
-What takes too long at the real box is measured at a smaller one; `model` has the powers that carry it over. All cores
-that the job would use are used. Times are the better of two, since the first may compile or wait for others.
+What takes too long in the real box is measured in a smaller one, and `model` has the powers to scale it up. All cores
+that the job would use are used. Each time is the better of two, since the first may compile or wait for others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from emsplat.statistics.preview import Preview
 from emsplat.validation.local_resolution import frequency_bands, local_resolution
 from emsplat.validation.validate import validate
 
-_READ_SECONDS, _READ_BYTES = 1.0, 256 << 20  # of the stacks, at most
+_READ_SECONDS, _READ_BYTES = 1.0, 256 << 20  # limits for reading from the stacks
 _PIECE_BYTES = 8 << 20
 _LARGEST_PASS = 128  # voxels: the grids of four subsets stay below 0.5 GB
 _PASS_BYTES, _MOST_IMAGES = 32 << 20, 1024
@@ -47,16 +47,16 @@ _CARD_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds are of this machine with `cores` cores at work, unless they are of one process."""
+    """Rates of this machine. Seconds are with `cores` cores at work, unless they are those of one process."""
 
     cores: int
-    loading_seconds: float  # of the program itself
-    disk_bytes_per_second: float  # one stack after the other, not from the system's memory
+    loading_seconds: float  # loading the program itself
+    disk_bytes_per_second: float  # reading one stack after the other, without the page cache
     disk_bytes_per_image: float
     table_seconds_per_image: float
     table_bytes_per_image: float
-    load_seconds_per_image: float  # from the system's memory, checked, as float32
-    transform_seconds_per_image: float  # at the images' own box
+    load_seconds_per_image: float  # from the page cache, with checks, as float32
+    transform_seconds_per_image: float  # in the box of the images
     insert_seconds_per_image: float  # weighting and both insertions, at `pass_box`
     pass_box: int
     grids_seconds: float  # making and inverting the grids of four subsets at `pass_box`
@@ -64,10 +64,10 @@ class Rates:
     preview_seconds: float
     inversion_seconds: float  # per unit of `model.volume_work`, as the next ones
     convolution_seconds: float
-    splat_seconds_per_gaussian: float  # forward, backward and the optimiser's step
+    splat_seconds_per_gaussian: float  # forward, backward and the step of the optimiser
     validation_seconds: float
     local_seconds: float  # and per band of frequencies
-    base_bytes: int  # a process that has loaded everything
+    base_bytes: int  # memory of a process that has loaded everything
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Card:
     """A graphics card, measured or assumed."""
 
     name: str
-    bytes_per_second: float  # of its memory, read and written
-    link_bytes_per_second: float  # from the machine's memory to the card's
-    transform_seconds: float  # of a 3D FFT, per unit of `model.volume_work`
+    bytes_per_second: float  # rate of its memory, read and written
+    link_bytes_per_second: float  # rate from the memory of the machine to that of the card
+    transform_seconds: float  # time of a 3D FFT per unit of `model.volume_work`
     memory_bytes: float
     measured: bool
 
 
-# 3.35 TB/s, PCIe 5.0 × 16 and 80 GB: NVIDIA's data sheet of the H100 SXM. That memory-bound kernels reach 60 % of the
-# first, copies 80 % of the second, and that an FFT goes through the memory twelve times, is our assumption.
+# NVIDIA's data sheet of the H100 SXM says 3.35 TB/s, PCIe 5.0 × 16 and 80 GB. We assume that memory-bound kernels reach
+# 60 % of the first and copies 80 % of the second, and that an FFT goes through the memory twelve times.
 ASSUMED_CARD = Card("H100 SXM, assumed", 0.6 * 3.35e12, 0.8 * 64e9, 12 * 8 / (0.6 * 3.35e12) / 8, 80e9, False)
 
 
@@ -108,12 +108,12 @@ def measured(
     table_seconds: float,
     preview_seconds: float,
 ) -> Rates:
-    """All rates, for a job on these particles.
+    """All rates for a job on these particles.
 
     Args:
         symmetry: (m, 3, 3) operators.
-        loading_seconds, table_seconds, preview_seconds: what it took just now to load the program, to read the table,
-            and to look at a sample.
+        loading_seconds, table_seconds, preview_seconds: the time that it has just taken to load the program, to read
+            the table, and to look at a sample.
     """
     base = max(resident_bytes() - _held_bytes(particles), 0)
     rows = reading_order(particles)[: max(8, min(_MOST_IMAGES, _PASS_BYTES // (4 * particles.box_size**2)))]
@@ -150,7 +150,7 @@ def measured(
 
 
 def resident_bytes() -> int:
-    """What this process holds of the machine's memory now; where the system does not say, what it held at most."""
+    """Bytes of memory that this process holds now or, if the system does not say, the most that it has held."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -158,7 +158,7 @@ def resident_bytes() -> int:
 
 
 def disk_rate(paths: tuple[Path, ...]) -> float:
-    """Bytes per second, of the first stacks' first bytes; what the system holds of them in memory is dropped before."""
+    """Bytes per second for the beginning of the first stacks, after they have been dropped from the page cache."""
     total, start = 0, time.perf_counter()
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
@@ -175,7 +175,7 @@ def disk_rate(paths: tuple[Path, ...]) -> float:
 
 
 def _stored_bytes(particles: Particles) -> float:
-    """Of an image in its stack."""
+    """Bytes of an image in its stack."""
     from emsplat.io.mrc import StackReader
 
     path = particles.stacks[int(particles.stack[0])]
@@ -189,7 +189,7 @@ def _held_bytes(particles: Particles) -> int:
 
 
 class _InMemory:
-    """Images that are there already."""
+    """Images that are already in memory."""
 
     def __init__(self, images: NDArray[np.float32]) -> None:
         self.images, self.box_size = images, images.shape[-1]
@@ -213,7 +213,7 @@ def _pass_rates(
     box: int,
     symmetry: NDArray[np.float64],
 ) -> tuple[float, float]:
-    """Seconds of an image without its transform, and of the grids, from passes over all and over a quarter of some."""
+    """Seconds of an image without its transform, and of the grids, from accumulations of n and n/4 images."""
     settings = AccumulationSettings(box, _reach(job, box), preview.noise, symmetry)
     n = len(images)
     order = reading_order(particles)
@@ -235,7 +235,7 @@ def _pass_rates(
 
 
 def _fit_rates(job: Job) -> tuple[float, float]:
-    """Seconds of the loss and its gradient per unit of work, and of a Gaussian's splat, both ways, and step."""
+    """Seconds of the loss and its gradient per unit of work, and of the splat and step of a Gaussian."""
     edge = min(job.extent, _FIT_EDGE)
     period = fitting_period(edge)
     rng = np.random.default_rng(0)
@@ -270,7 +270,7 @@ def _map_rates() -> tuple[float, float, float]:
 
 
 def _map_like(edge: int) -> list[NDArray[np.float32]]:
-    """A particle, its mask, two raw half maps and two of Gaussians, with signal up to Nyquist."""
+    """A particle, its mask, two direct inversions and two Gaussian half maps, with signal up to Nyquist."""
     rng = np.random.default_rng(0)
     shape = np.exp(-0.5 * (maps.distance_from_origin(edge) / (edge / 6)) ** 2).astype(np.float32)
     signal = shape * (1 + rng.standard_normal(shape.shape, dtype=np.float32))
@@ -279,13 +279,13 @@ def _map_like(edge: int) -> list[NDArray[np.float32]]:
 
 
 def card() -> Card:
-    """The one of this machine, measured, or the one that is assumed."""
+    """The graphics card of this machine as measured, or the one that is assumed."""
     device = devices.usable_card()
     return measured_card(device) if device else ASSUMED_CARD
 
 
 def measured_card(device: torch.device) -> Card:
-    """Copies within the device's memory and to it, from memory as the images lie in, and a transform."""
+    """A card as measured: copies within its memory, copies to it from memory like that of the images, and an FFT."""
     here = devices.memory_to_send((_CARD_BYTES // 4,), device).zero_()
     there, other = (torch.zeros(here.shape, device=device) for _ in range(2))
     edge = 128

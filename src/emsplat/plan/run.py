@@ -1,4 +1,4 @@
-"""From a particle file to a plan: look at it as the job would, measure, and put it into the formulas."""
+"""From a particle file to a plan: look at the file as the job would, measure, and apply the formulas."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import look_at_sample
 from emsplat.symmetry import symmetry_operators
 
-_FILLING = 0.35  # of its sphere that a particle takes
-_SIGMA_PER_SPACING = 0.5  # of a Gaussian, of the edge of the room that each has
+_FILLING = 0.35  # share of its sphere that a particle fills
+_SIGMA_PER_SPACING = 0.5  # σ of a Gaussian, relative to the edge of the cube that each has for itself
 _BOX_SHARE = 0.85  # diameter of a particle that the sample does not show, of the box
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job will take, and what that rests on."""
+    """What a job will take, and the basis of this prediction."""
 
     job: Job
     cluster: Cluster
@@ -43,22 +43,22 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of the whole job."""
+        """Time of the whole job."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def peak_bytes(self) -> float:
-        """Of the largest process."""
+        """Memory of the largest process."""
         return held_bytes(self.job, self.rates) + max(stage.memory_bytes for stage in self.stages)
 
     @property
     def machine_bytes(self) -> float:
-        """Of the processes of a machine together."""
+        """Memory of all processes on a machine."""
         return self.peak_bytes * self.cluster.processes_of_a_machine
 
     @property
     def disk_bytes(self) -> float:
-        """That the job leaves."""
+        """Bytes that the job leaves on the disk."""
         return sum(stage.disk_bytes for stage in self.stages)
 
     @property
@@ -67,23 +67,28 @@ class Plan:
         return max(self.stages, key=lambda stage: stage.seconds)
 
     def obstacles(self) -> list[str]:
-        """What the machines do not have."""
+        """What the job needs and the machines do not have."""
         found = []
         memory = 1e9 * self.cluster.memory if self.cluster.memory else _memory_bytes()
         if self.machine_bytes > memory:
             found.append(
-                f"memory: {self.cluster.processes_of_a_machine} processes take {self.machine_bytes / 1e9:.3g} GB, a "
-                f"machine has {memory / 1e9:.3g} GB; start fewer of them, or look at coarser detail (--max-resolution)"
+                f"memory: {self.cluster.processes_of_a_machine} processes need {self.machine_bytes / 1e9:.3g} GB, and "
+                f"a machine has {memory / 1e9:.3g} GB; start fewer of them, or set a coarser --max-resolution"
             )
         on_card = max(stage.card_bytes for stage in self.stages)
         if self.card and on_card > self.card.memory_bytes:
-            found.append(f"GPU memory: {on_card / 1e9:.3g} GB of {self.card.memory_bytes / 1e9:.3g} GB")
+            found.append(
+                f"GPU memory: the job needs {on_card / 1e9:.3g} GB, and the card has "
+                f"{self.card.memory_bytes / 1e9:.3g} GB; set a coarser --max-resolution"
+            )
         if self.cluster.ranks > self.job.n_images:
-            found.append(f"{self.cluster.ranks} processes for {self.job.n_images} images; each needs one")
+            found.append(
+                f"{self.cluster.ranks} processes have {self.job.n_images} images, and each needs one; start fewer"
+            )
         return found
 
     def summary(self) -> dict[str, Any]:
-        """All of it, as JSON takes it; seconds, bytes."""
+        """The whole plan as JSON can hold it, in seconds and bytes."""
         return {
             "seconds": self.seconds,
             "memory_of_a_process_in_bytes": self.peak_bytes,
@@ -114,7 +119,7 @@ class Plan:
 
 
 def plan(path: Path, settings: ReconstructSettings, cluster: Cluster, reporter: Reporter) -> Plan:
-    """Predict what `reconstruct` with these settings takes on these machines; InputError as there."""
+    """Predict what `reconstruct` with these settings takes on these machines; raises the same InputErrors."""
     with threads(settings.threads):
         start = time.perf_counter()
         with reporter.stage("reading the table"):
@@ -148,7 +153,7 @@ def of_rates(job: Job, cluster: Cluster, rates: Rates, gpu: Card | None) -> Plan
 
 
 def job_of(table: Particles, settings: ReconstructSettings, grid: Grid) -> Job:
-    """How large the job is, before anybody has looked at the map."""
+    """The size of the job, estimated before there is a map."""
     n_fits = fits_of_half(settings)
     voxels = _FILLING * math.pi / 6 * (grid.diameter_in_angstroms / grid.pixel_size) ** 3
     count = settings.n_gaussians or supported_count(voxels, n_fits)
@@ -169,25 +174,25 @@ def job_of(table: Particles, settings: ReconstructSettings, grid: Grid) -> Job:
 
 
 def _assumed(job: Job, cluster: Cluster, rates: Rates, gpu: Card | None) -> list[str]:
-    """What was not measured, a line each."""
-    lines = [f"every machine is like this one: {rates.cores} cores"]
+    """A line on each thing that was not measured."""
+    lines = [f"every machine is like this one, with {rates.cores} cores"]
     if cluster.machines > 1 and not cluster.storage:
         total = storage(cluster, rates) / 1e9
         lines.append(
-            f"the file system gives every machine the {rates.disk_bytes_per_second / 1e9:.2g} GB/s measured here, "
-            f"{total:.3g} GB/s together; say what it has with --storage"
+            f"the file system delivers to every machine the {rates.disk_bytes_per_second / 1e9:.2g} GB/s measured "
+            f"here, {total:.3g} GB/s together; set the true rate with --storage"
         )
     if cluster.ranks > 1:
         lines.append(f"sums travel at {cluster.network:g} Gbit/s (--network), also within a machine")
     lines.append(
-        f"{job.n_gaussians:,} Gaussians a fit, {job.n_fits} fits a half, {STEPS} steps each: what signal up to the "
-        "finest shell would take, at most"
+        f"each half has {job.n_fits} fits of {job.n_gaussians:,} Gaussians with {STEPS} steps, the most that signal up "
+        "to the finest shell would take"
     )
     if job.working_box > rates.pass_box:
-        lines.append(f"the pass was measured at {rates.pass_box}² and grows with the area of an image")
+        lines.append(f"the accumulation was measured at {rates.pass_box}² and grows with the area of an image")
     if gpu:
-        how = "measured here" if gpu.measured else "data sheet, 60 % of its memory's and 80 % of its link's speed"
-        lines.append(f"GPU: {gpu.name} ({how}); kernels are limited by memory, {gpu.bytes_per_second / 1e12:.2g} TB/s")
+        how = "measured here" if gpu.measured else "60 % of the memory rate and 80 % of the link rate of its data sheet"
+        lines.append(f"GPU: {gpu.name} ({how}); memory limits its kernels, to {gpu.bytes_per_second / 1e12:.2g} TB/s")
     if job.by_images:
         lines.append("--solver images is not modelled: the fit is that of --solver statistics, which is much faster")
     return lines

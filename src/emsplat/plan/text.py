@@ -9,7 +9,7 @@ from emsplat.plan.run import Plan
 
 
 def plan_table(plan: Plan) -> Table:
-    """A row a stage, and the whole."""
+    """A table with a row for each stage, and one for the whole job."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("stage")
     for name in ("time", "memory of a process", "left on the disk"):
@@ -29,7 +29,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def time_text(seconds: float) -> str:
-    """Two or three digits and a unit."""
+    """A time with two or three digits and a unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -37,7 +37,7 @@ def time_text(seconds: float) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes, in the unit that suits them."""
+    """A number of bytes in a suitable unit."""
     for unit, bytes_ in (("TB", 1e12), ("GB", 1e9)):
         if size >= bytes_:
             return f"{size / bytes_:.2f} {unit}"

@@ -152,12 +152,9 @@ def _accumulate(
 ) -> dict[Part, Statistics]:
     """The statistics of the parts that this rank owns."""
     owners = {part: owner[part.half] for part in parts.parts}
-    world, reporter, stopwatch = job.world, job.reporter, Stopwatch(job.context.device)
-    with reporter.stage("pass"), reporter.bar("reading images", "images") as advance:
-        found = accumulate_shared(
-            table, job.images, parts, job.accumulation_settings, owners, world, job.context.device, advance,
-            reporter.line, stopwatch, checkpoint,
-        )  # fmt: skip
+    reporter, stopwatch = job.reporter, Stopwatch(job.context.device)
+    with reporter.stage("pass"), job.context.task("reading images", "images", checkpoint) as task:
+        found = accumulate_shared(table, job.images, parts, job.accumulation_settings, owners, task, stopwatch)
     reporter.line(f"the pass: {stopwatch.text()}")
     return found
 

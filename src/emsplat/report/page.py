@@ -52,6 +52,7 @@ def report_html(run: Run) -> str:
         "uncertainty": sections.uncertainty(run, surface),
         "local": summary.get("local_resolution"),
         "refinement": sections.refinement(run),
+        "ab_initio": sections.ab_initio(run),
         "views": sections.views(run),
         "particles": sections.particles(run),
         "noise": plots.noise(run),

@@ -29,6 +29,9 @@ _RECORDED_SPREADS = 3.0  # standard deviations of a recorded image from black to
 
 def headline(summary: dict[str, Any]) -> tuple[str, str]:
     """The verdict in a few words for the headline, and its basis."""
+    status = (summary.get("ab_initio") or {}).get("status", "converged")
+    if status != "converged":
+        return f"ab initio {status}", "no resolution is claimed: the poses may be wrong"
     if summary["resolution_kind"] == "not_measurable":
         return "not measurable", "the halves do not show enough shared signal"
     found = f"{summary['resolution']:.2f} Å"
@@ -214,6 +217,26 @@ def refinement(run: Run) -> Section:
     if not found or not figure.is_file():
         return None
     return {"picture": png_as_data_uri(figure.read_bytes()), "quantities": ", ".join(found["quantities"])}
+
+
+def ab_initio(run: Run) -> Section:
+    """The verdict of a search for poses from none, its criteria and its picture; None for any other run."""
+    found = run.summary.get("ab_initio")
+    if not found:
+        return None
+    figure = run.folder.figure("ab_initio")
+    return {
+        "status": found["status"],
+        "criteria": [
+            (name.replace("_", " "), c["value"], c["converged_from"], c["failed_below"], c["status"])
+            for name, c in found["criteria"].items()
+        ],
+        "what_to_try": found.get("what_to_try"),
+        "hand": found["hand"],
+        "starts": " and ".join(str(n) for n in found["starts_of_halves"]),
+        "moved": [f"{100 * share:.1f} %" for share in found["moved_by_searches"]],
+        "picture": png_as_data_uri(figure.read_bytes()) if figure.is_file() else None,
+    }
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ Summary = dict[str, Any]  # what summary.json holds
 def resolution_text(summary: Summary) -> str:
     """The verdict in one line, with the curve that it comes from."""
     kind, resolution = summary["resolution_kind"], summary["resolution"]
+    status = (summary.get("ab_initio") or {}).get("status", "converged")
+    if status != "converged":
+        return f"not claimed: the search for poses is {status}"
     if kind == "not_measurable" and summary["measurable_limit"]:
         return f"not measurable: c_map is below 0.5 from shell {FIRST_SHELL} on"
     if kind == "not_measurable":

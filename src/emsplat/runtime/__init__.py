@@ -1,11 +1,11 @@
-"""What every long job stands on: devices, threads, ranks, files, checkpoints, and what the user is told.
+"""The foundations of every long job: devices, threads, ranks, files, checkpoints, and messages to the user.
 
-- ``devices``: the processor or graphics card that does the work; ``trial_gpu``: a first kernel on it
+- ``devices``: the processor or graphics card that does the work; ``trial_gpu``: a first kernel on a graphics card
 - ``threads``: the number of threads of all libraries; ``simd``: the innermost loops as vector instructions
 - ``ranks``: one job on many processes
 - ``files``, ``folders``: files and folders that appear whole or not at all; ``tensors``: safetensors files
 - ``checkpoint``: the states a job is resumed from
 - ``context``: what every stage of a job is given of all this
-- ``reporting``: what a job tells; ``console``: how the terminal shows it; ``text_curve``: a curve in characters
-- ``stopwatch``: where the time goes
+- ``reporting``: what a job reports; ``console``: how the terminal shows it; ``text_curve``: a curve in characters
+- ``stopwatch``: how much time each activity takes
 """

@@ -1,4 +1,4 @@
-"""What the user sees of a job in the terminal: lines, warnings, progress, and a closing table."""
+"""What the terminal shows of a job: lines, warnings, progress, and a closing table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from rich.text import Text
 
 from emsplat.runtime.reporting import Reporter
 
-_WORTH_A_LINE = 2.0  # seconds; what took longer leaves a line when it is done
-_SIGN_OF_LIFE = 60.0  # seconds between two lines about the same work, where nothing moves
-_WIDTH_OF_A_FILE = 200  # columns, where there is no terminal to ask
+_WIDTH_OF_A_FILE = 200  # columns of the output if there is no terminal
 
 
 class _Rate(ProgressColumn):
-    """Done, total and rate: "1,200 / 10,000 images, 410/s"; elapsed seconds where no total is known."""
+    """Done, total and rate, as "1,200 / 10,000 images, 410/s", or elapsed seconds if no total is known."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:
@@ -32,20 +30,37 @@ class _Rate(ProgressColumn):
 
 
 class _Left(TimeRemainingColumn):
-    """Time left, or nothing for what has no total."""
+    """Time left, or nothing if no total is known."""
 
     def render(self, task: Task) -> Text:
         return Text("") if task.total is None else Text("left ", style="dim") + super().render(task)
 
 
 class ConsoleReporter(Reporter):
-    """Shows everything; moving parts, colours and links only on a terminal, so that a log file holds lines alone."""
+    """Shows everything. Moving parts, colours and links appear only on a terminal, so that a log file holds lines."""
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False, to_stderr: bool = False) -> None:
-        """Args: quiet: show nothing, keep the log; to_stderr: leave the standard output to someone else."""
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        to_stderr: bool = False,
+        worth_a_line: float = 2.0,
+        sign_of_life: float = 60.0,
+    ) -> None:
+        """Report to a console.
+
+        Args:
+            console: by default, the standard output.
+            quiet: show nothing, but keep the log.
+            to_stderr: leave standard output to the caller.
+            worth_a_line: seconds; work that took longer leaves a line when it is done.
+            sign_of_life: seconds between two lines about the same work, if there is no terminal.
+        """
         super().__init__()
+        self._worth_a_line, self._sign_of_life = worth_a_line, sign_of_life
         stream = sys.stderr if to_stderr else sys.stdout
-        # What an environment may force upon other programs has no place in a log file.
+        # Colours that the environment forces on other programs have no place in a log file.
         terminal = stream is not None and stream.isatty()
         self.console = console or Console(highlight=False, quiet=quiet, stderr=to_stderr, force_terminal=terminal)
         self.is_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
@@ -72,13 +87,13 @@ class ConsoleReporter(Reporter):
                 last = done
                 update(done, total)
                 now = time.perf_counter()
-                if not self.is_terminal and done < total and now - told > _SIGN_OF_LIFE:
+                if not self.is_terminal and done < total and now - told > self._sign_of_life:
                     told = now
                     self._plain(_sign_of_life(title, unit, done, total, now - start))
 
             yield advance
         elapsed = time.perf_counter() - start
-        if elapsed > _WORTH_A_LINE:
+        if elapsed > self._worth_a_line:
             self.line(f"{title}: {last:,} {unit} in {elapsed:.1f} s, {last / elapsed:,.0f} {unit}/s")
 
     @contextmanager
@@ -88,7 +103,7 @@ class ConsoleReporter(Reporter):
 
     @contextmanager
     def _task(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """A line that moves while the block runs: alone on the screen, the stage around it is hidden."""
+        """A line that moves while the block runs. It is alone on the screen and hides the line of the outer stage."""
         if not self.is_terminal:
             yield lambda done, total: None
             return
@@ -107,7 +122,7 @@ class ConsoleReporter(Reporter):
                 self._progress.stop()
 
     def closing(self, rows: Iterable[tuple[str, str | Path]], curve: Iterable[str]) -> None:
-        """What a run ends with: a curve in text, and names and values of which paths can be clicked on."""
+        """Print a curve in text, then names and values; paths can be clicked on."""
         self._plain("")
         for line in curve:
             self._plain(line)
@@ -124,7 +139,7 @@ class ConsoleReporter(Reporter):
         self.console.print(table)
 
     def _plain(self, text: str) -> None:
-        """A line for the eye only, not for the log."""
+        """Print a line that does not go to the log."""
         self.console.print(text, markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What every stage of a job needs beside its data: the ranks, the device, who is told, and where states are kept."""
+"""What every stage of a job needs beside its data: the ranks, the device, the reporter and the checkpoints."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ from emsplat.runtime.devices import CPU
 from emsplat.runtime.ranks.world import World
 from emsplat.runtime.reporting import Reporter
 
-Progress = Callable[[int, int], None]  # done, to do
+Progress = Callable[[int, int], None]  # called with the amount done and the total
 
 
 def ignore(*_: Any) -> None:
-    """Listen to what nobody asked for."""
+    """Accept any arguments and do nothing."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work within a job: where it is done, what it goes on from, and who watches it."""
+    """One piece of work within a job: where it is done, what it is resumed from, and who watches it."""
 
-    world: World = field(default_factory=World)  # the ranks that do it together
+    world: World = field(default_factory=World)  # the ranks that do the work together
     device: torch.device = CPU
-    reporter: Reporter = field(default_factory=Reporter)  # told what there is to say
-    checkpoint: Checkpoint = field(
-        default_factory=lambda: UNKEPT
-    )  # is offered the state as often as the work could go on from it
+    reporter: Reporter = field(default_factory=Reporter)
+    # The state is offered to it whenever the work could be resumed from it.
+    checkpoint: Checkpoint = field(default_factory=lambda: UNKEPT)
     progress: Progress = ignore
-    watch: Callable[[Any], None] = ignore  # shown the model after every step of a fit, whose next step changes it
+    watch: Callable[[Any], None] = ignore  # called with the model after every step of a fit; the next step changes it
 
 
 @dataclass(frozen=True)
 class Context:
-    """The surroundings of a whole job; by default one process that works on the CPU in silence and keeps nothing."""
+    """The surroundings of a whole job. By default, one process works on the CPU in silence and keeps nothing."""
 
     world: World = field(default_factory=World)
     device: torch.device = CPU
@@ -45,7 +44,7 @@ class Context:
     checkpoints: Checkpoints = NO_CHECKPOINTS
 
     def within(self, part: str) -> Context:
-        """The same for a part of the job whose stages are called the same as others'."""
+        """The context of a part of the job whose stages have the same names as those of other parts."""
         return replace(self, checkpoints=self.checkpoints.within(part))
 
     @contextmanager
@@ -56,6 +55,6 @@ class Context:
         checkpoint: Checkpoint = UNKEPT,
         watch: Callable[[Any], None] = ignore,
     ) -> Iterator[Task]:
-        """A task with a progress bar. Args: title, unit: of the bar."""
+        """A task with a progress bar. Args: title, unit: title of the bar, and what it counts."""
         with self.reporter.bar(title, unit) as advance:
             yield Task(self.world, self.device, self.reporter, checkpoint, advance, watch)

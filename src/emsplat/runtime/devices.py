@@ -1,7 +1,7 @@
-"""The device that does the heavy work: which, why not, and whether its memory is enough.
+"""The device that does the heavy work: which one, why no other, and whether its memory is enough.
 
-What only a graphics card needs (streams, pinned memory, its free bytes) is here and in `stopwatch`, so that all else
-runs on torch's "cpu" device as well, where the tests run it.
+What only a graphics card needs (streams, pinned memory, its free bytes) is here and in `stopwatch`, so that everything
+else also runs on torch's "cpu" device, where the tests run it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Choice = Literal["auto", "cpu", "cuda"]
 CPU = torch.device("cpu")
 T = TypeVar("T")
 
-_OLDEST_CAPABILITY = (7, 0)  # of a card that Triton compiles for
+_OLDEST_CAPABILITY = (7, 0)  # lowest compute capability that Triton compiles for
 _SIGNS_OF_A_CARD = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 
 
 def chosen(asked: Choice, reporter: Reporter) -> torch.device:
-    """The device asked for; "auto" takes the graphics card where one can be used, and says so.
+    """The device that was asked for. "auto" takes a graphics card if one can be used, and says so.
 
     Raises:
-        InputError: "cuda", and no card can be used: why, and what to do.
+        InputError: "cuda" was asked for, and no card can be used; the message says why and what to do.
     """
     if asked == "cpu":
         reporter.line("device: CPU, as asked for")
@@ -50,7 +50,7 @@ def chosen(asked: Choice, reporter: Reporter) -> torch.device:
     if asked == "cuda":
         raise InputError(f"--device cuda: {why}; {remedy}, or leave out --device to work on the CPU")
     if any(sign.exists() for sign in _SIGNS_OF_A_CARD):
-        reporter.warn(f"working on the CPU, though there seems to be a graphics card: {why}; {remedy}")
+        reporter.warn(f"working on the CPU, although there seems to be a graphics card: {why}; {remedy}")
     else:
         reporter.line(f"device: CPU ({why})")
     return CPU
@@ -62,7 +62,7 @@ def usable_card() -> torch.device | None:
 
 
 def _obstacle() -> tuple[str, str] | None:
-    """Why no card can be used, and what to do; None: one can."""
+    """Why no card can be used, and what to do; None if one can be used."""
     if not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is built without CUDA", "install a build of torch with CUDA (pytorch.org)"
     try:
@@ -73,14 +73,14 @@ def _obstacle() -> tuple[str, str] | None:
     if capability < _OLDEST_CAPABILITY:
         has, needs = (".".join(map(str, c)) for c in (capability, _OLDEST_CAPABILITY))
         return (
-            f"{torch.cuda.get_device_name()} is of compute capability {has}, its kernels need {needs}",
+            f"{torch.cuda.get_device_name()} has compute capability {has}, and the kernels need {needs}",
             "choose a newer card with CUDA_VISIBLE_DEVICES",
         )
     if find_spec("triton") is None:
-        return "Triton, which compiles its kernels, is not installed", "pip install triton"
+        return "Triton, which compiles its kernels, is not installed", "type pip install triton"
     try:
         _try_a_kernel(torch.device("cuda", torch.cuda.current_device()))
-    except Exception as error:  # told, whatever it is
+    except Exception as error:  # whatever it is, it is reported
         return _of_the_kernel(error)
     return None
 
@@ -101,13 +101,13 @@ def _of_the_kernel(error: Exception) -> tuple[str, str]:
             "install the headers of this Python (python3-dev)",
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
-        return f"Triton cannot keep what it compiles ({said})", "set TRITON_CACHE_DIR to a folder that takes it"
+        return f"Triton cannot keep what it compiles ({said})", "set TRITON_CACHE_DIR to a folder that can be written"
     card = torch.cuda.get_device_name()
     if is_out_of_card(error):
-        return f"{card} has no memory free for a first kernel", "see in nvidia-smi what else uses it"
+        return f"{card} has no memory free for a first kernel", "look at nvidia-smi for what else uses it"
     return (
         f"a first kernel fails on {card} ({said})",
-        "check that this card and its driver are supported by the torch and the Triton that are installed",
+        "check that the installed torch and Triton support this card and its driver",
     )
 
 
@@ -128,12 +128,12 @@ def _of_the_driver(message: str) -> tuple[str, str]:
 
 
 def name_of(device: torch.device) -> str:
-    """What people call it."""
+    """The name of a device for the log."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had, what torch keeps in reserve included; None: nobody counts it."""
+    """Bytes of memory that are still free, including what torch holds in reserve; None if unknown."""
     if device.type != "cuda":
         return None
     in_reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -143,17 +143,17 @@ def free_bytes(device: torch.device) -> int | None:
 def with_room(
     device: torch.device, needed: int, asked: Choice, resolution_in_angstroms: float, reporter: Reporter
 ) -> torch.device:
-    """The device if it has as many bytes free; else, where it was found and not asked for, the CPU.
+    """The device if it has this many bytes free; otherwise the CPU, unless the device was asked for.
 
     Args:
-        resolution_in_angstroms: the finest of the grids that need them; what is needed falls with its third power.
+        resolution_in_angstroms: the finest resolution of the grids; the bytes they need fall with its third power.
     Raises:
-        InputError: what it needs, what it has, what to set.
+        InputError: the device was asked for and has too little memory; the message says what to set.
     """
     free = free_bytes(device)
     if free is None or needed <= free:
         return device
-    lacks = f"{name_of(device)} has {free / 1e9:.2f} GB of memory free, this reconstruction needs {needed / 1e9:.2f} GB"
+    lacks = f"{name_of(device)} has {free / 1e9:.2f} GB of free memory, and this job needs {needed / 1e9:.2f} GB"
     coarser = resolution_in_angstroms * (needed / max(free, 1)) ** (1 / 3)
     remedy = f"look at coarser detail with --max-resolution {math.ceil(10 * coarser) / 10:g}"
     if asked == "cuda":

@@ -1,4 +1,4 @@
-"""Opening a file, and writing one whole or not at all."""
+"""Opens files, and writes them whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def open_regular(path: str | Path) -> FileIO:
     """A file opened for reading, unbuffered.
 
     Raises:
-        InputError: missing, not allowed, or something else than a file: a pipe would be waited for without end.
+        InputError: the file is missing, may not be read, or is no regular file. (A pipe would block without end.)
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -28,28 +28,28 @@ def open_regular(path: str | Path) -> FileIO:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise InputError(f"{path}: cannot be read: {what}, not a file; check the path")
+        raise InputError(f"{path}: cannot be read: it is {what} and not a file; check the path")
     return FileIO(descriptor)
 
 
 def check_memory(path: Path, needed_in_bytes: int) -> None:
-    """InputError where what a file claims is more than the machine has; a file with holes is as long as its claims."""
+    """InputError if a file claims to need more memory than the machine has. (A sparse file can be that long.)"""
     present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed_in_bytes > present:
         raise InputError(
-            f"{path}: takes {needed_in_bytes / 1e9:,.0f} GB, the machine has {present / 1e9:,.0f} GB of memory; "
+            f"{path}: needs {needed_in_bytes / 1e9:,.0f} GB, and the machine has {present / 1e9:,.0f} GB of memory; "
             "check the file"
         )
 
 
 def temporary_name(path: Path) -> Path:
-    """The name a file is written under before it is renamed: same folder, hidden, this process's own."""
+    """The hidden name, in the same folder and unique to this process, under which a file is written first."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name in the folder of `path`; renamed to `path` on a clean exit, else removed.
+    """Yield a temporary name in the folder of `path`. The file is renamed to `path` on a clean exit, or else removed.
 
     An interrupt therefore leaves either the old file or the new one, never half of one.
 
@@ -62,7 +62,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        # A failed write carries no file name; an error about another file is not ours to explain.
+        # A failed write has no file name. An error about another file is not explained here.
         if error.filename not in (None, temporary, path, str(temporary), str(path)):
             raise
         raise InputError(f"{path}: cannot be written: {reason(error)}") from error
@@ -71,7 +71,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """A file, or what was renamed in a folder, to the disk: it stays there if the power goes."""
+    """Flush a file, or the renaming of files in a folder, to disk, so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,15 +1,15 @@
-"""An output folder: filled by one process at a time, whole or not at all, whatever becomes of that process.
+"""An output folder. One process at a time fills it, whole or not at all, whatever happens to that process.
 
-While a process works for a folder, this lies in it:
+While a process works for a folder, the folder contains
 
-- ``.claim``, a locked file that names the process. The system drops the lock with the process, so a claim that is there
-  and not locked is of one that was killed.
-- ``.unfinished@HOST@PID``, the files that are being written.
-- ``.finished@HOST@PID@LAST``, the same when all are complete, while they are moved into place, LAST as the last; in it
-  ``.replaced``, the old files they take the place of. ``.finished@HOST@PID@LAST@OBSOLETE`` if a folder in this one is
-  of no use any more as soon as they are complete.
+- ``.claim``, a locked file that names the process. The system releases the lock when the process ends, so that a claim
+  without a lock was left by a process that was killed;
+- ``.unfinished@HOST@PID``, the files that are being written;
+- ``.finished@HOST@PID@LAST``, the same files when all are complete, while they are moved into place, LAST as the last.
+  Inside it, ``.replaced`` holds the old files that they replace. Its name is ``.finished@HOST@PID@LAST@OBSOLETE`` if
+  the folder OBSOLETE is to be removed when the files are complete.
 
-Some file systems keep locks to one machine, so what another machine left is named and not touched.
+On some file systems locks hold on one machine only. What another machine left is therefore reported and not touched.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ from emsplat.runtime.files import flush, reason
 _CLAIM, _UNFINISHED, _FINISHED, _REPLACED = ".claim", ".unfinished", ".finished", ".replaced"
 _OWNER_BYTES = 500
 
-_claimed: set[Path] = set()  # by this process
+_claimed: set[Path] = set()  # folders that this process has claimed
 
 
 def check_folder(folder: Path, names: Iterable[str], overwrite: bool, what: str) -> None:
-    """InputError unless `folder` can be filled: is writable, and holds none of these files or may be overwritten."""
+    """InputError unless `folder` is writable and holds none of these files, or may be overwritten."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file, not a folder; choose another output folder")
+        raise InputError(f"{folder}: is a file and not a folder; choose another output folder")
     if not overwrite and any((folder / name).exists() for name in names):
         raise InputError(f"{folder}: holds a {what} already; choose another folder, or replace it with --overwrite")
     above = _nearest_existing(folder)
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: cannot be written, {above} is not a folder you may write to; choose another")
+        raise InputError(
+            f"{folder}: cannot be written, because {above} is not a folder that you may write to; choose another folder"
+        )
 
 
 @contextmanager
 def claiming(folder: Path) -> Iterator[list[str]]:
-    """Keeps other processes from writing to `folder`, which is made if need be, and removed again if it stays empty.
+    """Keep other processes from writing to `folder`, which is made if necessary and removed again if it stays empty.
 
-    Yields what killed processes were found to have left, a line each: files that were complete are moved into place,
-    half-written ones removed.
+    Complete files that killed processes left are moved into place, and half-written files are removed. Yields a line
+    on each.
 
     Raises:
         InputError: another process has claimed the folder, or it cannot be made or written.
@@ -75,12 +77,12 @@ def claiming(folder: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def filling(folder: Path, last: str, obsolete: str | None = None) -> Iterator[Path]:
-    """Yields an empty folder whose files are moved into `folder` on a clean exit; otherwise `folder` stays as it was.
+    """Yield an empty folder whose files are moved into `folder` on a clean exit; otherwise `folder` stays as it was.
 
-    The file named `last` is moved last and an old one of that name taken away first: where it is, all the rest is.
+    The file named `last` is moved last, and an old file of that name is removed first. If it exists, all others do.
 
     Args:
-        obsolete: a folder in `folder` that has served its purpose when the files are complete, and on the disk.
+        obsolete: a folder in `folder` that is removed when the files are complete and on the disk.
     Raises:
         InputError: `folder` is claimed, cannot be made or written, or the disk is full.
     """
@@ -89,7 +91,7 @@ def filling(folder: Path, last: str, obsolete: str | None = None) -> Iterator[Pa
         then = [obsolete] if obsolete and (folder / obsolete).is_dir() else []
         staging, finished = folder / f"{_UNFINISHED}@{owner}", folder / "@".join([_FINISHED, owner, last, *then])
         try:
-            staging.mkdir(parents=True)  # the folder again, if someone has removed it meanwhile
+            staging.mkdir(parents=True)  # also makes the folder again if it has been removed meanwhile
             yield staging
             if then:
                 _flush_all(staging)
@@ -113,18 +115,18 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Makes the folder and those above; returns those that were missing, innermost first."""
+    """Make the folder and those above it, and return the folders that were missing, innermost first."""
     missing = [p for p in (folder.absolute(), *folder.absolute().parents) if not p.exists()]
     try:
         folder.absolute().mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made a folder: {reason(error)}") from error
+        raise InputError(f"{folder}: this folder cannot be made: {reason(error)}") from error
     return missing
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[tuple[bool, str]]:
-    """Holds the folder's claim; yields whether no other process can, and what a killed process wrote into its own."""
+    """Hold the claim of the folder. Yields whether the claim is locked, and the text of a killed process in it."""
     path = folder / _CLAIM
     try:
         descriptor, alone = _open_claim(folder, path)
@@ -142,7 +144,7 @@ def _locked(folder: Path) -> Iterator[tuple[bool, str]]:
 
 
 def _open_claim(folder: Path, path: Path) -> tuple[int, bool]:
-    """An open claim, and whether it is locked: not every network's file system has locks."""
+    """An open claim, and whether it is locked. Not every network file system has locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -151,7 +153,7 @@ def _open_claim(folder: Path, path: Path) -> tuple[int, bool]:
             owner = os.pread(descriptor, _OWNER_BYTES, 0).decode(errors="replace")
             os.close(descriptor)
             raise InputError(
-                f"{folder}: another run is at work on it ({owner}); wait for its end, or choose another folder"
+                f"{folder}: another run is writing to it ({owner}); wait for its end, or choose another folder"
             ) from None
         except OSError:
             return descriptor, False
@@ -162,28 +164,29 @@ def _open_claim(folder: Path, path: Path) -> tuple[int, bool]:
 
 
 def _settled(folder: Path, previous: str) -> list[str]:
-    """Brings to its end, or takes away, what killed processes left in a folder that is locked; a line on each."""
+    """Complete or remove what killed processes left in a folder that is locked, and return a line on each."""
     lines = [f"an earlier run was killed here ({previous})"] if previous else []
     for path in sorted([*folder.glob(f"{_UNFINISHED}@*"), *folder.glob(f"{_FINISHED}@*")]):
         kind, host, _, *last = path.name.split("@")
         if host != socket.gethostname():
             lines.append(
-                f"{path.name} is of a run on {host} that was killed or is still at work: remove it if that has ended"
+                f"{path.name} belongs to a run on {host} that was killed or is still active; remove it if that run has "
+                "ended"
             )
             continue
         if kind == _FINISHED:
-            lines.append("a run was killed while its files, all complete, were moved into place; now they are there")
+            lines.append("a run was killed while its complete files were moved into place; they are in place now")
             with _uninterrupted():
                 _move_all(path, folder, last=last[0])
                 _remove_all(folder, last[1:])
         else:
-            lines.append("the half-written files of a killed run are removed")
+            lines.append("the half-written files of a killed run were removed")
         shutil.rmtree(path, ignore_errors=True)
     return [f"{folder}: {line}" for line in lines]
 
 
 def _move_all(source: Path, target: Path, last: str) -> None:
-    """Moves the files of one folder into another of the same file system, by renaming; all or, on an error, none."""
+    """Move the files of one folder into another on the same file system: all of them or, on an error, none."""
     replaced = source / _REPLACED
     files = [p.relative_to(source) for p in source.rglob("*") if p.is_file() and replaced not in p.parents]
     files.sort(key=lambda file: file.name == last)
@@ -197,7 +200,7 @@ def _move_all(source: Path, target: Path, last: str) -> None:
     try:
         for file in reversed(files):
             if (target / file).is_dir():
-                raise InputError(f"{target / file}: a folder stands where a file is to be written; move it away")
+                raise InputError(f"{target / file}: a folder is where a file is to be written; move it away")
             if os.path.lexists(target / file):
                 move(file, target, replaced)
         for file in files:
@@ -209,7 +212,7 @@ def _move_all(source: Path, target: Path, last: str) -> None:
 
 
 def _flush_all(folder: Path) -> None:
-    """Files and folders, to the disk: what they make obsolete outlives a power failure no longer than they do."""
+    """Flush files and folders to disk, so that what they replace is not removed before they are safe."""
     for path in (*folder.rglob("*"), folder):
         flush(path)
 
@@ -222,7 +225,7 @@ def _remove_all(folder: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Signals to end wait until the block is done: for milliseconds of work that must not be left half done."""
+    """Delay signals to end until the block is done, for milliseconds of work that must not be left half done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -235,4 +238,4 @@ def _uninterrupted() -> Iterator[None]:
         for number, handler in zip(held, before, strict=True):
             signal.signal(number, handler)
     if waiting:
-        signal.raise_signal(waiting[0])  # to whom it was meant for
+        signal.raise_signal(waiting[0])  # for the handler that it was meant for

@@ -1,4 +1,4 @@
-"""What a long job tells while it runs; the job does not know who listens."""
+"""What a long job reports while it runs. The job does not know who listens."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ Watcher = Callable[[int, Any, float], None]  # half, parameters of its model, Å
 
 
 class Reporter:
-    """Keeps the log and the times, and shows nothing; the command line's listener shows them."""
+    """Keeps the log and the times, and shows nothing. The reporter of the command line shows them."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.peak_memory_in_bytes: dict[str, int] = {}  # by the end of a stage, since the process began
-        self.log: list[str] = []  # with time stamps
+        self.peak_memory_in_bytes: dict[str, int] = {}  # peak from the start of the process to the end of each stage
+        self.log: list[str] = []  # lines with time stamps
         self.warnings: list[str] = []
-        self.current = "start"  # the stage it is at
-        self.watcher: Watcher | None = None  # is shown the Gaussians while they are fitted
-        self.resumed = False  # the job goes on from a checkpoint
+        self.current = "start"  # the current stage
+        self.watcher: Watcher | None = None  # called with the Gaussians while they are fitted
+        self.resumed = False  # whether the job was resumed from a checkpoint
 
     def line(self, text: str) -> None:
-        """A statement for the log."""
+        """Write a line to the log."""
         self.log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
 
     def warn(self, text: str) -> None:
-        """A statement the user should not miss."""
+        """Write a warning, which the user should not miss."""
         self.warnings.append(text)
         self.line(f"warning: {text}")
 
     def watch(self, half: int, parameters: Any, pixel_size: float) -> None:
-        """The Gaussians of a half as a fit has them now, for a watcher, who copies what it keeps; Å a pixel.
+        """Show the current Gaussians of a half to the watcher, which copies what it keeps; `pixel_size` in Å.
 
-        No watcher can disturb the fit: one that fails is warned of, and not shown any more.
+        A watcher cannot disturb the fit: if it fails, there is a warning, and it is not called again.
         """
         if self.watcher is None:
             return
@@ -44,17 +44,17 @@ class Reporter:
             self.watcher(half, parameters, pixel_size)
         except Exception as error:
             self.watcher = None
-            self.warn(f"the fit cannot be watched any longer ({type(error).__name__}: {error}); it goes on")
+            self.warn(f"the fit can no longer be watched ({type(error).__name__}: {error}); it continues")
 
     @contextmanager
     def bar(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar; yields a function of (done, total)."""
+        """Show a progress bar. Yields a function that takes the numbers done and in total."""
         del title, unit
         yield lambda done, total: None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage; times of stages with one name add up."""
+        """Time a stage. The times of stages with the same name add up."""
         start = time.perf_counter()
         before, self.current = self.current, name
         try:

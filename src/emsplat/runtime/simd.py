@@ -1,7 +1,7 @@
-"""The innermost loops as vector instructions: eight voxels of a Gaussian, the taps of a slice's sample.
+"""The innermost loops as vector instructions: eight voxels of a Gaussian, and the taps of a sample of a slice.
 
-The compiler does not vectorise rows as short as these by itself, so they are written as LLVM vectors: portable (LLVM
-lowers them to AVX, AVX-512 or NEON) and still pure Python.
+The compiler does not vectorise such short rows by itself. They are therefore written as LLVM vectors, which are
+portable (LLVM translates them to AVX, AVX-512 or NEON) and still pure Python.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 8
-WIDTH = 4  # taps of the kernel that spreads samples
+WIDTH = 4  # number of taps of the kernel that spreads samples
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
 _FAST = ("fast",)
@@ -33,7 +33,7 @@ def _spread(builder, scalar, lanes=LANES):
 
 def _exp2_negative(builder, t):
     """2^t for t ≤ 0 and well above −126."""
-    # Truncation towards zero rounds a negative t up; one less is its floor, or one below where t is whole.
+    # Truncation towards zero rounds a negative t up; one less is its floor, or one below it if t is whole.
     whole = builder.sub(builder.fptosi(t, _INTEGERS), ir.Constant(_INTEGERS, [1] * LANES))
     f = builder.fsub(t, builder.sitofp(whole, _VECTOR), flags=_FAST)
     p = _constant(_EXP2[-1])
@@ -50,7 +50,7 @@ def _gaussian(builder, dx0, constant, quadratic, cutoff2):
     m = builder.fadd(builder.fmul(dx, scaled, flags=_FAST), _spread(builder, constant), flags=_FAST)
     limit = _spread(builder, cutoff2)
     inside = builder.fcmp_ordered("<=", m, limit)
-    # The clamp keeps the exponent's bits valid in lanes that are thrown away.
+    # The clamp keeps the bits of the exponent valid in lanes that are discarded.
     m = builder.select(inside, m, limit)
     values = _exp2_negative(builder, builder.fmul(m, _constant(-0.72134752044448), flags=_FAST))
     return dx, builder.select(inside, values, _constant(0.0))
@@ -114,12 +114,12 @@ def gaussian_sums(typingctx, volume, offset, dx0, constant, quadratic, cutoff2):
 def spread_sample(typingctx, grid, offset, row, plane, value, taps, jx, fx, jy, fy, jz, fz):
     """Add value × window(z) window(y) window(x) to the 4³ points of a grid that begin at a flat offset.
 
-    row, plane: from one row and from one plane of the grid to the next; value: float32 or complex64, as the grid;
-    taps: (steps, 8) the window's four taps, and what each gains up to the next row; j, f: row of it, and how far
-    towards the next one.
+    row, plane: distance from one row and from one plane of the grid to the next; value: float32 or complex64, as the
+    grid; taps: (steps, 8) four taps of the window, and the increase of each up to the next row of this table; j, f: the
+    row of the table, and the fraction of the way to the next one.
 
-    Every operation is rounded as it is written here. Were the compiler free to regroup them, as elsewhere, it would do
-    so once more in the code that it keeps for later processes, and their sums would differ from the first one's.
+    Every operation is rounded as it is written here. If the compiler were free to regroup them, as elsewhere, it would
+    regroup them differently in the code that it caches for later processes, and their sums would differ.
     """
     del typingctx
     f, i = types.float32, types.int64
@@ -149,12 +149,12 @@ def spread_sample(typingctx, grid, offset, row, plane, value, taps, jx, fx, jy, 
 
 
 def _lanes(builder, vector, places):
-    """A vector of the given places of another."""
+    """A vector of chosen lanes of another."""
     return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
 
 
 def _repeated(context, builder, value_type, value, lanes):
-    """A real number in every lane; of a complex one the real part and the imaginary one in turns."""
+    """A real number in every lane; for a complex number, its real and imaginary parts alternate."""
     if not isinstance(value_type, types.Complex):
         return _spread(builder, value, lanes)
     parts = context.make_complex(builder, value_type, value)
@@ -165,7 +165,7 @@ def _repeated(context, builder, value_type, value, lanes):
 
 
 def _window_at(builder, table, row, f):
-    """The window's four taps, between a row of the table and the next."""
+    """Four taps of the window, interpolated between a row of the table and the next."""
     pointer = builder.gep(table, [builder.mul(row, ir.Constant(ir.IntType(64), 2 * WIDTH))])
     both = builder.load(builder.bitcast(pointer, ir.VectorType(ir.FloatType(), 2 * WIDTH).as_pointer()))
     both.align = 4

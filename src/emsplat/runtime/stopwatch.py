@@ -1,4 +1,4 @@
-"""Where the time of a job goes: seconds by activity, on the processor or on a graphics card."""
+"""How the time of a job is spent: seconds by activity, on the processor or on a graphics card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds by name. On a graphics card, whose work only begins when it is asked for, by events."""
+    """Adds up seconds by name. On a graphics card, which works asynchronously, it uses events."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._seconds: dict[str, float] = {}
@@ -20,7 +20,7 @@ class Stopwatch:
 
     @contextmanager
     def waiting(self, name: str) -> Iterator[None]:
-        """Counts the block's time on the processor."""
+        """Count the time of the block on the processor."""
         start = time.perf_counter()
         try:
             yield
@@ -29,7 +29,7 @@ class Stopwatch:
 
     @contextmanager
     def working(self, name: str) -> Iterator[None]:
-        """Counts the time of what the block asks the device to do."""
+        """Count the time that the device takes for what the block asks it to do."""
         if self._device is None:
             with self.waiting(name):
                 yield
@@ -40,7 +40,7 @@ class Stopwatch:
         self._events.append((name, start, stream.record_event(torch.cuda.Event(enable_timing=True))))
 
     def seconds(self) -> dict[str, float]:
-        """By name, in the order of first use; waits for the device."""
+        """Seconds by name, in the order of first use; waits for the device."""
         if self._device is not None:
             torch.cuda.synchronize(self._device)
         for name, start, end in self._events:
@@ -49,5 +49,5 @@ class Stopwatch:
         return dict(self._seconds)
 
     def text(self) -> str:
-        """ "waiting for images 1.2 s, insertion 3.4 s"."""
+        """The seconds as text, such as "waiting for images 1.2 s, insertion 3.4 s"."""
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds().items())

@@ -1,8 +1,9 @@
-"""Arrays in a safetensors file: written from where they lie in memory, and read to where they belong.
+"""Arrays in a safetensors file, written from where they lie in memory and read to where they belong.
 
-The safetensors library puts a file together in memory first, which takes as much again; arrays here may be most of it.
-The format is its own (a header in JSON, then the bytes), so that any program that knows it can read the files. Each
-array's CRC-32 is in the metadata: of what the standard library has, the cheapest that notices every damaged sector.
+The safetensors library first assembles a file in memory, which doubles the memory, and arrays here may fill most of it.
+The format is that of safetensors (a header in JSON, then the bytes), so that other programs can read the files. The
+CRC-32 of each array is in the metadata; it is the cheapest checksum of the standard library that notices every damaged
+sector.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ _CHECKSUMS = "crc32"
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says it holds."""
+    """The contents of a file according to its header."""
 
     metadata: dict[str, str]
-    entries: dict[str, tuple[np.dtype, tuple[int, ...], int]]  # of every array: type, shape, first byte in the file
+    entries: dict[str, tuple[np.dtype, tuple[int, ...], int]]  # type, shape and first byte in the file of every array
 
 
 def write_tensors(file: BufferedWriter, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write C-contiguous arrays of real numbers, without a copy of them."""
+    """Write C-contiguous arrays of real numbers without copying them."""
     sums = {name: zlib.crc32(_bytes(array)) for name, array in arrays.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata) | {_CHECKSUMS: json.dumps(sums)}}
     offset = 0
@@ -53,7 +54,7 @@ def write_tensors(file: BufferedWriter, arrays: Mapping[str, NDArray[Any]], meta
 
 
 def read_header(path: Path) -> Header:
-    """ValueError where the file is shorter than it says, or no such file."""
+    """Read the header of a file; ValueError if the file is shorter than its header says, or has another format."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -65,9 +66,9 @@ def read_header(path: Path) -> Header:
     for name, entry in header.items():
         kind, shape, (start, stop) = np.dtype(_TYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
         if stop - start != kind.itemsize * math.prod(shape) or start < 0:
-            raise ValueError(f"{name} is not as long as its shape")
+            raise ValueError(f"the length of {name} does not fit its shape")
         if _LENGTH_BYTES + length + stop > size:
-            raise ValueError(f"it ends before {name} does")
+            raise ValueError(f"it ends within {name}")
         entries[name] = kind, shape, _LENGTH_BYTES + length + start
     return Header(metadata, entries)
 
@@ -76,9 +77,9 @@ def read_tensors(path: Path, header: Header, into: Mapping[str, NDArray[Any]]) -
     """All arrays of a file.
 
     Args:
-        into: C-contiguous arrays to be filled with those of their name; the others are new.
+        into: C-contiguous arrays to fill with those of the same name; the others are new arrays.
     Raises:
-        ValueError: a checksum is wrong, or an array is not of the type and shape of the one to be filled.
+        ValueError: a checksum is wrong, or the type or shape of an array differs from that of the array to fill.
     """
     sums = json.loads(header.metadata[_CHECKSUMS])
     arrays = {}
@@ -86,7 +87,7 @@ def read_tensors(path: Path, header: Header, into: Mapping[str, NDArray[Any]]) -
         for name, (kind, shape, start) in header.entries.items():
             array = into[name] if name in into else np.empty(shape, dtype=kind)
             if (array.dtype, array.shape) != (kind, shape):
-                raise ValueError(f"{name} is of shape {shape}, not {array.shape}")
+                raise ValueError(f"{name} has the shape {shape} instead of {array.shape}")
             file.seek(start)
             left = _bytes(array)
             while len(left) and (read := file.readinto(left)):
@@ -98,5 +99,5 @@ def read_tensors(path: Path, header: Header, into: Mapping[str, NDArray[Any]]) -
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
-    """The array's own memory."""
+    """The memory of an array, without a copy."""
     return array.reshape(-1).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""A curve in text, for terminals: two by four dots a character."""
+"""A curve in text for terminals, with two by four dots in each character."""
 
 from __future__ import annotations
 

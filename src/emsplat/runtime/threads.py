@@ -1,4 +1,4 @@
-"""Threads: one number for numba, SciPy and torch, and no idle ones that keep a core busy."""
+"""Threads: one number for numba, SciPy and torch, and no idle threads that keep a core busy."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 
 def relax_openmp() -> None:
-    """Let OpenMP's threads sleep between kernels, unless the user's environment says otherwise.
+    """Let the threads of OpenMP sleep between kernels, unless the user's environment says otherwise.
 
-    They spin by default, on the cores that the FFTs want: a fit on two cores took three times as long. OpenMP reads
-    the variable when torch or numba loads it, so this comes before their import.
+    By default they spin on the cores that the FFTs need, and a fit on two cores took three times as long. OpenMP reads
+    the variable when torch or numba loads it, so that this function must be called before their import.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @contextmanager
 def threads(wanted: int | None) -> Iterator[None]:
-    """All libraries on as many threads as asked for, at most the cores there are; None: one for each of these."""
+    """Set the number of threads of all libraries, at most the number of cores; None: one for each core."""
     import numba
     import scipy.fft
     import torch
@@ -27,7 +27,7 @@ def threads(wanted: int | None) -> Iterator[None]:
     number = min(wanted or available, numba.config.NUMBA_NUM_THREADS)
     before = numba.get_num_threads(), torch.get_num_threads()
     numba.set_num_threads(number)
-    # Torch's tensors are small here, and its threads would be in the way of numba's.
+    # The tensors of torch are small here, and its threads would get in the way of numba's.
     torch.set_num_threads(1)
     try:
         with scipy.fft.set_workers(number):

@@ -1,7 +1,7 @@
-"""A first kernel: whether Triton compiles for a card here, and the card runs what it made.
+"""A first kernel, to see whether Triton compiles for a card here and the card runs the result.
 
-Much can be in the way that only shows then: no C compiler, headers that are not installed, a build of torch or Triton
-that knows nothing of the card, a card that another process has for itself.
+Many problems only show then: a missing C compiler, missing headers, a build of torch or Triton that does not know the
+card, or a card that another process has reserved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _N = tl.constexpr(32)
 
 
 def run(device: torch.device) -> None:
-    """Raises whatever a driver, a compiler or a card has to say."""
+    """Run the kernel; an exception of any kind comes from the driver, the compiler or the card."""
     values = torch.ones(_N.value, device=device)
     _double[(1,)](values, num_warps=1)
     if not bool((values == 2).all()):

@@ -1,4 +1,4 @@
-"""The two splats, Gaussians → density on a grid and Gaussians → images: differentiable, stateless, one dispatch.
+"""The two splats, Gaussians → density on a grid and Gaussians → images, as differentiable functions without state.
 
 ``V(r) = Σ a_k N(r; μ_k, Σ_k)``, ``Σ = R(q) diag(s²) R(q)ᵀ``; an image is the integral of V along the line of sight, a
 sum of 2D Gaussians of the same masses. Both are truncated per voxel or pixel at a Mahalanobis radius c, the same
@@ -71,7 +71,7 @@ def voxelise(
     if how == "reference":
         precisions = reference.ellipsoids(log_scales, quaternions, power=-2)
         return reference.splat(centres + box_size // 2, precisions, peaks, box_size, cutoff)
-    # The shapes in float64: rounding the precisions of a thin Gaussian to float32 would bend it.
+    # The shapes are float64, because rounding the precisions of a thin Gaussian to float32 would bend it.
     precisions = reference.ellipsoids(log_scales.double(), quaternions.double(), power=-2)
     places = centres.double() + box_size // 2
     if how == "gpu":
@@ -93,10 +93,10 @@ def project(
     implementation: str = "auto",
     band_limited: bool = False,
 ) -> Tensor:
-    """Images of K Gaussians in B poses, differentiable in all six tensors; memory is that of the images.
+    """Images of K Gaussians in B poses, differentiable in all six tensors. The memory is that of the images.
 
-    Pose gradients by a tangent vector: ``project(..., turned(rotations, tangents), ...)``. The gradient by `rotations`
-    itself takes their first two rows as free numbers.
+    For gradients with respect to poses as tangent vectors, use ``project(..., turned(rotations, tangents), ...)``. The
+    gradient with respect to `rotations` itself treats their first two rows as free numbers.
 
     Args:
         centres, log_scales, quaternions, log_masses: as `voxelise` takes them; voxels are pixels.
@@ -106,9 +106,9 @@ def project(
         box_size: D.
         cutoff: Mahalanobis radius c of the truncation.
         implementation: as for `voxelise`.
-        band_limited: what a grid of pixels can hold of the Gaussians: they are splatted with Σ + κI and the widening
-            is undone in Fourier space (`bandlimit`), at the price of two FFTs an image. It takes true rotations, and a
-            cut-off of 5: the inverse amplifies what truncation leaves out.
+        band_limited: keep only what a grid of pixels can hold of the Gaussians. They are splatted with Σ + κI, and the
+            widening is undone in Fourier space (`bandlimit`), at the price of two FFTs for each image. This needs true
+            rotations, and a cut-off of 5, because the inverse amplifies what truncation leaves out.
     Returns:
         (B, D, D) images ``[y, x]``, of the centres' dtype.
     """
@@ -122,7 +122,7 @@ def project(
             raise ValueError(f"the rotation or shift of image {int(bad.nonzero()[0])} of the batch is not finite")
     if band_limited:
         log_scales = bandlimit.widened(log_scales)
-    # The kernels take float64: rounding the shapes of a thin Gaussian to float32 would bend it.
+    # The kernels take float64, because rounding the shapes of a thin Gaussian to float32 would bend it.
     kind = centres.dtype if how == "reference" else torch.float64
     shapes = reference.ellipsoids(log_scales.to(kind), quaternions.to(kind), power=2)
     weights = torch.exp(log_masses.to(kind)) / (2 * math.pi * mass_within(cutoff, dimensions=2))
@@ -138,13 +138,15 @@ def project(
 
 
 def _implementation(asked: str, centres: Tensor, cutoff: float) -> str:
-    """Who does it: "reference", "cpu" or "gpu"."""
+    """The implementation to use: "reference", "cpu" or "gpu"."""
     if not 0 < cutoff <= 12:
-        raise ValueError(f"cutoff {cutoff} is no Mahalanobis radius of use; give one above 0, at most 12")
+        raise ValueError(f"cutoff {cutoff} is not a useful Mahalanobis radius; give one above 0 and at most 12")
     if asked not in ("auto", "reference", "cpu", "gpu"):
         raise ValueError(f"implementation {asked!r} is unknown; use 'auto', 'reference', 'cpu' or 'gpu'")
     if asked == "cpu" and centres.device.type != "cpu":
-        raise ValueError(f"implementation 'cpu' takes tensors on the CPU, these are on {centres.device}; use 'auto'")
+        raise ValueError(
+            f"implementation 'cpu' takes tensors on the CPU, and these are on {centres.device}; use 'auto'"
+        )
     if asked != "auto":
         return asked
     if centres.dtype == torch.float64:
@@ -153,7 +155,7 @@ def _implementation(asked: str, centres: Tensor, cutoff: float) -> str:
 
 
 def _by_size(log_scales: Tensor) -> Tensor:
-    """(K,) the Gaussians from small to large: a program of the graphics card takes as long as its largest."""
+    """(K,) order from small to large, because a program of the graphics card takes as long as its largest Gaussian."""
     return torch.argsort(log_scales.detach().amax(dim=1), stable=True)
 
 

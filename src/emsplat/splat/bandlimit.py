@@ -1,8 +1,8 @@
-"""Splatting what a grid cannot sample: Σ + κI on the grid, and the inverse of the widening in Fourier space.
+"""Splatting of Gaussians that a grid cannot sample: Σ + κI on the grid, and the inverse widening in Fourier space.
 
-A sampled Gaussian narrower than about 0.8 voxels aliases. Splatted with its covariance widened by κ, and its transform
-multiplied by ``exp(+2π²κ f²)`` inside f < ½, it is the band-limited Gaussian instead, however narrow. In a quadratic
-loss the factor moves into the statistics once, so that the fit pays nothing for it.
+A sampled Gaussian narrower than about 0.8 voxels aliases. If it is splatted with its covariance widened by κ, and its
+transform is multiplied by ``exp(+2π²κ f²)`` for f < ½, the result is the band-limited Gaussian, however narrow it is.
+In a quadratic loss the factor is applied to the statistics once, so that the fit pays nothing for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WIDENING = 0.5  # κ in voxels²: the sharpest splat has σ = 0.71 voxels
 
 
 def widened(log_scales: Tensor) -> Tensor:
-    """log of sqrt(σ² + κ), for log σ in voxels."""
+    """The logarithm of sqrt(σ² + κ), for log σ in voxels."""
     return 0.5 * torch.log(torch.exp(2 * log_scales) + WIDENING)
 
 
@@ -29,9 +29,9 @@ def narrowed(log_scales: Tensor) -> Tensor:
 
 
 def boost(period: int, dimensions: int = 3) -> NDArray[np.float32]:
-    """(n, n, n//2+1) factor exp(2π²κ f²) on a half spectrum, or (n, n//2+1) on an image's.
+    """(n, n, n//2+1) factor exp(2π²κ f²) on the half spectrum of a volume, or (n, n//2+1) on that of an image.
 
-    It is constant beyond f = ½, where no image says anything.
+    It is constant beyond f = ½, where images contain no information.
     """
     k = scipy.fft.fftfreq(period)
     squared = k[:, None] ** 2 + scipy.fft.rfftfreq(period) ** 2
@@ -48,7 +48,7 @@ def boosted(volume: NDArray[np.float32]) -> NDArray[np.float32]:
 def boosted_images(images: Tensor) -> Tensor:
     """(B, D, D) images with their transforms multiplied by `boost`; differentiable."""
     if len(images) == 0:
-        return images  # the FFT refuses none
+        return images  # the FFT refuses an empty batch
     box_size = images.shape[-1]
     factor = _boost_on(box_size, images.device)
     return torch.fft.irfft2(torch.fft.rfft2(images) * factor, s=(box_size, box_size))
@@ -56,5 +56,5 @@ def boosted_images(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _boost_on(box_size: int, device: torch.device) -> Tensor:
-    """The factor for images, sent to a device once."""
+    """The factor for images, which is sent to a device once."""
     return torch.from_numpy(boost(box_size, dimensions=2)).to(device)

@@ -1,11 +1,12 @@
-"""The 3D splat on the CPU: numba kernels, forward and backward; geometry in float64, voxels in float32.
+"""The 3D splat on the CPU: numba kernels, forward and backward, with geometry in float64 and voxels in float32.
 
-The Mahalanobis distance is completed to squares, ``m = A (dx + a dy + b dz)² + B (dy + c dz)² + C dz²``: no term can
-cancel another, however thin the Gaussian, and the planes, rows and voxels within the cut-off follow one from another.
-A row of voxels is walked in blocks of eight. The grid carries `PADDING` extra columns, so that the last block of a row
-needs no guard. A Gaussian that is not finite, or no Gaussian at all, adds nothing.
-Forward: one owner per slab of z planes, so no atomics and the same sum for any number of threads.
-Backward: one owner per Gaussian; it needs only the ten moments of (cotangent × Gaussian).
+The Mahalanobis distance is completed to squares, ``m = A (dx + a dy + b dz)² + B (dy + c dz)² + C dz²``. No term can
+then cancel another, however thin the Gaussian is, and the planes, rows and voxels within the cut-off follow in turn.
+A row of voxels is processed in blocks of eight. The grid has `PADDING` extra columns, so that the last block of a row
+needs no guard. A Gaussian that is not finite, or whose matrix is not positive definite, adds nothing.
+
+Forward: each slab of z planes has one owner, so that there are no atomics and the sum is the same for any number of
+threads. Backward: each Gaussian has one owner, which needs only the ten moments of (cotangent × Gaussian).
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import numpy as np
 from emsplat.runtime.simd import LANES, add_gaussian, gaussian_sums
 
 PADDING = LANES
-# What is allowed to the compiler short of assuming that NaN and infinity never occur: the guards below count on them.
+# The compiler may do anything except assume that NaN and infinity never occur, because the guards below rely on them.
 FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 _SLABS = 32
 
 
 @numba.njit(error_model="numpy")
 def _squares(precision):
-    """A, B, C, a, b, c of a precision matrix xx, yy, zz, xy, xz, yz; C is −1 where it is not positive definite."""
+    """A, B, C, a, b, c of a precision matrix xx, yy, zz, xy, xz, yz; C is −1 if it is not positive definite."""
     xx, yy, zz, xy, xz, yz = precision
     a, b = xy / xx, xz / xx
     second = yy - a * xy
@@ -53,7 +54,7 @@ def _planes(squares, z, last, cutoff2):
 
 @numba.njit(error_model="numpy", fastmath=FAST)
 def _rows(squares, y, dz, last, cutoff2):
-    """Rows of a plane that the Gaussian reaches."""
+    """First and last row of a plane that the Gaussian covers."""
     left = max(cutoff2 - squares[2] * dz * dz, np.float32(0))
     return span(y - squares[5] * dz, np.sqrt(left / squares[1]), last)
 
@@ -91,7 +92,7 @@ def splat(centres, precisions, weights, box_size, cutoff):
             squares[k, i] = of_one[i]
         planes[k, 0], planes[k, 1] = _planes(of_one, centres[k, 2], box_size - 1, cutoff2)
     for s in numba.prange(_SLABS):
-        # Neighbouring slabs go to different threads: the particle's middle is the busiest.
+        # Neighbouring slabs go to different threads, because the middle of the particle has the most work.
         slab = (s % 4) * (_SLABS // 4) + s // 4
         first, last = slab * box_size // _SLABS, (slab + 1) * box_size // _SLABS
         for k in range(n):

@@ -1,12 +1,13 @@
-"""The projecting splat on the CPU: numba kernels, forward and backward; geometry in float64, pixels in float32.
+"""The projecting splat on the CPU: numba kernels, forward and backward, with geometry in float64 and pixels in float32.
 
-A Gaussian's shadow on an image has the 2×2 covariance S. Its Mahalanobis distance is completed to squares,
-``m = A t² + B dy²`` with ``t = dx + a dy``: no term can cancel the other, however thin the shadow. It is walked in
-columns of eight pixels, each down the rows that the shadow reaches within it. Images carry `PADDING` extra columns, so
-that the last block of a row needs no guard.
-Forward: one owner per image. Backward: one owner per share of the Gaussians, which goes through all images and keeps
-their sums for its share alone; so there are no atomics, nothing grows with images × Gaussians, and the sums are the
-same for any number of threads. All gradients follow from six moments of (cotangent × Gaussian).
+The shadow of a Gaussian on an image has the 2×2 covariance S. Its Mahalanobis distance is completed to squares,
+``m = A t² + B dy²`` with ``t = dx + a dy``, so that no term can cancel the other, however thin the shadow is. A shadow
+is processed in columns of eight pixels, each down the rows that the shadow covers within it. Images have `PADDING`
+extra columns, so that the last block of a row needs no guard.
+
+Forward: each image has one owner. Backward: each share of the Gaussians has one owner, which goes through all images
+and keeps the sums of its share. There are therefore no atomics, nothing grows with images × Gaussians, and the sums are
+the same for any number of threads. All gradients follow from six moments of (cotangent × Gaussian).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _dot(a, b):
 
 @numba.njit(error_model="numpy")
 def _squares(shadow):
-    """A, a, B and |S|, which is 0 where S is not positive definite or too small or large for float32."""
+    """A, a, B and |S|, which is 0 if S is not positive definite, or too small or large for float32."""
     _, _, xx, xy, yy = shadow
     determinant = xx * yy - xy * xy
     if not (0 < yy < 1e30 and yy < 1e30 * determinant and 1e30 * yy > 1):  # NaN fails too
@@ -57,7 +58,7 @@ def _squares(shadow):
 
 @numba.njit(error_model="numpy")
 def _reach(shadow, squares, peak, cutoff, last):
-    """First and last column and row that a shadow reaches; (1, 0) among them for none, and where it is no Gaussian."""
+    """First and last column and row that a shadow covers. They include (1, 0) if there are none or S is invalid."""
     x, y, xx, _, yy = shadow
     if not (squares[3] > 0 and abs(np.float32(peak)) < np.inf):
         return 1, 0, 1, 0
@@ -68,7 +69,7 @@ def _reach(shadow, squares, peak, cutoff, last):
 
 @numba.njit(error_model="numpy", fastmath=FAST)
 def _block(column, shadow, squares, reach, cutoff):
-    """First and last row that a shadow reaches within eight columns; dx and dy of the first pixel."""
+    """First and last row that a shadow covers within eight columns; dx and dy of the first pixel."""
     x, y, xx, xy, yy = shadow
     x0, x1, first, last = reach
     dx = column - x
@@ -120,7 +121,7 @@ def _add(image, frame, origin, centre, covariance, weight, cutoff):
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def gradients(centres, covariances, weights, rotations, origins, cotangent, cutoff):
-    """What `project` hands back, from a cotangent (B, D, D + PADDING) that is zero in the last PADDING columns.
+    """The gradients of `project` for a cotangent (B, D, D + PADDING) that is zero in the last PADDING columns.
 
     Returns, all float64:
         (K, 10) d centre x y z, d Σ as xx, yy, zz, xy, xz, yz (one of the two equal entries), d weight;

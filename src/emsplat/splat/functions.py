@@ -1,4 +1,4 @@
-"""The numba kernels as differentiable functions of torch: packing on the way in, gradients on the way back."""
+"""The numba kernels as differentiable functions of torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CpuSplat(torch.autograd.Function):
 
 
 class CpuProjection(torch.autograd.Function):
-    """`reference.project` by the numba kernels: float64 in, float32 images out; keeps no image for the way back."""
+    """`reference.project` by the numba kernels, from float64 to float32 images. No image is kept for the gradient."""
 
     @staticmethod
     def forward(ctx, centres, covariances, weights, rotations, origins, box_size, cutoff):

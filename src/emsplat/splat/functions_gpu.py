@@ -14,22 +14,22 @@ from emsplat.splat.functions import packed, unpacked
 
 
 def kernels(name: str, device: torch.device) -> ModuleType:
-    """A module of Triton kernels, which is loaded when first used.
+    """A module of Triton kernels, which is loaded when it is first used.
 
     Raises:
         InputError: Triton is not installed.
         ValueError: the tensors are on another device, where only Triton's interpreter could reach them.
     """
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"implementation 'gpu' takes tensors on a CUDA device, these are on {device}; use 'auto'")
+        raise ValueError(f"implementation 'gpu' takes tensors on a CUDA device, and these are on {device}; use 'auto'")
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("triton"):
             raise
         raise InputError(
-            "Triton is not installed, which compiles the kernels for a graphics card; pip install 'emsplat[gpu]', "
-            "or work on the CPU"
+            "Triton, which compiles the kernels for a graphics card, is not installed; type pip install "
+            "'emsplat[gpu]', or work on the CPU"
         ) from error
 
 
@@ -55,14 +55,14 @@ class GpuSplat(torch.autograd.Function):
 
 
 class GpuProjection(torch.autograd.Function):
-    """`reference.project` by the Triton kernels: float64 in, float32 images out; keeps no image for the way back."""
+    """`reference.project` by the Triton kernels, from float64 to float32 images. No image is kept for the gradient."""
 
     @staticmethod
     def forward(ctx, centres, covariances, weights, rotations, origins, order, box_size, cutoff):
         gpu = kernels("emsplat.splat.gpu_projection", centres.device)
         inputs = [t.contiguous() for t in (centres, packed(covariances), weights, order, rotations, origins)]
         ctx.save_for_backward(*inputs)
-        ctx.cutoff = float(cutoff)  # Triton compiles whole numbers anew
+        ctx.cutoff = float(cutoff)  # as a float, because Triton compiles again for each whole number
         with torch.cuda.device_of(centres):
             return gpu.project(*inputs, box_size, ctx.cutoff)
 

@@ -1,4 +1,4 @@
-"""The definitions of both splats in plain torch; the judges of every kernel (in float64)."""
+"""The definitions of both splats in plain torch. In float64, every kernel is tested against them."""
 
 from __future__ import annotations
 
@@ -82,6 +82,6 @@ def project(
 
 
 def _chunks(n: int, values_of_one: int) -> list[slice]:
-    """Slices over n Gaussians; one for none: their gradients are empty, not absent."""
+    """Slices over n Gaussians. For no Gaussians there is one slice, so that gradients are empty and not absent."""
     at_once = max(1, _VALUES_AT_ONCE // max(1, values_of_one))
     return [slice(first, first + at_once) for first in range(0, max(1, n), at_once)]

@@ -1,4 +1,4 @@
-"""Rotations as the splats take them: matrices of quaternions, and small turns of an image's pose."""
+"""Rotations for the splats: matrices of quaternions, and small turns of the pose of an image."""
 
 from __future__ import annotations
 

@@ -188,20 +188,29 @@ def rows_in_order(particles: Particles, parts: PartWeights) -> Rows:
     return order[parts.holds(np.ones(len(parts.parts), dtype=bool))[order]]
 
 
-def groups_of_parts(parts: PartWeights, settings: AccumulationSettings) -> list[NDArray[np.bool_]]:
-    """(P,) masks of the parts whose grids are filled together; all parts in one group where there is no bound."""
+def groups_of_parts(
+    parts: PartWeights, settings: AccumulationSettings, owners: Sequence[int] | None = None, ranks: int = 1
+) -> list[NDArray[np.bool_]]:
+    """(P,) masks of the parts whose grids are filled together; all parts in one group where there is no bound.
+
+    Args:
+        owners: (P,) the rank that is given each part, where so many ranks share the grids; None: each fills all.
+    """
     n = len(parts.parts)
     if settings.grid_bytes is None:
         return [np.ones(n, dtype=bool)]
     size = np.sum([parts.has(kind) * settings.bytes_of(kind) for kind in Kind], axis=0)
     groups: list[NDArray[np.bool_]] = []
-    taken = 0
+    owned = np.zeros(ranks, dtype=np.int64)
     for number in range(n):
-        if not groups or taken + size[number] > settings.grid_bytes:
+        more = np.zeros(ranks, dtype=np.int64)
+        more[owners[number] if owners else 0] = size[number]
+        # A rank fills its share of all grids, and then holds those that it owns.
+        if not groups or max((owned + more).max(), (owned + more).sum() / ranks) > settings.grid_bytes:
             groups.append(np.zeros(n, dtype=bool))
-            taken = 0
+            owned[:] = 0
         groups[-1][number] = True
-        taken += int(size[number])
+        owned += more
     return groups
 
 

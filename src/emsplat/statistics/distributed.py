@@ -6,16 +6,17 @@ What they have filled goes to the rank that owns the part: the one that will fit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Kind, Part, PartWeights
 from emsplat.particles.table import Particles
-from emsplat.runtime.checkpoint import UNKEPT, Checkpoint
+from emsplat.runtime.checkpoint import Checkpoint
+from emsplat.runtime.context import Task
 from emsplat.runtime.devices import CPU
 from emsplat.runtime.ranks import World
 from emsplat.runtime.stopwatch import Stopwatch
@@ -33,7 +34,7 @@ from emsplat.statistics.accumulate import (
     saved_statistics,
     statistics_of,
 )
-from emsplat.statistics.schedule import Share, deal
+from emsplat.statistics.schedule import Share, deal, gives_whole_grids
 
 
 def accumulate_shared(
@@ -42,62 +43,69 @@ def accumulate_shared(
     parts: PartWeights,
     settings: AccumulationSettings,
     owners: Mapping[Part, int],
-    world: World,
-    device: torch.device = CPU,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    say: Callable[[str], None] = lambda text: None,
+    task: Task | None = None,
     stopwatch: Stopwatch | None = None,
-    checkpoint: Checkpoint = UNKEPT,
 ) -> dict[Part, Statistics]:
-    """Stream over the images and accumulate the statistics of every part, together with the other ranks.
+    """Stream over the images and accumulate the statistics of every part, together with the other ranks of a task.
 
     Args:
         parts: of the N particles, the same on every rank.
         owners: the rank that is given the statistics of each of the parts.
-        device: of the same kind on every rank.
-        progress: called with the images done and to do, by this rank's share of them.
-        say: told what a graphics card has room for.
-        stopwatch: of this device; told where the time goes.
-        checkpoint: of this rank's share, see `fill_grids`; a graphics card has filled its grids before it would pay.
+        task: its progress is told the images done and to do, by this rank's share of them; its checkpoint keeps this
+            rank's grids, see `fill_grids` (a graphics card has filled its grids before it would pay); its reporter is
+            told what a graphics card has room for. All ranks have devices of one kind.
+        stopwatch: of the task's device; told where the time goes.
     Returns:
         The statistics of the parts that this rank owns. Memory does not depend on N. The images are read once where the
-        grids of all parts fit into `settings.grid_bytes`, else once for each of the groups of parts that do; what comes
-        of a group is kept in a state of its own.
+        grids that a rank fills and owns fit into `settings.grid_bytes`, else once for each of the groups of parts that
+        do; the statistics of a group are kept in a state of their own, which goes with the checkpoint.
     """
-    order = rows_in_order(particles, parts)
+    task = task or Task()
+    world, order = task.world, rows_in_order(particles, parts)
     owner_of_part = [owners[part] for part in parts.parts]
-    groups = groups_of_parts(parts, settings)
-    shares = [
-        deal(order, parts, group, owner_of_part, world.size, particles.box_size, settings, whole=device == CPU)
-        for group in groups
-    ]
+    whole = task.device == CPU and gives_whole_grids(len(parts.parts), world.size)
+    groups = groups_of_parts(parts, settings, owner_of_part if whole else None, world.size if whole else 1)
+    box_size = particles.box_size
+    shares = [deal(order, parts, group, owner_of_part, world.size, box_size, settings, whole) for group in groups]
     n_mine = sum(len(block) for share in shares for block in share[world.rank].blocks)
-    stopwatch = stopwatch or Stopwatch(device)
+    stopwatch = stopwatch or Stopwatch(task.device)
     done = 0
-
-    def advance(before: int, images_done: int) -> None:
-        progress(round((before + images_done) / n_mine * len(order)), len(order))
-
     result: dict[Part, Statistics] = {}
-    for place, (group, dealt) in enumerate(zip(groups, shares, strict=True), 1):
+    for group, dealt in zip(groups, shares, strict=True):
         mine = dealt[world.rank]
-        of_group = checkpoint if len(groups) == 1 else checkpoint.followed_by(f"{checkpoint.name}-group{place}")
-        finished = of_group.followed_by(f"{of_group.name}-done")
-        state = finished.load() if len(groups) > 1 else None
-        n_owned = sum(owner_of_part[number] == world.rank for number in np.flatnonzero(group))
-        if all(world.gather(state is not None or not n_owned)) and len(groups) > 1:
-            result |= restored_statistics(state) if state else {}
-        else:
-            filled = _filled(
-                particles, images, parts, settings, mine, device, partial(advance, done), say, stopwatch, of_group
-            )
+
+        def advance(images_done: int, before: int = done) -> None:
+            task.progress(round((before + images_done) / n_mine * len(order)), len(order))
+
+        pass_over = task if len(groups) == 1 else _of_group(task, group)
+        finished = None if len(groups) == 1 else pass_over.checkpoint.piece("done")
+        found = _finished(finished, parts, group, owner_of_part, world) if finished else None
+        if found is None:
+            filled = _filled(particles, images, parts, settings, mine, pass_over, advance, stopwatch)
             with stopwatch.waiting("finish"):
                 found = _owned(filled, dealt, parts, group, owner_of_part, settings, world)
-            if len(groups) > 1 and found:
+            if finished and found:
                 finished.offer(partial(saved_statistics, found))
-            result |= found
+        result |= found
         done += sum(map(len, mine.blocks))
     return result
+
+
+def _of_group(task: Task, group: NDArray[np.bool_]) -> Task:
+    """The task of filling the grids of a group of parts, with a state of its own."""
+    first, last = np.flatnonzero(group)[[0, -1]]
+    return replace(task, checkpoint=task.checkpoint.piece(f"parts{first}to{last}"))
+
+
+def _finished(
+    checkpoint: Checkpoint, parts: PartWeights, group: NDArray[np.bool_], owners: Sequence[int], world: World
+) -> dict[Part, Statistics] | None:
+    """The statistics of a group that this rank owns, kept since before a job was ended; None if any rank lacks its."""
+    mine = [parts.parts[number] for number in np.flatnonzero(group).tolist() if owners[number] == world.rank]
+    state = checkpoint.load() if mine else None
+    if not all(world.gather(state is not None or not mine)):
+        return None
+    return restored_statistics(state) if state else {}
 
 
 def _filled(
@@ -106,22 +114,20 @@ def _filled(
     parts: PartWeights,
     settings: AccumulationSettings,
     share: Share,
-    device: torch.device,
+    task: Task,
     advance: Callable[[int], None],
-    say: Callable[[str], None],
     stopwatch: Stopwatch,
-    checkpoint: Checkpoint,
 ) -> dict[GridId, FilledGrid]:
     """This rank's grids, full."""
-    if device == CPU:
+    if task.device == CPU:
         grids = {grid: empty_grid(grid.kind, settings) for grid in sorted(share.grids)}
-        fill_grids(grids, particles, images, share.blocks, parts, settings, advance, stopwatch, checkpoint)
+        fill_grids(grids, particles, images, share.blocks, parts, settings, advance, stopwatch, task.checkpoint)
         return dict(grids)
     from emsplat.statistics.accumulate_gpu import filled_on_device  # only where there is a card is Triton, too
 
     rows = np.concatenate([np.empty(0, dtype=np.int64), *share.blocks])
-    wanted = sorted(share.grids)
-    return dict(filled_on_device(wanted, particles, images, rows, parts, settings, device, advance, say, stopwatch))
+    what = sorted(share.grids), particles, images, rows, parts, settings, task.device
+    return dict(filled_on_device(*what, advance, task.reporter.line, stopwatch))
 
 
 def _owned(

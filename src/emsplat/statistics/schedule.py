@@ -54,7 +54,7 @@ def deal(
     size: int,
     box_size: int,
     settings: AccumulationSettings,
-    whole: bool = True,
+    whole: bool,
 ) -> list[Share]:
     """The shares of `size` ranks, about as much work for each.
 
@@ -63,9 +63,9 @@ def deal(
         group: (P,) the parts whose grids are to be filled.
         owners: (P,) the rank that is given the statistics of each part.
         box_size: of the images.
-        whole: whether ranks may be given whole grids.
+        whole: whether ranks are given whole grids, or stretches of the images; see `gives_whole_grids`.
     """
-    if not whole or not gives_whole_grids(len(parts.parts), size):
+    if not whole:
         return _stretches(order[parts.holds(group)[order]], parts, group, owners, size, box_size, settings.block_bytes)
     blocks = blocks_of(order, box_size, settings.block_bytes)
     shares = []

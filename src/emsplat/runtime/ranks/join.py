@@ -18,23 +18,27 @@ from typing import Any, NoReturn
 
 from emsplat.errors import BAD_INPUT, FAILED, InputError, in_one_line
 from emsplat.runtime.ranks.launch import Launch, interface_towards, launch
-from emsplat.runtime.ranks.watch import Lost, Watch
+from emsplat.runtime.ranks.watch import Lost, Patience, Watch
 from emsplat.runtime.ranks.world import World
 
-_TO_MEET = 120.0  # seconds; a shared file system hands libraries out slowly
-_NO_LIMIT = timedelta(days=30)  # of an exchange: the first rank may write for long, and the watch sees who is lost
+_TO_MEET = 120.0  # seconds; a shared file system can be slow to deliver libraries
+_NO_LIMIT = timedelta(days=30)  # for an exchange: the first rank may write for long, and the watch notices a loss
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
-def joined(stage: Callable[[], str] = lambda: "start") -> Iterator[World]:
-    """The world this process was started in; the block is what all ranks do together.
+def joined(
+    stage: Callable[[], str] = lambda: "start",
+    patience: Patience = Patience(),  # noqa: B008 (frozen)
+) -> Iterator[World]:
+    """The world that this process was started in; all ranks run the block together.
 
-    An error, an interrupt or the loss of a rank in it ends the process, as it does on all ranks, with one line
-    from one of them and the same exit code.
+    An error, an interrupt or the loss of a rank in the block ends the process, as on all ranks, with one line from one
+    of them and the same exit code.
 
     Args:
-        stage: tells what this rank is at.
+        stage: returns the current stage of this rank.
+        patience: how long the ranks wait for each other; the same on all of them.
     Raises:
         InputError: the environment makes no sense, or the ranks did not meet.
     """
@@ -43,7 +47,7 @@ def joined(stage: Callable[[], str] = lambda: "start") -> Iterator[World]:
         yield World()
         return
     try:
-        world = _met(mine, stage)
+        world = _met(mine, stage, patience)
     except InputError as error:
         _exit(f"rank {mine.rank} on {socket.gethostname()}: {error}", BAD_INPUT)
     try:
@@ -58,16 +62,16 @@ def joined(stage: Callable[[], str] = lambda: "start") -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def _met(mine: Launch, stage: Callable[[], str]) -> World:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # or it prints traces where a connection ends
+def _met(mine: Launch, stage: Callable[[], str], patience: Patience) -> World:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # otherwise it prints traces when a connection ends
     import torch
     import torch.distributed as dist
 
-    patience = timedelta(seconds=_TO_MEET)
+    to_meet = timedelta(seconds=_TO_MEET)
 
     def connect(serve: bool = False) -> Any:
         store = dist.TCPStore(
-            mine.address, mine.port, is_master=serve, wait_for_workers=False, timeout=patience, multi_tenant=True
+            mine.address, mine.port, is_master=serve, wait_for_workers=False, timeout=to_meet, multi_tenant=True
         )
         return dist.PrefixStore(f"emsplat/{mine.attempt}", store)
 
@@ -76,7 +80,7 @@ def _met(mine: Launch, stage: Callable[[], str]) -> World:
         store.set(f"here/{mine.rank}", json.dumps(_place()))
         places = _everyone(store, mine)
         hosts = tuple(host for host, _, _ in places)
-        watch = Watch(connect, mine.rank, hosts, stage)
+        watch = Watch(connect, mine.rank, hosts, stage, patience)
     except RuntimeError as error:
         raise InputError(f"{mine.address}:{mine.port}, where the ranks meet: {_reason(error, mine.serves)}") from None
     watch.start()
@@ -93,14 +97,14 @@ def _met(mine: Launch, stage: Callable[[], str]) -> World:
 
 
 def _place() -> tuple[str, str, list[int]]:
-    """Name of this machine, something no two machines share, and the cores this process may use."""
+    """The name of this machine, an identifier that no other machine has, and the cores that this process may use."""
     machine = _BOOT.read_text().strip() if _BOOT.exists() else socket.gethostname()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return socket.gethostname(), machine, sorted(cores)
 
 
 def _everyone(store: Any, mine: Launch) -> list[tuple[str, str, list[int]]]:
-    """The places of all ranks; InputError names those that do not come."""
+    """The places of all ranks; InputError names the ranks that do not come."""
     names = [f"here/{rank}" for rank in range(mine.size)]
     until = time.monotonic() + _TO_MEET
     while not store.check(names):
@@ -114,7 +118,7 @@ def _everyone(store: Any, mine: Launch) -> list[tuple[str, str, list[int]]]:
 
 
 def _share_of_cores(rank: int, places: list[tuple[str, str, list[int]]]) -> int:
-    """Cores of this rank's machine, those that several ranks may use divided among them."""
+    """Number of cores for this rank. Cores that several ranks may use are divided among them."""
     _, machine, cores = places[rank]
     users = [set(others) for _, place, others in places if place == machine]
     return max(1, int(sum(1 / sum(core in others for others in users) for core in cores)))
@@ -123,12 +127,12 @@ def _share_of_cores(rank: int, places: list[tuple[str, str, list[int]]]) -> int:
 def _reason(error: RuntimeError, serves: bool) -> str:
     text = " ".join(str(error).split())
     if serves and ("EADDRINUSE" in text or "address already in use" in text):
-        return "the port is taken; set MASTER_PORT to another, the same for all ranks"
-    return f"not reached within {_TO_MEET:.0f} s; look whether rank 0 runs, and whether MASTER_ADDR is its machine"
+        return "the port is taken; set MASTER_PORT to another one, the same for all ranks"
+    return f"not reached within {_TO_MEET:.0f} s; check that rank 0 runs, and that MASTER_ADDR is its machine"
 
 
 def _end(world: World, error: BaseException) -> NoReturn:
-    """Tell the others, let one rank say why, and end."""
+    """Tell the other ranks, let one rank say why, and end."""
     assert world.watch
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -147,7 +151,7 @@ def _end(world: World, error: BaseException) -> NoReturn:
     if ending.told_by == world.rank:
         _say(ending.text)
     world.watch.farewell()
-    os._exit(ending.code)  # at once: libraries would wait for exchanges that never end
+    os._exit(ending.code)  # at once, because libraries would wait for exchanges that never end
 
 
 def _exit(text: str, code: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Which rank this process is, as torchrun or SLURM's srun tell it in the environment."""
+"""Which rank this process is, as torchrun or SLURM's srun says in the environment."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 @dataclass(frozen=True)
 class Launch:
-    """A process among those of a job."""
+    """One process of a job."""
 
     rank: int  # from 0
     size: int
     local_rank: int  # among those of its machine
     address: str  # where the ranks meet
     port: int
-    serves: bool  # whether this process keeps the meeting place; under torchrun the agent does
-    attempt: str = "0"  # of a job that torchrun starts anew
+    serves: bool  # whether this process hosts the meeting place; under torchrun the agent does
+    attempt: str = "0"  # number of restarts by torchrun
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """What the environment says; None for a process on its own.
+    """The rank according to the environment; None for a process on its own.
 
     Raises:
-        InputError: it says so in part, or nonsense.
+        InputError: the environment is incomplete or makes no sense.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         found = _of_torchrun(environment)
-    # Only srun sets this one: a batch script has SLURM_PROCID and SLURM_NTASKS too, and runs once.
+    # Only srun sets this variable. A batch script, which runs once, also has SLURM_PROCID and SLURM_NTASKS.
     elif "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         found = _of_slurm(environment)
     else:
@@ -65,7 +65,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Launch:
     rank = _number(environment, "SLURM_PROCID")
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     job, step = (_number(environment, name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    chosen = _PORTS[(job + 101 * step) % len(_PORTS)]  # steps that share a node do not meet at one place
+    chosen = _PORTS[(job + 101 * step) % len(_PORTS)]  # so that steps that share a node use different ports
     return Launch(
         rank=rank,
         size=_number(environment, "SLURM_STEP_NUM_TASKS"),
@@ -85,9 +85,9 @@ def first_host(nodes: str) -> str:
 
 
 def interface_towards(address: str, port: int) -> str | None:
-    """The network interface by which that address is reached; None where the system does not tell.
+    """The network interface that leads to an address; None if the system does not say.
 
-    Gloo takes the one that the machine's name resolves to, which on many is the loopback.
+    Without it, gloo takes the interface that the name of the machine resolves to, which is often the loopback.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -1,12 +1,13 @@
-"""Who is still there: every rank tells it once a second, and the first that is missed ends the job on all of them.
+"""The watch over the ranks: every rank sends a pulse once a second, and a rank that is missed ends the job on all.
 
-A rank puts its pulse, with what it is at, into PyTorch's key-value store. The first rank listens to all others, these
-to the first. A rank that has not been heard of for `PATIENCE` seconds (killed, stopped, its machine cut off), one that
-cannot reach the store itself, and one whose images cannot be read end the job: the ending is written into the store
-once, by whom it was found first, and read by all. One rank says it; each ends with the same exit code.
+A rank writes its pulse, with its current stage, into PyTorch's key-value store. The first rank listens to all others,
+and these listen to the first. Three things end the job: a rank that has been silent for longer than `Patience` allows
+(because it was killed or stopped, or its machine was cut off), a rank that cannot reach the store, and a rank whose
+images cannot be read. Whoever finds it first writes the ending into the store, once, and all ranks read it. One rank
+prints it, and all end with the same exit code.
 
-Two threads: one exchanges pulses and may be held up by the network; the other sees that, interrupts the main thread
-where it does not look here by itself, and ends the process where even that does not help.
+There are two threads. One exchanges pulses, and the network may hold it up. The other notices that, interrupts the main
+thread if it does not look here by itself, and ends the process if even that does not help.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-PATIENCE = 25.0  # seconds
-_PERIOD = 1.0  # between pulses, in a small world
-_RANKS_IN_A_PERIOD = 64  # larger worlds beat more slowly
-_PATIENCE_INTERRUPTED = 5.0  # whoever was killed before this rank was told to end has been silent for that long
-_LONGEST_READ = 25.0  # seconds of one block of images
-_ASLEEP = 5.0  # seconds without a look at the clock: this process was stopped itself
-_TO_NOTICE, _TO_UNWIND = 1.0, 12.0  # seconds the main thread has, to look here, and to end in good order
-_TO_AGREE = 2.0  # seconds in which ranks that find the same at fault find it
-_TO_LEAVE = 8.0  # seconds in which all others have seen an ending
+_RANKS_IN_A_PERIOD = 64  # larger worlds send pulses more slowly
+_ASLEEP = 5.0  # seconds without a look at the clock that mean that this process itself was stopped
 
 LOST, INTERRUPTED = 3, 130  # exit codes
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long ranks wait for each other, all in seconds."""
+
+    silence: float = 25.0  # without a pulse, after which a rank counts as lost
+    silence_when_interrupted: float = 5.0  # that marks a rank killed before this one was told to end
+    period: float = 1.0  # between pulses in a small world
+    reading: float = 25.0  # longest time to read a block of images
+    noticing: float = 1.0  # that the main thread has to look at the watch
+    unwinding: float = 12.0  # that the main thread has to end in good order
+    agreeing: float = 2.0  # within which ranks find the same fault
+    leaving: float = 8.0  # within which all other ranks see an ending
 
 
 @dataclass(frozen=True)
@@ -42,23 +50,31 @@ class Ending:
 
     text: str  # one line
     code: int
-    told_by: int  # the rank that says it
+    told_by: int  # the rank that prints it
 
 
 class Lost(Exception):
-    """The job was ended elsewhere, or by another rank's loss; what is to be said is in `Watch.ending`."""
+    """The job was ended by another rank, or by its loss. `Watch.ending` holds the reason."""
 
 
 class Watch:
-    """One rank's pulse and its eye on the others."""
+    """The pulse of one rank, and its watch over the others."""
 
-    def __init__(self, connect: Callable[[], Any], rank: int, hosts: tuple[str, ...], stage: Callable[[], str]) -> None:
-        """Args: connect: a connection of its own to the store of all ranks; stage: what this rank is at."""
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        rank: int,
+        hosts: tuple[str, ...],
+        stage: Callable[[], str],
+        patience: Patience = Patience(),
+    ) -> None:
+        """Args: connect: makes a new connection to the store of all ranks; stage: returns the stage of this rank."""
+        self._patience = patience
         self.rank, self.hosts, self.stage = rank, hosts, stage
         self.ending: Ending | None = None
         self._store = connect()
         self._watched = [r for r in range(len(hosts)) if r != rank] if rank == 0 else [0]
-        self._period = _PERIOD * max(1.0, len(hosts) / _RANKS_IN_A_PERIOD)
+        self._period = patience.period * max(1.0, len(hosts) / _RANKS_IN_A_PERIOD)
         self._beats = 0
         self._heard = {r: ("", time.monotonic()) for r in self._watched}  # last pulse, and since when it is the last
         self._answered = time.monotonic()  # when the store last did
@@ -75,28 +91,28 @@ class Watch:
     # --- what the main thread calls -----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises Lost where the job is at its end."""
+        """Raise Lost if the job has ended."""
         if self.ending:
             self._looked.set()
             raise Lost
 
     def explain(self, error: Exception) -> NoReturn:
-        """An exchange has failed: waits until it is known why; raises Lost, or the error if nobody is missing."""
-        until = time.monotonic() + PATIENCE + 2 * self._period
+        """Wait until it is known why an exchange failed. Raises Lost, or the error itself if no rank is missing."""
+        until = time.monotonic() + self._patience.silence + 2 * self._period
         while time.monotonic() < until:
             self.check()
             time.sleep(0.05)
         raise error
 
     def reading(self, path: Path | None) -> None:
-        """This file is being read from now on; None: no more."""
+        """Note that this file is being read from now on; None: no file."""
         self._reading = (path, time.monotonic()) if path else None
 
     def interrupted(self) -> Ending:
-        """This rank was told to end, by its user, or because another was killed: waits until it is known which."""
+        """The ending after a signal. Waits until it is known whether the user or the loss of a rank caused it."""
         self._looked.set()
         self._interrupted = True
-        until = time.monotonic() + _PATIENCE_INTERRUPTED + (2 if self.rank == 0 else 5) * self._period
+        until = time.monotonic() + self._patience.silence_when_interrupted + (2 if self.rank == 0 else 5) * self._period
         while not self.ending and time.monotonic() < until:
             if self.rank == 0 and all(json.loads(last or "{}").get("interrupted") for last, _ in self._heard.values()):
                 break
@@ -104,12 +120,12 @@ class Watch:
         return self.ending or self._end(Ending("interrupted; no half-written file is left", INTERRUPTED, self.rank))
 
     def failed(self, text: str, code: int) -> Ending:
-        """Something is wrong on this rank: waits a moment to see whether it is so on all, then ends the job."""
+        """End the job after an error on this rank, after a moment to see whether all ranks have the same error."""
         self._looked.set()
         with contextlib.suppress(Exception), self._held():
             self._store.set(f"failed/{self.rank}", text)
         everywhere = False
-        until = time.monotonic() + _TO_AGREE
+        until = time.monotonic() + self._patience.agreeing
         while not everywhere and not self.ending and time.monotonic() < until:
             time.sleep(0.02)
             everywhere = self._is_everywhere(text)
@@ -117,12 +133,12 @@ class Watch:
         return self.ending or self._end(Ending(where + text, code, self.rank))
 
     def farewell(self) -> None:
-        """Nothing is exchanged any more. The process that keeps the store waits until the others have seen the end."""
+        """Part from the others after the last exchange. The process that hosts the store waits until they know."""
         self._unwound.set()
         self._leaving.set()
         names = [f"left/{rank}" for rank in range(len(self.hosts))]
-        until = time.monotonic() + _TO_LEAVE
-        with contextlib.suppress(Exception):  # where the store is gone, or cut off, there is nobody to wait for
+        until = time.monotonic() + self._patience.leaving
+        with contextlib.suppress(Exception):  # if the store is gone or cut off, there is nobody to wait for
             with self._held():
                 self._store.set(names[self.rank], "1")
             while self.rank == 0 and time.monotonic() < until:
@@ -134,7 +150,7 @@ class Watch:
     # --- what the threads do ------------------------------------------------------------------------------------------
 
     def _exchange(self) -> None:
-        """Pulse after pulse, until the job ends."""
+        """Exchange pulses until the job ends."""
         while not self._leaving.wait(self._period):
             try:
                 with self._lock:
@@ -152,12 +168,13 @@ class Watch:
             self._adopt(self._store.get("ending"))
             return
         now = time.monotonic()
+        patience = self._patience.silence_when_interrupted if self._interrupted else self._patience.silence
         asleep = now - self._answered > _ASLEEP + self._period
         for rank, pulse in zip(self._watched, self._pulses(), strict=True):
             last, since = self._heard[rank]
             if pulse != last or asleep:
                 self._heard[rank] = pulse, now
-            elif now - since > (_PATIENCE_INTERRUPTED if self._interrupted else PATIENCE):
+            elif now - since > patience:
                 self._decide(self._loss_of(rank, json.loads(pulse or "{}").get("stage", "start"), now - since))
                 return
         self._answered = time.monotonic()
@@ -177,7 +194,7 @@ class Watch:
         )
 
     def _guard(self) -> None:
-        """Sees to it that this process ends when the job does."""
+        """Make sure that this process ends when the job does."""
         before = time.monotonic()
         while not self.ending and not self._leaving.wait(0.25):
             now = time.monotonic()
@@ -185,16 +202,16 @@ class Watch:
                 self._answered = now
                 self._reading = self._reading and (self._reading[0], now)
             before = now
-            if now - self._answered > PATIENCE:
+            if now - self._answered > self._patience.silence:
                 self._conclude_unreachable(f"no answer for {now - self._answered:.0f} s")
-            elif (reading := self._reading) and now - reading[1] > _LONGEST_READ:
+            elif (reading := self._reading) and now - reading[1] > self._patience.reading:
                 self._report_stuck(reading[0], now - reading[1])
         if not self.ending or self._unwound.is_set():
             return
-        if not self._looked.wait(_TO_NOTICE):
-            # The handler raises KeyboardInterrupt in the main thread, wherever that is, as Ctrl-C does.
+        if not self._looked.wait(self._patience.noticing):
+            # The handler raises KeyboardInterrupt in the main thread, whatever it is doing, as Ctrl-C does.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        if not self._unwound.wait(_TO_UNWIND):
+        if not self._unwound.wait(self._patience.unwinding):
             if self.ending.told_by == self.rank:
                 print(f"emsplat: {self.ending.text}", file=sys.stderr, flush=True)
             os._exit(self.ending.code)
@@ -207,17 +224,17 @@ class Watch:
         self._end(Ending(text, LOST, self.rank))
 
     def _conclude_unreachable(self, why: str) -> None:
-        """No word from the store: this machine is cut off, or that of the first rank is."""
+        """End the job because the store cannot be reached: this machine is cut off, or that of the first rank is."""
         here, first = self.hosts[self.rank], self.hosts[0]
         text = (
             f"rank {self.rank} on {here}, in stage {self.stage()}: rank 0 on {first}, where the ranks meet, cannot be "
             f"reached ({why}): one of the two machines is cut off or down, or rank 0 was killed; run the job again"
         )
-        # Nobody can agree on who says it: the first rank of each machine does.
+        # The ranks cannot agree on who prints it, so the first rank of each machine does.
         self._adopt(json.dumps(asdict(Ending(text, LOST, self.hosts.index(here)))).encode())
 
     def _end(self, ending: Ending) -> Ending:
-        """End the job this way, unless it has been ended meanwhile; returns how it does end."""
+        """End the job in this way, unless it has ended meanwhile, and return how it ends."""
         try:
             with self._held():
                 self._decide(ending)
@@ -227,8 +244,8 @@ class Watch:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """The store for this thread; TimeoutError where the network holds the other one up."""
-        if not self._lock.acquire(timeout=_TO_AGREE):
+        """Reserve the store for this thread; TimeoutError if the network holds up the other thread."""
+        if not self._lock.acquire(timeout=self._patience.agreeing):
             raise TimeoutError
         try:
             yield
@@ -236,7 +253,7 @@ class Watch:
             self._lock.release()
 
     def _decide(self, ending: Ending) -> None:
-        """The first to come decides; compare_set is atomic."""
+        """Write the ending unless another rank was first; compare_set is atomic."""
         mine = json.dumps(asdict(ending))
         self._adopt(self._store.compare_set("ending", "", mine) or mine.encode())
 

@@ -1,7 +1,7 @@
-"""The ranks of a job as one of them sees them: what it tells the others and hears from them.
+"""The ranks of a job as one of them sees them: what it sends to the others and receives from them.
 
-Whatever is exchanged goes through PyTorch's distributed engine, large arrays in place and in slices, so that nothing
-is copied whole. A process on its own is a world of one, which exchanges nothing.
+PyTorch's distributed engine carries everything that is exchanged. Large arrays are exchanged in place and in slices, so
+that nothing is copied whole. A process on its own is a world of one, which exchanges nothing.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """A rank among `size` of them. All of them call the same exchanges in the same order."""
+    """One of `size` ranks. All ranks call the same exchanges in the same order."""
 
     rank: int = 0
     size: int = 1
-    hosts: tuple[str, ...] = ("",)  # of every rank
-    cores: int | None = None  # this rank's share of its machine's; None: all of them
-    watch: Watch | None = None  # over the others
+    hosts: tuple[str, ...] = ("",)  # host of every rank
+    cores: int | None = None  # this rank's share of the cores of its machine; None: all of them
+    watch: Watch | None = None  # the watch over the other ranks
 
     @property
     def is_first(self) -> bool:
@@ -42,20 +42,20 @@ class World:
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """This rank's stretch of n things in a row."""
+        """This rank's contiguous share of n things."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def owner(self, half: int) -> int:
-        """The rank that fits half 1 or 2 to its statistics: on two machines where there are two."""
+        """The rank that fits half 1 or 2 to its statistics. The two halves are on different machines if possible."""
         return 0 if half == 1 else (self.size + 1) // 2 % self.size
 
     def sum(self, array: NDArray[Any] | Tensor) -> None:
-        """Put the sum over the ranks in place of the array, the same bits on every rank."""
+        """Replace the array by the sum over the ranks, with the same bits on every rank."""
         for part in self._slices(array):
             self._exchange("all_reduce", part)
 
     def form(self, ranks: tuple[int, ...]) -> Any:
-        """A group of ranks for `sum_to`; every rank calls it, in it or not."""
+        """A group of ranks for `sum_to`. Every rank calls this, whether it is in the group or not."""
         if len(ranks) < 2:
             return None
         import torch.distributed as dist
@@ -63,16 +63,16 @@ class World:
         return dist.new_group(list(ranks))
 
     def sum_to(self, array: NDArray[Any] | Tensor, rank: int, group: Any) -> None:
-        """Put the sum over a group that this rank is in in place of one rank's array; the others' are of no use then.
+        """Replace the array of one rank by the sum over a group that includes this rank. The others' become invalid.
 
-        Args: group: from `form`; None: this rank is alone.
+        Args: group: a group from `form`; None: this rank is alone.
         """
         if group is not None:
             for part in self._slices(array):
                 self._exchange("reduce", part, dst=rank, group=group)
 
     def broadcast(self, value: T | None, source: int = 0) -> T:
-        """What one rank gives, on every rank; the others' own values do not matter."""
+        """The value of one rank, on every rank; the values of the others do not matter."""
         if self.size == 1:
             return value  # type: ignore[return-value]
         buffers: list[pickle.PickleBuffer] = []
@@ -88,11 +88,11 @@ class World:
         return value if self.rank == source else pickle.loads(first.data, buffers=rest)  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
-        """What every rank gives, by rank, on every rank."""
+        """The values of all ranks, by rank, on every rank."""
         return [self.broadcast(value, source) for source in range(self.size)]
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all ranks."""
         self.sum(np.zeros(1))
 
     def _from(self, source: int, array: NDArray[Any]) -> NDArray[Any]:
@@ -101,26 +101,24 @@ class World:
         return array
 
     def _slices(self, values: NDArray[Any] | Tensor) -> Iterator[Tensor]:
-        """Views of a contiguous array, of real numbers; none in a world of one."""
+        """Views of a contiguous array as real numbers; none in a world of one."""
         if self.size == 1:
             return
         import torch
 
         tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(values)
-        flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).view(
-            -1
-        )  # an error if it would be a copy
+        flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).view(-1)  # fails if it would be a copy
         yield from flat.split(_SLICE_BYTES // flat.element_size())
 
     def _exchange(self, operation: str, tensor: Tensor, **options: Any) -> None:
-        """One collective operation, in place; ends with `Lost` as soon as it is known that it cannot be completed."""
+        """One collective operation, in place. Raises `Lost` as soon as it is known that it cannot be completed."""
         import torch.distributed as dist
 
         assert self.watch is not None
         try:
             work = getattr(dist, operation)(tensor, async_op=True, **options)
             pause = _FIRST_PAUSE
-            while not work.is_completed():  # so that signals, and the loss of a rank, are heard meanwhile
+            while not work.is_completed():  # so that signals and the loss of a rank are noticed meanwhile
                 self.watch.check()
                 time.sleep(pause)
                 pause = min(1.5 * pause, _LONGEST_PAUSE)

@@ -1,0 +1,202 @@
+"""Two small maps of one particle, found independently, brought together by rotation, shift and hand.
+
+Shells are whitened, so that none drowns the others. An even grid of all rotations is tried with coarse shells, at each
+rotation all shifts by one inverse FFT; the best ones are then refined with all shells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.spatial.transform import Rotation
+
+from emsplat.abinitio import grids
+from emsplat.fourier import maps
+
+_COARSE_RINGS = 6
+_COARSE_STEP = 12.0  # degrees
+_REFINED = 12  # of the best rotations of each hand
+_MIRROR = np.diag([1.0, 1.0, -1.0])  # of z, which turns one hand into the other
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the second map lies in the first one's frame: ``x_first = rotation @ mirror(x_second) + shift``."""
+
+    rotation: NDArray[np.float64]  # (3, 3)
+    shift: NDArray[np.float64]  # (3,) x, y, z in voxels of the box that the maps span
+    mirrored: bool  # the second is of the other hand
+    correlation: float  # of the whitened maps
+
+    def poses(
+        self, rotations: NDArray[np.float64], centres: NDArray[np.float64], scale: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Poses of images in the second map as poses in the first.
+
+        Args:
+            rotations: (n, 3, 3); centres: (n, 2) x, y in pixels; scale: pixels of the image a voxel of the maps.
+        """
+        if self.mirrored:
+            # An image x is A v. Of the mirror image M v it is M A M (M v) but for the sign of the depth, which no
+            # projection shows.
+            rotations = _MIRROR @ rotations @ _MIRROR
+        in_first = rotations @ self.rotation.T
+        # x_first = R x + s: the image's centre of the second map is A x = A Rᵀ (x_first − s).
+        return in_first, centres - scale * (in_first @ self.shift)[:, :2]
+
+    def applied(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The second map, (N, N, N), in the frame of the first."""
+        return moved(volume, self.rotation, self.shift, self.mirrored)
+
+
+def align(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int) -> Alignment:
+    """The rotation, shift and hand that bring the second map (N, N, N) onto the first, to this shell."""
+    best: Alignment | None = None
+    for mirrored in (False, True):
+        found = _best_of_hand(first, maps.mirrored(second) if mirrored else second, n_rings, mirrored)
+        if best is None or found.correlation > best.correlation:
+            best = found
+    assert best is not None
+    return best
+
+
+def align_near(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int) -> Alignment:
+    """The small rotation and shift that bring the second map onto the first; of one hand already."""
+    return _refined(first, _padded_transform(second), np.eye(3), np.zeros(3), n_rings, mirrored=False)
+
+
+def moved(
+    volume: NDArray[np.float32], rotation: NDArray[np.float64], shift: NDArray[np.float64], mirrored: bool = False
+) -> NDArray[np.float32]:
+    """(N, N, N) ``V(mirror(Rᵀ (x − s)))``, band-limited to the sphere of its last whole shell."""
+    box_size = len(volume)
+    points = _lattice(box_size, (box_size - 1) // 2)
+    source = _padded_transform(maps.mirrored(volume) if mirrored else volume)
+    values = _sample(source, points @ rotation) * np.exp(-2j * np.pi * (points @ shift) / box_size)
+    spectrum = np.zeros((box_size,) * 3, np.complex64)
+    spectrum[tuple((points.astype(int) % box_size).T[::-1])] = values
+    return scipy.fft.fftshift(scipy.fft.ifftn(spectrum).real).astype(np.float32)
+
+
+def shell_correlations(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int) -> NDArray[np.float64]:
+    """(R,) FSC of two (N, N, N) maps in shells 1 … R."""
+    box_size = len(first)
+    a, b = maps.half_spectrum(first), maps.half_spectrum(second)
+    powers = maps.shell_correlation(a, a, box_size) * maps.shell_correlation(b, b, box_size)
+    return (maps.shell_correlation(a, b, box_size) / np.sqrt(np.maximum(powers, 1e-300)))[1 : n_rings + 1]
+
+
+def _best_of_hand(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int, mirrored: bool) -> Alignment:
+    coarse = min(n_rings, _COARSE_RINGS)
+    points = _lattice(len(first), coarse)
+    against = _whitened(_sample(_padded_transform(first), points), points, coarse).conj()
+    source = _padded_transform(second)
+    rotations = _rotation_grid()
+    small = 2 * coarse + 2
+    place = tuple((points.astype(int) % small).T[::-1])
+    correlations, shifts = np.empty(len(rotations)), np.empty((len(rotations), 3))
+    for part in np.array_split(np.arange(len(rotations)), -(-len(rotations) // 64)):
+        cross = np.zeros((len(part), small, small, small), np.complex64)
+        for i, rotation in enumerate(rotations[part]):
+            cross[(i, *place)] = _whitened(_sample(source, points @ rotation), points, coarse) * against
+        over_shifts = scipy.fft.ifftn(cross, axes=(1, 2, 3)).real.reshape(len(part), -1)
+        best = over_shifts.argmax(axis=1)
+        correlations[part] = over_shifts[np.arange(len(part)), best] * small**3
+        where = np.stack(np.unravel_index(best, (small,) * 3), axis=1)[:, ::-1]
+        shifts[part] = -np.where(where > small // 2, where - small, where) * (len(first) / small)
+    tried = [
+        _refined(first, source, rotations[i], shifts[i], n_rings, mirrored)
+        for i in np.argsort(correlations)[::-1][:_REFINED]
+    ]
+    return max(tried, key=lambda found: found.correlation)
+
+
+def _refined(
+    first: NDArray[np.float32],
+    source: NDArray[np.complex64],
+    rotation: NDArray[np.float64],
+    shift: NDArray[np.float64],
+    n_rings: int,
+    mirrored: bool,
+) -> Alignment:
+    box_size = len(first)
+    transform = _padded_transform(first)
+    best_rotation, best_shift, value = rotation, shift, -1.0
+    for rings in sorted({min(n_rings, _COARSE_RINGS), n_rings}):
+        points = _lattice(box_size, rings)
+        against = _whitened(_sample(transform, points), points, rings).conj()
+        turn_unit, shift_unit = np.deg2rad(3.0), 0.3
+
+        def loss(x: NDArray[np.float64]) -> float:
+            turned = Rotation.from_rotvec(x[:3] * turn_unit).as_matrix() @ best_rotation  # noqa: B023
+            values = _whitened(_sample(source, points @ turned), points, rings)  # noqa: B023
+            phases = np.exp(-2j * np.pi * (points @ (best_shift + x[3:] * shift_unit)) / box_size)  # noqa: B023
+            return -float((values * phases * against).real.sum())  # noqa: B023
+
+        found = minimize(loss, np.zeros(6), method="Powell", options={"xtol": 0.02, "ftol": 1e-4, "maxfev": 400})
+        best_rotation = Rotation.from_rotvec(found.x[:3] * turn_unit).as_matrix() @ best_rotation
+        best_shift, value = best_shift + found.x[3:] * shift_unit, -float(found.fun)
+    return Alignment(best_rotation, best_shift, mirrored, value)
+
+
+def _rotation_grid() -> NDArray[np.float64]:
+    """(n, 3, 3) all rotations, evenly."""
+    points = grids.directions(grids.number_of_directions(_COARSE_STEP, 1), np.eye(3), np.eye(3)[None])
+    psi = grids.turns(round(360 / _COARSE_STEP))
+    return np.concatenate([grids.turned(grids.frames(points), np.full(len(points), angle)) for angle in psi])
+
+
+def _lattice(box_size: int, rings: int) -> NDArray[np.float64]:
+    """(n, 3) kx, ky, kz of all Fourier voxels with 0 < |k| ≤ rings."""
+    k = np.arange(-rings, rings + 1, dtype=np.float64)
+    points = np.stack(np.meshgrid(k, k, k, indexing="ij"), axis=-1).reshape(-1, 3)
+    radius = np.linalg.norm(points, axis=1)
+    return points[(radius > 0) & (radius <= min(rings, (box_size - 1) // 2))]
+
+
+def _whitened(values: NDArray[np.complex64], points: NDArray[np.float64], rings: int) -> NDArray[np.complex64]:
+    """Values with equal power in all shells, 1 in all."""
+    shell = np.rint(np.linalg.norm(points, axis=1)).astype(int)
+    power = np.bincount(shell, values.real**2 + values.imag**2, minlength=rings + 1)
+    scaled = values / np.sqrt(np.maximum(power, 1e-300))[shell]
+    return (scaled / np.sqrt(np.count_nonzero(power))).astype(np.complex64)
+
+
+def _padded_transform(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
+    """(2N, 2N, 2N) transform about voxel N//2, ready for trilinear interpolation."""
+    box_size = len(volume)
+    n = 2 * box_size
+    axis = np.sinc((np.arange(box_size) - box_size // 2) / n) ** 2
+    padded = np.zeros((n, n, n), np.float32)
+    place = (np.arange(box_size) - box_size // 2) % n
+    padded[np.ix_(place, place, place)] = volume / (axis[:, None, None] * axis[:, None] * axis)
+    return scipy.fft.fftn(padded)
+
+
+def _sample(transform: NDArray[np.complex64], points: NDArray[np.float64]) -> NDArray[np.complex64]:
+    """(n,) at points (n, 3) x, y, z in units of 1/N."""
+    return _trilinear(transform, 2.0 * points)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _trilinear(grid, points):
+    n = grid.shape[0]
+    out = np.empty(len(points), np.complex64)
+    for p in range(len(points)):
+        x, y, z = points[p, 0], points[p, 1], points[p, 2]
+        ix, iy, iz = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+        fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
+        total = np.complex64(0)
+        for dz in range(2):
+            wz = fz if dz else np.float32(1) - fz
+            for dy in range(2):
+                w = wz * (fy if dy else np.float32(1) - fy)
+                row = grid[(iz + dz) % n, (iy + dy) % n]
+                total += w * ((np.float32(1) - fx) * row[ix % n] + fx * row[(ix + 1) % n])
+        out[p] = total
+    return out

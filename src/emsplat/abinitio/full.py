@@ -1,0 +1,214 @@
+"""The second stage: EM over all images, on a coarse grid of poses that is refined where posteriors have mass.
+
+In every round each image meets all coarse poses on the first rings; the directions that hold nearly all of its
+posterior give way to their finer families, which meet all rings. Rounds go on until the likelihood stops rising.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emsplat.abinitio import grids, search, volume
+from emsplat.abinitio.polar import PolarImages
+from emsplat.abinitio.stochastic import StageSettings, Trace, limited, power_share, shift_prior
+
+_KEPT_MASS = 0.999  # of an image's coarse posterior
+_FALLEN = 0.05  # share of the likelihood whose loss is a fault, and stepped back from
+_NOTHING = 0.3  # nats an image: no map is hidden in images that say less
+_SCORES_AT_ONCE = 24 << 20  # numbers held by a block of images
+
+
+@dataclass(frozen=True)
+class FullSettings:
+    """How fine the second stage's grids are, and when it ends."""
+
+    coarse_rings: int
+    coarse_directions: int
+    coarse_turns: int
+    fine_directions: int
+    fine_turns: int
+    coarse_shift: float  # pixels
+    fine_shift: float
+    fewest_rounds: int = 3
+    most_rounds: int = 40
+    gain: float = 0.003  # a round that raises the likelihood by less than this share of it is the last
+
+
+@dataclass
+class Found:
+    """What the search knows of n images."""
+
+    rotations: NDArray[np.float64]  # (n, 3, 3) most probable
+    centres: NDArray[np.float64]  # (n, 2) x, y in pixels from the image's middle, of the most probable pose
+    top: NDArray[np.float32]  # (n,) its posterior
+    evidence: NDArray[np.float32]  # (n,) log-likelihood over that of no particle
+    likelihood: NDArray[np.float32]  # (n,) of the most probable pose alone
+
+    @staticmethod
+    def empty(n: int) -> Found:
+        none = np.zeros(n, np.float32)
+        return Found(np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2)), none, none.copy(), none.copy())
+
+
+def full_stage(
+    images: PolarImages,
+    map_: NDArray[np.float32],
+    centres: NDArray[np.float64],
+    stage: StageSettings,
+    settings: FullSettings,
+    rng: np.random.Generator,
+    trace: Trace,
+    watch: Callable[[int, NDArray[np.float32], Trace], None] = lambda done, map_, trace: None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[NDArray[np.float32], volume.SliceSums, Found]:
+    """The map (N, N, N), the sums it solves, and the images' poses against the map before it.
+
+    Args:
+        map_: to start from, on the box of `volume.map_box`.
+        centres: (n, 2) x, y in pixels; filled with what is found.
+    """
+    kept: tuple[NDArray[np.float32], volume.SliceSums, Found] | None = None
+    for done in range(settings.most_rounds):
+        sums = volume.SliceSums.empty(len(map_))
+        found = round_of(images, map_, centres, stage, settings, rng, sums, advance)
+        rise = float(found.evidence.mean()) - (trace.evidence[-1] if done else -np.inf)
+        if kept is not None and rise < -_FALLEN * max(abs(trace.evidence[-1]), 1.0):
+            trace.steps_back.append(done)
+            return kept
+        centres += np.clip(found.centres - centres, -settings.fine_shift, settings.fine_shift)
+        centres[:] = limited(centres, stage.max_shift)
+        trace.evidence.append(float(found.evidence.mean()))
+        trace.top.append(float(found.top.mean()))
+        trace.beta.append(1.0)
+        map_ = volume.solve(sums, stage.signal, stage.diameter)
+        trace.power.append(power_share(map_, stage.signal))
+        kept = map_, sums, found
+        watch(done + 1, map_, trace)
+        if trace.evidence[-1] < _NOTHING:
+            break
+        if done + 1 >= settings.fewest_rounds and rise < settings.gain * max(abs(trace.evidence[-1]), 1.0):
+            break
+    assert kept is not None
+    return kept
+
+
+def round_of(
+    images: PolarImages,
+    map_: NDArray[np.float32],
+    centres: NDArray[np.float64],
+    stage: StageSettings,
+    settings: FullSettings,
+    rng: np.random.Generator,
+    sums: volume.SliceSums | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Found:
+    """One search of all images against a map; their slices are added to `sums`."""
+    grid, turn_of_grids = images.grid, grids.random_turn(rng)
+    coarse_grid = grid.coarser(settings.coarse_rings)
+    coarse = grids.directions(settings.coarse_directions, turn_of_grids, stage.symmetry)
+    fine = grids.directions(settings.fine_directions, turn_of_grids, stage.symmetry)
+    fine_frames = grids.frames(fine)
+    coarse_samples = volume.slices(map_, grid, grids.frames(coarse))[:, : coarse_grid.n_rings]
+    search_in = _Search(
+        coarse=search.slices_of(np.ascontiguousarray(coarse_samples), coarse_grid),
+        fine=search.slices_of(volume.slices(map_, grid, fine_frames), grid),
+        frames=fine_frames,
+        families=grids.families(fine, coarse),
+        coarse_turn=search.turn_matrix(coarse_grid.n_orders, settings.coarse_turns),
+        fine_turn=search.turn_matrix(grid.n_orders, settings.fine_turns),
+        coarse_offsets=grids.shift_grid(1, settings.coarse_shift),
+        fine_offsets=grids.shift_grid(2, settings.fine_shift),
+        stage=stage,
+    )
+    found = Found.empty(len(images))
+    back = np.zeros((len(fine), grid.n_rings, grid.n_angles), np.complex64)
+    weight = np.zeros((len(fine), grid.n_rings), np.float32)
+    per_image = settings.coarse_turns * len(coarse) * len(search_in.coarse_offsets)
+    block = int(np.clip(_SCORES_AT_ONCE // per_image, 32, 512))
+    for rows in np.array_split(np.arange(len(images)), max(1, -(-len(images) // block))):
+        _search_block(images.select(rows), centres[rows], search_in, rows, found, back, weight)
+        advance(int(rows[-1]) + 1, len(images))
+    if sums is not None:
+        volume.insert(sums, back, weight, grid, fine_frames, stage.symmetry)
+    return found
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The grids of one round, and the slices of its map."""
+
+    coarse: search.Slices
+    fine: search.Slices
+    frames: NDArray[np.float64]  # (fine, 3, 3)
+    families: list[NDArray[np.int64]]  # of each coarse direction
+    coarse_turn: torch.Tensor
+    fine_turn: torch.Tensor
+    coarse_offsets: NDArray[np.float64]
+    fine_offsets: NDArray[np.float64]
+    stage: StageSettings
+
+
+def _search_block(
+    block: PolarImages,
+    centres: NDArray[np.float64],
+    s: _Search,
+    rows: NDArray[np.int64],
+    found: Found,
+    back: NDArray[np.complex64],
+    weight: NDArray[np.float32],
+) -> None:
+    """Search one block of images; fills `found` at the rows, and adds to `back` and `weight`."""
+    n, box_size = len(block), s.stage.box_size
+    moved = search.shifted(block.coarser(s.coarse.grid.n_rings), centres, s.coarse_offsets, box_size)
+    _, coarse = search.e_step(s.coarse, moved, s.coarse_turn, shift_prior(s.coarse_offsets, s.stage), 1.0)
+    kept = _directions_with_mass(coarse.of_direction)
+    del moved
+    moved = search.shifted(block, centres, s.fine_offsets, box_size)
+    coefficients = moved.coefficients.reshape(*moved.coefficients.shape[:2], moved.n_shifts, n)
+    log_prior = shift_prior(s.fine_offsets, s.stage)
+    parts = []
+    largest = np.full(n, -np.inf, np.float32)
+    for family, of_family in zip(s.families, kept, strict=True):
+        who = np.flatnonzero(of_family)
+        if len(who) == 0 or len(family) == 0:
+            continue
+        some = search.Shifted(
+            coefficients[..., torch.from_numpy(who)].reshape(*coefficients.shape[:2], -1),
+            block.power[who],
+            moved.n_shifts,
+        )
+        probabilities, sums = search.e_step(s.fine.select(family), some, s.fine_turn, log_prior, 1.0)
+        better = sums.largest > largest[who]
+        winners = who[better]
+        largest[winners] = sums.largest[better]
+        k, d, t = np.unravel_index(sums.best[better], probabilities.shape[:3])
+        found.rotations[rows[winners]] = grids.turned(s.frames[family[d]], grids.turns(len(s.fine_turn))[k])
+        found.centres[rows[winners]] = centres[winners] + s.fine_offsets[t]
+        parts.append((family, who, some, probabilities, sums))
+    total = np.zeros(n, np.float32)
+    for _, who, _, _, sums in parts:
+        total[who] += sums.total * np.exp(sums.largest - largest[who])
+    for family, who, some, probabilities, sums in parts:
+        scale = np.exp(sums.largest - largest[who])
+        normalisation = (total[who] / np.maximum(scale, 1e-30)).astype(np.float32)
+        back[family] += search.m_step(probabilities, some, normalisation, s.fine_turn, block.grid)
+        weight[family] += (sums.of_direction * (sums.total / normalisation)) @ some.power
+    poses = len(s.fine_turn) * len(s.frames) * len(s.fine_offsets)
+    found.top[rows] = 1 / total
+    found.likelihood[rows] = largest
+    found.evidence[rows] = largest + np.log(total) - np.float32(np.log(poses))
+
+
+def _directions_with_mass(of_direction: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(d, n) the fewest directions that together hold nearly all of each image's posterior."""
+    order = np.argsort(of_direction, axis=0)[::-1]
+    mass = np.cumsum(np.take_along_axis(of_direction, order, axis=0), axis=0)
+    needed = np.vstack([np.zeros(of_direction.shape[1]), mass[:-1]]) < _KEPT_MASS
+    kept = np.zeros(of_direction.shape, np.bool_)
+    np.put_along_axis(kept, order, needed, axis=0)
+    return kept

@@ -1,0 +1,127 @@
+"""Two searches that share no image, and how far what they found agrees.
+
+Each half set is started for itself, from random poses of its own. The second half's map is then brought onto the
+first one's by rotation, shift and hand, and three things are looked at: whether the two unregularised inversions
+correlate; whether the images of one half, which the other half's map has never seen, are as likely under it as under
+their own; and whether they are given the same poses there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.abinitio import full, volume
+from emsplat.abinitio.alignment import Alignment, align, shell_correlations
+from emsplat.abinitio.full import Found, FullSettings, full_stage
+from emsplat.abinitio.imitation import Imitation, imitate
+from emsplat.abinitio.modes import Modes, modes_of
+from emsplat.abinitio.polar import PolarImages
+from emsplat.abinitio.stochastic import StageSettings, StochasticSettings, Trace, first_stage
+from emsplat.fourier import maps
+
+_COMPARED = 4000  # images of each half that are posed in the other's map, at most
+_IMITATED = 600
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one search of one half has come to."""
+
+    map: NDArray[np.float32]  # (N, N, N)
+    inversion: NDArray[np.float32]  # (N, N, N) unregularised
+    found: Found
+    first: Trace
+    second: Trace
+    pictures: list[NDArray[np.float32]]  # the map as it grew
+
+    @property
+    def evidence(self) -> float:
+        """Mean log-likelihood of an image over that of no particle."""
+        return float(self.found.evidence.mean())
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two halves agree."""
+
+    alignment: Alignment  # of the second map onto the first
+    correlations: NDArray[np.float64]  # (R,) FSC of the unregularised inversions, rings from 1
+    modes: Modes  # of the turns between the poses an image has in either map
+    own_evidence: float  # of images under their own half's map
+    other_evidence: float  # under the other half's
+    top: float  # mean largest posterior in the other half's map
+    imitation: Imitation  # what the first map's own images would show
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the search of a half needs, beside its images."""
+
+    coarse: StageSettings
+    fine: StageSettings
+    stochastic: StochasticSettings
+    full: FullSettings
+
+
+def start(
+    images: PolarImages,
+    settings: Search,
+    rng: np.random.Generator,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Start:
+    """Search for the poses of one half's images, from random ones."""
+    centres = np.zeros((len(images), 2))
+    pictures: list[NDArray[np.float32]] = []
+    n_iterations = settings.stochastic.iterations
+
+    def watch(done: int, map_: NDArray[np.float32], trace: Trace) -> None:
+        advance(done, n_iterations)
+        if done in (1, n_iterations // 10, n_iterations // 3, n_iterations):
+            pictures.append(map_)
+
+    coarse_images = images.coarser(settings.full.coarse_rings)
+    coarse, first = first_stage(coarse_images, centres, settings.coarse, settings.stochastic, rng, watch)
+    second = Trace()
+    map_ = on_box(coarse, volume.map_box(images.grid))
+    map_, sums, found = full_stage(images, map_, centres, settings.fine, settings.full, rng, second)
+    pictures.append(map_)
+    return Start(map_, volume.unregularised(sums, images.grid.n_rings), found, first, second, pictures)
+
+
+def on_box(volume_: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
+    """A map on another number of voxels, its transform unchanged where both have it."""
+    return maps.fourier_resize(volume_, box_size) * np.float32((len(volume_) / box_size) ** 3)
+
+
+def compare(
+    images: tuple[PolarImages, PolarImages],
+    starts: tuple[Start, Start],
+    settings: Search,
+    rng: np.random.Generator,
+) -> Agreement:
+    """How far the halves agree."""
+    first, second = starts
+    n_rings = images[0].grid.n_rings
+    alignment = align(first.map, second.map, n_rings)
+    sphere = volume.sphere(len(first.map), settings.fine.diameter)
+    correlations = shell_correlations(first.inversion * sphere, alignment.applied(second.inversion) * sphere, n_rings)
+    rows = np.sort(rng.permutation(len(images[1]))[:_COMPARED])
+    unseen = images[1].select(rows)
+    scale = settings.fine.box_size / len(first.map)
+    rotations, centres = alignment.poses(second.found.rotations[rows], second.found.centres[rows], scale)
+    there = full.round_of(unseen, first.map, centres.copy(), settings.fine, settings.full, rng)
+    some = rows[:: max(1, len(rows) // _IMITATED)]
+    among = np.searchsorted(rows, some)
+    return Agreement(
+        alignment,
+        correlations,
+        modes_of(there.rotations, rotations, settings.fine.symmetry),
+        float(second.found.evidence[rows].mean()),
+        float(there.evidence.mean()),
+        float(there.top.mean()),
+        imitate(images[1].select(some), first.map, centres[among], settings.fine, settings.full, rng),
+    )

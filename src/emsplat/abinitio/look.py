@@ -1,0 +1,118 @@
+"""A first look at images without poses: the noise, the particle's diameter, the sign of its contrast.
+
+All are statistics of ``z``, the image times its CTF over the noise power, which gathers what the CTF has spread: its
+variance over the images stands out where there is a particle, and its mean over the images is the particle's average
+over all directions and turns, a disc that is bright where particles are white.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from emsplat.fourier.cropping import fourier_crop
+from emsplat.imaging.ctf import ctf
+from emsplat.imaging.noise import noise_spectra, outside_circle, subtract_background
+from emsplat.particles.batches import Images
+from emsplat.particles.table import Particles
+
+_SAMPLE, _SAMPLE_BYTES = 2000, 192 << 20
+_BOX = 32  # pixels that images are cropped to: all that a diameter needs
+_OUTLINE = 0.04  # share of the largest excess variance that still belongs to the particle
+_SURE = 5.0  # standard errors
+_WHOLE = 0.85  # share of the box that a particle is taken to fill where nothing is seen
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a sample of the images shows."""
+
+    n_sampled: int
+    noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`
+    diameter: float | None  # of the circle about the image's middle that holds the particles, in pixels; None: not seen
+    contrast: float  # standard errors by which the middle is brighter than its surroundings
+
+    @property
+    def surely_dark(self) -> bool:
+        """Whether the particles are dark beyond doubt."""
+        return self.contrast < -_SURE
+
+    @property
+    def surely_white(self) -> bool:
+        """Whether they are white beyond doubt."""
+        return self.contrast > _SURE
+
+
+def look_at(particles: Particles, images: Images, seed: int) -> Look:
+    """Look at a random sample of the images."""
+    full = particles.box_size
+    rng = np.random.default_rng(seed)
+    n = min(len(particles), _SAMPLE, max(100, _SAMPLE_BYTES // (4 * full**2)))
+    rows = np.sort(rng.choice(len(particles), n, replace=False))
+    chosen = particles.select(rows)
+    block = images.read(rows)
+    subtract_background(block, outside_circle(full))
+    noise = noise_spectra(block, chosen)
+    gathered = _gathered(block, chosen, noise, min(full, _BOX))
+    scale = full / gathered.shape[1]
+    diameter = _outline(gathered)
+    contrast = _contrast(gathered, diameter or _WHOLE * gathered.shape[1])
+    return Look(n, noise, None if diameter is None else diameter * scale, contrast)
+
+
+def _gathered(
+    block: NDArray[np.float32], chosen: Particles, noise: NDArray[np.float64], box_size: int
+) -> NDArray[np.float32]:
+    """(n, B, B) z, its origin at pixel B//2, smoothed to half of Nyquist's frequency."""
+    full = chosen.box_size
+    ky, kx = np.meshgrid(np.fft.fftfreq(box_size, 1 / box_size), np.arange(box_size // 2 + 1), indexing="ij")
+    radius = np.hypot(kx, ky)
+    smooth = np.exp(-0.5 * (radius / (box_size / 4)) ** 2) * (radius > 0)
+    to_middle = np.exp(2j * np.pi * (kx + ky) * ((full // 2) / full - (box_size // 2) / box_size))
+    shells = np.arange(noise.shape[1])
+    inverse = np.array([smooth / np.interp(radius, shells, values) for values in noise])
+    out = np.empty((len(block), box_size, box_size), np.float32)
+    for rows in np.array_split(np.arange(len(block)), max(1, len(block) // 256)):
+        some = chosen.select(rows)
+        spectra = fourier_crop(scipy.fft.rfft2(block[rows]), box_size) * inverse[some.optics_group] * to_middle
+        premultiplied = np.array([g.premultiplied for g in some.optics])[some.optics_group]
+        spectra = np.where(
+            premultiplied[:, None, None], spectra, spectra * fourier_crop(ctf(some).astype(np.complex64), box_size).real
+        )
+        out[rows] = scipy.fft.irfft2(spectra, s=(box_size, box_size))
+    return out
+
+
+def _outline(gathered: NDArray[np.float32]) -> float | None:
+    """Pixels; twice the distance to which the variance over the images stands out from the border's."""
+    n, box_size = gathered.shape[:2]
+    ring, sizes = _rings(box_size)
+    variance = np.bincount(ring.ravel(), gathered.var(axis=0, dtype=np.float64).ravel()) / sizes
+    outside = np.arange(len(sizes)) >= 0.47 * box_size
+    excess = variance - np.average(variance[outside], weights=sizes[outside])
+    # Neighbouring pixels of a smoothed image are alike: a quarter of them count.
+    error = variance * np.sqrt(2 / n / np.maximum(sizes / 4, 1))
+    stands_out = (excess > _OUTLINE * excess.max()) & (excess > 4 * error)
+    if np.count_nonzero(stands_out[: box_size // 2]) < 2 or excess.max() < 8 * error[excess.argmax()]:
+        return None
+    last = int(np.append(stands_out[: box_size // 2], False).argmin())
+    return None if last == 0 else min(2.0 * last, float(box_size))
+
+
+def _contrast(gathered: NDArray[np.float32], diameter: float) -> float:
+    """By how many standard errors the circle is brighter, in the mean over the images, than what surrounds it."""
+    box_size = gathered.shape[1]
+    axis = np.arange(box_size) - box_size // 2
+    inside = (np.hypot(axis[:, None], axis) <= 0.35 * diameter).astype(np.float32)
+    sums = np.einsum("nyx,yx->n", gathered, inside - inside.mean(), dtype=np.float64)
+    error = sums.std() / np.sqrt(len(sums))
+    return float(sums.mean() / error) if error > 0 else 0.0
+
+
+def _rings(box_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    axis = np.arange(box_size) - box_size // 2
+    ring = np.rint(np.hypot(axis[:, None], axis)).astype(int)
+    return ring, np.bincount(ring.ravel())

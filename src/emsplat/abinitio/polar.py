@@ -1,0 +1,234 @@
+"""Particle images on polar grids of Fourier space, as the search for poses meets them.
+
+An image y with CTF C and noise power σ² enters as ``I = C y / σ²`` (``y′ / σ²`` where it is premultiplied) on rings
+r = 1 … R of the units 1/D, at Q angles of a half circle, and ``c²(r)``, the mean of ``C²/σ²`` over a ring. The full
+CTF is applied on the image's side, so that astigmatism is kept. A soft circle that holds the particle takes the noise
+beyond it away; it follows the multiplication with C, which gathers what the CTF has spread.
+
+The log-likelihood of a projection P against no projection is ``Σ_k [Re P* I − ½ c² |P|²]`` over all Fourier pixels,
+and a ring of Fourier pixels is the mean over its angles times 2πr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+import torch
+from numpy.typing import NDArray
+
+from emsplat.fourier.cropping import fourier_crop
+from emsplat.imaging.aberrations import antisymmetric_factors
+from emsplat.imaging.ctf import ctf
+from emsplat.imaging.noise import outside_circle, subtract_background
+from emsplat.particles.batches import Images
+from emsplat.particles.table import Particles
+
+_BLOCK_BYTES = 32 << 20
+_SPARE_SHELLS = 3  # beyond the last ring, so that the circle's edge smears nothing into it
+
+
+@dataclass(frozen=True)
+class PolarGrid:
+    """Where images and slices are sampled; radii in units of 1/D of the particle's box."""
+
+    n_rings: int  # R
+    n_angles: int  # Q, on the half circle
+    n_orders: int  # M ≤ Q: angular frequencies m = 0 … M−1 that are kept
+    diameter: float  # of the particle's circle, as a share of the box
+
+    @staticmethod
+    def of(n_rings: int, diameter: float) -> PolarGrid:
+        """As many angles as a projection of this diameter (share of the box) needs on the last ring."""
+        n = _orders_for(n_rings, diameter)
+        return PolarGrid(n_rings, n, n, diameter)
+
+    def coarser(self, n_rings: int) -> PolarGrid:
+        """The first rings alone, with the angular frequencies that these need."""
+        n_rings = min(n_rings, self.n_rings)
+        return PolarGrid(n_rings, self.n_angles, min(self.n_orders, _orders_for(n_rings, self.diameter)), self.diameter)
+
+    @property
+    def radii(self) -> NDArray[np.float64]:
+        """(R,) from 1."""
+        return np.arange(1, self.n_rings + 1, dtype=np.float64)
+
+    @property
+    def angles(self) -> NDArray[np.float64]:
+        """(Q,) radians, from 0 to below π."""
+        return np.pi * np.arange(self.n_angles) / self.n_angles
+
+    @property
+    def points(self) -> NDArray[np.float64]:
+        """(R, Q, 2) kx, ky."""
+        angle = self.angles
+        return self.radii[:, None, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+    def to_orders(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Matrices (2·even orders, Q) and (2·odd orders, Q): to real and imaginary parts of angular coefficients.
+
+        What lies on the other half of the circle is the complex conjugate: coefficients of even order come from the
+        real part of the half circle, those of odd order from its imaginary part.
+        """
+        angle, q = self.angles, self.n_angles
+        even, odd = (m[:, None] * angle for m in (np.arange(0, self.n_orders, 2), np.arange(1, self.n_orders, 2)))
+        of_even = np.stack([np.cos(even), -np.sin(even)], axis=1) / q
+        of_odd = np.stack([np.sin(odd), np.cos(odd)], axis=1) / q
+        return tuple(np.ascontiguousarray(a.reshape(-1, q), dtype=np.float32) for a in (of_even, of_odd))  # type: ignore[return-value]
+
+    def from_orders(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The inverses: (Q, 2·even orders) gives the real part at the angles, (Q, 2·odd orders) the imaginary part."""
+        of_even, of_odd = self.to_orders()
+        scale = np.where(np.arange(self.n_orders) == 0, 1, 2)[:, None] * self.n_angles
+        even, odd = (np.repeat(scale[first::2], 2, axis=0) * a for first, a in ((0, of_even), (1, of_odd)))
+        return np.ascontiguousarray(even.T, dtype=np.float32), np.ascontiguousarray(odd.T, dtype=np.float32)
+
+
+def _orders_for(n_rings: int, diameter: float) -> int:
+    """The rim of the particle turns the phase of the last ring's samples by π R d a radian of ψ; and three more."""
+    return max(2 * n_rings, int(np.ceil(np.pi * n_rings * diameter)) + 3)
+
+
+@dataclass(frozen=True)
+class PolarImages:
+    """What n images say, ready for any pose."""
+
+    grid: PolarGrid
+    signal: NDArray[np.complex64]  # (n, R, Q) I
+    power: NDArray[np.float32]  # (n, R) c²
+
+    def __len__(self) -> int:
+        return len(self.signal)
+
+    def select(self, rows: NDArray) -> PolarImages:
+        """Those of these rows."""
+        return PolarImages(self.grid, self.signal[rows], self.power[rows])
+
+    def coarser(self, n_rings: int) -> PolarImages:
+        """On the first rings alone."""
+        grid = self.grid.coarser(n_rings)
+        return PolarImages(grid, self.signal[:, : grid.n_rings], self.power[:, : grid.n_rings])
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Radial powers that the images show by themselves; (R,), rings from 1, units of an unnormalised DFT."""
+
+    image_power: NDArray[np.float64]  # ⟨|y|²⟩ of an optics-group average
+    noise: NDArray[np.float64]
+    ctf_power: NDArray[np.float64]  # ⟨C²⟩
+
+    @property
+    def signal(self) -> NDArray[np.float64]:
+        """S(r): power of a projection, at least a hundredth of its largest value's share that the noise hides."""
+        found = (self.image_power - self.noise) / np.maximum(self.ctf_power, 1e-3)
+        return np.maximum(found, 1e-3 * max(found.max(), 1e-30))
+
+
+def polar_blocks(
+    particles: Particles,
+    images: Images,
+    rows: NDArray[np.int64],
+    noise: NDArray[np.float64],
+    grid: PolarGrid,
+    circle_in_pixels: float,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.complex64], NDArray[np.float32], NDArray[np.float64]]]:
+    """Positions among the rows, signal, power, and (4, R) sums over the images of |y|², σ², C² and 1, block by block.
+
+    Args:
+        noise: (groups, D//2+1) from `noise_spectra`.
+        circle_in_pixels: diameter of the circle that is kept of each image.
+    """
+    full, box_size = particles.box_size, working_box(grid, particles.box_size)
+    transform = _to_polar(grid, box_size)
+    window = _soft_circle(box_size, circle_in_pixels * box_size / full)
+    ky, kx = np.meshgrid(np.fft.fftfreq(box_size, 1 / box_size), np.arange(box_size // 2 + 1), indexing="ij")
+    to_origin = np.exp(2j * np.pi * (full // 2) * (kx + ky) / full).astype(np.complex64)
+    radius = np.hypot(kx, ky)
+    ring = np.rint(radius).astype(int)
+    per_block = max(1, _BLOCK_BYTES // (4 * full**2))
+    for part in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // per_block))):
+        chosen = particles.select(rows[part])
+        block = images.read(rows[part])
+        subtract_background(block, outside_circle(full))
+        spectra = fourier_crop(scipy.fft.rfft2(block), box_size)
+        del block
+        factors = fourier_crop(ctf(chosen).astype(np.complex64), box_size).real
+        premultiplied = np.array([g.premultiplied for g in chosen.optics])[chosen.optics_group]
+        shells = np.arange(noise.shape[1])
+        sigma2 = np.array([np.interp(radius, shells, values) for values in noise], np.float32)[chosen.optics_group]
+        sums = _ring_sums(spectra, sigma2, factors, premultiplied, ring, grid.n_rings)
+        odd, odd_of = antisymmetric_factors(chosen, full)
+        if len(odd):
+            odd = fourier_crop(odd, box_size)
+            for image in np.flatnonzero(odd_of >= 0):
+                spectra[image] *= odd[odd_of[image]].conj()
+        power = _ring_means(factors**2 / sigma2, ring, grid.n_rings)
+        weighted = np.where(premultiplied[:, None, None], spectra, spectra * factors) / sigma2
+        weighted[:, 0, 0] = 0.0
+        weighted *= to_origin
+        real = np.fft.fftshift(scipy.fft.irfft2(weighted, s=(box_size, box_size)), axes=(1, 2)) * window
+        flat = torch.from_numpy(np.ascontiguousarray(real, dtype=np.float32)).reshape(len(part), -1)
+        signal = torch.complex(*(flat @ torch.from_numpy(m) for m in transform)).numpy()
+        yield part, signal.reshape(len(part), grid.n_rings, grid.n_angles), power, sums
+
+
+def read_polar(
+    particles: Particles,
+    images: Images,
+    rows: NDArray[np.int64],
+    noise: NDArray[np.float64],
+    grid: PolarGrid,
+    circle_in_pixels: float,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[PolarImages, Spectra]:
+    """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`."""
+    signal = np.empty((len(rows), grid.n_rings, grid.n_angles), np.complex64)
+    power = np.empty((len(rows), grid.n_rings), np.float32)
+    total = np.zeros((4, grid.n_rings))
+    for part, block_signal, block_power, sums in polar_blocks(particles, images, rows, noise, grid, circle_in_pixels):
+        signal[part], power[part] = block_signal, block_power
+        total += sums
+        advance(int(part[-1]) + 1, len(rows))
+    image_power, sigma2, ctf_power = total[:3] / total[3]
+    return PolarImages(grid, signal, power), Spectra(image_power, sigma2, ctf_power)
+
+
+def working_box(grid: PolarGrid, box_size: int) -> int:
+    """Pixels of the box that images are cropped to in Fourier space."""
+    return min(box_size, 2 * (grid.n_rings + _SPARE_SHELLS))
+
+
+def _to_polar(grid: PolarGrid, box_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Real and imaginary part of (B², R·Q): the transform of an image about pixel B//2, exactly."""
+    axis = np.arange(box_size) - box_size // 2
+    k = grid.points.reshape(-1, 2)
+    along_x = np.exp(-2j * np.pi * np.outer(axis, k[:, 0]) / box_size)
+    along_y = np.exp(-2j * np.pi * np.outer(axis, k[:, 1]) / box_size)
+    matrix = (along_y[:, None, :] * along_x[None, :, :]).reshape(box_size**2, -1)
+    return np.ascontiguousarray(matrix.real, np.float32), np.ascontiguousarray(matrix.imag, np.float32)
+
+
+def _soft_circle(box_size: int, diameter: float) -> NDArray[np.float32]:
+    axis = np.arange(box_size) - box_size // 2
+    radius = np.hypot(axis[:, None], axis[None, :])
+    edge = max(2.0, 0.05 * box_size)
+    return (0.5 + 0.5 * np.cos(np.pi * np.clip((radius - diameter / 2) / edge, 0, 1))).astype(np.float32)
+
+
+def _ring_means(values: NDArray[np.float32], ring: NDArray[np.int64], n_rings: int) -> NDArray[np.float32]:
+    """(n, R) means over rings 1 … R of (n, B, B//2+1)."""
+    of_ring = np.stack([(ring == r).ravel() / np.count_nonzero(ring == r) for r in range(1, n_rings + 1)], axis=1)
+    return values.reshape(len(values), -1) @ of_ring.astype(np.float32)
+
+
+def _ring_sums(spectra, sigma2, factors, premultiplied, ring, n_rings) -> NDArray[np.float64]:
+    """(4, R) sums over images; what premultiplied images hold is C times that of others."""
+    image_power = _ring_means(spectra.real**2 + spectra.imag**2, ring, n_rings)
+    squared = _ring_means(factors**2, ring, n_rings)
+    # ⟨|C y|²⟩ ≈ ⟨C²⟩ (σ² + …): the ring's own C² is divided out, near enough for a prior.
+    image_power = np.where(premultiplied[:, None], image_power / np.maximum(squared, 1e-3), image_power)
+    parts = (image_power, _ring_means(sigma2, ring, n_rings), squared, np.ones_like(squared))
+    return np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])

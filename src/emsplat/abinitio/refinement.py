@@ -1,0 +1,62 @@
+"""Global search of all images on refined maps, which local refinement cannot replace: it leaves no wrong basin.
+
+Each image meets all poses on a grid against its own half's map, as far as the halves agree; where the best of them is
+far from the present pose and more likely than it, the image moves there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.abinitio import full, volume
+from emsplat.abinitio.imitation import NEAR_IN_DEGREES, distances_in_degrees
+from emsplat.abinitio.polar import PolarImages
+from emsplat.abinitio.stochastic import StageSettings
+
+_AT_ONCE = 512
+
+
+def likelihoods(
+    images: PolarImages,
+    map_: NDArray[np.float32],
+    rotations: NDArray[np.float64],
+    centres: NDArray[np.float64],
+    box_size: int,
+) -> NDArray[np.float32]:
+    """(n,) log-likelihoods of images in given poses over that of no particle.
+
+    Args:
+        rotations: (n, 3, 3); centres: (n, 2) x, y in pixels.
+    """
+    grid = images.grid
+    per_ring = np.pi * grid.radii / grid.n_angles
+    out = np.empty(len(images), np.float32)
+    for rows in np.array_split(np.arange(len(images)), max(1, -(-len(images) // _AT_ONCE))):
+        clean = volume.slices(map_, grid, rotations[rows])
+        phases = np.einsum("rqc,nc->nrq", 2 * np.pi * grid.points / box_size, centres[rows])
+        overlap = (clean.conj() * images.signal[rows] * np.exp(1j * phases)).real.sum(axis=2)
+        power = (clean.real**2 + clean.imag**2).sum(axis=2) * images.power[rows]
+        out[rows] = ((2 * overlap - power) * per_ring).sum(axis=1)
+    return out
+
+
+def search_again(
+    images: PolarImages,
+    map_: NDArray[np.float32],
+    rotations: NDArray[np.float64],
+    centres: NDArray[np.float64],
+    stage: StageSettings,
+    settings: full.FullSettings,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.bool_], full.Found]:
+    """(n,) which images have a more likely pose far from theirs, and all that the search has found.
+
+    Args:
+        rotations: (n, 3, 3), centres: (n, 2) x, y in pixels: the present poses.
+    """
+    present = likelihoods(images, map_, rotations, centres, stage.box_size)
+    found = full.round_of(images, map_, centres.copy(), stage, settings, rng)
+    at_found = likelihoods(images, map_, found.rotations, found.centres, stage.box_size)
+    far = distances_in_degrees(found.rotations, rotations, stage.symmetry) > NEAR_IN_DEGREES
+    return far & (at_found > present), found

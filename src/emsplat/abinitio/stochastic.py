@@ -1,0 +1,237 @@
+"""The first stage: from random poses to a coarse map, batch by batch.
+
+Each batch is searched over the whole grid of poses against the present map; its slices join those of the batches
+before, which fade. The temperature follows from what the images tell: where posteriors would be spikes on a map that
+knows nothing yet, it is raised until their entropy is a set share of the grid's, which falls to nothing over the
+first half of the stage; where images are poor their posteriors are wide by themselves, and β is 1 from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emsplat.abinitio import grids, search, volume
+from emsplat.abinitio.polar import PolarImages
+
+_SMOOTHED = 8  # iterations whose mean likelihood is looked at
+_FALLEN, _TOO_MUCH_POWER = 0.25, 1.2  # share of the likelihood lost, and the map's power over the images': faults
+_MOST_STEPS_BACK, _WARMER = 3, 1.5  # and by how much the entropies' floor is raised after one
+_NOTHING = 0.02  # nats an image: after a third of the batches, no map comes out of images that say less
+_FOR_BETA = 24  # images that the temperature is taken from
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What both stages need to know; found from the data."""
+
+    box_size: int  # D of the particle's images
+    diameter: float  # of the particle's sphere, as a share of the box
+    signal: NDArray[np.float64]  # (R,) S, power of a projection
+    symmetry: NDArray[np.float64]  # (m, 3, 3)
+    max_shift: float  # pixels: the farthest a particle may lie from its image's middle
+    shift_sigma: float  # pixels: how far they lie, for the prior
+
+
+@dataclass(frozen=True)
+class StochasticSettings:
+    """How the first stage goes about it."""
+
+    n_directions: int
+    n_turns: int
+    shift_step: float  # pixels
+    batch: int
+    iterations: int
+    memory: float = 0.8  # share of the batches before that stays
+    first_entropy: float = 0.4  # share of the grid's entropy that posteriors keep at least, falling to 0
+    annealed: float = 0.5  # share of the iterations over which it falls
+
+
+@dataclass
+class Trace:
+    """What an iteration of either stage has shown; means over its images."""
+
+    evidence: list[float] = field(default_factory=list)  # log-likelihood an image over that of no particle
+    entropy: list[float] = field(default_factory=list)
+    top: list[float] = field(default_factory=list)  # largest posterior
+    beta: list[float] = field(default_factory=list)
+    power: list[float] = field(default_factory=list)  # of the map over S, outer half of the rings
+    steps_back: list[int] = field(default_factory=list)  # iterations at which a fault was noticed
+
+
+def first_stage(
+    images: PolarImages,
+    centres: NDArray[np.float64],
+    stage: StageSettings,
+    settings: StochasticSettings,
+    rng: np.random.Generator,
+    watch: Callable[[int, NDArray[np.float32], Trace], None] = lambda done, map_, trace: None,
+) -> tuple[NDArray[np.float32], Trace]:
+    """(N, N, N) map, and how it came about.
+
+    Args:
+        centres: (n, 2) x, y in pixels, where the particles lie in their images: where to start from; filled with what
+            is found.
+    """
+    search_for = _Stochastic(images, centres, stage, settings, rng)
+    order = _order(len(images), settings.batch * settings.iterations, rng)
+    trace, sums = Trace(), volume.SliceSums.empty(volume.map_box(images.grid))
+    map_: NDArray[np.float32] | None = None
+    best = _Best()
+    floor_factor, since = 1.0, 0  # of the entropies' floor, and the iteration it fell from
+    for iteration in range(settings.iterations):
+        rows = order[iteration * settings.batch : (iteration + 1) * settings.batch]
+        annealing = max(0.0, 1 - (iteration - since) / (settings.annealed * (settings.iterations - since)))
+        floor = min(0.8, settings.first_entropy * floor_factor) * annealing
+        sums.fade(settings.memory)
+        search_for.batch(rows, map_, floor, sums, trace)
+        map_ = volume.solve(sums, stage.signal, stage.diameter)
+        trace.power.append(power_share(map_, stage.signal))
+        if best.is_left_behind(trace, iteration) and len(trace.steps_back) < _MOST_STEPS_BACK:
+            trace.steps_back.append(iteration)
+            sums, map_ = best.restored()
+            floor_factor, since = floor_factor * _WARMER, iteration
+        best.offer(trace, sums, map_)
+        watch(iteration + 1, map_, trace)
+        if 3 * iteration > settings.iterations and np.mean(trace.evidence[-_SMOOTHED:]) < _NOTHING:
+            break
+    assert map_ is not None
+    return map_, trace
+
+
+@dataclass
+class _Best:
+    """The state of the highest likelihood so far, to step back to."""
+
+    evidence: float = -np.inf
+    map: NDArray[np.float32] | None = None
+    sums: volume.SliceSums | None = None
+    at: int = 0
+
+    def offer(self, trace: Trace, sums: volume.SliceSums, map_: NDArray[np.float32]) -> None:
+        """Keep this state if it is the best."""
+        if len(trace.evidence) < _SMOOTHED:
+            return
+        recent = float(np.mean(trace.evidence[-_SMOOTHED:]))
+        if recent > self.evidence and trace.power[-1] < _TOO_MUCH_POWER:
+            self.evidence, self.map, self.at = recent, map_, len(trace.evidence)
+            self.sums = volume.SliceSums(sums.back_projection.copy(), sums.weight.copy())
+
+    def is_left_behind(self, trace: Trace, iteration: int) -> bool:
+        """Whether the likelihood has fallen far below the best, or the map has more power than the images."""
+        if self.map is None or iteration < 2 * _SMOOTHED or len(trace.evidence) < self.at + _SMOOTHED:
+            return False
+        recent = float(np.mean(trace.evidence[-_SMOOTHED:]))
+        return recent < self.evidence - max(_FALLEN * abs(self.evidence), 1.0) or (
+            trace.power[-1] > _TOO_MUCH_POWER and recent < self.evidence
+        )
+
+    def restored(self) -> tuple[volume.SliceSums, NDArray[np.float32]]:
+        """A copy of the sums, and their map."""
+        assert self.sums is not None and self.map is not None
+        return volume.SliceSums(self.sums.back_projection.copy(), self.sums.weight.copy()), self.map
+
+
+@dataclass(frozen=True)
+class _Stochastic:
+    """One batch after another."""
+
+    images: PolarImages
+    centres: NDArray[np.float64]
+    stage: StageSettings
+    settings: StochasticSettings
+    rng: np.random.Generator
+
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        map_: NDArray[np.float32] | None,
+        floor: float,
+        sums: volume.SliceSums,
+        trace: Trace,
+    ) -> None:
+        """Search a batch on the map, and insert its slices; None: in random poses."""
+        batch, grid, stage = self.images.select(rows), self.images.grid, self.stage
+        points = grids.directions(self.settings.n_directions, grids.random_turn(self.rng), stage.symmetry)
+        frames = grids.frames(points)
+        turn = search.turn_matrix(grid.n_orders, self.settings.n_turns)
+        offsets = grids.shift_grid(1, self.settings.shift_step)
+        moved = search.shifted(batch, self.centres[rows], offsets, stage.box_size)
+        if map_ is None:
+            back, weight = _at_random(batch, moved, frames, turn, self.rng)
+        else:
+            slices = search.slices_of(volume.slices(map_, grid, frames), grid)
+            scores, penalty = search.scores_of(slices, moved, turn), search.penalty_of(slices, moved)
+            beta = _beta(scores[..., :_FOR_BETA].numpy(), penalty[:, :_FOR_BETA], floor)
+            found = search.posterior(scores.numpy(), penalty, shift_prior(offsets, stage), beta)
+            back = search.m_step(scores, moved, found.total, turn, grid)
+            weight = found.of_direction @ batch.power
+            self.centres[rows] = limited(self.centres[rows] + (offsets.T @ found.of_shift).T, stage.max_shift)
+            trace.evidence.append(float(found.evidence.mean()))
+            trace.entropy.append(float(found.entropy.mean()))
+            trace.top.append(float((1 / found.total).mean()))
+            trace.beta.append(beta)
+        volume.insert(sums, back, weight, grid, frames, stage.symmetry)
+
+
+def power_share(map_: NDArray[np.float32], signal: NDArray[np.float64]) -> float:
+    """Power of a map over that of the projections, in the outer half of the rings."""
+    half = len(signal) // 2
+    return float(volume.shell_powers(map_, len(signal))[half:].sum() / signal[half:].sum())
+
+
+def shift_prior(offsets: NDArray[np.float64], stage: StageSettings) -> NDArray[np.float32]:
+    """(T,) log prior of shifts about the centres; its exponentials have a mean of 1."""
+    log_prior = -0.5 * (offsets**2).sum(axis=1) / max(stage.shift_sigma, 1e-3) ** 2
+    return (log_prior - np.log(np.mean(np.exp(log_prior)))).astype(np.float32)
+
+
+def limited(centres: NDArray[np.float64], farthest: float) -> NDArray[np.float64]:
+    """Centres no farther from the middle than this."""
+    distance = np.linalg.norm(centres, axis=1, keepdims=True)
+    return centres / np.maximum(distance / max(farthest, 1e-9), 1)
+
+
+def _order(n: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows, each as often as any other to within one, in random order."""
+    return np.concatenate([rng.permutation(n) for _ in range(-(-wanted // n))])[:wanted]
+
+
+def _at_random(
+    batch: PolarImages,
+    moved: search.Shifted,
+    frames: NDArray[np.float64],
+    turn: torch.Tensor,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    """Slices of images in random poses."""
+    n, d = len(batch), len(frames)
+    poses = np.zeros((len(turn), d, moved.n_shifts, n), np.float32)
+    direction = rng.integers(d, size=n)
+    poses[rng.integers(len(turn), size=n), direction, 0, np.arange(n)] = 1
+    back = search.m_step(torch.from_numpy(poses), moved, np.ones(n, np.float32), turn, batch.grid)
+    return back, (direction == np.arange(d)[:, None]).astype(np.float32) @ batch.power
+
+
+def _beta(scores: NDArray[np.float32], penalty: NDArray[np.float32], floor: float) -> float:
+    """The largest β ≤ 1 at which the mean entropy of some images is at least a share of the grid's."""
+    flat = (scores - penalty[:, None]).reshape(-1, scores.shape[-1])
+    flat = flat - flat.max(axis=0)
+    wanted = floor * np.log(len(flat))
+
+    def entropy(beta: float) -> float:
+        p = np.exp(beta * flat)
+        total = p.sum(axis=0)
+        return float((np.log(total) - beta * (p * flat).sum(axis=0) / total).mean())
+
+    if floor <= 0 or entropy(1.0) >= wanted:
+        return 1.0
+    low, high = 1e-4, 1.0
+    for _ in range(10):
+        middle = np.sqrt(low * high)
+        low, high = (middle, high) if entropy(middle) >= wanted else (low, middle)
+    return float(low)

@@ -1,0 +1,136 @@
+"""Whether to believe what was found: `converged`, `uncertain` or `failed`, and why.
+
+No single number tells. Half maps that agree can share an error, a likelihood can rise on a wrong map, and a map can
+be right to a resolution at which poses mean little. So a run has converged only if every criterion holds; it has
+failed if one is missed by far; what lies between is uncertain. Each criterion has a value, the least that `converged`
+asks for and the least that is not yet `failed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from emsplat.abinitio.halves import Agreement, Start
+
+Status = Literal["converged", "uncertain", "failed"]
+REMEDY = (
+    "try more images, another --mask-diameter, the particle's --symmetry, or fewer junk images (2D classes); "
+    "check pixel size, CTFs and contrast (emsplat check)"
+)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One number of the evidence."""
+
+    name: str
+    value: float
+    converged: float  # at least this
+    failed: float  # less than this
+    what: str  # the number in words
+
+    @property
+    def status(self) -> Status:
+        """What this number alone says."""
+        if not self.value >= self.failed:
+            return "failed"
+        return "converged" if self.value >= self.converged else "uncertain"
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {
+            "value": round(self.value, 4),
+            "converged_from": self.converged,
+            "failed_below": self.failed,
+            "status": self.status,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The status, and the evidence for it."""
+
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def status(self) -> Status:
+        """The worst of the criteria."""
+        found = {criterion.status for criterion in self.criteria}
+        return "failed" if "failed" in found else "uncertain" if "uncertain" in found else "converged"
+
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against believing it, a phrase each."""
+        return [
+            f"{c.what} is {c.value:.3g} (converged from {c.converged:.3g}, failed below {c.failed:.3g})"
+            for c in self.criteria
+            if c.status != "converged"
+        ]
+
+    def text(self) -> str:
+        """One line for the log."""
+        if self.status == "converged":
+            return "converged: both halves found the same map and the same poses from independent starts"
+        return f"{self.status}: {'; '.join(self.doubts)}"
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {"status": self.status, "criteria": {c.name: c.summary() for c in self.criteria}}
+
+
+def judged(starts: tuple[Start, Start], agreement: Agreement, signal: np.ndarray, moved: float | None) -> Verdict:
+    """The verdict on two halves that were searched independently.
+
+    Args:
+        signal: (R,) S of the projections.
+        moved: share of the images that the last global search moved to another pose; None: there was none.
+    """
+    imitation = agreement.imitation
+    rings = len(agreement.correlations)
+    middle = agreement.correlations[rings // 4 : rings // 2 + 1]
+    power = min(s.second.power[-1] for s in starts) if all(s.second.power for s in starts) else 0.0
+    other = agreement.other_evidence
+    criteria = [
+        Criterion("information", other, 2.0, 0.3, "the log-likelihood an image has under the other half's map"),
+        Criterion("correlation", float(middle.mean()), 0.85, 0.5, "the correlation of the halves at medium resolution"),
+        Criterion("poses", agreement.modes.total, 0.6, 0.25, "the share of poses on which the halves agree"),
+        Criterion("mates", _mates(agreement), 0.6, 0.3, "the evenness of the poses' shares on symmetry mates"),
+        Criterion("top_posterior", agreement.top, 0.25, 0.08, "the mean largest posterior of an image"),
+        Criterion("map_power", power, 0.3, 0.1, "the map's power over the images' own"),
+        Criterion(
+            "generalisation",
+            other / max(agreement.own_evidence, 1e-6) if agreement.own_evidence > 0 else 0.0,
+            0.7,
+            0.3,
+            "the likelihood under the other half's map over that under an image's own",
+        ),
+        Criterion(
+            "likeness",
+            other / max(imitation.evidence, 1e-6) if imitation.evidence > 0 else 0.0,
+            0.75,
+            0.4,
+            "the images' likelihood over that of imitated images of the map",
+        ),
+        Criterion("recovery", imitation.recovered, 0.5, 0.2, "the share of the map's own images that are found again"),
+    ]
+    if moved is not None:
+        criteria.append(Criterion("settled", 1 - moved, 0.9, 0.5, "the share of images the last search left in place"))
+    return Verdict(tuple(criteria))
+
+
+def _mates(agreement: Agreement) -> float:
+    """1 where poses gather in one place, or evenly on several as a symmetry has it; less for an uneven spread.
+
+    Mates of a pseudo-symmetry are mixed up unevenly; those of a true one are as good as each other.
+    """
+    shares = agreement.modes.shares
+    if not len(shares):
+        return 0.0
+    main = agreement.modes.main / max(agreement.modes.total, 1e-6)
+    if main >= 0.75:
+        return 1.0
+    large = shares[shares > 0.1 * shares[0]]
+    return float(large.mean() / large.max()) if len(large) > 1 else main

@@ -1,0 +1,186 @@
+"""A small map in Fourier space: polar slices of it, the insertion of slices, and the map that solves for them.
+
+The map is N³ voxels, its period the particle's box, so that Fourier voxels are those of the images. Slices are read
+from, and inserted into, a grid of twice the sampling by trilinear interpolation, whose transform is divided out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from emsplat.abinitio.polar import PolarGrid
+
+_OVERSAMPLING = 2
+
+
+@dataclass
+class SliceSums:
+    """b and T of slices, on the oversampled grid, frequencies in fft order."""
+
+    back_projection: NDArray[np.complex64]  # (2N, 2N, 2N) [kz, ky, kx]
+    weight: NDArray[np.float32]  # the same shape
+
+    @staticmethod
+    def empty(box_size: int) -> SliceSums:
+        shape = (_OVERSAMPLING * box_size,) * 3
+        return SliceSums(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
+
+    def fade(self, memory: float) -> None:
+        """Let what is there count for less."""
+        self.back_projection *= np.float32(memory)
+        self.weight *= np.float32(memory)
+
+
+def map_box(grid: PolarGrid) -> int:
+    """N of the map that slices of these rings are taken from."""
+    return 2 * (grid.n_rings + 2)
+
+
+def slices(volume: NDArray[np.float32], grid: PolarGrid, frames: NDArray[np.float64]) -> NDArray[np.complex64]:
+    """(d, R, Q) samples of the central slices of a map (N, N, N), origin at voxel N//2, in (d, 3, 3) frames."""
+    box_size = len(volume)
+    n = _OVERSAMPLING * box_size
+    padded = np.zeros((n, n, n), np.float32)
+    place = (np.arange(box_size) - box_size // 2) % n
+    padded[np.ix_(place, place, place)] = volume / _kernel_transform(box_size)
+    transform = scipy.fft.fftn(padded)
+    out = np.empty((len(frames), grid.n_rings, grid.n_angles), np.complex64)
+    _gather(transform, grid.points.reshape(-1, 2) * _OVERSAMPLING, frames, out.reshape(len(frames), -1))
+    return out
+
+
+def insert(
+    sums: SliceSums,
+    back_projection: NDArray[np.complex64],
+    weight: NDArray[np.float32],
+    grid: PolarGrid,
+    frames: NDArray[np.float64],
+    symmetry: NDArray[np.float64],
+) -> None:
+    """Adds slices under a group.
+
+    Args:
+        back_projection: (d, R, Q) Σ p I of each direction; weight: (d, R) Σ p c²; frames: (d, 3, 3).
+    """
+    per_sample = (np.pi * grid.radii / grid.n_angles).astype(np.float32)  # 2πr Fourier pixels on 2Q angles
+    values = (back_projection * per_sample[:, None]).reshape(len(frames), -1)
+    weights = np.repeat(weight * per_sample, grid.n_angles, axis=1)
+    points = grid.points.reshape(-1, 2) * _OVERSAMPLING
+    for operator in symmetry:
+        _spread(sums.back_projection, sums.weight, points, frames @ operator, values, weights)
+
+
+def solve(sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: float = 1.0) -> NDArray[np.float32]:
+    """(N, N, N) the map ``b / (T + 1/S)`` within a soft sphere.
+
+    Args:
+        signal: (R,) S, rings from 1; beyond them the map is empty.
+        diameter: of the sphere, as a share of the box.
+        scale: factor on S.
+    """
+    n = len(sums.weight)
+    box_size = n // _OVERSAMPLING
+    radius = _radii(n) / _OVERSAMPLING
+    rings = np.arange(1, len(signal) + 1)
+    inverse = 1 / (scale * np.interp(radius, rings, signal)).astype(np.float32)
+    inside = (radius <= len(signal) + 0.5) & (radius > 0.5)
+    density = np.float32(_OVERSAMPLING**3)  # what is spread over 2³ grid points is one Fourier voxel
+    spectrum = np.where(inside, density * sums.back_projection / (density * sums.weight + inverse), 0)
+    padded = scipy.fft.ifftn(spectrum.astype(np.complex64)).real
+    place = (np.arange(box_size) - box_size // 2) % n
+    volume = padded[np.ix_(place, place, place)] / _kernel_transform(box_size)
+    return (volume * sphere(box_size, diameter)).astype(np.float32)
+
+
+def unregularised(sums: SliceSums, n_rings: int) -> NDArray[np.float32]:
+    """(N, N, N) ``b / (T + 0.1 × shell mean of T)``: the direct inversion, touched by no prior."""
+    n = len(sums.weight)
+    box_size, radius = n // _OVERSAMPLING, _radii(n) / _OVERSAMPLING
+    shell = np.rint(radius).astype(int)
+    mean = np.bincount(shell.ravel(), sums.weight.ravel()) / np.maximum(np.bincount(shell.ravel()), 1)
+    weight = sums.weight + np.float32(0.1) * mean[shell].astype(np.float32)
+    inside = (radius <= n_rings + 0.5) & (radius > 0.5) & (weight > 0)
+    spectrum = np.divide(sums.back_projection, weight, out=np.zeros_like(sums.back_projection), where=inside)
+    padded = scipy.fft.ifftn(spectrum).real
+    place = (np.arange(box_size) - box_size // 2) % n
+    return (padded[np.ix_(place, place, place)] / _kernel_transform(box_size)).astype(np.float32)
+
+
+def shell_powers(volume: NDArray[np.float32], n_rings: int) -> NDArray[np.float64]:
+    """(R,) mean |V̂|² in shells 1 … R."""
+    spectrum = scipy.fft.fftn(volume)
+    shell = np.rint(_radii(len(volume))).astype(int).ravel()
+    power = (spectrum.real**2 + spectrum.imag**2).ravel()
+    return (np.bincount(shell, power) / np.bincount(shell))[1 : n_rings + 1]
+
+
+def sphere(box_size: int, diameter: float) -> NDArray[np.float32]:
+    """(N, N, N) soft sphere of a diameter given as a share of the box."""
+    axis = np.arange(box_size) - box_size // 2
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    edge = max(1.5, 0.06 * box_size)
+    return (0.5 + 0.5 * np.cos(np.pi * np.clip((radius - diameter * box_size / 2) / edge, 0, 1))).astype(np.float32)
+
+
+def _radii(n: int) -> NDArray[np.float32]:
+    k = np.fft.fftfreq(n, 1 / n).astype(np.float32)
+    return np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + k**2)
+
+
+def _kernel_transform(box_size: int) -> NDArray[np.float32]:
+    """(N, N, N) transform of the trilinear kernel in real space."""
+    axis = np.sinc((np.arange(box_size) - box_size // 2) / (_OVERSAMPLING * box_size)) ** 2
+    return (axis[:, None, None] * axis[:, None] * axis).astype(np.float32)
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def _gather(grid, points, frames, out):
+    n = grid.shape[0]
+    for d in numba.prange(len(frames)):
+        f = frames[d]
+        for p in range(len(points)):
+            kx, ky = points[p, 0], points[p, 1]
+            x = f[0, 0] * kx + f[1, 0] * ky
+            y = f[0, 1] * kx + f[1, 1] * ky
+            z = f[0, 2] * kx + f[1, 2] * ky
+            ix, iy, iz = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+            fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
+            total = np.complex64(0)
+            for dz in range(2):
+                wz = fz if dz else np.float32(1) - fz
+                for dy in range(2):
+                    wzy = wz * (fy if dy else np.float32(1) - fy)
+                    row = grid[(iz + dz) % n, (iy + dy) % n]
+                    total += wzy * ((np.float32(1) - fx) * row[ix % n] + fx * row[(ix + 1) % n])
+            out[d, p] = total
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _spread(back_projection, weight, points, frames, values, weights):
+    n = weight.shape[0]
+    for d in range(len(frames)):
+        f = frames[d]
+        for p in range(len(points)):
+            for side in range(2):  # a sample and its mirror image
+                sign = 1.0 - 2.0 * side
+                kx, ky = sign * points[p, 0], sign * points[p, 1]
+                value = np.conj(values[d, p]) if side else values[d, p]
+                x = f[0, 0] * kx + f[1, 0] * ky
+                y = f[0, 1] * kx + f[1, 1] * ky
+                z = f[0, 2] * kx + f[1, 2] * ky
+                ix, iy, iz = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+                fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
+                for dz in range(2):
+                    wz = fz if dz else np.float32(1) - fz
+                    for dy in range(2):
+                        wzy = wz * (fy if dy else np.float32(1) - fy)
+                        for dx in range(2):
+                            w = wzy * (fx if dx else np.float32(1) - fx)
+                            at = ((iz + dz) % n, (iy + dy) % n, (ix + dx) % n)
+                            back_projection[at] += w * value
+                            weight[at] += w * weights[d, p]

@@ -1,0 +1,31 @@
+"""``emsplat flip``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+def flip(folder: Annotated[Positional[Path], arg(metavar="DIR")], overwrite: bool = False) -> None:
+    """A run → the other hand: map_flipped.mrc, and the particles with the poses of the mirror image.
+
+    Projections do not tell a map from its mirror image, so a map that was found ab initio may have the wrong hand.
+
+    Args:
+        folder: the run folder; the files are added to it.
+        overwrite: replace the files of an earlier flip.
+
+    Examples:
+        # Write the mirror image of a map that was found ab initio, and the poses of its particles:
+        emsplat flip found
+        # Do it again after the run was made again:
+        emsplat flip found --overwrite
+    """
+    from emsplat.outputs.flip import flip as written
+    from emsplat.runtime.console import ConsoleReporter
+
+    reporter = ConsoleReporter()
+    for path in written(folder, overwrite):
+        reporter.line(f"{path}: of the other hand")

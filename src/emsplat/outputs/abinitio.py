@@ -1,0 +1,57 @@
+"""The run folder of a search for poses from none: a reconstruction's, with the poses, the verdict and its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emsplat.abinitio.run import AbInitio
+from emsplat.figures.abinitio import figure_ab_initio
+from emsplat.io.write_refined import write_posed
+from emsplat.outputs.reconstruction import write_run
+from emsplat.runs.closing import Summary
+from emsplat.runs.run_folder import RunFolder
+from emsplat.runtime.reporting import Reporter
+
+
+def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite: bool = False) -> Summary:
+    """Write everything that `outputs.reconstruction.write_run` writes, the particles with their poses, and the verdict.
+
+    Unless the search has converged, no resolution is claimed anywhere: a wrong map can have half maps that agree.
+    """
+    particles = found.reconstruction.particles
+
+    def addition(files: RunFolder) -> None:
+        paths = write_posed(particles, files.path, by_column=found.settings.ctf is None and not found.settings.no_ctf)
+        names = " and ".join(path.name for path in paths)
+        reporter.line(f"{names}: the particles with the poses found; images are named as in {particles.source}")
+        if found.settings.invert:
+            reporter.warn(f"{names}: the images are dark, so read them with --invert")
+        box = particles.box_size * particles.pixel_size_in_angstroms
+        rings = np.arange(1, len(found.agreement.correlations) + 1)
+        figure_ab_initio(
+            [(np.array(s.first.evidence), np.array(s.second.evidence)) for s in found.starts],
+            found.starts[0].pictures,
+            found.agreement.correlations,
+            box / rings,
+            found.certainty,
+            particles.euler_angles_in_degrees,
+            particles.half_set,
+            f"ab initio: {found.status}",
+            files.figure("ab_initio"),
+        )
+
+    unclaimed: dict[str, Any] = (
+        {} if found.status == "converged" else {"resolution": None, "resolution_kind": "not_measurable"}
+    )
+    return write_run(
+        folder,
+        found.reconstruction,
+        reporter,
+        overwrite=overwrite,
+        addition=addition,
+        ab_initio=found.summary(),
+        **unclaimed,
+    )

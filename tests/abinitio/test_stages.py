@@ -1,0 +1,91 @@
+"""Both stages on images whose poses are known: the right map from random poses, and none where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+import blobs
+from emsplat.abinitio import halves, imitation, refinement, volume
+from emsplat.abinitio.full import FullSettings
+from emsplat.abinitio.halves import Agreement, Search, Start
+from emsplat.abinitio.polar import PolarGrid, PolarImages
+from emsplat.abinitio.stochastic import StageSettings, StochasticSettings
+from emsplat.abinitio.verdict import judged
+
+GRID = PolarGrid.of(6, 0.7)
+N_IMAGES = 240  # of each half
+
+
+def settings(signal: np.ndarray) -> Search:
+    stage = StageSettings(blobs.BOX, 0.7, signal, np.eye(3)[None], max_shift=3.0, shift_sigma=1.5)
+    coarse = StageSettings(blobs.BOX, 0.7, signal[:5], np.eye(3)[None], max_shift=3.0, shift_sigma=1.5)
+    return Search(
+        coarse,
+        stage,
+        StochasticSettings(96, 18, 1.0, batch=80, iterations=50),
+        FullSettings(5, 96, 18, 384, 36, 1.0, 0.5, fewest_rounds=2, most_rounds=6),
+    )
+
+
+def searched(images: tuple[PolarImages, PolarImages], signal: np.ndarray) -> tuple[tuple[Start, Start], Agreement]:
+    search = settings(signal)
+    first, second = (halves.start(part, search, np.random.default_rng(i)) for i, part in enumerate(images))
+    return (first, second), halves.compare(images, (first, second), search, np.random.default_rng(2))
+
+
+@pytest.fixture(scope="module")
+def signal() -> np.ndarray:
+    return blobs.signal_power(GRID, np.random.default_rng(0))
+
+
+def test_independent_halves_find_the_map_and_the_verdict_says_so(signal: np.ndarray) -> None:
+    rng = np.random.default_rng(8)
+    rotations = Rotation.random(2 * N_IMAGES, random_state=rng).as_matrix()
+    centres = rng.normal(size=(2 * N_IMAGES, 2))
+    weight = 400 / (2 * np.pi * GRID.radii * signal).sum()  # of 200 nats an image, most of them in the first ring
+    images = blobs.images_of(GRID, rotations, centres, weight, rng)
+    parts = (images.select(np.arange(N_IMAGES)), images.select(np.arange(N_IMAGES, 2 * N_IMAGES)))
+    starts, agreement = searched(parts, signal)
+    verdict = judged(starts, agreement, signal, None)
+    assert verdict.status == "converged", verdict.text()
+    # In the first half's frame all poses differ from the true ones by one rotation.
+    posed = agreement.alignment.poses(
+        starts[1].found.rotations, starts[1].found.centres, blobs.BOX / len(starts[0].map)
+    )
+    found = np.concatenate([starts[0].found.rotations, posed[0]])
+    errors = min(
+        np.median(imitation.distances_in_degrees(hand, rotations @ frame, np.eye(3)[None]))
+        for hand in (found, np.diag([1, 1, -1.0]) @ found @ np.diag([1, 1, -1.0]))
+        for frame in np.swapaxes(rotations[:40], 1, 2) @ hand[:40]
+    )
+    assert errors < 15
+
+
+def test_noise_alone_fails(signal: np.ndarray) -> None:
+    rng = np.random.default_rng(9)
+    shape = (2 * N_IMAGES, GRID.n_rings, GRID.n_angles)
+    weight = 400 / (2 * np.pi * GRID.radii * signal).sum()
+    amplitude = np.sqrt(weight * GRID.n_angles / (2 * np.pi * GRID.radii))[:, None]
+    noise = (amplitude * (rng.normal(size=shape) + 1j * rng.normal(size=shape))).astype(np.complex64)
+    images = PolarImages(GRID, noise, np.full((2 * N_IMAGES, GRID.n_rings), weight, np.float32))
+    parts = (images.select(np.arange(N_IMAGES)), images.select(np.arange(N_IMAGES, 2 * N_IMAGES)))
+    # Told of a signal that is not there, the search fits the noise; the other half shows that it did.
+    starts, agreement = searched(parts, signal)
+    verdict = judged(starts, agreement, signal, None)
+    assert verdict.status == "failed", verdict.text()
+
+
+def test_a_search_on_the_right_map_moves_the_images_that_are_wrong_and_no_others(signal: np.ndarray) -> None:
+    rng = np.random.default_rng(10)
+    rotations = Rotation.random(150, random_state=rng).as_matrix()
+    weight = 400 / (2 * np.pi * GRID.radii * signal).sum()
+    images = blobs.images_of(GRID, rotations, np.zeros((150, 2)), weight, rng)
+    map_ = blobs.map_of(volume.map_box(GRID))
+    wrong = rotations.copy()
+    wrong[:50] = Rotation.random(50, random_state=rng).as_matrix()
+    search = settings(signal)
+    moved, found = refinement.search_again(images, map_, wrong, np.zeros((150, 2)), search.fine, search.full, rng)
+    assert moved[:50].mean() > 0.9 and moved[50:].mean() < 0.05
+    assert np.median(imitation.distances_in_degrees(found.rotations[:50], rotations[:50], np.eye(3)[None])) < 10
