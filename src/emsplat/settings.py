@@ -6,7 +6,7 @@ This module is light to import, so that help comes at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -88,6 +88,44 @@ class ReconstructSettings(InputSettings):
                 f"--sharpen {self.sharpen}: it must be a B-factor in Å² or auto; give one, or leave it out"
             )
         symmetry_operators(self.symmetry)
+
+
+@dataclass(frozen=True)
+class HeterogeneitySettings(InputSettings):
+    """What can be asked of a search for heterogeneity; None: found from the data, and said in the log."""
+
+    components: int | Literal["auto"] = "auto"  # latents of each particle; auto: as many as both halves see
+    states: int | Literal["auto"] = "auto"  # maps that are handed out; auto: from the number of images
+    mask: Path | None = None  # MRC map from 0 to 1: variability is sought within it; default: in the particle's sphere
+    invert: bool = False  # the particles are dark
+    n_gaussians: int | None = None  # of each fit; default: from the particle's size, the SNR and the number of images
+    mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
+    max_resolution: float | None = None  # Å; finer detail is not looked at, which saves time and memory
+    refine: str | None = None  # of each image, before, with commas between: poses,shifts,contrast,defocus
+    refine_range: tuple[float, float] | None = None  # degrees, Å: farthest from the file's; default: 10° and at its rim
+    seed: int = 0  # of everything that is drawn
+    threads: int | None = None  # default: as many as the machine has
+
+    @property
+    def n_components(self) -> int | None:
+        """How many were asked for."""
+        return None if self.components == "auto" else int(self.components)
+
+    @property
+    def n_states(self) -> int | None:
+        """How many were asked for."""
+        return None if self.states == "auto" else int(self.states)
+
+    def for_consensus(self) -> ReconstructSettings:
+        """The settings of the reconstruction that comes first."""
+        names = {f.name for f in fields(ReconstructSettings)} & {f.name for f in fields(self)}
+        return ReconstructSettings(**{name: getattr(self, name) for name in names})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.for_consensus()
+        _require_option("--components", self.n_components, 1, "a positive number, or auto")
+        _require_option("--states", self.n_states, 1, "a positive number, or auto")
 
 
 @dataclass(frozen=True)

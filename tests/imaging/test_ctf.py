@@ -7,7 +7,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emsplat.imaging.ctf import ctf, ctf_at, ctf_parameters
+from emsplat.imaging.ctf import CtfTerms, ctf, ctf_at, ctf_in_double_precision, ctf_parameters
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
 from emsplat.particles.table import Particles
@@ -113,6 +113,8 @@ def test_a_single_frequency_and_a_whole_row_agree() -> None:
     particles = some_particles(48, pre_exposure=np.linspace(0, 40, 6), defocus_u_in_angstroms=np.linspace(1e3, 9e4, 6))
     step = 1 / (48 * PIXEL_SIZE)
     k = np.fft.fftfreq(48, 1 / 48)
-    for p, whole in zip(ctf_parameters(particles), ctf(particles), strict=True):
-        single = [[ctf_at.py_func(tuple(p), kx * step, ky * step, 0.0) for kx in range(25)] for ky in k]
+    np.testing.assert_allclose(ctf(particles), ctf_in_double_precision(particles), rtol=0, atol=2e-6)
+    for row, whole in zip(ctf_parameters(particles), ctf(particles), strict=True):
+        terms = CtfTerms(*row.tolist())
+        single = [[ctf_at.py_func(terms, kx * step, ky * step, 0.0) for kx in range(25)] for ky in k]
         np.testing.assert_allclose(whole, single, rtol=0, atol=1e-6)

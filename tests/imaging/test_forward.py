@@ -16,12 +16,11 @@ from emsplat.imaging.ctf import ctf
 from emsplat.imaging.forward import (
     contrast_transfer,
     image_spectra,
-    misfits,
-    observe,
     predicted_images,
     projection_factors,
     shifts_in_pixels,
 )
+from emsplat.imaging.likelihood import negative_log_likelihoods, observe
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
 from emsplat.particles.table import Particles
@@ -106,7 +105,9 @@ def test_the_gradient_is_that_of_the_statistics(
     expected, by_volume = QuadraticLoss(statistics, working).value_and_gradient(volume.detach().numpy())
     expected_gradients = torch.autograd.grad(volume, model, torch.from_numpy(by_volume))
 
-    loss = misfits(spectra_of(model, particles, working), transfer, observe(images, particles, noise, working)).mean()
+    loss = negative_log_likelihoods(
+        spectra_of(model, particles, working), transfer, observe(images, particles, noise, working)
+    ).mean()
     gradients = torch.autograd.grad(loss, model)
     assert loss.item() == pytest.approx(expected, rel=1e-3)
     for g, e in zip(gradients, expected_gradients, strict=True):
@@ -124,7 +125,7 @@ def upsampled(images: NDArray[np.float32], box_size: int) -> NDArray[np.float32]
 
 @pytest.mark.parametrize("box_size", [15, 16])
 @pytest.mark.parametrize("premultiplied", [False, True])
-def test_misfits_are_squared_distances(box_size: int, premultiplied: bool) -> None:
+def test_negative_log_likelihoods_are_squared_distances(box_size: int, premultiplied: bool) -> None:
     """By the definition, on the whole plane in float64: the gradient by the image p, and the value without constant."""
     rng = np.random.default_rng(2)
     n = 5
@@ -147,7 +148,7 @@ def test_misfits_are_squared_distances(box_size: int, premultiplied: bool) -> No
         back = weights * transfer * (transfer * seen - recorded)
     leaf = torch.from_numpy(p).requires_grad_()
     observed = observe(images, particles, noise, box_size)
-    losses = misfits(torch.fft.rfft2(leaf), contrast_transfer(particles, box_size), observed)
+    losses = negative_log_likelihoods(torch.fft.rfft2(leaf), contrast_transfer(particles, box_size), observed)
     [gradient] = torch.autograd.grad(losses.sum(), leaf)
     # The gradient by pixels is the transform's adjoint.
     np.testing.assert_allclose(gradient, box_size**2 * np.fft.ifft2(back).real, rtol=0, atol=1e-4 * np.abs(back).max())
@@ -167,7 +168,7 @@ def test_a_batch_says_what_its_images_say_among_all(kind: str) -> None:
     def losses(rows: NDArray[np.int64]) -> Tensor:
         batch = particles.select(rows)
         observed = observe(images[rows], batch, noise, 20)
-        return misfits(spectra_of(model, batch, 20), contrast_transfer(batch, 20), observed)
+        return negative_log_likelihoods(spectra_of(model, batch, 20), contrast_transfer(batch, 20), observed)
 
     together = losses(np.arange(6))
     for rows in ([1, 3, 5], [0], [2, 1]):
@@ -194,7 +195,7 @@ def test_nuisances_have_the_right_gradients(name: str) -> None:
         given = at | {name: values}
         transfer = contrast_transfer(particles, box_size, given["defocus"][:, 0])
         spectra = spectra_of(model, particles, box_size, contrasts=given["contrasts"][:, 0], shifts=given["shifts"])
-        return misfits(spectra, transfer, observed)
+        return negative_log_likelihoods(spectra, transfer, observed)
 
     leaf = at[name].clone().requires_grad_()
     [gradient] = torch.autograd.grad(losses(leaf).sum(), leaf)
@@ -236,7 +237,7 @@ def test_the_defocus_of_premultiplied_images_is_not_refined() -> None:
     observed = observe(np.zeros((4, 16, 16), dtype=np.float32), particles, np.ones((2, 9)), 16)
     transfer = contrast_transfer(particles, 16, torch.zeros(4, requires_grad=True))
     with pytest.raises(ValueError, match="premultiplied"):
-        misfits(torch.zeros(4, 16, 9, dtype=torch.complex64), transfer, observed)
+        negative_log_likelihoods(torch.zeros(4, 16, 9, dtype=torch.complex64), transfer, observed)
 
 
 @pytest.mark.parametrize("with_ctf", [False, True])

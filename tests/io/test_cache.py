@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.fourier.cropping import fourier_crop, fourier_cropped
-from emsplat.imaging.forward import observe
+from emsplat.imaging.likelihood import observe
 from emsplat.io import ImageSource, StackWriter, Table, cache, read_particles, write_star
 from emsplat.io.cache import CachedImages
 from emsplat.particles.table import Particles
@@ -196,7 +196,7 @@ PROGRAM = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from emsplat.imaging.forward import observe
+from emsplat.imaging.likelihood import observe
 from emsplat.io import ImageSource, read_particles
 from emsplat.io.cache import CachedImages
 from emsplat.runtime.reporting import Reporter

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 
-from emsplat.fourier.slices import MARGIN, fourier_volume
-from emsplat.poses.refine_kernels import WINDOW, _transform, tap_table
+from emsplat.fourier.slices import fourier_volume
+from emsplat.poses.refine_kernels import WINDOW, tap_table
+from kernels import transforms
 from phantom import lopsided_map
-
-
-@numba.njit
-def transforms(grid, table, box_size, frequencies):
-    flat, row = grid.view(np.float32).reshape(-1), 2 * grid.shape[2]
-    plane = row * grid.shape[1]
-    origin = (MARGIN + box_size) * (plane + row) + 2 * MARGIN
-    out = np.empty((len(frequencies), 4), dtype=np.complex128)
-    for i in range(len(frequencies)):
-        k = frequencies[i]
-        out[i, 0], out[i, 1], out[i, 2], out[i, 3] = _transform(flat, origin, row, plane, table, k[0], k[1], k[2])
-    return out
 
 
 @pytest.mark.parametrize("box_size", [32, 33])

@@ -1,4 +1,4 @@
-"""The check, top to bottom: the table, a sample of its images, their power spectra, a small map, its agreement."""
+"""The check from top to bottom: the table, a sample of its images, their power spectra, a small map, its agreement."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ from emsplat.runtime.threads import threads
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.correlation import Curve
 
-_FEWEST = 16  # particles, for a map to be worth making
+_FEWEST = 16  # particles that are needed for a useful map
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """The small map and what it explains."""
+    """The small map, and what it explains."""
 
     data: SmallData
     quick: QuickMap
     agreement: Agreement
-    shuffled_fsc: tuple[Curve, ...]  # of half maps, with poses dealt out at random
+    shuffled_fsc: tuple[Curve, ...]  # FSC of half maps with shuffled poses
     readings: list[Reading]
 
 
 @dataclass(frozen=True)
 class Check:
-    """All that was found."""
+    """Everything that was found."""
 
     particles: Particles
     settings: CheckSettings
@@ -66,7 +66,7 @@ class Check:
     statistics: ImageStatistics  # of the sample, or of all images
     odd: Odd
     thon: ThonFit | None
-    inversion: Inversion | None  # None where there is too little for a map
+    inversion: Inversion | None  # None if there is too little for a map
     gallery: Gallery
     findings: list[Finding]
 
@@ -76,11 +76,11 @@ class Check:
 
 
 def check(path: Path | str, settings: CheckSettings | None = None, reporter: Reporter | None = None) -> Check:
-    """Checks a particle file.
+    """Check a particle file.
 
     Args:
         path: any particle file that `read_particles` reads.
-        reporter: told the facts as soon as the table is read, and of progress.
+        reporter: is told the facts as soon as the table is read, and the progress.
     Raises:
         InputError: the file or its stacks cannot be read, or none of the images can be used.
     """
@@ -134,7 +134,7 @@ def _look(
 def _invert(
     sample: Sample, thon: ThonFit | None, settings: CheckSettings, symmetry: NDArray[np.float64], reporter: Reporter
 ) -> tuple[Inversion | None, Finding | None]:
-    """The small map and its agreement with the images, or why there is none."""
+    """The small map and its agreement with the images, or the reason why there is none."""
     n_particles = len(np.unique(sample.small.particle))
     if n_particles < _FEWEST:
         text = f"{n_particles} particles are too few for a map: contrast and poses cannot be judged"
@@ -161,7 +161,7 @@ def _invert(
 
 @contextmanager
 def _steps(reporter: Reporter, title: str, total: int) -> Iterator[Any]:
-    """A bar that moves by one at every call."""
+    """A progress bar that moves by one at every call."""
     done = 0
     with reporter.bar(title, "maps") as advance:
 
@@ -178,7 +178,7 @@ def _inversion_findings(
 ) -> list[Finding]:
     wrong = reading_finding(inversion.readings, inversion.agreement)
     found = [wrong or agreement_finding(inversion.agreement)]
-    if not inversion.agreement.is_sure:  # the map is of nothing
+    if not inversion.agreement.is_sure:  # the map shows nothing
         return found
     return [
         *found,

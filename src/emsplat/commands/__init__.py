@@ -11,10 +11,12 @@ from typing import Any
 
 from emsplat.commands.abinitio import abinitio
 from emsplat.commands.check import check
+from emsplat.commands.decode import decode
 from emsplat.commands.demo import demo
 from emsplat.commands.export import export
 from emsplat.commands.flip import flip
 from emsplat.commands.fsc import fsc
+from emsplat.commands.heterogeneity import heterogeneity
 from emsplat.commands.plan import plan
 from emsplat.commands.reconstruct import reconstruct
 from emsplat.commands.report import report
@@ -26,6 +28,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
     "abinitio": abinitio,
     "reconstruct": reconstruct,
+    "heterogeneity": heterogeneity,
+    "decode": decode,
     "plan": plan,
     "simulate": simulate,
     "subset": subset,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emsplat.models.gaussians import Gaussians
 from emsplat.runtime.files import replacing
@@ -24,7 +25,9 @@ _RESIDUES_IN_A_CHAIN = 9999
 _ANISOTROP = ("id", "type_symbol", *(f"U[{i}][{j}]" for i, j in ("11", "22", "33", "12", "13", "23")))
 
 
-def write_cif(path: Path, gaussians: Gaussians, centre_in_angstroms: float) -> None:
+def write_cif(
+    path: Path, gaussians: Gaussians, centre_in_angstroms: float, displacements: NDArray[np.float32] | None = None
+) -> None:
     """Write coordinates in Å from the first voxel of the map, so that model and map overlay.
 
     The occupancy is the mass in units of the largest mass, which is _emsplat_gaussians.mass_of_occupancy_1.
@@ -34,6 +37,15 @@ def write_cif(path: Path, gaussians: Gaussians, centre_in_angstroms: float) -> N
     """
     with replacing(path) as temporary, temporary.open("w", encoding="ascii") as file:
         file.writelines(f"{line}\n" for line in _lines(gaussians, centre_in_angstroms))
+        if displacements is not None:
+            file.writelines(f"{line}\n" for line in _displacement_lines(displacements))
+
+
+def _displacement_lines(displacements: NDArray[np.float32]) -> Iterator[str]:
+    yield "loop_\n" + "\n".join(f"_emsplat_displacement.{name}" for name in ("atom_id", "latent", "x", "y", "z"))
+    for number, of_atom in enumerate(displacements.tolist(), start=1):
+        for latent, (x, y, z) in enumerate(of_atom, start=1):
+            yield f"{number} {latent} {x:.5f} {y:.5f} {z:.5f}"
 
 
 def _lines(gaussians: Gaussians, centre: float) -> Iterator[str]:

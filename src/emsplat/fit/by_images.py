@@ -32,15 +32,8 @@ from torch import Tensor
 from emsplat.errors import InputError
 from emsplat.fit.by_statistics import FitSettings
 from emsplat.fit.state import FitHistory, FitState
-from emsplat.imaging.aberrations import slice_matrices
-from emsplat.imaging.forward import (
-    contrast_transfer,
-    image_spectra,
-    misfits,
-    observe,
-    projection_factors,
-    shifts_in_pixels,
-)
+from emsplat.imaging.forward import ForwardModel
+from emsplat.imaging.likelihood import negative_log_likelihoods, observe
 from emsplat.io.images import reading_order
 from emsplat.models.densification import DensificationSchedule
 from emsplat.models.density_model import DensityModel, Model
@@ -90,8 +83,6 @@ class HalfLoss:
 
     def __init__(self, half: HalfSet) -> None:
         self._half = half
-        self._matrices = slice_matrices(half.particles)
-        self._shifts = shifts_in_pixels(half.particles, half.box_size)
         ky = np.fft.fftfreq(half.box_size)[:, None]
         self._radius = torch.from_numpy(np.hypot(ky, np.fft.rfftfreq(half.box_size)).astype(np.float32))
 
@@ -104,11 +95,12 @@ class HalfLoss:
         """
         half = self._half
         chosen = half.particles.select(rows)
-        matrices = torch.from_numpy(self._matrices[rows] @ half.symmetry[operators])
-        projections = model.project(matrices, self._shifts[rows], half.box_size)
-        spectra = image_spectra(projections, projection_factors(chosen, half.box_size, widened=True))
+        forward = ForwardModel.of(chosen, half.box_size)
+        matrices = forward.matrices @ torch.from_numpy(half.symmetry[operators])
+        projections = model.project(matrices, forward.shifts, half.box_size)
         observed = observe(images, chosen, half.noise, half.box_size)
-        return misfits(spectra, contrast_transfer(chosen, half.box_size), observed), projections
+        losses = negative_log_likelihoods(forward.from_projections(projections), forward.transfer, observed)
+        return losses, projections
 
     def ramped(self, residuals: Tensor, exponent: float) -> Tensor:
         """Gradients by projections (n, D′, D′), times |k| to this power, 1 at half of Nyquist's radius."""

@@ -24,19 +24,23 @@ from emsplat.conventions import electron_wavelength_in_angstroms
 from emsplat.particles.table import OpticsGroup, Particles
 
 
-def symmetric_phases(particles: Particles, box_size: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def symmetric_phases(
+    particles: Particles, box_size: int, dtype: type[np.floating] = np.float32
+) -> tuple[NDArray, NDArray[np.int32]]:
     """What the CTF's phase χ gains, in radians: see `_per_group`."""
-    return _per_group(particles, box_size, lambda g: any(g.even_zernike), symmetric_phase, np.float32)
+    return _per_group(particles, box_size, lambda g: any(g.even_zernike), symmetric_phase, dtype)
 
 
-def antisymmetric_factors(particles: Particles, box_size: int) -> tuple[NDArray[np.complex64], NDArray[np.int32]]:
+def antisymmetric_factors(
+    particles: Particles, box_size: int, dtype: type[np.complexfloating] = np.complex64
+) -> tuple[NDArray, NDArray[np.int32]]:
     """The factor exp(iφ) in the images' transforms: see `_per_group`."""
     return _per_group(
         particles,
         box_size,
         lambda g: any(g.odd_zernike) or any(g.beam_tilt_in_milliradians),
         lambda *arguments: np.exp(1j * antisymmetric_phase(*arguments)),
-        np.complex64,
+        dtype,
     )
 
 
@@ -88,7 +92,7 @@ def slice_matrices(particles: Particles) -> NDArray[np.float64]:
     """
     matrices = np.tile(np.eye(3), (len(particles.optics), 1, 1))
     matrices[:, :2, :2] = [_matrix(group).T for group in particles.optics]
-    return matrices[particles.optics_group] @ particles.rotations()
+    return matrices[particles.optics_group] @ particles.poses.rotations
 
 
 def _matrix(group: OpticsGroup) -> NDArray[np.float64]:

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +26,32 @@ _TURNS_PER_RADIAN = 0.5 / np.pi
 _SINE = tuple(np.float32(c) for c in (6.28318527, -41.3416775, 81.6022311, -76.574989, 39.7108931))
 
 
-def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
-    """(N, 13) coefficients of the CTF with the frequency in 1/Å, one row an image, as `ctf_at` reads them.
+class CtfTerms(NamedTuple):
+    """The terms of the CTF with the frequency in 1/Å: numbers of one image in a kernel, or (N,) of all images.
 
-    The phase is ``p0 (sx²) + p1 (sx sy) + p2 (sy²) + p3 s⁴ + p4``, the factor ``p5 exp(p6 s²)``,
-    the dose weight ``exp(−p7 / critical(s))``; p8 scales the critical dose with the voltage;
-    p9 to p12 are the magnification matrix, which turns the image's frequency into s.
+    With s the frequency in the volume's plane, which the magnification makes of that in the image,
+
+        phase = xx sx² + xy sx sy + yy sy² + quartic s⁴ + constant
+        C = scale · sin(phase) · exp(decay s² − dose / (dose_scale · critical(s²)))
     """
+
+    xx: Any
+    xy: Any
+    yy: Any
+    quartic: Any
+    constant: Any
+    scale: Any
+    decay: Any
+    dose: Any
+    dose_scale: Any  # critical doses are those of 300 kV times this
+    magnification_xx: Any
+    magnification_xy: Any
+    magnification_yx: Any
+    magnification_yy: Any
+
+
+def ctf_terms(particles: Particles) -> CtfTerms:
+    """The terms of all images, (N,) each."""
     of_group = np.array(
         [
             (
@@ -42,25 +63,30 @@ def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
             for g in particles.optics
         ]
     )[particles.optics_group]
-    voltage, cs, w = of_group[:, :3].T
+    voltage, cs, w, *magnification = of_group.T
     wavelength = electron_wavelength_in_angstroms(voltage)
     mean = 0.5 * (particles.defocus_u_in_angstroms + particles.defocus_v_in_angstroms)
     half = 0.5 * (particles.defocus_u_in_angstroms - particles.defocus_v_in_angstroms)
     angle = np.deg2rad(particles.defocus_angle_in_degrees)
-    # cos 2(α − angle) s² = cos 2angle (sx² − sy²) + 2 sin 2angle sx sy
-    p = np.empty((len(particles), 13))
-    p[:, 0] = np.pi * wavelength * (mean + half * np.cos(2 * angle))
-    p[:, 1] = np.pi * wavelength * 2 * half * np.sin(2 * angle)
-    p[:, 2] = np.pi * wavelength * (mean - half * np.cos(2 * angle))
-    p[:, 3] = -0.5 * np.pi * cs * wavelength**3
-    # sqrt(1−w²) sin χ + w cos χ = sin(χ + asin w)
-    p[:, 4] = np.deg2rad(particles.phase_shift_in_degrees) + np.arcsin(w)
-    p[:, 5] = particles.ctf_scale
-    p[:, 6] = -0.25 * particles.b_factor_in_square_angstroms
-    p[:, 7] = 0.5 * particles.pre_exposure
-    p[:, 8] = np.where(voltage < 250, 0.8, 1.0)
-    p[:, 9:] = of_group[:, 3:]
-    return p
+    return CtfTerms(
+        # cos 2(α − angle) s² = cos 2angle (sx² − sy²) + 2 sin 2angle sx sy
+        np.pi * wavelength * (mean + half * np.cos(2 * angle)),
+        np.pi * wavelength * 2 * half * np.sin(2 * angle),
+        np.pi * wavelength * (mean - half * np.cos(2 * angle)),
+        -0.5 * np.pi * cs * wavelength**3,
+        # sqrt(1−w²) sin χ + w cos χ = sin(χ + asin w)
+        np.deg2rad(particles.phase_shift_in_degrees) + np.arcsin(w),
+        particles.ctf_scale,
+        -0.25 * particles.b_factor_in_square_angstroms,
+        0.5 * particles.pre_exposure,
+        np.where(voltage < 250, 0.8, 1.0),
+        *magnification,
+    )
+
+
+def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
+    """(N, 13) `ctf_terms`, one row an image, for a kernel that makes them `CtfTerms` again by `terms_of`."""
+    return np.stack(ctf_terms(particles), axis=1)
 
 
 def critical_dose(s2):
@@ -72,27 +98,42 @@ _critical_dose = numba.njit(inline="always")(critical_dose)
 
 
 @numba.njit(inline="always")
-def as_tuple(p):
-    """A row of `ctf_parameters` as a tuple: no store into an array changes it, so loops need not read it again."""
-    return p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12]
+def terms_of(p):
+    """A row of `ctf_parameters` by names; no store into an array changes these, so loops need not read them again."""
+    return CtfTerms(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12])
 
 
 @numba.njit(inline="always")
-def _envelope(p, s2):
+def quarter_wave_ahead(t):
+    """The terms whose CTF has the cosine in the sine's place: its slope by the phase."""
+    return CtfTerms(
+        t.xx, t.xy, t.yy, t.quartic, t.constant + 0.5 * np.pi, t.scale, t.decay, t.dose, t.dose_scale,
+        t.magnification_xx, t.magnification_xy, t.magnification_yx, t.magnification_yy,
+    )  # fmt: skip
+
+
+@numba.njit(inline="always")
+def magnified(t, x, y):
+    """Coordinates in the volume's plane of a frequency of the image, in the units of that."""
+    return t.magnification_xx * x + t.magnification_xy * y, t.magnification_yx * x + t.magnification_yy * y
+
+
+@numba.njit(inline="always")
+def _envelope(t, s2):
     """B-factor and dose weight at s² in 1/Å²."""
-    exponent = p[6] * s2
-    if p[7] > 0.0 and s2 > 0.0:
-        exponent -= p[7] / (p[8] * _critical_dose(s2))
+    exponent = t.decay * s2
+    if t.dose > 0.0 and s2 > 0.0:
+        exponent -= t.dose / (t.dose_scale * _critical_dose(s2))
     return np.exp(exponent) if exponent != 0.0 else 1.0
 
 
 @numba.njit(inline="always", error_model="numpy")
-def ctf_at(p, fx, fy, symmetric_phase):
-    """CTF of one image at one of its frequencies (1/Å); p is its row of `ctf_parameters`, or that as a tuple."""
-    sx, sy = p[9] * fx + p[10] * fy, p[11] * fx + p[12] * fy
+def ctf_at(t, fx, fy, symmetric_phase):
+    """CTF of one image, of these `CtfTerms`, at one of its frequencies (1/Å)."""
+    sx, sy = magnified(t, fx, fy)
     s2 = sx * sx + sy * sy
-    phase = p[0] * sx * sx + p[1] * sx * sy + p[2] * sy * sy + p[3] * s2 * s2 + p[4] + symmetric_phase
-    return p[5] * np.sin(phase) * _envelope(p, s2)
+    phase = t.xx * sx * sx + t.xy * sx * sy + t.yy * sy * sy + t.quartic * s2 * s2 + t.constant + symmetric_phase
+    return t.scale * np.sin(phase) * _envelope(t, s2)
 
 
 @numba.njit(inline="always")
@@ -105,23 +146,21 @@ def _sine_of_turns(turns):
 
 
 @numba.njit(error_model="numpy", fastmath={"contract", "nsz"})
-def ctf_along(p, fy, step, symmetric_phases, out):
+def ctf_along(t, fy, step, symmetric_phases, out):
     """CTFs of one image along a row of frequencies, (kx · step, fy) for kx = 0, 1, …; as `ctf_at`, in float32.
 
     symmetric_phases, out: (columns,) float32.
     """
     for kx in range(len(out)):
-        fx = kx * step
-        sx, sy = p[9] * fx + p[10] * fy, p[11] * fx + p[12] * fy
+        sx, sy = magnified(t, kx * step, fy)
         s2 = sx * sx + sy * sy
-        phase = p[0] * sx * sx + p[1] * sx * sy + p[2] * sy * sy + p[3] * s2 * s2 + p[4] + symmetric_phases[kx]
-        out[kx] = np.float32(p[5]) * _sine_of_turns(phase * _TURNS_PER_RADIAN)
-    if p[6] == 0.0 and not p[7] > 0.0:
+        phase = t.xx * sx * sx + t.xy * sx * sy + t.yy * sy * sy + t.quartic * s2 * s2 + t.constant
+        out[kx] = np.float32(t.scale) * _sine_of_turns((phase + symmetric_phases[kx]) * _TURNS_PER_RADIAN)
+    if t.decay == 0.0 and not t.dose > 0.0:
         return
     for kx in range(len(out)):
-        fx = kx * step
-        sx, sy = p[9] * fx + p[10] * fy, p[11] * fx + p[12] * fy
-        out[kx] *= np.float32(_envelope(p, sx * sx + sy * sy))
+        sx, sy = magnified(t, kx * step, fy)
+        out[kx] *= np.float32(_envelope(t, sx * sx + sy * sy))
 
 
 def ctf(particles: Particles) -> NDArray[np.float32]:
@@ -131,6 +170,24 @@ def ctf(particles: Particles) -> NDArray[np.float32]:
     return _ctf(ctf_parameters(particles), *symmetric_phases(particles, box_size), box_size, step)
 
 
+def ctf_in_double_precision(particles: Particles) -> NDArray[np.float64]:
+    """The same by the formula in plain NumPy and float64: what the kernels are tested against."""
+    box_size = particles.box_size
+    step = 1 / (box_size * particles.pixel_size_in_angstroms)
+    fy, fx = np.fft.fftfreq(box_size, 1 / box_size)[:, None] * step, np.arange(box_size // 2 + 1) * step
+    t = CtfTerms(*(values[:, None, None] for values in ctf_terms(particles)))
+    sx = t.magnification_xx * fx + t.magnification_xy * fy
+    sy = t.magnification_yx * fx + t.magnification_yy * fy
+    s2 = sx**2 + sy**2
+    phase = t.xx * sx**2 + t.xy * sx * sy + t.yy * sy**2 + t.quartic * s2**2 + t.constant
+    even, even_of = symmetric_phases(particles, box_size, np.float64)
+    for image in np.flatnonzero(even_of >= 0):
+        phase[image] += even[even_of[image]]
+    with np.errstate(divide="ignore"):  # the critical dose of the mean is infinite
+        dose = np.where(t.dose > 0, t.dose, 0.0) / (t.dose_scale * critical_dose(s2))
+    return t.scale * np.sin(phase) * np.exp(t.decay * s2 - dose)
+
+
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def _ctf(parameters, symmetric, symmetric_of, box_size, step):
     n = parameters.shape[0]
@@ -138,9 +195,9 @@ def _ctf(parameters, symmetric, symmetric_of, box_size, step):
     out = np.empty((n, box_size, half), dtype=np.float32)
     none = np.zeros(half, dtype=np.float32)
     for i in numba.prange(n):
-        p = as_tuple(parameters[i])
+        terms = terms_of(parameters[i])
         for row in range(box_size):
             ky = row if 2 * row < box_size else row - box_size
-            gain = symmetric[symmetric_of[i], row] if symmetric_of[i] >= 0 else none
-            ctf_along(p, ky * step, step, gain, out[i, row])
+            phases = symmetric[symmetric_of[i], row] if symmetric_of[i] >= 0 else none
+            ctf_along(terms, ky * step, step, phases, out[i, row])
     return out

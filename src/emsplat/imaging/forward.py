@@ -1,23 +1,20 @@
-"""From projections to the images a microscope would record, and how far the recorded ones are from them.
+"""The forward model: how the images of particles come about.
 
-In Fourier space an image is ``y = c · C · e^{iφ} · shift · P V`` + noise, with the contrast c of the image, the CTF C
-(envelopes included), the antisymmetric aberrations φ and the projection P V. With W the whitening by the noise
-spectrum of the optics group, the misfit of an image is ``½ ‖W (C p − y)‖²``, p being all that stands right of C;
-without its constant ``½ ‖W y‖²`` it is
+In Fourier space an image is ``y = C · p + noise`` with ``p = c · e^{iφ} · shift · P V``: the projection P V of the
+density V, shifted to where the particle lies, with the antisymmetric aberrations φ, times the image's contrast c; C is
+the CTF, envelopes included. Premultiplied data hold ``C · y``. Simulation, check, report and the fits make their
+predictions here, and `likelihood` compares them with recorded images.
 
-    ½ ‖W C p‖² − ⟨W² C y, p⟩
-
-which premultiplied data y′ = C y give as well: their gradient is ``W² (C² p − y′)``, not that of a squared distance.
-Summed over images it is the loss that `statistics` gathers and `loss.QuadraticLoss` evaluates: the mean of an image and
-what lies beyond Nyquist's radius weigh nothing here and there.
-
-Everything is differentiable with respect to projections, contrasts, shifts and defocus. Half planes have ky in fft
-order and kx from 0; a projection's and an image's origin is pixel 0, the particle's place shows in the phases.
+P V comes from a projection in real space (`splat.project`), or from a central slice of V's transform
+(`fourier.slices`). All is differentiable with respect to projections, contrasts, shifts and defocus. Half planes have
+ky in fft order and kx from 0; a projection's and an image's origin is pixel 0, so that the particle's place shows in
+the phases.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,61 +23,75 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from emsplat.conventions import electron_wavelength_in_angstroms
-from emsplat.fourier.cropping import fourier_crop
-from emsplat.fourier.transforms import transforms_of
-from emsplat.imaging.aberrations import antisymmetric_factors
-from emsplat.imaging.ctf import ctf
+from emsplat.fourier.slices import FourierVolume, central_slices
+from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
+from emsplat.imaging.ctf import ctf, ctf_in_double_precision
 from emsplat.particles.table import OpticsGroup, Particles
 from emsplat.splat.bandlimit import WIDENING
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What n images say, in the units of a working box D′ ≤ D."""
+class ForwardModel:
+    """The images of n particles in a box of D′ ≤ D pixels, to which they are cropped in Fourier space."""
 
-    spectra: Tensor  # (n, D′, D′//2+1) complex64 transforms of the images, cropped
-    weights: Tensor  # (n, D′, D′//2+1) W², twice that where a sample stands for its mirror image too
-    premultiplied: Tensor  # (n,) bool: the spectra hold C y
+    particles: Particles  # of n rows
+    box_size: int  # D′
+    double: bool = False  # in float64 throughout, by plain formulas: what kernels are tested against
 
+    @staticmethod
+    def of(particles: Particles, box_size: int | None = None, double: bool = False) -> ForwardModel:
+        """The model in this box, by default that of the images."""
+        return ForwardModel(particles, box_size or particles.box_size, double)
 
-def observe(images: NDArray[np.float32], particles: Particles, noise: NDArray[np.float64], box_size: int) -> Observed:
-    """Recorded images, ready for `misfits`.
+    @cached_property
+    def matrices(self) -> Tensor:
+        """(n, 3, 3) float64 from `aberrations.slice_matrices`: the poses and the magnification."""
+        return torch.from_numpy(slice_matrices(self.particles))
 
-    Args:
-        images: (n, B, B) as they are read, cropped to B ≥ D′ or not; their mean does not matter.
-        particles: the same n rows.
-        noise: (groups, D//2+1) from `noise_spectra`, of the uncropped images.
-        box_size: D′ of the working box that the images are cropped to in Fourier space.
-    """
-    # A slice of the working grid's map, whose voxels are larger, is smaller in its own units.
-    scale = (box_size / particles.box_size) ** 3
-    spectra = torch.from_numpy(fourier_crop(transforms_of(images), box_size)) * scale
-    numbers, groups, of_image = _groups(particles)
-    radius, in_volume = _radii(groups, box_size)
-    inverse = 1 / noise[numbers]
-    inverse[:, 0] = 0.0
-    shells = np.arange(noise.shape[1])
-    weights = np.array([np.interp(radius, shells, row) for row in inverse], dtype=np.float32) / scale**2
-    weights *= 2 * np.maximum(radius, in_volume) < box_size
-    weights[:, :, 1:] *= 2
-    premultiplied = np.array([group.premultiplied for group in groups])
-    return Observed(spectra, torch.from_numpy(weights[of_image]), torch.from_numpy(premultiplied[of_image]))
+    @cached_property
+    def shifts(self) -> Tensor:
+        """(n, 2) x, y in pixels of the box: how far from pixel ``D′ // 2`` the particles lie."""
+        return shifts_in_pixels(self.particles, self.box_size)
 
+    @cached_property
+    def transfer(self) -> Tensor:
+        """(n, D′, D′//2+1) C."""
+        return contrast_transfer(self.particles, self.box_size, double=self.double)
 
-def misfits(spectra: Tensor, transfer: Tensor, observed: Observed) -> Tensor:
-    """(n,) ``½ ‖W C p‖² − ⟨W² C y, p⟩`` of each image.
+    @cached_property
+    def phases(self) -> tuple[Tensor, Tensor]:
+        """(a, D′, D′//2+1) factors e^{iφ} of the optics groups that have such aberrations, (n,) which; −1 for none."""
+        dtype = np.complex128 if self.double else np.complex64
+        factors, factor_of = antisymmetric_factors(self.particles, self.box_size, dtype)
+        return torch.from_numpy(factors), torch.from_numpy(factor_of)
 
-    Args:
-        spectra: (n, D′, D′//2+1) p, from `image_spectra`; transfer: the same shape, C.
-    """
-    premultiplied = observed.premultiplied
-    if transfer.requires_grad and premultiplied.any():
-        raise ValueError("premultiplied images hold the CTF they were multiplied with: their defocus cannot be refined")
-    seen = transfer * spectra
-    met = torch.where(premultiplied[:, None, None], spectra, seen)
-    power = 0.5 * (seen.real**2 + seen.imag**2)
-    overlap = met.real * observed.spectra.real + met.imag * observed.spectra.imag
-    return (observed.weights * (power - overlap)).sum(dim=(1, 2))
+    @cached_property
+    def premultiplied(self) -> Tensor:
+        """(n,) whether the images hold C · y."""
+        return torch.from_numpy(self.particles.premultiplied)
+
+    def from_projections(self, projections: Tensor, contrasts: Tensor | None = None) -> Tensor:
+        """(n, D′, D′//2+1) p from projections (n, D′, D′), already shifted, of a density widened by κ."""
+        return image_spectra(projections, projection_factors(self.particles, self.box_size, widened=True), contrasts)
+
+    def from_volume(self, volume: FourierVolume) -> Tensor:
+        """(n, D′, D′//2+1) p from the transform of a density in the box; nothing from Nyquist's radius on."""
+        p, ratio = self.particles, self.box_size / self.particles.box_size
+        between_centres = self.box_size // 2 - p.box_size // 2 * ratio  # where odd boxes meet even ones
+        origins = p.origin_in_angstroms / p.pixel_size_in_angstroms * ratio + between_centres
+        spectra = torch.from_numpy(central_slices(volume, self.matrices.numpy(), origins))
+        factors, factor_of = self.phases
+        for number, factor in enumerate(factors):
+            spectra[factor_of == number] *= factor
+        return spectra
+
+    def seen(self, spectra: Tensor) -> Tensor:
+        """(n, D′, D′//2+1) transforms of the images to expect: C p, or C² p of premultiplied ones."""
+        return seen_spectra(spectra, self.transfer, self.premultiplied)
+
+    def images(self, spectra: Tensor) -> Tensor:
+        """(n, D′, D′) the images to expect, from p."""
+        return predicted_images(spectra, self.transfer, self.premultiplied)
 
 
 def image_spectra(
@@ -98,37 +109,45 @@ def image_spectra(
     if contrasts is not None:
         spectra = spectra * contrasts[:, None, None]
     if shifts is not None:
-        box_size = projections.shape[-1]
-        x, y = (-2j * torch.pi * s[:, None] for s in shifts.to(projections.dtype).unbind(dim=1))
-        along_y = torch.exp(y * torch.fft.fftfreq(box_size))
-        along_x = torch.exp(x * torch.fft.rfftfreq(box_size))
-        spectra = spectra * along_y[:, :, None] * along_x[:, None, :]
+        along_y, along_x = shift_factors(shifts.to(projections.dtype), projections.shape[-1])
+        spectra = spectra * along_y * along_x
     return spectra
 
 
-def predicted_images(spectra: Tensor, transfer: Tensor, premultiplied: Tensor | None = None) -> Tensor:
-    """(n, D, D) the images to expect: C p, or C² p where (n,) `premultiplied` says so."""
+def seen_spectra(spectra: Tensor, transfer: Tensor, premultiplied: Tensor | None = None) -> Tensor:
+    """(n, D, D//2+1) C p, or C² p where (n,) `premultiplied` says so."""
     seen = transfer * spectra
     if premultiplied is not None:
         seen = torch.where(premultiplied[:, None, None], transfer * seen, seen)
-    return torch.fft.irfft2(seen, s=(spectra.shape[1],) * 2)
+    return seen
+
+
+def predicted_images(spectra: Tensor, transfer: Tensor, premultiplied: Tensor | None = None) -> Tensor:
+    """(n, D, D) the images to expect, from p."""
+    return torch.fft.irfft2(seen_spectra(spectra, transfer, premultiplied), s=(spectra.shape[1],) * 2)
+
+
+def shift_factors(shifts: Tensor, box_size: int) -> tuple[Tensor, Tensor]:
+    """(n, D, 1) and (n, 1, D//2+1) factors of the transforms of images that are moved by (n, 2) x, y in pixels."""
+    x, y = (-2j * torch.pi * s[:, None] for s in shifts.unbind(dim=1))
+    along_y = torch.exp(y * torch.fft.fftfreq(box_size, dtype=shifts.dtype))
+    along_x = torch.exp(x * torch.fft.rfftfreq(box_size, dtype=shifts.dtype))
+    return along_y[:, :, None], along_x[:, None, :]
 
 
 def shifts_in_pixels(particles: Particles, box_size: int) -> Tensor:
     """(n, 2) x, y: how far from pixel ``D′ // 2`` of the working box the particles lie, for `splat.project`."""
-    full = particles.box_size
-    centres = full // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
-    return torch.from_numpy(centres * (box_size / full) - box_size // 2)
+    return torch.from_numpy(particles.centres_in_pixels * (box_size / particles.box_size) - box_size // 2)
 
 
 def projection_factors(particles: Particles, box_size: int, widened: bool) -> Tensor:
     """(n, D′, D′//2+1) factors of the projections' transforms in p: the antisymmetric phases e^{iφ} (real without any).
 
-    Where the Gaussians are `widened` (`splat.bandlimit`), also the inverse of the widening. The magnification is none
-    of them: it is in the matrices that the projections are made with, `aberrations.slice_matrices`.
+    Where the density is `widened` (`splat.bandlimit`), also the inverse of the widening. The magnification is none of
+    them: it is in the matrices that the projections are made with, `aberrations.slice_matrices`.
     """
     _, groups, of_image = _groups(particles)
-    _, in_volume = _radii(groups, box_size)
+    _, in_volume = frequency_radii(groups, box_size)
     kappa = WIDENING if widened else 0.0
     widening = np.exp(2 * np.pi**2 * kappa * np.minimum(in_volume / box_size, 0.5) ** 2).astype(np.float32)
     factors: NDArray = widening[of_image]
@@ -141,12 +160,13 @@ def projection_factors(particles: Particles, box_size: int, widened: bool) -> Te
 
 
 def contrast_transfer(
-    particles: Particles, box_size: int, defocus_changes_in_angstroms: Tensor | None = None
+    particles: Particles, box_size: int, defocus_changes_in_angstroms: Tensor | None = None, double: bool = False
 ) -> Tensor:
     """(n, D′, D′//2+1) CTFs, envelopes included.
 
     Args:
         defocus_changes_in_angstroms: (n,) added to both defoci of each image; the CTFs are differentiable by them.
+        double: in float64, from `ctf_in_double_precision`.
     """
     # The same frequencies in a smaller box of larger pixels.
     optics = tuple(
@@ -154,9 +174,9 @@ def contrast_transfer(
         for g in particles.optics
     )
     particles = replace(particles, optics=optics)
-    if defocus_changes_in_angstroms is None:
-        return torch.from_numpy(ctf(particles))
-    return _Defocused.apply(defocus_changes_in_angstroms, particles)
+    if defocus_changes_in_angstroms is not None:
+        return _Defocused.apply(defocus_changes_in_angstroms, particles)
+    return torch.from_numpy(ctf_in_double_precision(particles) if double else ctf(particles))
 
 
 class _Defocused(torch.autograd.Function):
@@ -164,12 +184,7 @@ class _Defocused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, changes, particles):
-        change = changes.detach().double().numpy()
-        ctx.particles = replace(
-            particles,
-            defocus_u_in_angstroms=particles.defocus_u_in_angstroms + change,
-            defocus_v_in_angstroms=particles.defocus_v_in_angstroms + change,
-        )
+        ctx.particles = particles.with_defocus_changed(changes.detach().double().numpy())
         ctx.dtype = changes.dtype
         return torch.from_numpy(ctf(ctx.particles))
 
@@ -180,7 +195,7 @@ class _Defocused(torch.autograd.Function):
         p = ctx.particles
         ahead = ctf(replace(p, phase_shift_in_degrees=p.phase_shift_in_degrees + 90))
         _, groups, of_image = _groups(p)
-        _, in_volume = _radii(groups, p.box_size)
+        _, in_volume = frequency_radii(groups, p.box_size)
         wavelengths = electron_wavelength_in_angstroms([group.voltage_in_kilovolts for group in groups])
         per_defocus = np.pi * wavelengths[:, None, None] * (in_volume / (p.box_size * p.pixel_size_in_angstroms)) ** 2
         slopes = per_defocus[of_image] * ahead
@@ -193,7 +208,7 @@ def _groups(particles: Particles) -> tuple[NDArray[np.int32], list[OpticsGroup],
     return numbers, [particles.optics[number] for number in numbers], of_image
 
 
-def _radii(groups: list[OpticsGroup], box_size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def frequency_radii(groups: list[OpticsGroup], box_size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """|k| on the half plane, (D′, D′//2+1), and |M k| with each group's magnification, (groups, …), units of 1/D′."""
     ky = np.fft.fftfreq(box_size, 1 / box_size)[:, None]
     kx = np.arange(box_size // 2 + 1)

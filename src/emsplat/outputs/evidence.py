@@ -6,21 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from emsplat.conventions import spatial_frequency_radii
 from emsplat.figures.reconstruction import direction_counts
 from emsplat.fourier.cropping import fourier_crop
-from emsplat.imaging.aberrations import slice_matrices
 from emsplat.imaging.ctf import ctf
-from emsplat.imaging.forward import (
-    contrast_transfer,
-    image_spectra,
-    predicted_images,
-    projection_factors,
-    shifts_in_pixels,
-)
+from emsplat.imaging.forward import ForwardModel
 from emsplat.imaging.noise import outside_circle, shell_means, subtract_background
 from emsplat.io.images import ImageSource
 from emsplat.models.gaussians import Gaussians
@@ -66,7 +58,7 @@ def gather_evidence(r: Reconstruction, truth: NDArray[np.float64] | None = None)
         "directions": direction_counts(table.euler_angles_in_degrees, _rows_of_directions(len(table))),
     }
     by_defocus = np.argsort(defocus, kind="stable")
-    rotations = table.select(_spread(by_defocus, _VIEWS)).rotations()
+    rotations = table.select(_spread(by_defocus, _VIEWS)).poses.rotations
     coverage = measure_coverage(rotations, symmetry_operators(r.settings.symmetry), r.settings.seed)
     evidence["efficiency"] = np.array(coverage.efficiency)
     affordable = min(_CTFS, 10 + 2 * _CTF_VALUES // box_size**2)
@@ -145,20 +137,18 @@ def _pairs(r: Reconstruction, rows: NDArray[np.int64]) -> Evidence:
 
 def _predicted(gaussians: Gaussians, particles: Particles) -> NDArray[np.float32]:
     """(n, D, D) images of the Gaussians with the particles' poses, shifts and CTFs."""
-    box_size, log_pixel = particles.box_size, math.log(particles.pixel_size_in_angstroms)
+    log_pixel, forward = math.log(particles.pixel_size_in_angstroms), ForwardModel.of(particles)
     projections = project(
         gaussians.centres / particles.pixel_size_in_angstroms,
         widened(gaussians.log_scales - log_pixel),
         gaussians.quaternions,
         gaussians.log_masses - 3 * log_pixel,
-        torch.from_numpy(slice_matrices(particles)),
-        shifts_in_pixels(particles, box_size),
-        box_size,
+        forward.matrices,
+        forward.shifts,
+        forward.box_size,
         _SPLAT_CUTOFF,
     )
-    spectra = image_spectra(projections, projection_factors(particles, box_size, widened=True))
-    premultiplied = np.array([group.premultiplied for group in particles.optics])[particles.optics_group]
-    return predicted_images(spectra, contrast_transfer(particles, box_size), torch.from_numpy(premultiplied)).numpy()
+    return forward.images(forward.from_projections(projections)).numpy()
 
 
 def _cropped(spectra: NDArray[np.complexfloating], edge: int) -> NDArray[np.floating]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from emsplat.conventions import rotation_matrices
 from emsplat.errors import InputError
+from emsplat.particles.poses import Poses
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,34 @@ class Particles:
     @property
     def pixel_size_in_angstroms(self) -> float:
         return self.optics[0].pixel_size_in_angstroms
+
+    @property
+    def poses(self) -> Poses:
+        """(N) rotations and shifts, as all computation takes them."""
+        return Poses.from_relion(self.euler_angles_in_degrees, self.origin_in_angstroms)
+
+    def with_poses(self, poses: Poses) -> Particles:
+        """The same images with other poses."""
+        angles, origins = poses.to_relion()
+        return replace(self, euler_angles_in_degrees=angles, origin_in_angstroms=origins)
+
+    def with_defocus_changed(self, changes_in_angstroms: NDArray[np.float64]) -> Particles:
+        """The same images, (N,) added to both defoci of each."""
+        return replace(
+            self,
+            defocus_u_in_angstroms=self.defocus_u_in_angstroms + changes_in_angstroms,
+            defocus_v_in_angstroms=self.defocus_v_in_angstroms + changes_in_angstroms,
+        )
+
+    @property
+    def centres_in_pixels(self) -> NDArray[np.float64]:
+        """(N, 2) x, y of the particles' centres in their images, counted from pixel 0."""
+        return self.box_size // 2 - self.origin_in_angstroms / self.pixel_size_in_angstroms
+
+    @property
+    def premultiplied(self) -> NDArray[np.bool_]:
+        """(N,) whether each image holds CTF × image."""
+        return np.array([group.premultiplied for group in self.optics])[self.optics_group]
 
     def rotations(self) -> NDArray[np.float64]:
         """(N, 3, 3) RELION matrices."""

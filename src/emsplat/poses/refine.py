@@ -23,12 +23,12 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from emsplat.conventions import electron_wavelength_in_angstroms, euler_angles
+from emsplat.conventions import electron_wavelength_in_angstroms
 from emsplat.fourier import maps
 from emsplat.fourier.slices import FourierVolume, fourier_volume
 from emsplat.imaging.aberrations import antisymmetric_factors, symmetric_phases
 from emsplat.imaging.ctf import ctf_parameters
-from emsplat.imaging.forward import observe
+from emsplat.imaging.likelihood import observe
 from emsplat.io.images import reading_order
 from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
@@ -150,15 +150,8 @@ def refine_half(
 
 def changed(particles: Particles, changes: NDArray[np.float64]) -> Particles:
     """The particles with (N, 7) changes as `refine_half` has them."""
-    turns = Rotation.from_rotvec(changes[:, :3]).as_matrix()
-    return replace(
-        particles,
-        euler_angles_in_degrees=euler_angles(turns @ particles.rotations()),
-        origin_in_angstroms=particles.origin_in_angstroms - changes[:, 3:5],
-        ctf_scale=particles.ctf_scale * (1 + changes[:, 5]),
-        defocus_u_in_angstroms=particles.defocus_u_in_angstroms + changes[:, 6],
-        defocus_v_in_angstroms=particles.defocus_v_in_angstroms + changes[:, 6],
-    )
+    moved = particles.with_poses(particles.poses.changed(changes[:, :3], changes[:, 3:5]))
+    return replace(moved.with_defocus_changed(changes[:, 6]), ctf_scale=particles.ctf_scale * (1 + changes[:, 5]))
 
 
 def _samples(limit_shell: int) -> NDArray[np.int64]:
@@ -186,10 +179,9 @@ class _Problem:
     ) -> None:
         """Args: rows: (n,) of these particles among all that `images` reads."""
         self.particles, self.samples, self.against = particles, samples, against
-        self.rotations = particles.rotations()
-        groups = np.array([(g.voltage_in_kilovolts, g.premultiplied) for g in particles.optics])[particles.optics_group]
-        self.phase_slopes = np.pi * electron_wavelength_in_angstroms(groups[:, 0])
-        self.premultiplied = groups[:, 1].astype(bool)
+        self.poses, self.premultiplied = particles.poses, particles.premultiplied
+        voltages = np.array([group.voltage_in_kilovolts for group in particles.optics])[particles.optics_group]
+        self.phase_slopes = np.pi * electron_wavelength_in_angstroms(voltages)
         box_size = against.volume.box_size
         at = (slice(None), samples[:, 1] % box_size, samples[:, 0])
         phases, self.symmetric_of = symmetric_phases(particles, box_size)
@@ -210,21 +202,16 @@ class _Problem:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """(n,) misfits to the coarsest samples, their (n, 7) slopes and (n, 7, 7) Gauss–Newton curvatures."""
         n, particles = len(changes), self.particles
-        moved = replace(
-            particles,
-            defocus_u_in_angstroms=particles.defocus_u_in_angstroms + changes[:, 6],
-            defocus_v_in_angstroms=particles.defocus_v_in_angstroms + changes[:, 6],
-        )
+        turned = self.poses.changed(changes[:, :3], changes[:, 3:5]).rotations
         step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
         centre = particles.box_size // 2 * particles.pixel_size_in_angstroms
         misfits, slopes = np.empty(n), np.empty((n, N_PARAMETERS))
         curvatures = np.empty((n, N_PARAMETERS, N_PARAMETERS))
         normal_equations(
             self.against.volume.grid, _TAP_TABLE, self.against.volume.box_size, self.samples[:n_samples], self.spectra,
-            self.weights, ctf_parameters(moved), self.phase_slopes * with_defocus, self.symmetric, self.symmetric_of,
-            self.premultiplied, Rotation.from_rotvec(changes[:, :3]).as_matrix() @ self.rotations,
-            (centre - particles.origin_in_angstroms + changes[:, 3:5]) * step, 1 + changes[:, 5], step,
-            misfits, slopes, curvatures,
+            self.weights, ctf_parameters(particles.with_defocus_changed(changes[:, 6])),
+            self.phase_slopes * with_defocus, self.symmetric, self.symmetric_of, self.premultiplied, turned,
+            (centre + self.poses.shifts + changes[:, 3:5]) * step, 1 + changes[:, 5], step, misfits, slopes, curvatures,
         )  # fmt: skip
         return misfits, slopes, curvatures
 

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from emsplat.fourier.slices import MARGIN, PADDING
 from emsplat.fourier.window import Window
-from emsplat.imaging.ctf import as_tuple, ctf_at
+from emsplat.imaging.ctf import ctf_at, magnified, quarter_wave_ahead, terms_of
 
 WIDTH = 4
 WINDOW = Window.for_oversampling(WIDTH, PADDING)
@@ -168,8 +168,8 @@ def _image(
     symmetric, has_symmetric, times_ctf, a, centre, contrast, step, g, h,
 ):  # fmt: skip
     """The misfit of one image; adds its slopes to g and its curvatures to h."""
-    p = as_tuple(parameters)
-    ahead = (p[0], p[1], p[2], p[3], p[4] + 0.5 * np.pi, p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12])
+    terms = terms_of(parameters)
+    ahead = quarter_wave_ahead(terms)
     misfit = 0.0
     gain = np.float32(0)
     by_real, by_imag = np.empty(6), np.empty(6)
@@ -182,14 +182,14 @@ def _image(
         if w == 0:
             continue
         kx, ky = samples[i, 0], samples[i, 1]
-        x, y = p[9] * kx + p[10] * ky, p[11] * kx + p[12] * ky  # in the map's plane: magnified
+        x, y = magnified(terms, kx, ky)  # in the map's plane: magnified
         f, fx, fy, fz = _transform(
             flat, origin, row, plane, table,
             a[0, 0] * x + a[1, 0] * y, a[0, 1] * x + a[1, 1] * y, a[0, 2] * x + a[1, 2] * y,
         )  # fmt: skip
         if has_symmetric:
             gain = symmetric[i]
-        c = ctf_at(p, kx * step, ky * step, gain)
+        c = ctf_at(terms, kx * step, ky * step, gain)
         phase = columns[kx] * rows[ky]
         before = phase * f  # the prediction before the CTF
         # The map's slopes along the image's axes; a turn ω moves the sample k by −ω × k in the image's frame.

@@ -93,9 +93,8 @@ def refine_settings(settings: ReconstructSettings, diameter_in_angstroms: float)
 
 def check_refinable(particles: Particles, settings: ReconstructSettings) -> None:
     """InputError where the images do not hold what is to be refined."""
-    premultiplied = any(particles.optics[group].premultiplied for group in np.unique(particles.optics_group))
     fixed = [name for name in settings.refined if name in ("contrast", "defocus")]
-    if premultiplied and fixed:
+    if fixed and particles.premultiplied.any():
         raise InputError(
             f"--refine {settings.refine}: the images are premultiplied with their CTF, so its {' and '.join(fixed)} "
             "can no longer change; refine poses,shifts, or extract the images without premultiplication"

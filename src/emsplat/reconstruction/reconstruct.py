@@ -84,6 +84,7 @@ def reconstruct(
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
+    contrast_is_known: bool = False,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
 
@@ -93,6 +94,7 @@ def reconstruct(
         reporter: told of progress; silent by default.
         checkpoints: where every stage writes its state down, and may go on from; by default, nowhere.
         world: the ranks that share the work, each of which calls this and is given the same; by default, one.
+        contrast_is_known: particles are not refused as dark by what their map looks like, which may be wrong.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
@@ -118,7 +120,7 @@ def reconstruct(
             # The noise is measured outside the particle: in images that were not cropped.
             whole = images if box_size == table.box_size else source
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
-            diameter = _diameter(preview, table, settings, reporter)
+            diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
             f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
@@ -194,18 +196,20 @@ def _table_with_halves(
     return table.with_half_sets(settings.seed), not given
 
 
-def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter) -> float:
+def _diameter(
+    preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter, contrast_is_known: bool
+) -> float:
     """Å; as asked for, else as the sample shows it, else the box. Refuses particles that are surely dark."""
     reporter.line(
         f"contrast from {preview.n_sampled} images: half-sample correlation {preview.correlation:.2f}, "
         f"skewness {preview.skewness:+.2f}"
     )
-    if preview.surely_dark:
+    if preview.surely_dark and not contrast_is_known:
         raise InputError(
             f"{table.source}: the particles are dark (skewness {preview.skewness:+.2f} of the density); "
             f"they must be white: {'leave out' if settings.invert else 'add'} --invert"
         )
-    if not preview.contrast_is_sure:
+    if not preview.contrast_is_sure and not contrast_is_known:
         reporter.warn("the sample does not show whether particles are white; if the map is inside out, use --invert")
     box = table.box_size * table.pixel_size_in_angstroms
     if settings.mask_diameter is not None:

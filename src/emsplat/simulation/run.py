@@ -10,9 +10,8 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emsplat.fourier.slices import FourierVolume, central_slices, fourier_volume
-from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
-from emsplat.imaging.ctf import ctf
+from emsplat.fourier.slices import FourierVolume, fourier_volume
+from emsplat.imaging.forward import ForwardModel
 from emsplat.io.mrc import StackWriter, write_map
 from emsplat.io.star import write_star
 from emsplat.particles.table import Particles
@@ -95,13 +94,9 @@ def signal_images(volume: FourierVolume, particles: Particles) -> NDArray[np.flo
 
     Holds frequencies below Nyquist's radius only, as does the truth.
     """
-    box_size, pixel_size = particles.box_size, particles.pixel_size_in_angstroms
-    spectra = central_slices(volume, slice_matrices(particles), particles.origin_in_angstroms / pixel_size)
-    spectra *= ctf(particles)
-    factors, factor_of = antisymmetric_factors(particles, box_size)
-    for image in np.flatnonzero(factor_of >= 0):
-        spectra[image] *= factors[factor_of[image]]
-    return scipy.fft.irfft2(spectra, s=(box_size, box_size), workers=numba.get_num_threads())
+    forward = ForwardModel.of(particles)
+    spectra = forward.seen(forward.from_volume(volume)).numpy()
+    return scipy.fft.irfft2(spectra, s=(particles.box_size,) * 2, workers=numba.get_num_threads())
 
 
 def noise_images(

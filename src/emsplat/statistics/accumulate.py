@@ -25,7 +25,7 @@ from emsplat.fourier.cropping import fourier_crop
 from emsplat.fourier.insertion import SliceGrid, grid_period, grid_shape
 from emsplat.fourier.transforms import transforms_of
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
-from emsplat.imaging.ctf import as_tuple, ctf_along, ctf_parameters
+from emsplat.imaging.ctf import ctf_along, ctf_parameters, terms_of
 from emsplat.imaging.noise import inverse_noise, outside_circle, subtract_background
 from emsplat.io.images import reading_order
 from emsplat.particles.batches import Images, Rows
@@ -279,8 +279,8 @@ def fill_grids(
         of_b, of_t = (parts.entries(blocks[block], kind, wanted[kind]) for kind in Kind)
         return of_b, of_t
 
-    prepared_blocks = _prepared_blocks(particles, images, len(blocks), entries_of, settings, stopwatch)
-    for rows, prepared in zip(blocks, prepared_blocks, strict=True):
+    all_prepared = prepared_blocks(particles, images, len(blocks), entries_of, settings, stopwatch)
+    for rows, prepared in zip(blocks, all_prepared, strict=True):
         with stopwatch.working("insertion"):
             for number, kind in sorted(grids):
                 entries, slices = prepared[kind]
@@ -343,7 +343,7 @@ def restored_statistics(state: State) -> dict[Part, Statistics]:
     return result
 
 
-def _prepared_blocks(
+def prepared_blocks(
     particles: Particles,
     images: Images,
     n_blocks: int,
@@ -358,8 +358,7 @@ def _prepared_blocks(
     """
     box_size, working = particles.box_size, settings.box_size
     parameters = ctf_parameters(particles)
-    centres = box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
-    premultiplied = np.array([g.premultiplied for g in particles.optics])
+    centres, premultiplied = particles.centres_in_pixels, particles.premultiplied
     step = 1 / (box_size * particles.pixel_size_in_angstroms)
     symmetric, symmetric_of = symmetric_phases(particles, working)
     antisymmetric, antisymmetric_of = antisymmetric_factors(particles, working)
@@ -390,7 +389,7 @@ def _prepared_blocks(
                 group = particles.optics_group[rows]
                 _weigh(
                     spectra, weights, _places(rows, of_b.rows), _places(rows, of_t.rows), parameters[rows],
-                    centres[rows], whitening, group, premultiplied[group], symmetric, symmetric_of[rows], antisymmetric,
+                    centres[rows], whitening, group, premultiplied[rows], symmetric, symmetric_of[rows], antisymmetric,
                     antisymmetric_of[rows], scale, box_size, step,
                 )  # fmt: skip
             yield (of_b, spectra), (of_t, weights)
@@ -420,14 +419,14 @@ def _weigh(
         # The spectrum of a particle centred at p carries exp(−2πi k·p/D); undo it.
         turn_x = 2 * np.pi * centres[i, 0] / box_size
         turn_y = 2 * np.pi * centres[i, 1] / box_size
-        p, times_ctf = as_tuple(parameters[i]), premultiplied[i]
+        terms, times_ctf = terms_of(parameters[i]), premultiplied[i]
         even, odd = symmetric_of[i], antisymmetric_of[i]
         along_x = np.exp(1j * turn_x * np.arange(columns)).astype(np.complex64)
         c = np.empty(columns, dtype=np.float32)
         for row in range(rows):
             ky = row if 2 * row < rows else row - rows
             along_y = np.complex64(np.exp(1j * turn_y * ky))
-            ctf_along(p, ky * step, step, symmetric[even, row] if even >= 0 else none, c)
+            ctf_along(terms, ky * step, step, symmetric[even, row] if even >= 0 else none, c)
             w2 = whitening[group[i], row]
             if weight_of[i] >= 0:
                 weight = weights[weight_of[i], row]

@@ -23,7 +23,7 @@ from emsplat.errors import InputError
 from emsplat.fourier.insertion import frames_of
 from emsplat.fourier.insertion_gpu import DeviceGrid, DeviceGrids, Views
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
-from emsplat.imaging.ctf import critical_dose, ctf_parameters
+from emsplat.imaging.ctf import critical_dose, ctf_terms
 from emsplat.imaging.noise import inverse_noise, outside_circle
 from emsplat.io.images import check_images, refuse_images
 from emsplat.particles.batches import Images
@@ -36,6 +36,9 @@ from emsplat.statistics.accumulate import AccumulationSettings, GridId
 _FREE_SHARE = 0.6  # of the free memory for a block: the one before it may not have let go of its own
 _UNDER_WAY = 2  # blocks that the card has been asked to do and has not done
 _BYTES_A_PIXEL = 80  # that an image takes on the card, about; only for a first guess at what a reconstruction needs
+# Columns of the CTF's coefficients on the card.
+_PHASE, _SQUARED = slice(0, 3), slice(3, 6)
+_QUARTIC, _CONSTANT, _SCALE, _DECAY, _DOSE, _DOSE_SCALE = range(6, 12)
 
 
 def bytes_needed(n_parts: int, box_size: int, settings: AccumulationSettings) -> int:
@@ -190,7 +193,7 @@ class _Blocks:
         self._once = parts.weights is None and all(everywhere)  # every image is added once to a grid of each kind
         self._box_size, self._working = images.box_size, settings.box_size
         self._coefficients = _coefficients(particles)
-        self._centres = particles.box_size // 2 - particles.origin_in_angstroms / particles.pixel_size_in_angstroms
+        self._centres = particles.centres_in_pixels
         self._matrices, self._symmetry = slice_matrices(particles), settings.symmetry
         phases = (f(particles, settings.box_size)[1] for f in (symmetric_phases, antisymmetric_factors))
         self._kinds = np.stack([particles.optics_group, *phases], axis=1).astype(np.int64)
@@ -358,7 +361,7 @@ class Weighting:
         )
 
     def prepare(self, block: Block) -> Prepared:
-        """Transforms of the images, centred and weighted, and their weights; see `statistics._weigh`."""
+        """Transforms of the images, centred and weighted, and their weights; see `accumulate._weigh`."""
         n, half = len(block.rows), self.working // 2 + 1
         flat = block.images.view(n, -1)
         lowest, highest = flat.amin(dim=1), flat.amax(dim=1)
@@ -395,20 +398,21 @@ class Weighting:
         return torch.cat([columns[:, :upper], columns[:, full - lower :]], dim=1)
 
     def _contrast(self, block: Block) -> Tensor:
-        """(n, P) float32 CTFs, as `optics.ctf_at` has them; phases of hundreds of radians need float64."""
+        """(n, P) float32 CTFs, as `ctf.ctf_at` has them; phases of hundreds of radians need float64."""
         c = block.coefficients
-        squared = c[:, 3:6] @ self.monomials
-        phase = (c[:, :3] @ self.monomials).addcmul_(squared * squared, c[:, 6:7]).add_(c[:, 7:8])
+        quartic, constant, scale, decay = (c[:, i : i + 1] for i in (_QUARTIC, _CONSTANT, _SCALE, _DECAY))
+        squared = c[:, _SQUARED] @ self.monomials
+        phase = (c[:, _PHASE] @ self.monomials).addcmul_(squared * squared, quartic).add_(constant)
         if self.symmetric is not None:
             phase += self.symmetric[block.kinds[:, 1]]
         contrast = phase.remainder_(2 * torch.pi).float().sin_()
         del phase
-        envelope = (squared * c[:, 9:10]).float()
+        envelope = (squared * decay).float()
         if self.has_dose:
-            dose, of_voltage = c[:, 10:11], c[:, 11:12]
+            dose, dose_scale = c[:, _DOSE, None], c[:, _DOSE_SCALE, None]
             critical = critical_dose(squared.clamp_min(1e-12))
-            envelope -= (dose / (of_voltage * critical)).float()
-        return contrast.mul_(envelope.exp_()).mul_(c[:, 8:9].float())
+            envelope -= (dose / (dose_scale * critical)).float()
+        return contrast.mul_(envelope.exp_()).mul_(scale.float())
 
 
 def _phase_factors(angles: Tensor) -> Tensor:
@@ -418,18 +422,23 @@ def _phase_factors(angles: Tensor) -> Tensor:
 
 
 def _coefficients(particles: Particles) -> NDArray[np.float64]:
-    """(N, 12) of `optics.ctf_parameters`, the frequency in steps of the grid and the magnification multiplied out.
+    """(N, 12) `imaging.ctf.ctf_terms` with the frequency in steps of the grid and the magnification multiplied out.
 
-    The phase is ``c0 kx² + c1 kx ky + c2 ky² + c6 s⁴ + c7`` with ``s² = c3 kx² + c4 kx ky + c5 ky²`` in 1/Å²,
-    the factor ``c8 exp(c9 s²)``, the dose weight ``exp(−c10 / (c11 critical(s)))``.
+    ``phase = c[_PHASE] · (kx², kx ky, ky²) + quartic s⁴ + constant`` with ``s² = c[_SQUARED] · (kx², kx ky, ky²)``.
     """
-    p = ctf_parameters(particles).T
+    t = ctf_terms(particles)
     step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
-    xx, xy, yx, yy = p[9:13] * step  # sx = xx kx + xy ky, sy = yx kx + yy ky
+    # sx = xx kx + xy ky, sy = yx kx + yy ky
+    xx, xy = t.magnification_xx * step, t.magnification_xy * step
+    yx, yy = t.magnification_yx * step, t.magnification_yy * step
     columns = np.empty((12, len(particles)))
-    columns[0] = p[0] * xx * xx + p[1] * xx * yx + p[2] * yx * yx
-    columns[1] = 2 * p[0] * xx * xy + p[1] * (xx * yy + xy * yx) + 2 * p[2] * yx * yy
-    columns[2] = p[0] * xy * xy + p[1] * xy * yy + p[2] * yy * yy
-    columns[3:6] = xx * xx + yx * yx, 2 * (xx * xy + yx * yy), xy * xy + yy * yy
-    columns[6:12] = p[3], p[4], p[5], p[6], np.maximum(p[7], 0), p[8]
+    columns[_PHASE] = (
+        t.xx * xx * xx + t.xy * xx * yx + t.yy * yx * yx,
+        2 * t.xx * xx * xy + t.xy * (xx * yy + xy * yx) + 2 * t.yy * yx * yy,
+        t.xx * xy * xy + t.xy * xy * yy + t.yy * yy * yy,
+    )
+    columns[_SQUARED] = xx * xx + yx * yx, 2 * (xx * xy + yx * yy), xy * xy + yy * yy
+    columns[_QUARTIC], columns[_CONSTANT] = t.quartic, t.constant
+    columns[_SCALE], columns[_DECAY] = t.scale, t.decay
+    columns[_DOSE], columns[_DOSE_SCALE] = np.maximum(t.dose, 0), t.dose_scale
     return np.ascontiguousarray(columns.T)

@@ -1,0 +1,89 @@
+"""Bins of latent space: which images lie near which point, and what they say together.
+
+Landmarks are spread over the latents of both halves; an image has a share in each landmark that its latent may lie at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
+
+from emsplat.heterogeneity.fit_decoder import Bin, make_bin
+from emsplat.particles.batches import Images
+from emsplat.particles.parts import HELD_OUT, TRAINING, Part, PartWeights
+from emsplat.particles.table import Particles
+from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
+
+LEAST_WEIGHT = 0.02  # shares below are dropped
+_BANDWIDTH = 1.5
+_SAMPLE = 20_000  # latents that landmarks are found from
+_FEWEST = 20.0  # images of a bin, below which it is left out
+
+
+def landmarks(latents: NDArray[np.float64], count: int, seed: int) -> NDArray[np.float64]:
+    """(G, K) centres of k-means, G at most the count: those that any latent is nearest to."""
+    rng = np.random.default_rng(seed)
+    if len(latents) > _SAMPLE:
+        latents = latents[rng.choice(len(latents), _SAMPLE, replace=False)]
+    centres, nearest = kmeans2(latents, min(count, len(latents)), minit="++", seed=rng, iter=30)
+    return centres[np.bincount(nearest, minlength=len(centres)) > 0]
+
+
+def shares(
+    mean: NDArray[np.float64], covariance: NDArray[np.float64], centres: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """(n, G) share of each image in each landmark, in the metric of its posterior covariance; rows add up to 1."""
+    out = np.empty((len(mean), len(centres)), dtype=np.float32)
+    for first in range(0, len(mean), 4096):
+        here = slice(first, first + 4096)
+        apart = centres - mean[here, None]
+        distance = (np.linalg.solve(covariance[here], apart.transpose(0, 2, 1)) * apart.transpose(0, 2, 1)).sum(axis=1)
+        distance -= distance.min(axis=1, keepdims=True)
+        out[here] = sparse(np.exp(-0.5 * distance / _BANDWIDTH**2))
+    return out
+
+
+def sparse(weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Rows that add up to 1, without their smallest entries."""
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    weights = np.where(weights < LEAST_WEIGHT, 0, weights)
+    return (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def fill_bins(
+    particles: Particles,
+    images: Images,
+    half: int,
+    weights: NDArray[np.float32],
+    latents: NDArray[np.float64],
+    split: PartWeights,
+    settings: AccumulationSettings,
+    extent: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Bin]:
+    """The bins of one half, those that hold too few images left out.
+
+    Args:
+        weights: (N, G) share of every image in every bin; latents: (N, K).
+        split: into the training and the held-out images of both halves.
+    """
+    rows = particles.half_set == half
+    chosen = np.where(rows[:, None], weights, 0)
+    table = split.with_states(chosen, LEAST_WEIGHT / 2)
+    sums = {part: total for part, total in zip(table.parts, table.sums_of_weights().tolist(), strict=True)}
+    numbers = [
+        g
+        for g in range(weights.shape[1])
+        if sums[Part(half, TRAINING, g)] > _FEWEST and sums[Part(half, HELD_OUT, g)] > _FEWEST / 5
+    ]
+    total = sum(sums[Part(half, s, g)] for g in numbers for s in (TRAINING, HELD_OUT))
+    found: dict[Part, Statistics] = accumulate(particles, images, table, settings, progress)
+    bins = []
+    for g in numbers:
+        z = (chosen[:, g] @ latents) / chosen[:, g].sum()
+        training, held_out = (found.pop(Part(half, s, g)) for s in (TRAINING, HELD_OUT))
+        bins.append(make_bin(z, total, training, held_out, extent))
+    return bins

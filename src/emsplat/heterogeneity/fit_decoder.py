@@ -1,0 +1,231 @@
+"""Fitting a decoder to the statistics of latent bins: full-batch, without touching an image.
+
+``Σ_g π_g [½⟨V(z_g), T_g∗V(z_g)⟩ − ⟨b_g, V(z_g)⟩]`` is what the images of all bins say about a nonlinear model, as long
+as every image of a bin g is taken to show V(z_g). Steps go down the loss of most of the images until that of those held
+out no longer falls; some falling steps on all of them end the fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emsplat.heterogeneity.decoder import Decoder
+from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
+from emsplat.models.gaussians import Gaussians
+from emsplat.models.parameters import Parameters
+from emsplat.splat import voxelise
+from emsplat.splat.bandlimit import widened
+from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.loss import QuadraticLoss, fitting_period
+
+VARIANTS = ("mass", "both")
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """Every number of the fit."""
+
+    mass_step: float = 0.14  # of the slopes, over √K
+    displacement_step: float = 0.3  # voxels, over √K
+    base_steps: tuple[float, float, float, float] = (0.15, 0.015, 0.015, 0.02)  # centres, scales, quaternions, masses
+    most_steps: int = 60
+    check_every: int = 5
+    patience: int = 2
+    improvement: float = 2e-4  # of the held-out loss, relative
+    anneal_steps: int = 12
+    cutoff: float = 3.0
+    max_scale: float = 4.0  # voxels
+
+
+@dataclass(frozen=True)
+class Bin:
+    """What the images near a point of latent space say."""
+
+    z: NDArray[np.float64]  # (K,) mean latent of its images
+    weight: float  # share of all images
+    training: QuadraticLoss
+    held_out: QuadraticLoss
+    held_out_share: float  # of the bin's images
+
+
+@dataclass
+class DecoderHistory:
+    """What the log and the figures show; losses are per image, averaged over the bins."""
+
+    variant: str
+    losses: list[float] = field(default_factory=list)
+    checks: list[tuple[int, float]] = field(default_factory=list)
+    best: float = math.inf
+    best_at: int = 0
+
+
+def make_bin(z: NDArray[np.float64], total: float, training: Statistics, held_out: Statistics, extent: int) -> Bin:
+    """Args: total: the sum of all bins' weights; extent: voxels of the cube in which the Gaussians live."""
+    period = fitting_period(extent)
+    weight = training.divisor + held_out.divisor
+    first, second = (QuadraticLoss(s, extent, period) for s in (training, held_out))
+    return Bin(z, weight / total, first, second, held_out.divisor / weight)
+
+
+class DecoderFit:
+    """Leaves in voxels, and Adam; one fit of one variant."""
+
+    def __init__(self, start: Decoder, pixel_size: float, extent: int, variant: str, settings: DecoderSettings) -> None:
+        model = start.gaussians
+        scaled = Gaussians.from_pixels(
+            model.centres, model.log_scales, model.quaternions, model.log_masses, 1 / pixel_size
+        )
+        base = (scaled.centres, widened(scaled.log_scales), scaled.quaternions, scaled.log_masses)
+        self.base = Parameters(*(t.clone().requires_grad_() for t in base))
+        self.mass_slopes = start.mass_slopes.clone().requires_grad_()
+        self.displacements = (start.displacements / pixel_size).clone().requires_grad_()
+        if variant == "mass":
+            self.displacements.detach().zero_()
+        self.limits = GaussianSettings(len(model), cutoff=settings.cutoff, max_scale=settings.max_scale)
+        self.variant, self.pixel_size, self.extent, self.settings = variant, pixel_size, extent, settings
+        root = math.sqrt(max(start.n_latents, 1))
+        groups = [
+            {"params": [t], "lr": 0.0, "size": size, "follows_latents": False}
+            for t, size in zip(self._base_leaves, settings.base_steps, strict=True)
+        ]
+        groups.append(
+            {"params": [self.mass_slopes], "lr": 0.0, "size": settings.mass_step / root, "follows_latents": True}
+        )
+        if variant != "mass":
+            groups.append(
+                {
+                    "params": [self.displacements],
+                    "lr": 0.0,
+                    "size": settings.displacement_step / root,
+                    "follows_latents": True,
+                }
+            )
+        self.optimiser = torch.optim.Adam(groups, betas=(0.8, 0.99), eps=1e-12)
+
+    @property
+    def _base_leaves(self) -> tuple[Tensor, ...]:
+        p = self.base
+        return (p.centres, p.log_scales, p.quaternions, p.log_masses)
+
+    def density(self, z: NDArray[np.float64]) -> Tensor:
+        """(d, d, d) splat at a point, which the losses boost."""
+        point = torch.as_tensor(z, dtype=torch.float32)
+        p = self.base
+        return voxelise(
+            p.centres + torch.einsum("jkc,k->jc", self.displacements, point),
+            p.log_scales,
+            p.quaternions,
+            p.log_masses + (self.mass_slopes @ point).clamp(-8, 8),
+            self.extent,
+            self.settings.cutoff,
+        )
+
+    def step(self, bins: Sequence[Bin], rate: float, on_all: bool) -> float:
+        """One step; returns the loss before it."""
+        self.optimiser.zero_grad()
+        total = 0.0
+        for one in bins:
+            volume = self.density(one.z)
+            share = one.held_out_share if on_all else 0.0
+            value, gradient = one.training.at(volume.detach())
+            if on_all:
+                other, more = one.held_out.at(volume.detach())
+                value = (1 - share) * value + share * other
+                gradient = (1 - share) * gradient + share * more
+            total += one.weight * value
+            volume.backward(one.weight * gradient)
+        for group in self.optimiser.param_groups:
+            # The consensus was fitted to the held-out images, too: it moves only where all images are fitted.
+            group["lr"] = rate * group["size"] if on_all or group["follows_latents"] else 0.0
+        self.optimiser.step()
+        with torch.no_grad():
+            GaussianModel(self.base, self.extent, self.limits).constrain()
+        return total
+
+    @torch.no_grad()
+    def held_out_loss(self, bins: Sequence[Bin]) -> float:
+        return sum(one.weight * one.held_out.at(self.density(one.z))[0] for one in bins)
+
+    def state(self) -> list[Tensor]:
+        return [t.detach().clone() for t in (*self._base_leaves, self.mass_slopes, self.displacements)]
+
+    @torch.no_grad()
+    def restore(self, state: list[Tensor]) -> None:
+        for leaf, value in zip((*self._base_leaves, self.mass_slopes, self.displacements), state, strict=True):
+            leaf.copy_(value)
+
+    def decoder(self) -> Decoder:
+        """The model in Å."""
+        displacements = self.displacements.detach() * self.pixel_size
+        return Decoder(self.base.gaussians(self.pixel_size), self.mass_slopes.detach().clone(), displacements)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A decoder, and what it came from."""
+
+    decoder: Decoder  # ended on all images
+    training: Decoder  # as the held-out images have not seen it: where the next round starts
+    histories: tuple[DecoderHistory, ...]  # of all variants, the chosen one first
+
+
+def fit_decoder(
+    start: Decoder,
+    bins: Sequence[Bin],
+    pixel_size: float,
+    extent: int,
+    settings: DecoderSettings,
+    variants: Sequence[str] = VARIANTS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Fitted:
+    """The variant with the least held-out loss.
+
+    Args:
+        start: lengths in Å; pixel_size: Å a voxel of the bins' losses.
+    """
+    most = settings.most_steps + settings.anneal_steps
+    found: list[tuple[float, DecoderFit, DecoderHistory]] = []
+    for number, variant in enumerate(variants):
+        fit, history = DecoderFit(start, pixel_size, extent, variant, settings), DecoderHistory(variant)
+        _search(fit, bins, history, partial(_within, progress, number * most, len(variants) * most))
+        found.append((history.best, fit, history))
+    found.sort(key=lambda item: item[0])
+    _, fit, history = found[0]
+    training = fit.decoder()
+    for i in range(settings.anneal_steps):
+        history.losses.append(fit.step(bins, 0.5 + 0.5 * math.cos(math.pi * i / settings.anneal_steps), True))
+    progress(len(variants) * most, len(variants) * most)
+    return Fitted(fit.decoder(), training, tuple(item[2] for item in found))
+
+
+def _within(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def _search(fit: DecoderFit, bins: Sequence[Bin], history: DecoderHistory, progress: Callable[[int], None]) -> None:
+    """Steps until the held-out loss no longer falls; leaves the fit where it was best."""
+    settings = fit.settings
+    history.best = fit.held_out_loss(bins)
+    history.checks.append((0, history.best))
+    best, waited, done = fit.state(), 0, 0
+    while waited < settings.patience and done < settings.most_steps:
+        history.losses.append(fit.step(bins, 1.0, False))
+        done += 1
+        progress(done)
+        if done % settings.check_every:
+            continue
+        now = fit.held_out_loss(bins)
+        history.checks.append((done, now))
+        better = now < history.best - settings.improvement * abs(history.best)
+        waited = 0 if better else waited + 1
+        if now < history.best:
+            history.best, history.best_at, best = now, done, fit.state()
+    fit.restore(best)

@@ -1,0 +1,124 @@
+"""Rounds of a generative topographic map: how likely is each image under the decoder's map at each of many points?
+
+``log p(y | z_p) = log ∫ p(c) exp(c v_p − ½ c² A_pp) dc`` from slices of V(z_p); with the points' populations it gives
+every image a posterior over the points, and from that its latent, without any linearity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.fourier import maps
+from emsplat.heterogeneity.decoder import Decoder
+from emsplat.heterogeneity.observations import Observations
+from emsplat.heterogeneity.posterior import CONTRASTS, ContrastPrior
+from emsplat.heterogeneity.slices import Volumes
+
+_AT_ONCE = 16  # volumes whose transforms are held together
+_IMAGES = 256
+_MIXING_ROUNDS = 5  # of EM for the points' populations
+
+
+@dataclass(frozen=True)
+class PointPosterior:
+    """Where on a set of points n images lie."""
+
+    weights: NDArray[np.float32]  # (n, P), rows add up to 1
+    log_likelihood: NDArray[np.float64]  # (n,) under the whole model, less that of an image without particle
+    junk: NDArray[np.float64]  # (n,) probability that an image shows no particle
+    contrast: NDArray[np.float64]  # (n,) mean, should it show one
+
+    def mean(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, K)."""
+        return self.weights.astype(np.float64) @ points
+
+    def covariance(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, K, K)."""
+        mean = self.mean(points)
+        square = self.weights.astype(np.float64) @ (points[:, :, None] * points[:, None, :]).reshape(len(points), -1)
+        return square.reshape(len(mean), *2 * points.shape[1:]) - mean[:, :, None] * mean[:, None, :]
+
+
+def decoded(decoder: Decoder, z: NDArray[np.float64], box_size: int, pixel_size: float) -> NDArray[np.float32]:
+    """(D, D, D) map at a point. Args: pixel_size: Å of that box."""
+    return decoder.at(z).voxelise(box_size, pixel_size)
+
+
+def inner_with_points(
+    volumes_of_points: list[NDArray[np.float32]], observations: Observations
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n, P) A_pp and v_p of every image with every point's map."""
+    n, count = len(observations), len(volumes_of_points)
+    power, overlap = np.empty((n, count)), np.empty((n, count))
+    twice = observations.multiplicity
+    for first in range(0, count, _AT_ONCE):
+        volumes = Volumes.of(volumes_of_points[first : first + _AT_ONCE])
+        columns = slice(first, first + volumes.count)
+        for begin in range(0, n, _IMAGES):
+            here = slice(begin, begin + _IMAGES)
+            part = observations.part(here)
+            slices = volumes.slices(part.matrices, part.samples)
+            power[here, columns] = np.einsum("nm,nmrc->nc", part.weights * twice, slices**2, optimize=True)
+            spectra = (part.spectra * twice).view(np.float32).reshape(len(part), -1, 2)
+            overlap[here, columns] = np.einsum("nmr,nmrc->nc", spectra, slices, optimize=True)
+    return power, overlap
+
+
+def point_posterior(
+    power: NDArray[np.float64],
+    overlap: NDArray[np.float64],
+    populations: NDArray[np.float64],
+    prior: ContrastPrior,
+) -> tuple[PointPosterior, NDArray[np.float64]]:
+    """Posteriors, and the populations (P,) that make the images most likely.
+
+    Args: power, overlap: (n, P) from `inner_with_points`.
+    """
+    c, log_prior = CONTRASTS[1:], prior.log()
+    likelihood = np.full(power.shape, -np.inf)
+    contrast = np.zeros(power.shape)
+    for value, log in zip(c, log_prior[1:], strict=True):
+        term = log + value * overlap - 0.5 * value**2 * power
+        likelihood = np.logaddexp(likelihood, term)
+    for value, log in zip(c, log_prior[1:], strict=True):
+        contrast += value * np.exp(log + value * overlap - 0.5 * value**2 * power - likelihood)
+    for _ in range(_MIXING_ROUNDS):
+        log_weights = likelihood + np.log(np.maximum(populations, 1e-12))
+        top = log_weights.max(axis=1, keepdims=True)
+        weights = np.exp(log_weights - top)
+        total = weights.sum(axis=1, keepdims=True)
+        weights /= total
+        of_particle = (top + np.log(total))[:, 0]
+        whole = np.logaddexp(of_particle, log_prior[0])
+        junk = np.exp(log_prior[0] - whole)
+        populations = ((1 - junk) @ weights) / max(float((1 - junk).sum()), 1e-12)
+    found = PointPosterior(weights.astype(np.float32), whole, junk, (weights * contrast).sum(axis=1))
+    return found, populations
+
+
+def shares_of_bins(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(P, G) how the points are shared among the bins: those within about a bin's distance of a landmark, softly."""
+    apart = np.sqrt(((points[:, None] - centres) ** 2).sum(axis=2))
+    if len(centres) == 1:
+        return np.ones_like(apart)
+    between = np.sqrt(((centres[:, None] - centres) ** 2).sum(axis=2))
+    np.fill_diagonal(between, np.inf)
+    width = 0.5 * np.median(between.min(axis=1))
+    weights = np.exp(-0.5 * (apart**2 - apart.min(axis=1, keepdims=True) ** 2) / width**2)
+    weights[weights < 0.05] = 0
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def images_in_blocks(n: int, size: int) -> Iterator[slice]:
+    """Slices that cover n images."""
+    for first in range(0, n, size):
+        yield slice(first, min(first + size, n))
+
+
+def at_resolution(volume: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
+    """A map on a smaller box of the same edge."""
+    return maps.fourier_resize(volume, box_size)

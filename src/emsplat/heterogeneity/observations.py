@@ -1,0 +1,81 @@
+"""What the images say below a limit of frequency, kept in memory: all that latents need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.heterogeneity.slices import half_plane
+from emsplat.imaging.aberrations import slice_matrices
+from emsplat.particles.batches import Images
+from emsplat.particles.parts import Entries, Kind, PartWeights
+from emsplat.particles.table import Particles
+from emsplat.runtime.stopwatch import Stopwatch
+from emsplat.statistics.accumulate import AccumulationSettings, blocks_of, prepared_blocks
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Samples of n images, centred, in the units of a working box D′; 12 bytes a sample."""
+
+    rows: NDArray[np.int64]  # (n,) of the particle table
+    samples: NDArray[np.int64]  # (m, 2) kx, ky in units of 1/D′
+    spectra: NDArray[np.complex64]  # (n, m) C W² y
+    weights: NDArray[np.float32]  # (n, m) C² W²
+    matrices: NDArray[np.float64]  # (n, 3, 3) B of the slices
+    box_size: int  # D′
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def multiplicity(self) -> NDArray[np.float32]:
+        """(m,) how often a sample of the half plane stands in the whole plane: twice, for k and −k."""
+        return np.full(len(self.samples), 2, dtype=np.float32)
+
+    def part(self, chosen: slice | NDArray) -> Observations:
+        """Those of some of the images."""
+        return Observations(
+            self.rows[chosen], self.samples, self.spectra[chosen], self.weights[chosen], self.matrices[chosen],
+            self.box_size,
+        )  # fmt: skip
+
+
+def observe(
+    particles: Particles,
+    images: Images,
+    rows: NDArray[np.int64],
+    noise: NDArray[np.float64],
+    box_size: int,
+    limit_shell: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Observations:
+    """Read the images of these rows once, in the order given.
+
+    Args:
+        rows: in reading order.
+        noise: (groups, D//2+1) from `noise_spectra`; box_size: D′; limit_shell: below D′/2.
+    """
+    samples = half_plane(limit_shell)
+    at = (slice(None), samples[:, 1] % box_size, samples[:, 0])
+    spectra = np.empty((len(rows), len(samples)), dtype=np.complex64)
+    weights = np.empty((len(rows), len(samples)), dtype=np.float32)
+    settings = AccumulationSettings(box_size, box_size, noise, np.eye(3)[None])
+    blocks = blocks_of(rows, particles.box_size, settings.block_bytes)
+    parts, one = PartWeights.whole(len(particles)), np.ones(1, dtype=bool)
+
+    def entries(block: int) -> tuple[Entries, Entries]:
+        return parts.entries(blocks[block], Kind.B, one), parts.entries(blocks[block], Kind.T, one)
+
+    done = 0
+    for (_, block_spectra), (_, block_weights) in prepared_blocks(
+        particles, images, len(blocks), entries, settings, Stopwatch()
+    ):
+        here = slice(done, done + len(block_spectra))
+        spectra[here], weights[here] = block_spectra[at], block_weights[at]
+        done = here.stop
+        progress(done)
+    return Observations(rows, samples, spectra, weights, slice_matrices(particles)[rows], box_size)

@@ -1,0 +1,134 @@
+"""Latents of images under a linear model, their contrast marginalised.
+
+``y = c · C P (V₀ + Σ_k z_k U_k) + noise`` with ``z ~ N(0, S)`` and a contrast c. For a given c the posterior of z is
+normal: precision ``S⁻¹ + c² A_zz``, mean ``(S⁻¹ + c² A_zz)⁻¹ (c v_z − c² A_z0)``, where ``A_kl = ⟨F_k, C²W² F_l⟩`` and
+``v_k = ⟨F_k, CW² y⟩`` are sums over the image's samples of the slices F of V₀ and U. They are all that is needed of an
+image. c runs over a grid of values: a normal prior about 1, and a share of images of contrast 0, without a particle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.heterogeneity.observations import Observations
+
+CONTRASTS = np.append(0.0, np.linspace(0.3, 1.9, 17))  # of an image without particle, and of those with one
+_LEAST_SIGMA, _LARGEST_SIGMA = 0.02, 0.4
+_LEAST_JUNK, _MOST_JUNK = 1e-4, 0.6
+
+
+@dataclass(frozen=True)
+class ContrastPrior:
+    """What is known of an image's contrast before it is looked at; learnt from all of them."""
+
+    sigma: float = 0.1  # standard deviation about 1
+    junk: float = 0.02  # share of images that show no particle
+
+    def log(self) -> NDArray[np.float64]:
+        """(grid,) log probability of every contrast."""
+        log = -0.5 * ((CONTRASTS[1:] - 1) / self.sigma) ** 2
+        log += np.log1p(-self.junk) - np.log(np.exp(log).sum())
+        return np.append(np.log(self.junk), log)
+
+    @staticmethod
+    def learnt(squared: float, junk: float, number: int) -> ContrastPrior:
+        """The prior that makes the images most likely, one step of EM; from sums over the images' posteriors."""
+        sigma = np.sqrt(squared / max(number - junk, 1e-9))
+        return ContrastPrior(
+            float(np.clip(sigma, _LEAST_SIGMA, _LARGEST_SIGMA)), float(np.clip(junk / number, _LEAST_JUNK, _MOST_JUNK))
+        )
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner products of n images with the columns of a linear model, column 0 being V₀."""
+
+    gram: NDArray[np.float64]  # (n, L, L) A
+    data: NDArray[np.float64]  # (n, L) v
+
+
+def inner_products(columns: NDArray[np.float32], observations: Observations) -> Inner:
+    """Args: columns: (n, m, 2, L) slices of the columns at the observations' samples."""
+    n, m, _, count = columns.shape
+    twice = observations.multiplicity
+    root = np.sqrt(observations.weights * twice)
+    scaled = (columns * root[:, :, None, None]).reshape(n, 2 * m, count)
+    spectra = (observations.spectra * twice).view(np.float32).reshape(n, 1, 2 * m)
+    gram = np.matmul(scaled.transpose(0, 2, 1), scaled)
+    data = np.matmul(spectra, columns.reshape(n, 2 * m, count))[:, 0]
+    return Inner(gram.astype(np.float64), data.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Moments of the latents of n images, the contrast integrated out."""
+
+    mean: NDArray[np.float64]  # (n, K) E[z]
+    covariance: NDArray[np.float64]  # (n, K, K)
+    contrast: NDArray[np.float64]  # (n,) E[c], should the image show a particle
+    junk: NDArray[np.float64]  # (n,) probability that it shows none
+    log_evidence: NDArray[np.float64]  # (n,) log p(y), less that of an image without particle
+    c: NDArray[np.float64]  # (n,) E[c], 0 for junk
+    cc: NDArray[np.float64]  # (n,) E[c²]
+    cz: NDArray[np.float64]  # (n, K) E[c z]
+    ccz: NDArray[np.float64]  # (n, K) E[c² z]
+    cczz: NDArray[np.float64]  # (n, K, K) E[c² z zᵀ]
+    squared_contrast: NDArray[np.float64]  # (n,) E[(c − 1)²] over the particles, times the probability of one
+
+    @property
+    def second_moment(self) -> NDArray[np.float64]:
+        """(n, K, K) E[z zᵀ]."""
+        return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
+
+
+def posterior(inner: Inner, variances: NDArray[np.float64], prior: ContrastPrior) -> Posterior:
+    """The latents of images.
+
+    Args:
+        variances: (K,) of the prior of each latent; columns of variance 0 are left out of the image.
+    """
+    scale = np.sqrt(variances)
+    gram = inner.gram[:, 1:, 1:] * scale[:, None] * scale
+    values, vectors = np.linalg.eigh(gram)
+    values = np.maximum(values, 0)
+    p = np.einsum("nkj,nk->nj", vectors, inner.data[:, 1:] * scale)
+    q = np.einsum("nkj,nk->nj", vectors, inner.gram[:, 1:, 0] * scale)
+    c = CONTRASTS
+    spread = 1 / (1 + c[:, None] ** 2 * values[:, None, :])  # (n, c, K)
+    h = c[:, None] * p[:, None, :] - c[:, None] ** 2 * q[:, None, :]
+    means = h * spread
+    log = (
+        c * inner.data[:, :1]
+        - 0.5 * c**2 * inner.gram[:, 0, :1]
+        + 0.5 * (h * means).sum(axis=2)
+        + 0.5 * np.log(spread).sum(axis=2)
+        + prior.log()
+    )
+    top = log.max(axis=1, keepdims=True)
+    weights = np.exp(log - top)
+    total = weights.sum(axis=1, keepdims=True)
+    weights /= total
+    basis = vectors * scale[None, :, None]  # from the eigenvectors' coordinates to the latents
+
+    def mixed(power: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """E[cᵖ z] and E[cᵖ z zᵀ]."""
+        w = weights * c**power
+        mean = np.einsum("nc,ncj->nj", w, means)
+        square = np.einsum("nc,ncj,nck->njk", w, means, means, optimize=True)
+        square[:, np.arange(len(scale)), np.arange(len(scale))] += np.einsum("nc,ncj->nj", w, spread)
+        return np.einsum("nkj,nj->nk", basis, mean), basis @ square @ basis.transpose(0, 2, 1)
+
+    mean, square = mixed(0)
+    cz, _ = mixed(1)
+    ccz, cczz = mixed(2)
+    covariance = square - mean[:, :, None] * mean[:, None, :]
+    particle = weights[:, 1:]
+    junk = weights[:, 0]
+    contrast = (particle @ c[1:]) / np.maximum(1 - junk, 1e-12)
+    return Posterior(
+        mean, covariance, contrast, junk, (top + np.log(total))[:, 0], weights @ c, weights @ c**2, cz, ccz, cczz,
+        particle @ (c[1:] - 1) ** 2,
+    )  # fmt: skip

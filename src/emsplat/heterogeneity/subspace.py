@@ -1,0 +1,286 @@
+"""A linear subspace of maps from the images of one half: probabilistic PCA in which each image is seen through its CTF.
+
+``y_i = c_i C_i P_i (V₀ + Σ_k z_ik U_k + pose errors) + noise``, ``z ~ N(0, I)``. EM: the E-step finds the latents from
+the inner products of slices (`posterior`); the M-step moves the components U along the gradient of the expected
+log-likelihood, divided by its curvature in Fourier space. With whitened latents that curvature is the same T for all
+components, so one such step nearly solves the M-step. Frequencies come in by stages, from coarse to fine.
+
+Two effects look like motion and are not: a contrast that differs between images, which is integrated out, and errors
+of the poses. How V₀ changes with an image's own pose and shift makes five more columns of the linear model. Their
+variances are learnt from the images; what these columns explain is not left for the components to explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from emsplat.fourier import maps
+from emsplat.fourier.insertion import SliceGrid
+from emsplat.heterogeneity.observations import Observations
+from emsplat.heterogeneity.posterior import ContrastPrior, Posterior, inner_products, posterior
+from emsplat.heterogeneity.slices import Volumes, add_pose_columns, residual_slices
+
+STAGES = ((16, 6, 12), (24, 10, 8), (32, 15, 5), (48, 23, 3))  # box, last shell, iterations
+_BLOCK = 256  # images whose slices are held at once
+_PRIOR_POWER = 0.1  # of the components in every shell, as a share of V₀'s
+_START_TURN, _START_SHIFT = np.deg2rad(1.0), 0.1  # standard deviations: radians, and voxels of the first stage
+_N_POSE = 5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A working box and how far the images are looked at."""
+
+    box_size: int
+    limit_shell: int
+    iterations: int
+
+
+def stages(box_size: int, limit_shell: int) -> list[Stage]:
+    """Those that fit the images' box and the finest shell that is looked at, the last one ending with that."""
+    found: list[Stage] = []
+    for box, last, iterations in STAGES:
+        at_end = last >= limit_shell
+        last = min(last, limit_shell)
+        box = min(box_size, max(16, scipy.fft.next_fast_len(2 * last + 2, real=True)) if at_end else box)
+        found.append(Stage(box, min(last, (box - 1) // 2), iterations))
+        if at_end:
+            break
+    return found
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """A linear model of one half's maps, on a working box D′."""
+
+    mean: NDArray[np.float32]  # (D′, D′, D′) V₀
+    components: NDArray[np.float32]  # (K, D′, D′, D′), so that latents have unit variance
+    contrast: ContrastPrior
+    turn_sigma: float  # radians: standard deviation of the pose errors about each axis
+    shift_sigma: float  # voxels of D′
+
+    @property
+    def count(self) -> int:
+        return len(self.components)
+
+    @property
+    def box_size(self) -> int:
+        return len(self.mean)
+
+    def variances(self) -> NDArray[np.float64]:
+        """(K + 5,) of the prior of all columns but V₀'s."""
+        return np.concatenate([np.ones(self.count), np.full(3, self.turn_sigma**2), np.full(2, self.shift_sigma**2)])
+
+    def resized(self, box_size: int) -> Subspace:
+        """The same maps on another number of voxels."""
+        return replace(
+            self,
+            mean=maps.fourier_resize(self.mean, box_size),
+            components=np.array([maps.fourier_resize(u, box_size) for u in self.components]).reshape(
+                -1, *(box_size,) * 3
+            ),
+            shift_sigma=self.shift_sigma * box_size / self.box_size,
+        )
+
+
+def learn(
+    observe: Callable[[Stage], Observations],
+    mean: NDArray[np.float32],
+    mask: NDArray[np.float32],
+    count: int,
+    schedule: Sequence[Stage],
+    seed: int,
+    start: Subspace | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Subspace:
+    """The subspace that the images of one half show.
+
+    Args:
+        observe: reads the half's images for a stage.
+        mean: (D, D, D) V₀, the half's consensus on the scale of the images.
+        mask: (D, D, D) soft: components live in it.
+        count: K.
+        seed: of the random latents that the first step sketches the components from, unless there is a start.
+    """
+    total, done = sum(stage.iterations for stage in schedule), 0
+    rng = np.random.default_rng(seed)
+    space = start
+    for stage in schedule:
+        observations = observe(stage)
+        box_size = stage.box_size
+        soft = np.clip(maps.fourier_resize(mask, box_size), 0, 1)
+        v0 = maps.fourier_resize(mean, box_size)
+        if space is None:
+            empty = np.zeros((count, box_size, box_size, box_size), dtype=np.float32)
+            space = Subspace(v0, empty, ContrastPrior(), _START_TURN, _START_SHIFT)
+        space = _on(space, v0, stage)
+        step = _Step(observations, stage, soft, v0)
+        for _ in range(stage.iterations):
+            space = step.taken(space, rng)
+            done += 1
+            progress(done, total)
+    assert space is not None
+    return space
+
+
+def embed(space: Subspace, observations: Observations) -> Posterior:
+    """The latents of images: the first K of each moment are the components', the last five the pose's."""
+    volumes = volumes_of(space)
+    parts = [
+        posterior(inner_products(columns_of(volumes, part), part), space.variances(), space.contrast)
+        for part in parts_of(observations)
+    ]
+    return Posterior(*(np.concatenate([getattr(p, name) for p in parts]) for name in Posterior.__dataclass_fields__))
+
+
+def _on(space: Subspace, mean: NDArray[np.float32], stage: Stage) -> Subspace:
+    """The space on a stage's box; V₀ keeps what was learnt of it, and is new where the last stage did not look."""
+    resized = space.resized(stage.box_size)
+    old, new = maps.half_spectrum(resized.mean), maps.half_spectrum(mean)
+    learnt = maps.radius(stage.box_size) <= 0.5 * space.box_size - 2
+    if space.box_size == stage.box_size:
+        learnt[:] = True
+    return replace(resized, mean=maps.from_half_spectrum(np.where(learnt, old, new), stage.box_size))
+
+
+class _Step:
+    """One EM iteration on the images of a stage."""
+
+    def __init__(
+        self, observations: Observations, stage: Stage, mask: NDArray[np.float32], mean: NDArray[np.float32]
+    ) -> None:
+        self.observations, self.stage, self.mask = observations, stage, mask
+        box_size = stage.box_size
+        weights = SliceGrid.empty(box_size, box_size, np.float32)
+        for part in parts_of(observations):
+            weights.insert(_half_planes(part.weights, part.samples, box_size), part.matrices)
+        transfer = np.maximum(scipy.fft.rfftn(scipy.fft.ifftshift(weights.backprojection())).real, 0)
+        radius = maps.radius(box_size)
+        shell = np.minimum(np.rint(radius).astype(int), box_size // 2)
+        size = maps.shell_size(box_size)
+        mean_transfer = maps.shell_sum(transfer, box_size) / size
+        power = maps.shell_correlation(maps.half_spectrum(mean), maps.half_spectrum(mean), box_size) / size
+        self.prior = (box_size**3 / np.maximum(_PRIOR_POWER * power, 1e-30))[shell].astype(np.float32)
+        # Where views are few T's own value may be far below what its neighbours, through the mask, make of it.
+        self.transfer = np.maximum(transfer, 0.5 * mean_transfer[shell]).astype(np.float32)
+        self.band = radius <= stage.limit_shell + 0.5
+
+    def taken(self, space: Subspace, rng: np.random.Generator) -> Subspace:
+        """The space after one iteration."""
+        box_size, count = self.stage.box_size, space.count
+        blank = not space.components.any()
+        volumes = volumes_of(space)
+        grids = [SliceGrid.empty(box_size, box_size, np.complex64) for _ in range(count + 1)]
+        moments, pose, number, squared, junk = np.zeros((count, count)), np.zeros(_N_POSE), 0, 0.0, 0.0
+        for part in parts_of(self.observations):
+            columns = columns_of(volumes, part)
+            found = posterior(inner_products(columns, part), space.variances(), space.contrast)
+            if blank:
+                found = _random(found, count, rng)
+            self._insert_residuals(grids, columns, part, found)
+            second = found.second_moment
+            moments += second[:, :count, :count].sum(axis=0)
+            if not blank:
+                pose += np.einsum("nkk->k", second[:, count:, count:])
+            squared += float(found.squared_contrast.sum())
+            junk += float(found.junk.sum())
+            number += len(part)
+        mean = self._moved(space.mean, grids[0], 0)
+        components = np.array(
+            [self._moved(u, grid, self.prior) * self.mask for u, grid in zip(space.components, grids[1:], strict=True)]
+        )
+        pose = space.variances()[count:] if blank else pose / number
+        return replace(
+            space,
+            mean=mean,
+            components=_principal(components, moments / number),
+            contrast=ContrastPrior.learnt(squared, junk, number),
+            turn_sigma=float(np.sqrt(pose[:3].mean())),
+            shift_sigma=float(np.sqrt(pose[3:].mean())),
+        )
+
+    def _insert_residuals(
+        self, grids: Sequence[SliceGrid], columns: NDArray[np.float32], part: Observations, found: Posterior
+    ) -> None:
+        """Add what a block of images leaves unexplained to the grids of V₀ and of the components."""
+        count, box_size = len(grids) - 1, self.stage.box_size
+        of_data = np.concatenate([found.c[:, None], found.cz[:, :count]], axis=1)
+        of_mean = np.concatenate([found.cc[:, None], found.ccz], axis=1)
+        of_components = np.concatenate([found.ccz[:, :count, None], found.cczz[:, :count]], axis=2)
+        of_columns = np.concatenate([of_mean[:, None], of_components], axis=1)
+        residuals = np.zeros((count + 1, len(part), box_size, box_size // 2 + 1), dtype=np.complex64)
+        residual_slices(
+            columns, part.samples, part.spectra, part.weights, of_data.astype(np.float32),
+            of_columns.astype(np.float32), residuals,
+        )  # fmt: skip
+        for grid, slices in zip(grids, residuals, strict=True):
+            grid.insert(slices, part.matrices)
+
+    def _moved(
+        self, volume: NDArray[np.float32], gradient: SliceGrid, prior: NDArray[np.float32] | float
+    ) -> NDArray[np.float32]:
+        """A map after one preconditioned step, within the band."""
+        spectrum = maps.half_spectrum(volume)
+        step = maps.half_spectrum(gradient.backprojection()) - prior * spectrum
+        spectrum += np.where(self.band, step / (self.transfer + prior), 0)
+        return maps.from_half_spectrum(np.where(self.band, spectrum, 0), self.stage.box_size)
+
+
+def _random(found: Posterior, count: int, rng: np.random.Generator) -> Posterior:
+    """Random latents, and poses as they are: what the first step sketches the residual covariance with."""
+    n = len(found.mean)
+    z = np.zeros_like(found.mean)
+    z[:, :count] = rng.standard_normal((n, count))
+    square = z[:, :, None] * z[:, None, :]
+    c = found.contrast
+    return replace(
+        found, mean=z, covariance=np.zeros_like(square), cz=c[:, None] * z, ccz=c[:, None] ** 2 * z,
+        cczz=c[:, None, None] ** 2 * square,
+    )  # fmt: skip
+
+
+def _principal(components: NDArray[np.float32], moments: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Components rotated and scaled so that latents have unit second moments and the strongest one comes first.
+
+    Args: moments: (K, K) mean E[z zᵀ] of the latents that belong to the components as they are.
+    """
+    flat = components.reshape(len(components), -1).astype(np.float64)
+    values, vectors = np.linalg.eigh(moments)
+    root = vectors * np.sqrt(np.maximum(values, 1e-12)) @ vectors.T
+    flat = root @ flat  # Uᵀz = (R^½ U)ᵀ (R^−½ z)
+    _, rotation = np.linalg.eigh(flat @ flat.T)
+    return (rotation[:, ::-1].T @ flat).astype(np.float32).reshape(components.shape)
+
+
+def volumes_of(space: Subspace) -> Volumes:
+    """V₀, the components, and x·V₀, y·V₀, z·V₀, which its slopes are made of."""
+    x = (np.arange(space.box_size) - space.box_size // 2).astype(np.float32)
+    v0 = space.mean
+    return Volumes.of([v0, *space.components, v0 * x, v0 * x[:, None], v0 * x[:, None, None]])
+
+
+def columns_of(volumes: Volumes, part: Observations) -> NDArray[np.float32]:
+    """(n, m, 2, 1 + K + 5) of the linear model."""
+    slices = volumes.slices(part.matrices, part.samples)
+    out = np.empty((*slices.shape[:3], slices.shape[3] + 2), dtype=np.float32)
+    add_pose_columns(slices, part.matrices, part.samples, volumes.box_size, out)
+    return out
+
+
+def _half_planes(values: NDArray, samples: NDArray[np.int64], box_size: int) -> NDArray:
+    """(n, D, D//2+1) half planes, ky in fft order, of values at one of each pair ±k."""
+    planes = np.zeros((len(values), box_size, box_size // 2 + 1), dtype=values.dtype)
+    kx, ky = samples.T
+    planes[:, ky % box_size, kx] = values
+    edge = kx == 0
+    planes[:, -ky[edge] % box_size, 0] = values[:, edge].conj()
+    return planes
+
+
+def parts_of(observations: Observations) -> list[Observations]:
+    return [observations.part(slice(i, i + _BLOCK)) for i in range(0, len(observations), _BLOCK)]

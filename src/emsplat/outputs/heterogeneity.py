@@ -1,0 +1,276 @@
+"""The folder of a search for heterogeneity, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emsplat.figures import heterogeneity as figures
+from emsplat.heterogeneity.agreement import LEAST_SIGNIFICANCE, LEAST_VARIANCE
+from emsplat.heterogeneity.decoder import average
+from emsplat.heterogeneity.latents import write_latents
+from emsplat.heterogeneity.run import Heterogeneity
+from emsplat.heterogeneity.states import State
+from emsplat.heterogeneity.trajectories import trajectories
+from emsplat.io.mrc import write_map
+from emsplat.outputs.reconstruction import command_line, write_run
+from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
+from emsplat.runs.run_folder import HALVES
+from emsplat.runtime.folders import check_folder, claiming, filling
+from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
+from emsplat.validation.validate import Validation, write_fsc_csv
+from emsplat.versions import versions
+
+
+@contextmanager
+def claimed(folder: Path, overwrite: bool, reporter: Reporter) -> Iterator[None]:
+    """Keeps `folder` for the run that the block makes.
+
+    Raises:
+        InputError: a run could not be written to it, or another one is at work on it.
+    """
+    names = [path.name for path in HeterogeneityFolder(folder).results]
+    check_folder(folder, names, overwrite, "run")
+    with claiming(folder) as found:
+        for line in found:
+            reporter.warn(line)
+        check_folder(folder, names, overwrite, "run")
+        yield
+
+
+def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = False) -> dict[str, Any]:
+    """Writes everything; an old run stays until all files are complete. Returns what summary.json holds."""
+    reporter = result.reporter
+    check_folder(folder, [path.name for path in HeterogeneityFolder(folder).results], overwrite, "run")
+    with filling(folder, last=HeterogeneityFolder.SUMMARY) as staging:
+        files = HeterogeneityFolder(staging)
+        write_run(files.consensus, result.consensus, reporter)
+        with reporter.stage("writing"):
+            write_latents(files.latents, result.latents)
+            _write_decoders(files, result)
+            files.states.mkdir()
+            for number, state in enumerate(result.states, 1):
+                _write_state(files, number, state, result)
+            _write_trajectories(files, result)
+            _write_json(files.configuration, _configuration(result))
+        with reporter.stage("figures"):
+            _draw(files, result)
+        summary = summarise(result)
+        _write_json(files.summary, summary)
+        closing = [f"{name}: {text}" for name, text in closing_rows(summary, folder)]
+        files.log.write_text("\n".join([*reporter.log, "", *closing]) + "\n", encoding="utf-8")
+    return summary
+
+
+def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str | Path]]:
+    """What the user wants to know at the end: name and value of each line of the closing table."""
+    files = HeterogeneityFolder(folder)
+    rows: list[tuple[str, str | Path]] = []
+    if summary["n_components"] == 0:
+        rows.append(("heterogeneity", "none found; the consensus is all that the images show"))
+    else:
+        rows.append(("components", f"{summary['n_components']}: {summary['reason']}"))
+        for state in summary["states"]:
+            rows.append((f"state {state['number']}", _state_text(state)))
+        rows += [(f"R² with {leak['what']}", _leak_text(leak)) for leak in summary["leaks"]]
+        rows.append(("latents", files.latents))
+    return [
+        *rows,
+        ("consensus", files.consensus),
+        ("time", f"{sum(summary['seconds'].values()):.1f} s"),
+        ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
+    ]
+
+
+def _state_text(state: dict[str, Any]) -> str:
+    resolution = _resolution(state)
+    surely = "differs from the consensus" if state["difference_significance"] > 5 else "not surely different"
+    return (
+        f"{100 * state['population']:.1f} % of the images, {resolution} for the average over this neighbourhood, "
+        f"{surely} ({state['difference_significance']:.0f} σ)"
+    )
+
+
+def _leak_text(leak: dict[str, Any]) -> str:
+    text = f"{max(leak['r_squared'], 0):.3f}"
+    return f"{text}, more than there should be: {leak['meaning']}" if leak["worrying"] else text
+
+
+def _resolution(state: dict[str, Any]) -> str:
+    if state["resolution_kind"] == "not_measurable":
+        return "no measurable resolution"
+    better = "better than " if state["resolution_kind"] == "better_than" else ""
+    return f"{better}{state['resolution']:.2f} Å"
+
+
+def summarise(result: Heterogeneity) -> dict[str, Any]:
+    """What summary.json holds; lengths in Å, times in seconds, memory in bytes."""
+    found, reporter = result.components, result.reporter
+    return {
+        "n_components": found.count,
+        "n_components_found": found.found,
+        "reason": _reason(result),
+        "components": {
+            f"half{half}_seen_by_half{3 - half}": {
+                "variance": seen.variance.tolist(),
+                "significance": seen.significance.tolist(),
+            }
+            for half, seen in ((1, found.seen[0]), (2, found.seen[1]))
+        },
+        "canonical_correlations": found.canonical.tolist(),
+        "pose_errors": {"degrees": found.pose_errors[0], "pixels": found.pose_errors[1]},
+        "log_likelihood_of_held_out_images": list(result.log_likelihoods),
+        "decoder": [
+            {"half": half + 1, "round": turn, "variant": h.variant, "held_out_loss": h.best, "steps": h.best_at,
+             "chosen": place == 0}
+            for half, of_half in enumerate(result.halves or ())
+            for turn, variants in enumerate(of_half.histories)
+            for place, h in enumerate(variants)
+        ],
+        "states": [_state_summary(number, state) for number, state in enumerate(result.states, 1)],
+        "leaks": [
+            {"what": leak.what, "r_squared": leak.r_squared, "worrying": leak.is_worrying, "meaning": leak.meaning}
+            for leak in result.leaks
+        ],
+        "n_images": len(result.latents.ids),
+        "n_junk": int((result.latents.junk > 0.5).sum()),
+        "box_size": len(result.consensus.map),
+        "pixel_size": result.consensus.pixel_size_in_angstroms,
+        "poses_shared": result.consensus.poses_shared,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in reporter.seconds.items()},
+        "peak_memory_in_bytes": peak_memory_in_bytes(),
+        "seed": result.settings.seed,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "warnings": reporter.warnings,
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def _reason(result: Heterogeneity) -> str:
+    if result.settings.n_components is not None:
+        return f"as asked for; the halves agree on {result.components.found}"
+    return "each half's components vary among the other half's images"
+
+
+def _state_summary(number: int, state: State) -> dict[str, Any]:
+    v = state.validation
+    return {
+        "number": number,
+        "population": state.population,
+        "z": state.z.tolist(),
+        "spread": state.spread.tolist(),
+        "resolution": v.resolution,
+        "resolution_kind": v.resolution_kind,
+        "resolution_of": "the average over this neighbourhood",
+        "measurable_limit": _limit(v),
+        "difference_correlation": state.difference.correlation,
+        "difference_significance": state.difference.significance,
+    }
+
+
+def _limit(v: Validation) -> float | None:
+    return float(1 / v.frequency[v.limit_shell - 1]) if v.limit_shell else None
+
+
+def _configuration(result: Heterogeneity) -> dict[str, Any]:
+    return {
+        "command": command_line(),
+        "directory": os.getcwd(),
+        "particles": str(Path(result.consensus.particles.source).absolute()),
+        "settings": asdict(result.settings),
+    }
+
+
+def _write_decoders(files: HeterogeneityFolder, result: Heterogeneity) -> None:
+    if result.halves is None:
+        return
+    box = {
+        "box_size": str(len(result.consensus.map)),
+        "pixel_size_in_angstroms": f"{result.consensus.pixel_size_in_angstroms:.6g}",
+    }
+    first, second = (half.decoder for half in result.halves)
+    average(first, second).save(files.decoder(), **box)
+    for half, decoder in zip(HALVES, (first, second), strict=True):
+        decoder.save(files.decoder(half), **box)
+
+
+def _write_state(files: HeterogeneityFolder, number: int, state: State, result: Heterogeneity) -> None:
+    names = files.state(number)
+    names.path.mkdir()
+    pixel_size = result.consensus.pixel_size_in_angstroms
+    write_map(names.map(), state.map, pixel_size)
+    for half, one, raw in zip(HALVES, state.half_maps, state.raw, strict=True):
+        write_map(names.map(half), one, pixel_size)
+        write_map(names.unregularised_map(half), raw, pixel_size)
+    write_map(names.mask, state.mask, pixel_size)
+    write_map(names.difference, state.difference.map, pixel_size)
+    write_map(names.difference_error, state.difference.error, pixel_size)
+    state.gaussians.save(
+        names.gaussians, box_size=str(len(state.map)), pixel_size_in_angstroms=f"{pixel_size:.6g}", symmetry="C1"
+    )
+    write_fsc_csv(names.curves, state.validation)
+
+
+def _write_trajectories(files: HeterogeneityFolder, result: Heterogeneity) -> None:
+    """For each component: maps, a table of their points, a GIF and a script for ChimeraX."""
+    if result.halves is None:
+        return
+    files.trajectories.mkdir()
+    first, second = (half.decoder for half in result.halves)
+    both = average(first, second)
+    box_size, pixel_size = len(result.consensus.map), result.consensus.pixel_size_in_angstroms
+    for trajectory in trajectories(result.latents):
+        folder = files.trajectory(trajectory.component + 1)
+        folder.mkdir()
+        volumes = [both.at(z).voxelise(box_size, pixel_size) for z in trajectory.points]
+        names = [f"{i:02d}.mrc" for i in range(1, len(volumes) + 1)]
+        for name, volume in zip(names, volumes, strict=True):
+            write_map(folder / name, volume, pixel_size)
+        rows = zip(names, trajectory.points.tolist(), trajectory.images.tolist(), strict=True)
+        header = ["file", *(f"z{i + 1}" for i in range(trajectory.points.shape[1])), "images"]
+        lines = [",".join(header), *(",".join([n, *(f"{x:.6g}" for x in z), str(count)]) for n, z, count in rows)]
+        (folder / "points.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        figures.movie(volumes, folder / "movie.gif")
+        level = float(np.quantile(np.mean(volumes, axis=0), 0.97))
+        (folder / "play.cxc").write_text(_chimerax(names, level), encoding="utf-8")
+
+
+def _chimerax(names: list[str], level: float) -> str:
+    """Commands that play maps one after another; open the script in its folder."""
+    return (
+        f"open {' '.join(names)} vseries true\n"
+        f"volume #1 level {level:.6g} style surface\n"
+        "view\n"
+        "vseries play #1 loop true direction oscillate maxFrameRate 8\n"
+    )
+
+
+def _draw(files: HeterogeneityFolder, result: Heterogeneity) -> None:
+    files.figures.mkdir()
+    found = result.components
+    if len(found.seen[0].variance):
+        figures.figure_components(
+            [seen.variance for seen in found.seen], [seen.significance for seen in found.seen],
+            (LEAST_VARIANCE, LEAST_SIGNIFICANCE), found.count, files.figures / "components.png",
+        )  # fmt: skip
+    if result.states:
+        shares = np.array([state.population for state in result.states])
+        sure = result.latents.junk < 0.5
+        figures.figure_landscape(
+            result.latents.mean[sure], np.array([state.z for state in result.states]), shares,
+            files.figures / "landscape.png",
+        )  # fmt: skip
+        labels = [_resolution(_state_summary(i, state)) for i, state in enumerate(result.states, 1)]
+        figures.figure_states([state.map for state in result.states], shares, labels, files.figures / "states.png")
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,91 @@
+"""How many components the other half sees: an unbiased variance with a known error, and none where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from emsplat.heterogeneity.agreement import seen_from
+from emsplat.heterogeneity.alignment import Alignment, aligned, canonical_correlations
+from emsplat.heterogeneity.posterior import ContrastPrior
+from emsplat.heterogeneity.subspace import Subspace
+
+
+def scores(n: int, covariance: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of images whose components have this covariance, and the grams, unequal and correlated."""
+    rng = np.random.default_rng(seed)
+    count = len(covariance)
+    columns = rng.normal(size=(n, 12, count)) * rng.uniform(0.1, 0.4, (n, 1, 1)) * np.geomspace(1, 0.2, count)
+    grams = np.einsum("nmk,nml->nkl", columns, columns)
+    z = rng.multivariate_normal(np.zeros(count), covariance, n)
+    data = np.einsum("nmk,nk->nm", columns, z) + rng.normal(size=(n, 12))
+    return np.einsum("nmk,nm->nk", columns, data), grams
+
+
+def test_a_real_component_has_the_variance_it_was_given() -> None:
+    h, grams = scores(20_000, np.diag([1.0, 0.0, 0.0]), 0)
+    found = seen_from(h, grams, np.ones(len(h)))
+    assert found.count == 1
+    assert found.variance[0] == pytest.approx(1.0, abs=0.1)
+    direction = found.basis[:, 0] / np.linalg.norm(found.basis[:, 0])
+    assert abs(direction[0]) > 0.97
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_components_of_noise_are_not_seen(seed: int) -> None:
+    h, grams = scores(3000, np.zeros((6, 6)), seed)
+    found = seen_from(h, grams, np.ones(len(h)))
+    assert found.count == 0
+    assert found.significance.max() < 5
+
+
+def test_the_significance_is_in_standard_deviations() -> None:
+    found = [seen_from(*scores(500, np.zeros((1, 1)), seed), np.ones(500)).significance[0] for seed in range(200)]
+    assert np.std(found) == pytest.approx(1, rel=0.15)
+    assert np.mean(found) == pytest.approx(0, abs=0.25)
+
+
+def test_images_without_a_particle_do_not_count() -> None:
+    h, grams = scores(3000, np.zeros((2, 2)), 1)
+    h[:600] *= 10
+    weights = np.where(np.arange(3000) < 600, 0.0, 1.0)
+    assert seen_from(h, grams, np.ones(3000)).count > 0
+    assert seen_from(h, grams, weights).count == 0
+
+
+def spaces(noise: float = 0.0) -> tuple[Subspace, Subspace, np.ndarray]:
+    """Two halves that hold the same maps in other coordinates, z₁ = M z₂, and noise of their own."""
+    rng = np.random.default_rng(3)
+    mean, u = rng.normal(size=(8, 8, 8)).astype(np.float32), rng.normal(size=(2, 8, 8, 8))
+    matrix = np.linalg.qr(rng.normal(size=(2, 2)))[0]
+    second = np.einsum("kj,kzyx->jzyx", matrix, u)
+    u, second = (v + noise * rng.normal(size=v.shape) for v in (u, second))
+    prior = ContrastPrior()
+    halves = (Subspace(mean, v.astype(np.float32), prior, 0, 0) for v in (u, second))
+    return (*halves, matrix)
+
+
+def test_alignment_brings_both_halves_to_the_same_maps() -> None:
+    first, second, matrix = spaces()
+    found = aligned(first, second)
+    np.testing.assert_allclose(found.matrix, matrix, atol=1e-5)
+    z2 = np.random.default_rng(0).normal(size=(5, 2))
+    maps = [np.einsum("nk,kzyx->nzyx", z, s.components) for s, z in ((first, found.mean(z2)), (second, z2))]
+    np.testing.assert_allclose(maps[0], maps[1], atol=1e-4)
+
+
+def test_noise_does_not_shrink_the_latents_of_a_half() -> None:
+    first, second, matrix = spaces(noise=1.0)
+    found = aligned(first, second)
+    np.testing.assert_allclose(found.matrix @ found.matrix.T, np.eye(2), atol=1e-9)
+    np.testing.assert_allclose(found.matrix, matrix, atol=0.15)
+
+
+def test_alignment_turns_covariances() -> None:
+    alignment = Alignment(np.array([[0.0, 1.0], [-1.0, 0.0]]))
+    np.testing.assert_allclose(alignment.covariance(np.diag([1.0, 3.0])[None])[0], np.diag([3.0, 1.0]))
+
+
+def test_canonical_correlations_do_not_know_the_basis() -> None:
+    first, second, _ = spaces()
+    np.testing.assert_allclose(canonical_correlations(first.components, second.components), 1, atol=1e-5)

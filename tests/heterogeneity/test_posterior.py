@@ -1,0 +1,95 @@
+"""Latents with the contrast integrated out, against integration by brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from emsplat.heterogeneity.posterior import CONTRASTS, ContrastPrior, Inner, posterior
+
+RNG = np.random.default_rng(0)
+PRIOR = ContrastPrior(sigma=0.2, junk=0.1)
+
+
+def images(n: int, m: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n, m, 1 + K) columns and (n, m) data with unit noise."""
+    columns = RNG.normal(size=(n, m, count + 1))
+    z = RNG.normal(size=(n, count))
+    return columns, columns[:, :, 0] + np.einsum("nmk,nk->nm", columns[:, :, 1:], z) + RNG.normal(size=(n, m))
+
+
+def inner_of(columns: np.ndarray, data: np.ndarray) -> Inner:
+    return Inner(np.einsum("nmk,nml->nkl", columns, columns), np.einsum("nmk,nm->nk", columns, data))
+
+
+def test_moments_are_those_of_the_integrals() -> None:
+    columns, data = images(4, 3, 1)
+    found = posterior(inner_of(columns, data), np.array([0.7]), PRIOR)
+    z = np.linspace(-8, 8, 4001)
+    for i in range(4):
+        weight = np.empty((len(CONTRASTS), len(z)))
+        for c, log in enumerate(PRIOR.log()):
+            model = CONTRASTS[c] * (columns[i, :, 0] + z[:, None] * columns[i, :, 1])
+            misfit = 0.5 * ((data[i] - model) ** 2).sum(axis=1) - 0.5 * (data[i] ** 2).sum()
+            weight[c] = np.exp(log - misfit - 0.5 * z**2 / 0.7) / np.sqrt(2 * np.pi * 0.7) * (z[1] - z[0])
+        evidence = weight.sum()
+        weight /= evidence
+        assert found.log_evidence[i] == pytest.approx(np.log(evidence), abs=1e-6)
+        c = CONTRASTS[:, None]
+        expected = {
+            "mean": (weight * z).sum(),
+            "c": (weight * c).sum(),
+            "cc": (weight * c**2).sum(),
+            "cz": (weight * c * z).sum(),
+            "ccz": (weight * c**2 * z).sum(),
+            "cczz": (weight * c**2 * z**2).sum(),
+            "junk": weight[0].sum(),
+            "covariance": (weight * z**2).sum() - (weight * z).sum() ** 2,
+        }
+        for name, value in expected.items():
+            assert np.ravel(getattr(found, name)[i]) == pytest.approx(value, abs=1e-6), name
+
+
+def test_several_latents_at_a_known_contrast_are_linear_regression() -> None:
+    columns, data = images(5, 40, 3)
+    sharp = ContrastPrior(sigma=1e-3, junk=1e-9)
+    variances = np.array([1.0, 0.5, 2.0])
+    found = posterior(inner_of(columns, data), variances, sharp)
+    for i in range(5):
+        u = columns[i, :, 1:]
+        precision = u.T @ u + np.diag(1 / variances)
+        np.testing.assert_allclose(found.covariance[i], np.linalg.inv(precision), atol=1e-6)
+        expected = np.linalg.solve(precision, u.T @ (data[i] - columns[i, :, 0]))
+        np.testing.assert_allclose(found.mean[i], expected, atol=1e-6)
+
+
+def test_a_latent_without_variance_stays_at_zero() -> None:
+    columns, data = images(3, 10, 2)
+    found = posterior(inner_of(columns, data), np.array([1.0, 0.0]), PRIOR)
+    np.testing.assert_array_equal(found.mean[:, 1], 0)
+    alone = posterior(inner_of(columns[:, :, :2], data), np.array([1.0]), PRIOR)
+    np.testing.assert_allclose(found.mean[:, 0], alone.mean[:, 0], atol=1e-9)
+
+
+def test_empty_images_are_found_and_say_nothing() -> None:
+    n, m = 400, 100
+    columns = RNG.normal(size=(n, m, 2))
+    empty = np.arange(n) % 4 == 0
+    data = np.where(empty[:, None], 0, columns[:, :, 0] + RNG.normal(size=(n, 1)) * columns[:, :, 1])
+    found = posterior(inner_of(columns, data + RNG.normal(size=(n, m))), np.ones(1), PRIOR)
+    assert ((found.junk > 0.5) == empty).mean() > 0.99
+    assert abs(found.cz[empty]).max() < 0.1 < abs(found.cz[~empty]).mean()
+
+
+def test_the_prior_of_the_contrast_is_learnt() -> None:
+    n, m = 2000, 400
+    columns = RNG.normal(size=(n, m, 2))
+    contrast = RNG.normal(1, 0.15, n)
+    data = contrast[:, None] * columns[:, :, 0] + RNG.normal(size=(n, m))
+    prior = ContrastPrior(0.3, 0.05)
+    for _ in range(20):
+        found = posterior(inner_of(columns, data), np.array([1e-6]), prior)
+        prior = ContrastPrior.learnt(float(found.squared_contrast.sum()), float(found.junk.sum()), n)
+    assert prior.sigma == pytest.approx(0.15, rel=0.1)
+    assert prior.junk < 0.002
+    assert np.corrcoef(found.contrast, contrast)[0, 1] > 0.9
