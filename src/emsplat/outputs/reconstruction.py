@@ -154,7 +154,7 @@ def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
     box = {
         "box_size": str(len(r.map)),
         "pixel_size_in_angstroms": f"{r.pixel_size_in_angstroms:.6g}",
-        "symmetry": r.settings.symmetry,
+        "symmetry": r.symmetry,
     }
     models = (r.gaussians, *(half.gaussians for half in r.halves))
     for path, model in zip(files.models, models, strict=True):
@@ -252,7 +252,7 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
         "box_size": len(r.map),
         "pixel_size": r.pixel_size_in_angstroms,
-        "symmetry": r.settings.symmetry,
+        "symmetry": r.symmetry,
         "b_factor": r.b_factor,
         "seconds": {stage: round(time, 3) for stage, time in seconds.items()},
         "resumed": reporter.resumed,  # if so, the seconds count from then

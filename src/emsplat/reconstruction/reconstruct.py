@@ -42,6 +42,7 @@ from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.combination import combine
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
+from emsplat.validation.symmetry_test import SymmetryChoice, choose_symmetry, take_sample
 from emsplat.validation.uncertainty import standard_error
 from emsplat.validation.validate import Validation, validate_combination
 
@@ -64,6 +65,7 @@ class Reconstruction:
     refinement: Refinement | None  # of the particles, if asked for
     b_factor: float | None
     preview: Preview
+    symmetry: str  # the point group, in the axes that were used
     settings: ReconstructSettings
     reporter: Reporter  # the log, the warnings and the seconds of every stage
 
@@ -114,11 +116,13 @@ def reconstruct(
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
         checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
-        symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
+        # The noise is measured outside the particle: in images that were not cropped.
+        whole = images if box_size == table.box_size else source
+        with reporter.stage("symmetry"):
+            group = _symmetry(table, whole, settings, reporter, world)
+        symmetry = symmetry_operators(group)
         with reporter.stage("preview"):
-            # The noise is measured outside the particle: in images that were not cropped.
-            whole = images if box_size == table.box_size else source
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
             diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
@@ -159,6 +163,7 @@ def reconstruct(
         refinement=refinement,
         b_factor=judged.b_factor,
         preview=preview,
+        symmetry=group,
         settings=settings,
         reporter=reporter,
     )
@@ -194,6 +199,23 @@ def _table_with_halves(
             "so the resolution will be an upper bound"
         )
     return table.with_half_sets(settings.seed), not given
+
+
+def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, reporter: Reporter, world: World) -> str:
+    """The point group asked for, in the axes the images have it in; InputError where they surely do not have it."""
+    if len(symmetry_operators(settings.symmetry)) == 1:
+        return settings.symmetry
+    chosen = None
+    if world.is_first:
+        chosen = choose_symmetry(take_sample(table, images, settings.seed), settings.symmetry)
+    choice: SymmetryChoice = world.broadcast(chosen)
+    if choice.refusal:
+        raise InputError(f"{table.source}: {choice.refusal}")
+    if choice.warning:
+        reporter.warn(choice.warning)
+    if choice.line:
+        reporter.line(choice.line)
+    return choice.name
 
 
 def _diameter(
