@@ -42,6 +42,8 @@ from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.combination import combine
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
+from emsplat.validation.symmetry_test import SymmetryChoice, choose_symmetry, take_sample
+from emsplat.validation.uncertainty import standard_error
 from emsplat.validation.validate import Validation, validate_combination
 
 
@@ -56,12 +58,14 @@ class Reconstruction:
     mask: NDArray[np.float32]
     validation: Validation
     local_resolution: LocalResolution
+    standard_error: NDArray[np.float32]  # standard error of the map at each voxel of the mask, in its units; 0 outside
     pixel_size_in_angstroms: float
     particles: Particles  # with the half sets used, refined if that was asked for
     poses_shared: bool  # whether no half sets were given, so that the resolution is an upper bound
     refinement: Refinement | None  # the refinement of the particles, if asked for
     b_factor: float | None
     preview: Preview
+    symmetry: str  # the point group, in the axes that were used
     settings: ReconstructSettings
     reporter: Reporter  # the log, the warnings and the seconds of every stage
 
@@ -82,6 +86,7 @@ def reconstruct(
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
+    contrast_is_known: bool = False,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
 
@@ -91,6 +96,7 @@ def reconstruct(
         reporter: receives log lines and progress; by default, it is silent.
         checkpoints: where every stage writes its state, and what it may be resumed from; by default, none.
         world: the ranks that share the work. Each calls this function and gets the same result. By default, one.
+        contrast_is_known: whether to accept particles whose map looks dark, because the map may be misleading.
     Raises:
         InputError: the input is wrong; one line says what is wrong and what to do.
     """
@@ -110,13 +116,15 @@ def reconstruct(
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
         checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
-        symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
+        # The noise is measured outside the particle, in images that were not cropped.
+        whole = images if box_size == table.box_size else source
+        with reporter.stage("symmetry"):
+            group = _symmetry(table, whole, settings, reporter, world)
+        symmetry = symmetry_operators(group)
         with reporter.stage("preview"):
-            # The noise is measured outside the particle, in images that were not cropped.
-            whole = images if box_size == table.box_size else source
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
-            diameter = _diameter(preview, table, settings, reporter)
+            diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
             f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with Gaussians in a cube of "
@@ -148,12 +156,14 @@ def reconstruct(
         mask=solution.mask,
         validation=judged.validation,
         local_resolution=judged.local_resolution,
+        standard_error=judged.standard_error,
         pixel_size_in_angstroms=table.pixel_size_in_angstroms,
         particles=table,
         poses_shared=poses_shared,
         refinement=refinement,
         b_factor=judged.b_factor,
         preview=preview,
+        symmetry=group,
         settings=settings,
         reporter=reporter,
     )
@@ -193,18 +203,37 @@ def _table_with_halves(
     return table.with_half_sets(settings.seed), not given
 
 
-def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter) -> float:
+def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, reporter: Reporter, world: World) -> str:
+    """The point group asked for, in the axes that the images show; InputError if they surely do not have it."""
+    if len(symmetry_operators(settings.symmetry)) == 1:
+        return settings.symmetry
+    chosen = None
+    if world.is_first:
+        chosen = choose_symmetry(take_sample(table, images, settings.seed), settings.symmetry)
+    choice: SymmetryChoice = world.broadcast(chosen)
+    if choice.refusal:
+        raise InputError(f"{table.source}: {choice.refusal}")
+    if choice.warning:
+        reporter.warn(choice.warning)
+    if choice.line:
+        reporter.line(choice.line)
+    return choice.name
+
+
+def _diameter(
+    preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter, contrast_is_known: bool
+) -> float:
     """The diameter in Å: as asked for, from the sample, or from the box. Refuses particles that are surely dark."""
     reporter.line(
         f"contrast from {preview.n_sampled} images: half-sample correlation {preview.correlation:.2f}, "
         f"skewness {preview.skewness:+.2f}"
     )
-    if preview.surely_dark:
+    if preview.surely_dark and not contrast_is_known:
         raise InputError(
             f"{table.source}: the particles are dark (skewness {preview.skewness:+.2f} of the density); "
             f"they must be white: {'leave out' if settings.invert else 'add'} --invert"
         )
-    if not preview.contrast_is_sure:
+    if not preview.contrast_is_sure and not contrast_is_known:
         reporter.warn("the sample does not show whether particles are white; if the map is inside out, use --invert")
     box = table.box_size * table.pixel_size_in_angstroms
     if settings.mask_diameter is not None:
@@ -243,6 +272,7 @@ class _Judged:
     half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]
     validation: Validation
     local_resolution: LocalResolution
+    standard_error: NDArray[np.float32]
     b_factor: float | None
 
 
@@ -254,12 +284,29 @@ def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
+        errors = _standard_error(solution, half_maps, b_factor, validation.resolution, pixel_size)
     with reporter.stage("local resolution"):
         local = local_resolution(
             first.raw, second.raw, *half_maps, solution.mask, pixel_size, solution.validation.limit_shell
         )
         reporter.line(local.text())
-    return _Judged(result, half_maps, validation, local, b_factor)
+    return _Judged(result, half_maps, validation, local, errors, b_factor)
+
+
+def _standard_error(
+    solution: Solution,
+    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]],
+    b_factor: float | None,
+    resolution: float | None,
+    pixel_size: float,
+) -> NDArray[np.float32]:
+    """The standard error of the map, sharpened where that is: against the truth, sharpened alike."""
+    volumes = [half.raw for half in solution.halves] + list(half_maps)
+    if b_factor is not None:
+        volumes = [maps.sharpen(volume, b_factor, pixel_size, resolution) for volume in volumes]
+    # Where nothing can be measured, the map ends nowhere, and its whole power is in doubt.
+    last = solution.validation.last_shell or len(solution.mask) // 2
+    return standard_error((volumes[0], volumes[1]), (volumes[2], volumes[3]), solution.mask, last)
 
 
 def _combined(

@@ -92,6 +92,14 @@ class HeterogeneityFolder:
         return StateFolder(self.states / f"{number:02d}")
 
     @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    def trajectory(self, component: int) -> Path:
+        """The folder of a component's trajectory. Args: component: from 1."""
+        return self.trajectories / f"component{component}"
+
+    @property
     def results(self) -> tuple[Path, ...]:
         """The files and folders by which a folder is known to hold such a run."""
         return (self.summary, self.configuration, self.log, self.latents, self.decoder(), self.consensus, self.states)
