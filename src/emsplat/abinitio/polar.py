@@ -168,7 +168,10 @@ def polar_blocks(
         factors = fourier_crop(ctf(chosen).astype(np.complex64), box_size).real
         premultiplied = np.array([g.premultiplied for g in chosen.optics])[chosen.optics_group]
         shells = np.arange(noise.shape[1])
-        sigma2 = np.array([np.interp(radius, shells, values) for values in noise], np.float32)[chosen.optics_group]
+        # The background was taken off, and with it the noise of the mean: that of its neighbours stands for it. Without
+        # a mean, the circle would cut a disc out of what lies below zero, and put that into the first rings.
+        sigma2 = np.array([np.interp(np.maximum(radius, 1), shells, values) for values in noise], np.float32)
+        sigma2 = sigma2[chosen.optics_group]
         sums = _ring_sums(spectra, sigma2, factors, premultiplied, ring, grid.n_rings)
         odd, odd_of = antisymmetric_factors(chosen, full)
         if len(odd):
@@ -177,7 +180,6 @@ def polar_blocks(
                 spectra[image] *= odd[odd_of[image]].conj()
         power = _ring_means(factors**2 / sigma2, ring, grid.n_rings)
         weighted = np.where(premultiplied[:, None, None], spectra, spectra * factors) / sigma2
-        weighted[:, 0, 0] = 0.0
         weighted *= to_origin
         real = np.fft.fftshift(scipy.fft.irfft2(weighted, s=(box_size, box_size)), axes=(1, 2)) * window
         flat = torch.from_numpy(np.ascontiguousarray(real, dtype=np.float32)).reshape(len(part), -1)

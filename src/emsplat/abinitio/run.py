@@ -22,7 +22,7 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
 from emsplat.abinitio.scales import full_settings, information, scales_of, stochastic_settings
 from emsplat.abinitio.stochastic import StageSettings
 from emsplat.abinitio.symmetric import onto_axes
-from emsplat.abinitio.verdict import REMEDY, Verdict, judged
+from emsplat.abinitio.verdict import REMEDY, Ending, Verdict, judged
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
 from emsplat.fourier import maps
@@ -114,7 +114,12 @@ def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, report
                 starts, agreement, verdict, counts = _independent_starts(job, halves, search)
             table, certainty = _posed(job, starts, agreement)
         reconstruction, moved = _refined(job, table, verdict)
-        verdict = judged(starts, agreement, moved[-1] if moved else None)
+        ending = Ending(
+            moved=moved[-1] if moved else None,
+            measurable=reconstruction.validation.limit_shell / job.scales.coarse_rings,
+            looks_dark=reconstruction.preview.surely_dark,
+        )
+        verdict = judged(starts, agreement, ending)
     reporter.line(f"ab initio: {verdict.text()}")
     if verdict.status != "converged":
         reporter.warn(f"ab initio {verdict.status}: no resolution is claimed; {REMEDY}")
@@ -153,6 +158,9 @@ def _table(source: Path | str | Particles, settings: AbInitioSettings, reporter:
     if settings.no_ctf:
         table = without_ctf(table)
     n = len(table)
+    if len(np.unique(table.half_set[table.half_set > 0])) == 1:
+        reporter.warn("the half sets put all images into one half, so they are not used")
+        table = replace(table, half_set=np.zeros(n, dtype=np.int8))
     table = replace(
         table, euler_angles_in_degrees=np.zeros((n, 3)), origin_in_angstroms=np.zeros((n, 2)), warnings=()
     ).with_half_sets(settings.seed)
@@ -347,7 +355,9 @@ def _refined(job: _Job, table: Particles, verdict: Verdict) -> tuple[Reconstruct
     moved: list[float] = []
     if verdict.status != "failed":
         for number in range(_MOST_SEARCHES):
-            found = reconstruct(table, _reconstruct_settings(job, refine=True), job.reporter)
+            # One fit of each half is enough to search on: the final reconstruction averages several.
+            on_the_way = replace(_reconstruct_settings(job, refine=True), n_fits=1)
+            found = reconstruct(table, on_the_way, job.reporter, contrast_is_known=True)
             table = _brought_together(found.particles, found, job)
             limit = found.validation.limit_shell
             if limit == 0:
@@ -359,7 +369,7 @@ def _refined(job: _Job, table: Particles, verdict: Verdict) -> tuple[Reconstruct
             if share < _SETTLED:
                 break
     settings = _reconstruct_settings(job, refine=verdict.status != "failed")
-    return reconstruct(table, settings, job.reporter), tuple(moved)
+    return reconstruct(table, settings, job.reporter, contrast_is_known=True), tuple(moved)
 
 
 def _reconstruct_settings(job: _Job, refine: bool) -> ReconstructSettings:

@@ -82,11 +82,20 @@ class Verdict:
         return {"status": self.status, "criteria": {c.name: c.summary() for c in self.criteria}}
 
 
-def judged(starts: tuple[Start, Start], agreement: Agreement, moved: float | None) -> Verdict:
+@dataclass(frozen=True)
+class Ending:
+    """What refinement and reconstruction have shown."""
+
+    moved: float | None  # share of the images that the last global search moved to another pose; None: there was none
+    measurable: float  # the finest shell that the final half maps share, over the finest ring of the first stage
+    looks_dark: bool  # the final map is surely that of a dark particle, although the images are not
+
+
+def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | None) -> Verdict:
     """The verdict on two halves that were searched independently.
 
     Args:
-        moved: share of the images that the last global search moved to another pose; None: there was none.
+        ending: of the whole run; None while the search is on.
     """
     imitation = agreement.imitation
     rings = len(agreement.correlations)
@@ -117,8 +126,14 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, moved: float | Non
         Criterion("views", _views(starts), 0.7, 0.3, "the share of Fourier space that the views cover"),
         Criterion("recovery", imitation.recovered, 0.5, 0.2, "the share of the map's own images that are found again"),
     ]
-    if moved is not None:
-        criteria.append(Criterion("settled", 1 - moved, 0.9, 0.5, "the share of images the last search left in place"))
+    if ending is not None:
+        what = "the finest shell that the final halves share, over the finest of the first search"
+        criteria.append(Criterion("measurable", ending.measurable, 1.0, 0.5, what))
+        dark = 0.0 if ending.looks_dark else 1.0
+        criteria.append(Criterion("contrast", dark, 1.0, 0.5, "the agreement of the map's sign with the images'"))
+    if ending is not None and ending.moved is not None:
+        left = 1 - ending.moved
+        criteria.append(Criterion("settled", left, 0.9, 0.5, "the share of images the last search left in place"))
     return Verdict(tuple(criteria))
 
 
