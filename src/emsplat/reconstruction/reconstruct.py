@@ -29,6 +29,7 @@ from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
 from emsplat.reconstruction.job import Job, accumulation_settings
 from emsplat.reconstruction.solution import Solution, solve
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
@@ -82,6 +83,7 @@ def reconstruct(
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
+    tuning: Tuning | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
 
@@ -91,12 +93,13 @@ def reconstruct(
         reporter: told of progress; silent by default.
         checkpoints: where every stage writes its state down, and may go on from; by default, nowhere.
         world: the ranks that share the work, each of which calls this and is given the same; by default, one.
+        tuning: sizes of the pieces that the work is cut into; by default, what suits images by the thousand.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
     settings = settings or ReconstructSettings()
     reporter = reporter or Reporter()
-    world = world or World()
+    world, tuning = world or World(), tuning or Tuning()
     with threads(settings.threads or world.cores), ExitStack() as stack:
         device = devices.chosen(settings.device, reporter)
         with reporter.stage("read"):
@@ -124,10 +127,14 @@ def reconstruct(
         )
         device = _with_room(device, grid, preview, settings, reporter, world)
 
-        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints))
+        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints), tuning)
         refinement = None
         if settings.refined:
-            limits = refine_settings(settings, diameter)
+            limits = replace(
+                refine_settings(settings, diameter),
+                most_rounds=tuning.refinement_rounds,
+                blocks=tuning.refinement_blocks,
+            )
             kept = checkpoints.named("refinement", world)
             table, solution, refinement = refined(
                 table, partial(solve, job), images, preview.noise, limits, diameter, reporter, kept, world
@@ -223,7 +230,7 @@ def _with_room(
     if device.type == "cuda":
         from emsplat.statistics.accumulate_gpu import bytes_needed  # only where there is a card is Triton, too
 
-        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview))
+        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview, Tuning()))
         device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
     if {device.type} != set(world.gather(device.type)):
         reporter.warn("working on the CPU: not every rank has a graphics card it can use")

@@ -109,7 +109,7 @@ class _SharedFits:
         training, held_out = (self.parts.rows_of(Part(number, split), order) for split in (TRAINING, HELD_OUT))
         noise, grid = job.preview.noise, job.grid
         half = HalfSet(self.table, job.images, training, held_out, noise, grid.box_size, grid.symmetry)
-        return fit_images(half, start, settings, task=task)
+        return fit_images(half, start, settings, job.tuning.schedule_by_images, task)
 
 
 def _finished(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list[int]]:

@@ -34,6 +34,7 @@ from emsplat.particles.table import Particles
 from emsplat.runtime.checkpoint import UNKEPT, Checkpoint, State
 from emsplat.runtime.stopwatch import Stopwatch
 
+BLOCK_BYTES = 48 << 20  # of the images that are read at once, unless other settings say so
 _REGULARISATION = 0.1  # share of the shell's mean weight that direct inversion adds to every weight
 
 
@@ -100,7 +101,7 @@ class AccumulationSettings:
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`, of the uncropped images
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
     grid_bytes: int | None = None  # memory of the grids that are filled at a time, about; None: of all parts at once
-    block_bytes: int = 48 << 20  # of the images that are read at once
+    block_bytes: int = BLOCK_BYTES  # of the images that are read at once
     device_block_bytes: int = 64 << 20  # of the same for a graphics card, at most: the bus and the card are busy then
     device_first_bytes: int = 4 << 20  # of a card's first block, which tells how much memory an image takes
 
