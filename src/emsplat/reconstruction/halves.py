@@ -23,7 +23,7 @@ from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import State
 from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
-from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.sufficient import Statistics
 
 _FITS = 3  # of a half, averaged
 _STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more

@@ -24,8 +24,8 @@ from emsplat.reconstruction.job import Job
 from emsplat.runtime.checkpoint import Checkpoint
 from emsplat.runtime.context import Task
 from emsplat.runtime.stopwatch import Stopwatch
-from emsplat.statistics.accumulate import Statistics, restored_statistics, saved_statistics
 from emsplat.statistics.distributed import accumulate_shared
+from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
 from emsplat.validation.validate import Validation, validate
 
 
