@@ -1,7 +1,7 @@
-"""The job on a graphics card: the pass, the fit, and all of it end to end, beside what the card and the bus could do.
+"""The job on a graphics card: the accumulation, the fit and the whole job, beside the limits of the card and the bus.
 
-Without a card nothing is timed and no number of a card is written; what can be checked without one is: the statistics
-by Triton's interpreter beside those of the processor.
+Without a card nothing is timed, and no number of a card is written. What can be checked without one is checked: the
+statistics by Triton's interpreter beside those of the processor.
 """
 
 from __future__ import annotations

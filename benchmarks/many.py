@@ -1,6 +1,6 @@
-"""More images than the memory that a run is given: its rate and its peak memory beside those of a tenth of them.
+"""More images than fit in the memory of a run: its rate and its peak memory beside those of a tenth of the images.
 
-Writes 13 GB, and removes them in the end.
+The benchmark writes 13 GB, and removes them in the end.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from emsplat.heterogeneity.decoder import average
 from emsplat.heterogeneity.latents import write_latents
 from emsplat.heterogeneity.run import Heterogeneity
 from emsplat.heterogeneity.states import State
+from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
 from emsplat.outputs.reconstruction import command_line, write_run
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
@@ -58,6 +59,7 @@ def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = F
             files.states.mkdir()
             for number, state in enumerate(result.states, 1):
                 _write_state(files, number, state, result)
+            _write_trajectories(files, result)
             _write_json(files.configuration, _configuration(result))
         with reporter.stage("figures"):
             _draw(files, result)
@@ -215,6 +217,40 @@ def _write_state(files: HeterogeneityFolder, number: int, state: State, result: 
         names.gaussians, box_size=str(len(state.map)), pixel_size_in_angstroms=f"{pixel_size:.6g}", symmetry="C1"
     )
     write_fsc_csv(names.curves, state.validation)
+
+
+def _write_trajectories(files: HeterogeneityFolder, result: Heterogeneity) -> None:
+    """For each component: maps, a table of their points, a GIF and a script for ChimeraX."""
+    if result.halves is None:
+        return
+    files.trajectories.mkdir()
+    first, second = (half.decoder for half in result.halves)
+    both = average(first, second)
+    box_size, pixel_size = len(result.consensus.map), result.consensus.pixel_size_in_angstroms
+    for trajectory in trajectories(result.latents):
+        folder = files.trajectory(trajectory.component + 1)
+        folder.mkdir()
+        volumes = [both.at(z).voxelise(box_size, pixel_size) for z in trajectory.points]
+        names = [f"{i:02d}.mrc" for i in range(1, len(volumes) + 1)]
+        for name, volume in zip(names, volumes, strict=True):
+            write_map(folder / name, volume, pixel_size)
+        rows = zip(names, trajectory.points.tolist(), trajectory.images.tolist(), strict=True)
+        header = ["file", *(f"z{i + 1}" for i in range(trajectory.points.shape[1])), "images"]
+        lines = [",".join(header), *(",".join([n, *(f"{x:.6g}" for x in z), str(count)]) for n, z, count in rows)]
+        (folder / "points.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        figures.movie(volumes, folder / "movie.gif")
+        level = float(np.quantile(np.mean(volumes, axis=0), 0.97))
+        (folder / "play.cxc").write_text(_chimerax(names, level), encoding="utf-8")
+
+
+def _chimerax(names: list[str], level: float) -> str:
+    """Commands that play maps one after another; open the script in its folder."""
+    return (
+        f"open {' '.join(names)} vseries true\n"
+        f"volume #1 level {level:.6g} style surface\n"
+        "view\n"
+        "vseries play #1 loop true direction oscillate maxFrameRate 8\n"
+    )
 
 
 def _draw(files: HeterogeneityFolder, result: Heterogeneity) -> None:

@@ -26,7 +26,7 @@ ROW_BYTES = 250  # bytes of an image beside its row in the table, for matrices, 
 BLOCK_BYTES = 48 << 20  # bytes of the images that are worked on together
 ROUNDS = 4  # largest number of rounds of a refinement
 REFINEMENT_PASSES = 16  # number of times that the normal equations of an image are evaluated in a round
-MAPS_WRITTEN = 7
+MAPS_WRITTEN = 8
 DISK, PROCESSOR, CARD, NETWORK, ONE = "disk", "processor", "GPU", "network", "one process alone"
 
 

@@ -43,6 +43,8 @@ from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.combination import combine
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
+from emsplat.validation.symmetry_test import SymmetryChoice, choose_symmetry, take_sample
+from emsplat.validation.uncertainty import standard_error
 from emsplat.validation.validate import Validation, validate_combination
 
 
@@ -57,12 +59,14 @@ class Reconstruction:
     mask: NDArray[np.float32]
     validation: Validation
     local_resolution: LocalResolution
+    standard_error: NDArray[np.float32]  # of the map at each voxel of the mask, in its units; 0 outside
     pixel_size_in_angstroms: float
     particles: Particles  # with the half sets used, refined if that was asked for
     poses_shared: bool  # half sets were not given: the resolution is an upper bound
     refinement: Refinement | None  # of the particles, if asked for
     b_factor: float | None
     preview: Preview
+    symmetry: str  # the point group, in the axes that were used
     settings: ReconstructSettings
     reporter: Reporter  # the log, the warnings and the seconds of every stage
 
@@ -83,6 +87,7 @@ def reconstruct(
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
+    contrast_is_known: bool = False,
     tuning: Tuning | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
@@ -93,6 +98,7 @@ def reconstruct(
         reporter: told of progress; silent by default.
         checkpoints: where every stage writes its state down, and may go on from; by default, nowhere.
         world: the ranks that share the work, each of which calls this and is given the same; by default, one.
+        contrast_is_known: particles are not refused as dark by what their map looks like, which may be wrong.
         tuning: sizes of the pieces that the work is cut into; by default, what suits images by the thousand.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
@@ -113,13 +119,15 @@ def reconstruct(
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
         checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
-        symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
+        # The noise is measured outside the particle: in images that were not cropped.
+        whole = images if box_size == table.box_size else source
+        with reporter.stage("symmetry"):
+            group = _symmetry(table, whole, settings, reporter, world)
+        symmetry = symmetry_operators(group)
         with reporter.stage("preview"):
-            # The noise is measured outside the particle: in images that were not cropped.
-            whole = images if box_size == table.box_size else source
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
-            diameter = _diameter(preview, table, settings, reporter)
+            diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
             f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
@@ -155,12 +163,14 @@ def reconstruct(
         mask=solution.mask,
         validation=judged.validation,
         local_resolution=judged.local_resolution,
+        standard_error=judged.standard_error,
         pixel_size_in_angstroms=table.pixel_size_in_angstroms,
         particles=table,
         poses_shared=poses_shared,
         refinement=refinement,
         b_factor=judged.b_factor,
         preview=preview,
+        symmetry=group,
         settings=settings,
         reporter=reporter,
     )
@@ -198,18 +208,37 @@ def _table_with_halves(
     return table.with_half_sets(settings.seed), not given
 
 
-def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter) -> float:
+def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, reporter: Reporter, world: World) -> str:
+    """The point group asked for, in the axes the images have it in; InputError where they surely do not have it."""
+    if len(symmetry_operators(settings.symmetry)) == 1:
+        return settings.symmetry
+    chosen = None
+    if world.is_first:
+        chosen = choose_symmetry(take_sample(table, images, settings.seed), settings.symmetry)
+    choice: SymmetryChoice = world.broadcast(chosen)
+    if choice.refusal:
+        raise InputError(f"{table.source}: {choice.refusal}")
+    if choice.warning:
+        reporter.warn(choice.warning)
+    if choice.line:
+        reporter.line(choice.line)
+    return choice.name
+
+
+def _diameter(
+    preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter, contrast_is_known: bool
+) -> float:
     """Å; as asked for, else as the sample shows it, else the box. Refuses particles that are surely dark."""
     reporter.line(
         f"contrast from {preview.n_sampled} images: half-sample correlation {preview.correlation:.2f}, "
         f"skewness {preview.skewness:+.2f}"
     )
-    if preview.surely_dark:
+    if preview.surely_dark and not contrast_is_known:
         raise InputError(
             f"{table.source}: the particles are dark (skewness {preview.skewness:+.2f} of the density); "
             f"they must be white: {'leave out' if settings.invert else 'add'} --invert"
         )
-    if not preview.contrast_is_sure:
+    if not preview.contrast_is_sure and not contrast_is_known:
         reporter.warn("the sample does not show whether particles are white; if the map is inside out, use --invert")
     box = table.box_size * table.pixel_size_in_angstroms
     if settings.mask_diameter is not None:
@@ -246,6 +275,7 @@ class _Judged:
     half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]
     validation: Validation
     local_resolution: LocalResolution
+    standard_error: NDArray[np.float32]
     b_factor: float | None
 
 
@@ -257,12 +287,29 @@ def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
+        errors = _standard_error(solution, half_maps, b_factor, validation.resolution, pixel_size)
     with reporter.stage("local resolution"):
         local = local_resolution(
             first.raw, second.raw, *half_maps, solution.mask, pixel_size, solution.validation.limit_shell
         )
         reporter.line(local.text())
-    return _Judged(result, half_maps, validation, local, b_factor)
+    return _Judged(result, half_maps, validation, local, errors, b_factor)
+
+
+def _standard_error(
+    solution: Solution,
+    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]],
+    b_factor: float | None,
+    resolution: float | None,
+    pixel_size: float,
+) -> NDArray[np.float32]:
+    """The standard error of the map, sharpened where that is: against the truth, sharpened alike."""
+    volumes = [half.raw for half in solution.halves] + list(half_maps)
+    if b_factor is not None:
+        volumes = [maps.sharpen(volume, b_factor, pixel_size, resolution) for volume in volumes]
+    # Where nothing can be measured, the map ends nowhere, and its whole power is in doubt.
+    last = solution.validation.last_shell or len(solution.mask) // 2
+    return standard_error((volumes[0], volumes[1]), (volumes[2], volumes[3]), solution.mask, last)
 
 
 def _combined(

@@ -26,6 +26,7 @@ from emsplat.runtime.context import Task
 from emsplat.runtime.stopwatch import Stopwatch
 from emsplat.statistics.distributed import accumulate_shared
 from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
+from emsplat.validation.directions import measured_density
 from emsplat.validation.validate import Validation, validate
 
 
@@ -49,7 +50,10 @@ def solve(job: Job, table: Particles) -> Solution:
         first, second = halves
         pixel_size = table.pixel_size_in_angstroms
         mask = maps.soft_mask(0.5 * (first.map + second.map), pixel_size, job.grid.diameter_in_angstroms)
-        validation = validate(first.raw, second.raw, first.map, second.map, mask, pixel_size, job.settings.seed)
+        symmetry = job.grid.symmetry
+        density = measured_density(table.rotations(), symmetry)
+        four = (first.raw, second.raw, first.map, second.map)
+        validation = validate(*four, mask, pixel_size, job.settings.seed, symmetry, density)
         return world.broadcast(Solution(halves, mask, validation))
 
 

@@ -29,7 +29,7 @@ class StateFolder:
 
     @property
     def difference(self) -> Path:
-        """The direct inversion of the state less that of all images."""
+        """The difference between the direct inversions of the state and of all images."""
         return self.path / "difference.mrc"
 
     @property
@@ -56,7 +56,7 @@ class HeterogeneityFolder:
 
     @property
     def summary(self) -> Path:
-        """It is moved into place last, so that a folder with a summary holds a complete run."""
+        """The summary. It is moved into place last, so that a folder with a summary holds a complete run."""
         return self.path / self.SUMMARY
 
     @property
@@ -69,7 +69,7 @@ class HeterogeneityFolder:
 
     @property
     def consensus(self) -> Path:
-        """A run folder: the reconstruction of all images."""
+        """The run folder of the reconstruction of all images."""
         return self.path / "consensus"
 
     @property
@@ -88,8 +88,16 @@ class HeterogeneityFolder:
         return self.path / "states"
 
     def state(self, number: int) -> StateFolder:
-        """Args: number: from 1."""
+        """The folder of a state. Args: number: number of the state, from 1."""
         return StateFolder(self.states / f"{number:02d}")
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    def trajectory(self, component: int) -> Path:
+        """The folder of a component's trajectory. Args: component: from 1."""
+        return self.trajectories / f"component{component}"
 
     @property
     def results(self) -> tuple[Path, ...]:

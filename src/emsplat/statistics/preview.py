@@ -12,7 +12,7 @@ from emsplat.fourier import maps
 from emsplat.imaging.noise import noise_spectra, outside_circle, subtract_background
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Part, PartWeights
-from emsplat.particles.table import Particles
+from emsplat.particles.table import Particles, split_by_particle
 from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 
 _SAMPLE, _FEWEST = 1000, 100  # images: the noise to 1 % a shell, a map good enough to measure the particle
@@ -57,7 +57,7 @@ def look_at_sample(particles: Particles, images: Images, symmetry: NDArray[np.fl
     del block
     box_size = min(particles.box_size, _BOX)
     half = np.full(len(particles), -1)
-    half[rows] = rng.permutation(len(rows)) % 2
+    half[rows] = split_by_particle(chosen.particle, seed)
     parts = PartWeights.one_part_each([Part(1), Part(2)], half)
     settings = AccumulationSettings(box_size, box_size, noise, symmetry)
     halves = [s.raw_map() for s in accumulate(particles, images, parts, settings).values()]
