@@ -251,7 +251,7 @@ def job_row(star: Path, device: str, folder: Path) -> dict[str, Any]:
     result = emsplat.reconstruct(star, ReconstructSettings(device=device), reporter)  # type: ignore[arg-type]
     emsplat.write_run(folder, result, overwrite=True)
     seconds = time.perf_counter() - begun
-    print(*(line for line in reporter.log if "pass" in line or "blocks" in line), sep="\n", flush=True)
+    print(*(line for line in reporter.log if "accumulation" in line or "blocks" in line), sep="\n", flush=True)
     stages = {f"{name}, s": reporter.seconds.get(name, 0.0) for name in ("preview", "pass", "inversion", "fit")}
     return {
         "images": len(table),
