@@ -49,10 +49,10 @@ def make_parts(star: Path, folder: Path, world: World) -> None:
 def make(star: Path, folder: Path, world: World, threads: int) -> None:
     """A file a job, on the first rank."""
     make_parts(star, folder, world)
-    work = small_work(accumulated=BLOCK, refined=25)
+    tuning = small_work(accumulated=BLOCK, refined=25)
     for name, options in JOBS.items():
         settings = ReconstructSettings(n_gaussians=60, n_fits=1, max_resolution=14.0, threads=threads, **options)  # type: ignore[arg-type]
-        made = reconstruct(star, settings, world=world, work=work)
+        made = reconstruct(star, settings, world=world, tuning=tuning)
         if world.is_first:
             arrays = {"map": made.map, "centres": made.gaussians.centres.numpy()}
             for number, half in enumerate(made.halves, 1):

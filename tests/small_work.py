@@ -10,18 +10,18 @@ from unittest import mock
 from emsplat.fit.by_images import Schedule
 from emsplat.poses.refine import Blocks
 from emsplat.reconstruction import reconstruct
-from emsplat.reconstruction.job import WorkSettings
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.runtime import checkpoint, ranks
 from emsplat.runtime.checkpoint import Pace
 from emsplat.runtime.ranks import Patience
 
 
-def small_work(accumulated: int, refined: int, box_size: int = 32) -> WorkSettings:
+def small_work(accumulated: int, refined: int, box_size: int = 32) -> Tuning:
     """Work on so many images at a time, and few rounds of fits to images."""
-    return WorkSettings(
-        block_bytes=accumulated * 4 * box_size**2,
-        refine_blocks=Blocks(most=refined, fewest=refined),
-        schedule=Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1),
+    return Tuning(
+        accumulation_block_bytes=accumulated * 4 * box_size**2,
+        refinement_blocks=Blocks(fewest=refined, most=refined),
+        schedule_by_images=Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1),
     )
 
 
@@ -31,10 +31,10 @@ def always() -> Pace:
 
 
 @contextmanager
-def command_works(work: WorkSettings, patience: Patience | None = None) -> Iterator[None]:
+def command_works(tuning: Tuning, patience: Patience | None = None) -> Iterator[None]:
     """While it lasts, ``emsplat reconstruct`` in this process works like that and always writes its state."""
     given = [
-        (reconstruct, "reconstruct", {"work": work}),
+        (reconstruct, "reconstruct", {"tuning": tuning}),
         (checkpoint, "checkpoints_of", {"pace": always()}),
         (ranks, "joined", {"patience": patience or Patience()}),
     ]

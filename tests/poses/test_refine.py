@@ -192,11 +192,10 @@ def test_blocks_are_as_good_as_the_whole() -> None:
     wrong, found = changed(true, drawn(n, settings.quantities)), np.zeros((2, n, 7))
     done: list[tuple[int, int]] = []
     for number, at_once in enumerate((n, 31)):
-        blocks = Blocks(most=at_once, read_bytes=7 * 4 * BOX**2)
+        settings = replace(settings, blocks=Blocks(fewest=at_once, most=at_once, read_bytes=7 * 4 * BOX**2))
         done.clear()
         refine_half(
-            wrong, found[number], images, np.arange(n), noise, true_reference(), replace(settings, blocks=blocks),
-            lambda *x: done.append(x[:2]),
-        )  # fmt: skip
+            wrong, found[number], images, np.arange(n), noise, true_reference(), settings, lambda *x: done.append(x[:2])
+        )
     assert done == [(30, n), (60, n), (90, n)]
     assert rms(found[1] - found[0]) < 0.1 * rms(found[0])

@@ -19,9 +19,9 @@ from emsplat.particles.table import Particles
 from emsplat.poses.refine import RefineSettings, changed
 from emsplat.poses.rounds import check_refinable, refine_settings, refined
 from emsplat.reconstruction import reconstruct as reconstruction
-from emsplat.reconstruction.job import WorkSettings
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.reconstruction.solution import Solution
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.runtime.checkpoint import Checkpoints, Pace, State
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import REFINABLE, ReconstructSettings
@@ -201,7 +201,7 @@ def test_true_poses_lose_nothing(
 ) -> None:
     true, _ = perturbed
     settings = ReconstructSettings(refine="poses,shifts", seed=3, threads=2)
-    again = reconstruct(true, settings, work=WorkSettings(refine_rounds=2))
+    again = reconstruct(true, settings, tuning=Tuning(refinement_rounds=2))
     assert agreement(again, simulated) > agreement(reconstructed[0], simulated) - 0.01
     moved = errors(again.particles, true)
     assert rms(moved["poses"]) < 1.0
@@ -265,16 +265,16 @@ def test_the_run_folder_has_the_particles(put_right: Reconstruction, simulated: 
 # With the other solver
 
 
-# A job by images that takes seconds.
-BY_IMAGES = ReconstructSettings(
+# Settings of a job by images that takes seconds.
+SHORT = ReconstructSettings(
     solver="images", refine=",".join(REFINABLE), n_gaussians=300, max_resolution=14.0, mask_diameter=140.0
 )
-SHORT = WorkSettings(refine_rounds=1, schedule=Schedule(round=8, max_rounds=3, anneal_rounds=2, anneal_epochs=1))
+SOON = Tuning(refinement_rounds=1, schedule_by_images=Schedule(round=8, max_rounds=3, anneal_rounds=2, anneal_epochs=1))
 
 
 @pytest.fixture(scope="module")
 def by_images(perturbed: tuple[Particles, Particles]) -> Reconstruction:
-    return reconstruct(perturbed[1], BY_IMAGES, work=SHORT)
+    return reconstruct(perturbed[1], SHORT, tuning=SOON)
 
 
 def test_gaussians_fitted_to_images_refine_them(
@@ -284,7 +284,7 @@ def test_gaussians_fitted_to_images_refine_them(
     before, after = errors(wrong, true), errors(by_images.particles, true)
     assert np.median(after["shifts"]) < 0.6 * np.median(before["shifts"])
     assert np.median(after["poses"]) < np.median(before["poses"])
-    blurred = reconstruct(wrong, replace(BY_IMAGES, refine=None), work=SHORT)
+    blurred = reconstruct(wrong, replace(SHORT, refine=None), tuning=SOON)
     assert agreement(by_images, simulated) > agreement(blurred, simulated) + 0.01  # within 14 Å
 
 
@@ -308,8 +308,8 @@ def test_an_ended_refinement_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", until_ended)
         with pytest.raises(KeyboardInterrupt):
-            reconstruct(perturbed[1], BY_IMAGES, checkpoints=Checkpoints(tmp_path, pace=Pace(0, 0)), work=SHORT)
-    again = reconstruct(perturbed[1], BY_IMAGES, checkpoints=Checkpoints(tmp_path, resume=True), work=SHORT)
+            reconstruct(perturbed[1], SHORT, checkpoints=Checkpoints(tmp_path, pace=Pace(0, 0)), tuning=SOON)
+    again = reconstruct(perturbed[1], SHORT, checkpoints=Checkpoints(tmp_path, resume=True), tuning=SOON)
     assert again.refinement is not None
     assert by_images.refinement is not None
     np.testing.assert_array_equal(again.refinement.changes, by_images.refinement.changes)

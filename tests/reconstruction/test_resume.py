@@ -26,7 +26,7 @@ from small_work import always, command_works, small_work
 
 TESTS = Path(__file__).parents[1]
 FEW = ReconstructSettings(n_gaussians=100, max_resolution=14.0, mask_diameter=140.0, seed=3, threads=2)
-WORK = small_work(accumulated=50, refined=40)
+SMALL = small_work(accumulated=50, refined=40)
 
 
 class Ended(Exception):
@@ -97,14 +97,14 @@ ENDS = {
 @pytest.mark.parametrize("kind", ENDS)
 def test_the_same_as_if_never_ended(kind: str, star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, ends = ENDS[kind]
-    whole = reconstruct(star, settings, work=WORK)
+    whole = reconstruct(star, settings, tuning=SMALL)
     logs: list[str] = []
 
     def run() -> Reconstruction:
         reporter = Reporter()
         checkpoints = Checkpoints(tmp_path / "checkpoints", True, reporter=reporter, pace=always())
         try:
-            return reconstruct(star, settings, reporter, checkpoints, work=WORK)
+            return reconstruct(star, settings, reporter, checkpoints, tuning=SMALL)
         finally:
             logs.append("\n".join(reporter.log))
             assert not [text for text in reporter.warnings if "checkpoint" in text]
@@ -125,7 +125,7 @@ def test_ended_by_a_rule_of_the_command(
     command = ["reconstruct", str(star), "-o", str(output), "--n-gaussians", "100", "--max-resolution", "14"]
 
     def run(*options: str) -> int:
-        with command_works(WORK):
+        with command_works(SMALL):
             return main([*command, *options])
 
     def said(code: int, *options: str) -> str:
@@ -158,14 +158,14 @@ def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", full)
     settings = replace(FEW, n_fits=1)
-    result = reconstruct(star, settings, reporter, checkpoints, work=WORK)
+    result = reconstruct(star, settings, reporter, checkpoints, tuning=SMALL)
     monkeypatch.undo()
     [told] = [text for text in reporter.warnings if "disk" in text]
     assert "continues without" in told
     assert [path.name.split("-")[0] for path in tmp_path.glob("checkpoints/*") if "before" not in path.name] == ["pass"]
     assert not list(tmp_path.glob("checkpoints/.*"))
     resumed = Checkpoints(tmp_path / "checkpoints", True, reporter=Reporter())
-    equal(reconstruct(star, settings, Reporter(), resumed, work=WORK), result)
+    equal(reconstruct(star, settings, Reporter(), resumed, tuning=SMALL), result)
 
 
 # A process of its own, that is killed when so many states have been written.
@@ -188,7 +188,7 @@ with command_works(small_work(accumulated=50, refined=40)):
 
 def test_killed_processes_leave_no_trace(star: Path, tmp_path: Path) -> None:
     """In the middle of writing a state of the pass, and of a fit; the rest is done without a kill."""
-    whole, output = reconstruct(star, replace(FEW, n_fits=1), work=WORK).map, tmp_path / "run"
+    whole, output = reconstruct(star, replace(FEW, n_fits=1), tuning=SMALL).map, tmp_path / "run"
     command = ["reconstruct", str(star), "-o", str(output), "--resume", "--n-gaussians", "100", "--threads", "2"]
     command += ["--max-resolution", "14", "--mask-diameter", "140", "--seed", "3", "--n-fits", "1"]
     for left, code in ((4, -signal.SIGKILL), (30, -signal.SIGKILL), (-1, 0)):

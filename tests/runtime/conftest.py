@@ -22,4 +22,4 @@ def images_for_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def made_alone(images_for_ranks: Path) -> Reconstruction:
     """What one process makes of them in the blocks of a `hurried_rank`."""
-    return reconstruct(images_for_ranks / "particles.star", FEW, work=small_work(accumulated=30, refined=30))
+    return reconstruct(images_for_ranks / "particles.star", FEW, tuning=small_work(accumulated=30, refined=30))

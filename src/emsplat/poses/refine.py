@@ -51,21 +51,21 @@ _TAP_TABLE = tap_table()
 
 @dataclass(frozen=True)
 class Blocks:
-    """How many images are refined together."""
+    """Sizes of the blocks of images that are refined together."""
 
-    bytes: int = 96 << 20  # of their measured samples
-    most: int = 4096
-    fewest: int = 256  # the widths of fewer images are not well known
-    read_bytes: int = 32 << 20  # of images that are read at once
+    n_bytes: int = 96 << 20  # of their transforms, within the bounds that follow
+    fewest: int = 256  # images: the widths of fewer are not well known
+    most: int = 4096  # images
+    read_bytes: int = 32 << 20  # of the images that are read at once
 
-    def at_once(self, n_samples: int) -> int:
-        """Images of a block that have so many measured samples each."""
-        return int(np.clip(self.bytes // (12 * n_samples), self.fewest, self.most))
+    def images_at_once(self, n_samples: int) -> int:
+        """Number of images in a block, of so many samples each."""
+        return int(np.clip(self.n_bytes // (12 * n_samples), self.fewest, self.most))
 
 
 @dataclass(frozen=True)
 class RefineSettings:
-    """What is refined, and how far it may move."""
+    """What is refined, how far it may move, and in which blocks."""
 
     quantities: tuple[str, ...]  # of REFINABLE
     range_in_degrees: float
@@ -138,7 +138,7 @@ def refine_half(
     """
     order = rows[reading_order(particles.select(rows))]
     samples = _samples(against.limit_shell)
-    at_once = settings.blocks.at_once(len(samples))
+    at_once = settings.blocks.images_at_once(len(samples))
     first, fallen = before
     done = 0
     world = world or World()
@@ -194,7 +194,7 @@ class _Problem:
         samples: NDArray[np.int64],
         read_bytes: int = Blocks.read_bytes,
     ) -> None:
-        """Args: rows: (n,) of these particles among all that `images` reads; read_bytes: of images read at once."""
+        """Args: rows: (n,) of these particles among all that `images` reads; read_bytes: of the images read at once."""
         self.particles, self.samples, self.against = particles, samples, against
         self.poses, self.premultiplied = particles.poses, particles.premultiplied
         voltages = np.array([group.voltage_in_kilovolts for group in particles.optics])[particles.optics_group]

@@ -1,12 +1,11 @@
-"""What a reconstruction works with: found once, the same for every pass and every fit."""
+"""What a reconstruction works with. It is found once and is the same for every accumulation and every fit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from emsplat.fit.by_images import Schedule
 from emsplat.particles.batches import Images
-from emsplat.poses.refine import Blocks
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.reconstruction.working_grid import Grid
 from emsplat.runtime.checkpoint import Checkpoints
 from emsplat.runtime.context import Context
@@ -19,16 +18,6 @@ from emsplat.statistics.preview import Preview
 
 
 @dataclass(frozen=True)
-class WorkSettings:
-    """How much is done at a time and how often, which a user need not set."""
-
-    block_bytes: int = 48 << 20  # of images that are accumulated at once
-    refine_rounds: int = 4  # at most
-    refine_blocks: Blocks = Blocks()  # noqa: RUF009 (frozen)
-    schedule: Schedule = field(default_factory=Schedule)  # of fits to images
-
-
-@dataclass(frozen=True)
 class Job:
     """The images and how they are looked at, and the surroundings in which the work is done."""
 
@@ -37,7 +26,7 @@ class Job:
     grid: Grid
     settings: ReconstructSettings
     context: Context
-    work: WorkSettings = WorkSettings()
+    tuning: Tuning = field(default_factory=Tuning)
 
     @property
     def reporter(self) -> Reporter:
@@ -53,9 +42,10 @@ class Job:
 
     @property
     def accumulation_settings(self) -> AccumulationSettings:
-        return replace(accumulation_settings(self.grid, self.preview), block_bytes=self.work.block_bytes)
+        return accumulation_settings(self.grid, self.preview, self.tuning)
 
 
-def accumulation_settings(grid: Grid, preview: Preview) -> AccumulationSettings:
+def accumulation_settings(grid: Grid, preview: Preview, tuning: Tuning) -> AccumulationSettings:
     """Settings with T as far as a fit in the grid's cube needs it."""
-    return AccumulationSettings(grid.box_size, fitting_period(grid.extent), preview.noise, grid.symmetry)
+    extent, block_bytes = fitting_period(grid.extent), tuning.accumulation_block_bytes
+    return AccumulationSettings(grid.box_size, extent, preview.noise, grid.symmetry, block_bytes=block_bytes)
