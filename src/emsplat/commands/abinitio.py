@@ -26,7 +26,8 @@ def abinitio(
     the same map and the same poses. The hand of the map stays undetermined: `emsplat flip DIR` writes the other one.
 
     Args:
-        particles: a RELION star, a cryoSPARC table (.cs), or, with --ctf, cryoDRGN's images; poses are ignored.
+        particles: a RELION star, a cryoSPARC table (.cs), or, with --ctf, cryoDRGN's images; poses are
+            ignored. With --no-ctf, a stack alone is enough.
         output: the folder to write to.
         settings: what is left out is found from the data, and the log says what was found.
         overwrite: replace a run in the folder; it stays until the new one is complete.
