@@ -27,15 +27,9 @@ from emsplat.reconstruction import reconstruct as reconstruction
 from emsplat.runtime import devices
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
-from emsplat.statistics.accumulate import (
-    AccumulationSettings,
-    GridId,
-    Statistics,
-    accumulate,
-    grids_of,
-    statistics_of,
-)
+from emsplat.statistics.accumulate import AccumulationSettings, GridId, accumulate, grids_of, statistics_of
 from emsplat.statistics.accumulate_gpu import Block, Prepared, Weighting, filled_on_device
+from emsplat.statistics.sufficient import Statistics
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, accumulated, imagined_particles, numbered_parts
@@ -310,6 +304,6 @@ def test_both_devices_lead_to_one_map(tmp_path: Path, monkeypatch: pytest.Monkey
         assert fsc(a.map, b.map).min() > 0.999
     assert not np.array_equal(found.halves[0].raw, expected.halves[0].raw)  # they were made differently
     for job in (expected, found):
-        [line] = [line for line in job.reporter.log if "the pass:" in line]
+        [line] = [line for line in job.reporter.log if "accumulation:" in line]
         for part in ("waiting for images", "transforms and weights", "insertion", "finish"):
             assert part in line

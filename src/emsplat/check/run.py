@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emsplat.check.agreement import (
     SHUFFLES,
@@ -28,6 +27,7 @@ from emsplat.check.picks import Picks, closeness_findings, read_picks
 from emsplat.check.readings import Reading, alternatives, compare, reading_finding
 from emsplat.check.sample import ImageStatistics, Sample, choose_rows, look_at_images, take_sample
 from emsplat.check.settings import CheckSettings
+from emsplat.check.symmetry import Symmetric, look_for_symmetry, symmetry_findings
 from emsplat.check.thon import ThonFit, fit_thon_rings, images_are_multiplied, thon_findings
 from emsplat.errors import InputError
 from emsplat.imaging.noise import noise_spectra
@@ -37,7 +37,7 @@ from emsplat.particles.coverage import Coverage, measure_coverage
 from emsplat.particles.table import Particles
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
-from emsplat.symmetry import symmetry_operators
+from emsplat.symmetry import named_by, symmetry_operators
 from emsplat.validation.correlation import Curve
 
 _FEWEST = 16  # particles that are needed for a useful map
@@ -52,6 +52,7 @@ class Inversion:
     agreement: Agreement
     shuffled_fsc: tuple[Curve, ...]  # FSC of half maps with shuffled poses
     readings: list[Reading]
+    symmetry: Symmetric
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,19 @@ def check(path: Path | str, settings: CheckSettings | None = None, reporter: Rep
         InputError: the file or its stacks cannot be read, or none of the images can be used.
     """
     path, settings, reporter = Path(path), settings or CheckSettings(), reporter or Reporter()
-    symmetry = symmetry_operators(settings.symmetry)
     with threads(settings.threads):
         with reporter.stage("table"):
             table = read_input(path, settings)
             picks = read_picks(path, table)
             facts = gather_facts(table, picks.n_micrographs if picks else None, settings.pixel_size is not None)
+            symmetry = symmetry_operators(named_by(table.symmetry_axes, settings.symmetry))
             coverage = measure_coverage(table.rotations(), symmetry, settings.seed)
         _tell(facts, reporter)
         with ImageSource(table, settings.invert) as images:
             sample, statistics = _look(table, images, settings, reporter)
             with reporter.stage("power spectra"):
                 thon = fit_thon_rings(sample.powers, sample.full)
-            inversion, excuse = _invert(sample, thon, settings, symmetry, reporter)
+            inversion, excuse = _invert(sample, thon, settings, reporter)
             gallery = choose_gallery(sample, images, *((inversion.data, inversion.quick.map) if inversion else ()))
     odd = find_odd_images(statistics, table)
     findings = [
@@ -132,7 +133,7 @@ def _look(
 
 
 def _invert(
-    sample: Sample, thon: ThonFit | None, settings: CheckSettings, symmetry: NDArray[np.float64], reporter: Reporter
+    sample: Sample, thon: ThonFit | None, settings: CheckSettings, reporter: Reporter
 ) -> tuple[Inversion | None, Finding | None]:
     """The small map and its agreement with the images, or the reason why there is none."""
     n_particles = len(np.unique(sample.small.particle))
@@ -150,13 +151,15 @@ def _invert(
     steps = 1 + 2 + SHUFFLES + len(tried)
     with reporter.stage("map and poses"), _steps(reporter, "trying poses and shifts", steps) as step:
         part = quarters(data.particles.particle, settings.seed)
+        symmetric = look_for_symmetry(data, part, settings.symmetry)
+        symmetry = symmetry_operators(symmetric.name)
         parts = gather_parts(data, part, symmetry)
         quick = quick_map(parts, data.particles.pixel_size_in_angstroms)
         step()
         agreement = measure_agreement(data, part, parts, settings.seed, step)
         shuffled = shuffled_half_maps(data, part, symmetry, settings.seed, step)
         readings = compare(data, part, agreement.own, tried, symmetry, step)
-    return Inversion(data, quick, agreement, shuffled, readings), None
+    return Inversion(data, quick, agreement, shuffled, readings, symmetric), None
 
 
 @contextmanager
@@ -182,6 +185,7 @@ def _inversion_findings(
         return found
     return [
         *found,
+        *symmetry_findings(inversion.symmetry, settings.symmetry),
         *map_findings(inversion.quick, settings.invert, facts.box_in_angstroms),
         *closeness_findings(picks, table, inversion.quick.diameter),
     ]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from emsplat.runtime.devices import CPU
 from emsplat.splat.bandlimit import boost
-from emsplat.statistics.accumulate import Statistics
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
+from emsplat.statistics.sufficient import Statistics
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.fourier import maps
-from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.sufficient import Statistics
 
 EXPONENT = 0.8  # count = elements to this power
 _SHARE_OF_SEVERAL = 0.56  # of that count, where fits are averaged

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 STEPS = 35  # steps of a fit, including its share of the search; 28 to 41 were seen, and 90 are possible
 OVERSAMPLING = 1.5  # oversampling of the grids
-SUBSETS = 4  # of the pass: a seen and an unseen part of each half
+SUBSETS = 4  # parts of the accumulation: a training and a held-out part of each half
 FIGURES_SECONDS = 4.0  # seconds for figures and report; 2 to 5 were seen
 ROW_BYTES = 250  # bytes of an image beside its row in the table, for matrices, CTF and order
 BLOCK_BYTES = 48 << 20  # bytes of the images that are worked on together
 ROUNDS = 4  # largest number of rounds of a refinement
 REFINEMENT_PASSES = 16  # number of times that the normal equations of an image are evaluated in a round
-MAPS_WRITTEN = 7
+MAPS_WRITTEN = 8
 DISK, PROCESSOR, CARD, NETWORK, ONE = "disk", "processor", "GPU", "network", "one process alone"
 
 

@@ -46,18 +46,32 @@ _LARGEST_PHASE = 1.0  # radians by which one step may turn a measured sample: be
 _CONTRAST_RANGE, _DEFOCUS_RANGE = 0.6, 1500.0  # largest changes: of the contrast 1, Å
 _FIRST_DAMPING, _DAMPING_FACTOR = 1e-2, 10.0  # share of the curvature added to itself
 _SHELLS_BEYOND = 6  # of the map, beyond the finest that is looked at
-_BLOCK_BYTES, _LARGEST_BLOCK = 96 << 20, 4096
-_READ_BYTES, _FEWEST_IN_BLOCK = 32 << 20, 256  # read at once; widths of fewer images are not well known
 _TAP_TABLE = tap_table()
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Sizes of the blocks of images that are refined together."""
+
+    n_bytes: int = 96 << 20  # of their transforms, within the bounds that follow
+    fewest: int = 256  # images: the widths of fewer are not well known
+    most: int = 4096  # images
+    read_bytes: int = 32 << 20  # of the images that are read at once
+
+    def images_at_once(self, n_samples: int) -> int:
+        """Number of images in a block, of so many samples each."""
+        return int(np.clip(self.n_bytes // (12 * n_samples), self.fewest, self.most))
+
+
+@dataclass(frozen=True)
 class RefineSettings:
-    """What is refined, and how far it may move."""
+    """What is refined, how far it may move, and in which blocks."""
 
     quantities: tuple[str, ...]  # of REFINABLE
     range_in_degrees: float
     range_in_angstroms: float
+    most_rounds: int = 4
+    blocks: Blocks = Blocks()
 
     @property
     def columns(self) -> list[int]:
@@ -124,7 +138,7 @@ def refine_half(
     """
     order = rows[reading_order(particles.select(rows))]
     samples = _samples(against.limit_shell)
-    at_once = int(np.clip(_BLOCK_BYTES // (12 * len(samples)), _FEWEST_IN_BLOCK, _LARGEST_BLOCK))
+    at_once = settings.blocks.images_at_once(len(samples))
     first, fallen = before
     done = 0
     world = world or World()
@@ -136,7 +150,9 @@ def refine_half(
         found, gains = [np.zeros((len(block), changes.shape[1])) for block in together], np.zeros(len(together))
         if world.rank < len(together):
             block = together[world.rank]
-            problem = _Problem(particles.select(block), images, block, noise, against, samples)
+            problem = _Problem(
+                particles.select(block), images, block, noise, against, samples, settings.blocks.read_bytes
+            )
             found[world.rank], gains[world.rank] = _minimised(problem, changes[block], settings)
         world.sum(gains)
         for block, moved, gain in zip(together, found, gains.tolist(), strict=True):
@@ -176,8 +192,9 @@ class _Problem:
         noise: NDArray[np.float64],
         against: Reference,
         samples: NDArray[np.int64],
+        read_bytes: int = Blocks.read_bytes,
     ) -> None:
-        """Args: rows: (n,) of these particles among all that `images` reads."""
+        """Args: rows: (n,) of these particles among all that `images` reads; read_bytes: of the images read at once."""
         self.particles, self.samples, self.against = particles, samples, against
         self.poses, self.premultiplied = particles.poses, particles.premultiplied
         voltages = np.array([group.voltage_in_kilovolts for group in particles.optics])[particles.optics_group]
@@ -189,7 +206,7 @@ class _Problem:
         odd, odd_of = antisymmetric_factors(particles, box_size)
         self.spectra = np.empty((len(particles), len(samples)), dtype=np.complex64)
         self.weights = np.empty((len(particles), len(samples)), dtype=np.float32)
-        at_once = max(1, _READ_BYTES // (4 * particles.box_size**2))
+        at_once = max(1, read_bytes // (4 * particles.box_size**2))
         for part in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
             observed = observe(images.read(rows[part]), particles.select(part), noise, box_size)
             self.spectra[part] = observed.spectra.numpy()[at]

@@ -25,7 +25,6 @@ from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.validation.validate import Validation
 
-_MOST_ROUNDS = 4
 _WORTH_ANOTHER = 0.1  # share of the first round's gain in likelihood
 _DEFAULT_RANGE_IN_DEGREES = 10.0
 
@@ -165,7 +164,7 @@ def refined(
     if gains:
         current = changed(particles, _with_mean_contrast_1(progress.start, particles.half_set))
     solution = solve(current)
-    while len(gains) < _MOST_ROUNDS and (not gains or gains[-1] > _WORTH_ANOTHER * gains[0]):
+    while len(gains) < settings.most_rounds and (not gains or gains[-1] > _WORTH_ANOTHER * gains[0]):
         limit = solution.validation.limit_shell
         if limit == 0:
             reporter.warn("nothing is measurable that images could be refined against; they stay as they are")
