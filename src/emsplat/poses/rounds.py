@@ -159,7 +159,7 @@ def refined(
     world = world or World()
     reporter.line(
         f"refining {', '.join(settings.quantities)} within {settings.range_in_degrees:.3g}° "
-        f"and {settings.range_in_angstroms:.3g} Å of the file's"
+        f"and {settings.range_in_angstroms:.3g} Å of the values in the file"
     )
     current = particles
     if gains:
@@ -168,7 +168,7 @@ def refined(
     while len(gains) < _MOST_ROUNDS and (not gains or gains[-1] > _WORTH_ANOTHER * gains[0]):
         limit = solution.validation.limit_shell
         if limit == 0:
-            reporter.warn("nothing is measurable that images could be refined against; they stay as they are")
+            reporter.warn("nothing is measurable against which images could be refined; they stay as they are")
             break
         with reporter.stage("refinement"):
             _round(
@@ -191,9 +191,7 @@ def refined(
         solution = solve(current)
     result = Refinement(settings, _with_mean_contrast_1(progress.changes, particles.half_set), tuple(gains))
     for name, (first, second) in result.summary(particles.half_set)["rms_changes_of_halves"].items():
-        reporter.line(
-            f"changed by (root mean square, half 1 and 2): {name.replace('_', ' ')} {first:.3g}, {second:.3g}"
-        )
+        reporter.line(f"root mean square change in halves 1 and 2: {name.replace('_', ' ')} {first:.3g}, {second:.3g}")
     return current, solution, result
 
 
