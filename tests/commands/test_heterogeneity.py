@@ -14,7 +14,7 @@ from PIL import Image
 
 from emsplat.cli import main
 from emsplat.heterogeneity.decoder import Decoder
-from emsplat.io import read_map
+from emsplat.io import read_map, read_particles
 from emsplat.models.gaussians import Gaussians
 from emsplat.simulation import simulate
 from emsplat.validation.correlation import fsc
@@ -108,10 +108,18 @@ def test_the_folder_is_complete(run: Path) -> None:
     expected = {
         "latents.csv", "decoder.safetensors", "decoder_half1.safetensors", "decoder_half2.safetensors", "summary.json",
         "config.json", "run.log", "states", "consensus", "figures", "trajectories",
+        "junk.csv", "landscape.html",
     }  # fmt: skip
     assert {path.name for path in run.iterdir()} == expected
     assert {path.name for path in (run / "figures").iterdir()} == {"components.png", "landscape.png", "states.png"}
     assert (run / "consensus" / "map.mrc").is_file()
+
+
+def test_the_particles_of_a_state_go_back_into_a_star(two_states: Path, run: Path, tmp_path: Path) -> None:
+    kept = {row["id"] for row in table_of(run / "latents.csv") if row["state"] == "1"}
+    ids, star = run / "states" / "01" / "ids.csv", tmp_path / "state1.star"
+    assert main(["subset", str(two_states), "--keep", str(ids), "-o", str(star)]) == 0
+    assert set(read_particles(star, datadir=two_states.parent).ids) == kept
 
 
 def test_a_trajectory_leads_through_the_states(run: Path) -> None:
