@@ -69,7 +69,7 @@ class LocalResolution:
         return f"local resolution: median {median:.2f} Å, {low:.2f} to {high:.2f} Å in 90 % of the particle"
 
     def summary(self) -> dict[str, float | None]:
-        """Values in Å and shares, over the voxels in which the mask is at least ½; percentiles over those with values."""
+        """Values in Å and shares, over the voxels in which the mask is at least ½; percentiles over those with one."""
         particle = self.mask >= 0.5
         values, errors = self.resolution[particle], self.standard_error[particle]
         values, errors = values[np.isfinite(values)], errors[np.isfinite(errors)]
