@@ -93,4 +93,4 @@ def test_too_few_images_are_refused(simulated: Path, tmp_path: Path, capsys: pyt
     blocks["particles"] = Table({name: values[:60] for name, values in blocks["particles"].columns.items()})
     write_star(simulated / "few.star", blocks)
     assert cli.main(["abinitio", str(simulated / "few.star"), "-o", str(tmp_path / "run")]) == 2
-    assert "at least 100 in each" in capsys.readouterr().err
+    assert "at least 40 in each" in capsys.readouterr().err

@@ -41,7 +41,7 @@ _MAX_SHIFT = 0.1  # share of the box
 _EDGE = 0.1  # share of the box by which the circle kept of an image exceeds the particle's, beside its shift
 _MOST_SEARCHES = 3  # on refined maps
 _SETTLED = 0.02  # share of the images moved by a search that is not worth another one
-_FEWEST_IMAGES = 100  # of each half set
+_FEWEST_IMAGES = 40  # of each half set
 
 
 @dataclass(frozen=True)

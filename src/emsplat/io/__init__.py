@@ -103,6 +103,8 @@ def read_particles(
         "pixel_size_in_angstroms": pixel_size_in_angstroms,
         "need_stacks": need_stacks,
     }
+    if kind in (Format.STACK, Format.STACK_LIST) and not (need_poses or need_ctf):
+        return with_repeats_joined(read_cryodrgn(path, None, ctf, kind=kind, **options))
     if poses is not None or ctf is not None:
         if (poses is None and need_poses) or ctf is None or passthrough:
             raise InputError(
