@@ -64,7 +64,7 @@ def densified(
 
 
 def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
-    """Two Gaussians for one, with half the mass each, moved apart along the longest axis so that mean and variance stay.
+    """Two Gaussians for one, with half the mass each, moved apart along the longest axis; mean and variance stay.
 
     Two copies in one place would be exactly the same map, but would get the same gradients and stay together for ever.
     Isotropic ones are moved apart along a random axis. They keep the mean, and the variance along that axis only.
