@@ -6,4 +6,5 @@
 - ``uncertainty``: the standard error of the map at each voxel
 - ``symmetry_test``: whether the images have the symmetry; ``directions``: independent directions in Fourier space
 - ``local_resolution``: the correlation with the truth in windows
+- ``directions``: cells of directions that can vote; ``symmetry_test``: whether the images have a symmetry
 """
