@@ -29,7 +29,7 @@ def write_relion(particles: Particles, path: str | Path, project: str | Path | N
 
 
 def _stack_name(stack: Path, project: Path) -> str:
-    """The name by which RELION finds a stack. Without the ending .mrcs it is marked, or RELION would take it for a map."""
+    """The name by which RELION finds a stack. A name without .mrcs is marked, or RELION would take it for a map."""
     name = os.path.relpath(stack, project)
     if name.startswith(".."):
         name = str(stack.absolute())
