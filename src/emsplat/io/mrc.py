@@ -39,6 +39,8 @@ class _Header:
     axes: tuple[int, int, int]  # 1, 2, 3 = x, y, z of columns, rows, sections
     voxel_in_angstroms: tuple[float, float, float]  # x, y, z; 0 where unset
     origin_in_angstroms: tuple[float, float, float]  # x, y, z
+    cell_angles_in_degrees: tuple[float, ...]  # 0 where unset
+    axes_are_strange: bool
 
     @property
     def section_in_bytes(self) -> int:
@@ -90,7 +92,7 @@ def _parse(path: Path, raw: bytes) -> _Header:
     mode = int(h["mode"])
     if mode not in _VALUE_TYPES:
         raise InputError(f"{path}: MRC mode {mode} is not read, only {sorted(_VALUE_TYPES)}; convert it to mode 2")
-    axes = (int(h["mapc"]), int(h["mapr"]), int(h["maps"]))
+    axes = said = (int(h["mapc"]), int(h["mapr"]), int(h["maps"]))
     samples = (int(h["mx"]), int(h["my"]), int(h["mz"]))
     voxel = tuple(float(h["cella"][c]) / n if n > 0 else 0.0 for c, n in zip("xyz", samples, strict=True))
     axes = axes if sorted(axes) == [1, 2, 3] else (1, 2, 3)
@@ -102,6 +104,8 @@ def _parse(path: Path, raw: bytes) -> _Header:
         axes=axes,
         voxel_in_angstroms=(voxel[0], voxel[1], voxel[2]),
         origin_in_angstroms=(x, y, z),
+        cell_angles_in_degrees=tuple(float(h["cellb"][name]) for name in ("alpha", "beta", "gamma")),
+        axes_are_strange=any(said) and sorted(said) != [1, 2, 3],
     )
 
 
@@ -283,6 +287,13 @@ def read_map(path: str | Path, *, cubic: bool = True) -> Map:
         sections, rows, columns = header.shape
         if cubic and not sections == rows == columns:
             raise InputError(f"{path}: {columns} × {rows} × {sections} voxels, not a cube; pad or crop the map to one")
+        angles = header.cell_angles_in_degrees
+        if any(angles) and any(abs(angle - 90) > 0.01 for angle in angles):
+            raise InputError(f"{path}: cell angles {angles}°; its axes must be orthogonal: resample it to cubic voxels")
+        if header.axes_are_strange:
+            raise InputError(
+                f"{path}: axes (mapc, mapr, maps) that are not 1, 2, 3 in any order; mend the header, or write it again"
+            )
         x = header.voxel_in_angstroms[0]
         if x != 0 and not all(abs(edge / x - 1) <= 0.01 for edge in header.voxel_in_angstroms):
             raise InputError(f"{path}: voxel edges {header.voxel_in_angstroms} Å differ; resample to cubic voxels")
