@@ -21,8 +21,9 @@ from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.runtime.checkpoint import Checkpoint, Checkpoints, Pace
 from emsplat.runtime.context import Task
 from emsplat.simulation.run import signal_images
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.loss import QuadraticLoss
+from emsplat.statistics.sufficient import Statistics
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map

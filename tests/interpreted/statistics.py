@@ -27,15 +27,9 @@ from emsplat.reconstruction import reconstruct as reconstruction
 from emsplat.runtime import devices
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
-from emsplat.statistics.accumulate import (
-    AccumulationSettings,
-    GridId,
-    Statistics,
-    accumulate,
-    grids_of,
-    statistics_of,
-)
+from emsplat.statistics.accumulate import AccumulationSettings, GridId, accumulate, grids_of, statistics_of
 from emsplat.statistics.accumulate_gpu import Block, Prepared, Weighting, filled_on_device
+from emsplat.statistics.sufficient import Statistics
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, accumulated, imagined_particles, numbered_parts

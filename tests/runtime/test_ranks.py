@@ -27,6 +27,7 @@ from emsplat.particles.agreement import check_agreement
 from emsplat.particles.parts import Kind, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.runtime.ranks import World
 from emsplat.runtime.ranks.launch import first_host, launch
 from emsplat.settings import ReconstructSettings
@@ -54,11 +55,11 @@ import emsplat.runtime.ranks as ranks
 patience = ranks.Patience(silence=8.0, silence_when_interrupted=3.0, period=0.3, leaving=2.0)
 ranks.joined = functools.partial(ranks.joined, patience=patience)
 import emsplat.runtime.checkpoint as checkpoint
-import dataclasses
-import emsplat.reconstruction.job as job, emsplat.statistics.distributed as shared_pass
-settings_of = job.accumulation_settings
-job.accumulation_settings = lambda *what: dataclasses.replace(settings_of(*what), block_bytes={block_bytes})
-checkpoint.Pace.__init__.__defaults__ = (0.0, 0.0, 0, 0.0, 0)
+import emsplat.reconstruction.reconstruct as room, emsplat.statistics.distributed as shared_pass
+from emsplat.reconstruction.tuning import Tuning
+job, states = room.reconstruct, checkpoint.checkpoints_of
+room.reconstruct = lambda *what: job(*what, tuning=Tuning({block_bytes}))
+checkpoint.checkpoints_of = lambda *what: states(*what, pace=checkpoint.Pace(0.0, 0.0))
 fill = shared_pass.fill_grids
 def dwell(*arguments):
     def after_a_block(done):
@@ -87,8 +88,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def in_blocks(images: Path) -> Reconstruction:
     """What one process makes of them in the blocks of `PROGRAM`."""
-    with many_ranks.in_small_blocks():
-        return reconstruct(images / "particles.star", FEW)
+    return reconstruct(images / "particles.star", FEW, tuning=Tuning(many_ranks.BLOCK_BYTES))
 
 
 def arguments(images: Path, output: Path, *options: object) -> list[str]:

@@ -24,8 +24,8 @@ from emsplat.reconstruction.job import Job
 from emsplat.runtime.checkpoint import Checkpoint
 from emsplat.runtime.context import Task
 from emsplat.runtime.stopwatch import Stopwatch
-from emsplat.statistics.accumulate import Statistics, restored_statistics, saved_statistics
 from emsplat.statistics.distributed import accumulate_shared
+from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
 from emsplat.validation.directions import measured_density
 from emsplat.validation.validate import Validation, validate
 
@@ -113,7 +113,7 @@ class _SharedFits:
         training, held_out = (self.parts.rows_of(Part(number, split), order) for split in (TRAINING, HELD_OUT))
         noise, grid = job.preview.noise, job.grid
         half = HalfSet(self.table, job.images, training, held_out, noise, grid.box_size, grid.symmetry)
-        return fit_images(half, start, settings, task=task)
+        return fit_images(half, start, settings, job.tuning.schedule_by_images, task)
 
 
 def _finished(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list[int]]:
