@@ -23,10 +23,10 @@ _AGREEMENT = 0.01  # FSC between the uneven parts of a half below which a shell 
 _FIRST_SHELL = 5  # agreement before is the particle's outline
 
 
-def measurable_shell(seen: Statistics, unseen: Statistics, mask: NDArray[np.float32]) -> int:
-    """The last shell before the masked raw maps of the two parts of a half cease to agree."""
+def measurable_shell(training: Statistics, held_out: Statistics, mask: NDArray[np.float32]) -> int:
+    """The last shell before the masked unregularised maps of the two parts of a half cease to agree."""
     box_size = len(mask)
-    a, b = (maps.half_spectrum(s.raw_map() * mask) for s in (seen, unseen))
+    a, b = (maps.half_spectrum(s.raw_map() * mask) for s in (training, held_out))
     sums = (maps.shell_correlation(x, y, box_size) for x, y in ((a, b), (a, a), (b, b)))
     ab, aa, bb = (np.convolve(v, np.ones(2 * _POOL + 1), mode="same") for v in sums)
     agreement = ab / np.maximum(np.sqrt(aa * bb), 1e-30)
@@ -35,16 +35,16 @@ def measurable_shell(seen: Statistics, unseen: Statistics, mask: NDArray[np.floa
 
 
 def automatic_count(
-    seen: Statistics, unseen: Statistics, mask: NDArray[np.float32], n_fits: int = 1
+    training: Statistics, held_out: Statistics, mask: NDArray[np.float32], n_fits: int = 1
 ) -> tuple[int, int]:
     """The number of Gaussians for a fit, to two digits, and the measurable shell it rests on.
 
     Args:
-        seen, unseen: statistics of a split within the half.
+        training, held_out: statistics of a split within the half.
         mask: (D, D, D) soft mask of the particle.
         n_fits: of a half, that will be averaged.
     """
-    shell = measurable_shell(seen, unseen, mask)
+    shell = measurable_shell(training, held_out, mask)
     elements = float(mask.sum()) * (2 * shell / len(mask)) ** 3
     return supported_count(elements, n_fits), shell
 
