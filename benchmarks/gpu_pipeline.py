@@ -44,9 +44,10 @@ from emsplat.simulation import bundled_model
 from emsplat.simulation.acquisition import acquire, star_tables
 from emsplat.simulation.atoms import read_atoms
 from emsplat.splat import project
-from emsplat.statistics.accumulate import AccumulationSettings, GridId, Statistics, accumulate, statistics_of
+from emsplat.statistics.accumulate import AccumulationSettings, GridId, accumulate, statistics_of
 from emsplat.statistics.accumulate_gpu import filled_on_device
 from emsplat.statistics.loss import fitting_period
+from emsplat.statistics.sufficient import Statistics
 from emsplat.validation.correlation import fsc
 
 _CARD = torch.cuda.is_available()
@@ -250,7 +251,7 @@ def job_row(star: Path, device: str, folder: Path) -> dict[str, Any]:
     result = emsplat.reconstruct(star, ReconstructSettings(device=device), reporter)  # type: ignore[arg-type]
     emsplat.write_run(folder, result, overwrite=True)
     seconds = time.perf_counter() - begun
-    print(*(line for line in reporter.log if "pass" in line or "blocks" in line), sep="\n", flush=True)
+    print(*(line for line in reporter.log if "accumulation" in line or "blocks" in line), sep="\n", flush=True)
     stages = {f"{name}, s": reporter.seconds.get(name, 0.0) for name in ("preview", "pass", "inversion", "fit")}
     return {
         "images": len(table),

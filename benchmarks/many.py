@@ -111,7 +111,7 @@ def row(star: Path, work: Path, n: int, group: Path | None, limit: float) -> dic
     environ = {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])}
     took = measured(command, star.parent, environ=environ)
     summary = json.loads((output / "summary.json").read_text())
-    spent = re.search(r"the pass: (.*)", (output / "run.log").read_text())
+    spent = re.search(r"accumulation: (.*)", (output / "run.log").read_text())
     shutil.rmtree(output)
     return {
         "images": n,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from emsplat.cli import main
 from emsplat.heterogeneity.decoder import Decoder
-from emsplat.io import read_map
+from emsplat.io import read_map, read_particles
 from emsplat.models.gaussians import Gaussians
 from emsplat.simulation import simulate
 from emsplat.validation.correlation import fsc
@@ -108,10 +108,18 @@ def test_the_folder_is_complete(run: Path) -> None:
     expected = {
         "latents.csv", "decoder.safetensors", "decoder_half1.safetensors", "decoder_half2.safetensors", "summary.json",
         "config.json", "run.log", "states", "consensus", "figures", "trajectories",
+        "junk.csv", "landscape.html",
     }  # fmt: skip
     assert {path.name for path in run.iterdir()} == expected
     assert {path.name for path in (run / "figures").iterdir()} == {"components.png", "landscape.png", "states.png"}
     assert (run / "consensus" / "map.mrc").is_file()
+
+
+def test_the_particles_of_a_state_go_back_into_a_star(two_states: Path, run: Path, tmp_path: Path) -> None:
+    kept = {row["id"] for row in table_of(run / "latents.csv") if row["state"] == "1"}
+    ids, star = run / "states" / "01" / "ids.csv", tmp_path / "state1.star"
+    assert main(["subset", str(two_states), "--keep", str(ids), "-o", str(star)]) == 0
+    assert set(read_particles(star, datadir=two_states.parent).ids) == kept
 
 
 def test_a_trajectory_leads_through_the_states(run: Path) -> None:
@@ -140,6 +148,13 @@ def test_one_state_is_left_as_one(one_chain: Path, tmp_path: Path, seed: int, ca
     assert "none found" in capsys.readouterr().out
     assert len(table_of(tmp_path / "run" / "latents.csv")) == SETTINGS.n_images
     assert main(["decode", str(tmp_path / "run"), "--state", "1"]) == 2
+
+
+def test_too_few_images_say_nothing(one_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    star = simulate(one_chain, tmp_path / "images", replace(SETTINGS, n_images=60))
+    assert main(["heterogeneity", str(star), "-o", str(tmp_path / "run"), "--threads", "1"]) == 0
+    assert summary_of(tmp_path / "run")["n_components"] == 0
+    assert "too few" in capsys.readouterr().out
 
 
 def test_decoding_a_point_is_the_decoders_map(run: Path, tmp_path: Path) -> None:

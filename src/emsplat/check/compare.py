@@ -36,7 +36,7 @@ def compare(
     a, b = read_map(first), read_map(second)
     if len(a.values) < SMALLEST_BOX:
         raise InputError(
-            f"{first}: its box has {len(a.values)} voxels a side, and an FSC needs {SMALLEST_BOX}; give a larger map"
+            f"{first}: has a box of {len(a.values)}, and an FSC needs {SMALLEST_BOX} voxels a side; give a larger map"
         )
     size = _common_pixel_size(first, a, second, b) if pixel_size is None else pixel_size
     if a.values.shape != b.values.shape:

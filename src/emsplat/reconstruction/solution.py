@@ -1,6 +1,6 @@
-"""Particles with poses → both half maps and what can be believed of them: accumulation, fits, validation.
+"""Particles with poses → both half maps, and how far they can be trusted: accumulation, fits, validation.
 
-What is finished is kept in checkpoints, and taken from them where a job goes on.
+What is finished is kept in checkpoints, and loaded from them when a job is resumed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from emsplat.reconstruction.job import Job
 from emsplat.runtime.checkpoint import Checkpoint
 from emsplat.runtime.context import Task
 from emsplat.runtime.stopwatch import Stopwatch
-from emsplat.statistics.accumulate import Statistics, restored_statistics, saved_statistics
 from emsplat.statistics.distributed import accumulate_shared
+from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
 from emsplat.validation.directions import measured_density
 from emsplat.validation.validate import Validation, validate
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Both half maps, and what can be believed of them."""
+    """Both half maps, and how far they can be trusted."""
 
     halves: tuple[Half, Half]
     mask: NDArray[np.float32]  # (D, D, D)
@@ -63,13 +63,13 @@ def _by_statistics(job: Job, table: Particles, parts: PartWeights) -> tuple[Half
     mine, needed = _finished(job, owner)
     statistics = _statistics(job, table, parts, owner, needed)
     for number in sorted(statistics):
-        # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
+        # The statistics of a half are freed as soon as it is fitted, because they are the largest thing in memory.
         mine[number] = fit_half(job, number, statistics.pop(number), None)
     return _exchanged(job, mine, owner)
 
 
 def _by_images(job: Job, table: Particles, parts: PartWeights) -> tuple[Half, Half]:
-    """All ranks fit to the images of one half after the other, and the first one leads."""
+    """All ranks fit to the images of one half after the other, and the first rank leads."""
     world, fits = job.world, _SharedFits(job, table, parts)
     gatherer, owner = {half: world.owner(half) for half in (1, 2)}, {1: 0, 2: 0}
     mine, needed = _finished(job, owner)
@@ -86,7 +86,7 @@ def _by_images(job: Job, table: Particles, parts: PartWeights) -> tuple[Half, Ha
 
 @dataclass(frozen=True)
 class _SharedFits:
-    """Fits to images, in which all ranks take part; the first one begins each of them."""
+    """Fits to images in which all ranks take part. The first rank begins each of them."""
 
     job: Job
     table: Particles
@@ -95,12 +95,12 @@ class _SharedFits:
     def lead(
         self, number: int, start: GaussianModel, settings: FitSettings, task: Task
     ) -> tuple[GaussianModel, FitHistory]:
-        """Begin a fit on all ranks; for the first one."""
+        """Begin a fit on all ranks. Only the first rank calls this."""
         self.job.world.broadcast((number, start, settings))
         return self._fit(number, start, settings, task)
 
     def follow(self) -> None:
-        """Take part in all fits that the first rank still begins; that rank calls it when there are no more."""
+        """Take part in all fits that the first rank still begins. The first rank calls this when there are no more."""
         nothing: tuple[int, GaussianModel, FitSettings] | None = None
         while asked := self.job.world.broadcast(nothing):
             number, start, settings = asked
@@ -113,11 +113,11 @@ class _SharedFits:
         training, held_out = (self.parts.rows_of(Part(number, split), order) for split in (TRAINING, HELD_OUT))
         noise, grid = job.preview.noise, job.grid
         half = HalfSet(self.table, job.images, training, held_out, noise, grid.box_size, grid.symmetry)
-        return fit_images(half, start, settings, task=task)
+        return fit_images(half, start, settings, job.tuning.schedule_by_images, task)
 
 
 def _finished(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list[int]]:
-    """The halves of this rank that were finished before the job was ended, and those that no rank has."""
+    """The halves of this rank that were finished before the job ended, and those that no rank has."""
     world = job.world
     mine = {half: kept for half in (1, 2) if owner[half] == world.rank and (kept := kept_half(job, half))}
     return mine, [half for half in (1, 2) if not world.broadcast(half in mine, owner[half])]
@@ -133,7 +133,7 @@ def _exchanged(job: Job, mine: dict[int, Half], owner: dict[int, int]) -> tuple[
 def _statistics(
     job: Job, table: Particles, parts: PartWeights, owner: dict[int, int], needed: list[int]
 ) -> dict[int, Parts]:
-    """The statistics of the needed halves that this rank owns: accumulated, or kept since before the job was ended."""
+    """The statistics of the needed halves that this rank owns, accumulated or loaded from a checkpoint."""
     world, checkpoints = job.world, job.checkpoints
     mine = [half for half in needed if owner[half] == world.rank]
     kept = {half: state for half in mine if (state := checkpoints.named(f"statistics{half}").load())}
@@ -159,7 +159,7 @@ def _accumulate(
     reporter, stopwatch = job.reporter, Stopwatch(job.context.device)
     with reporter.stage("pass"), job.context.task("reading images", "images", checkpoint) as task:
         found = accumulate_shared(table, job.images, parts, job.accumulation_settings, owners, task, stopwatch)
-    reporter.line(f"the pass: {stopwatch.text()}")
+    reporter.line(f"accumulation: {stopwatch.text()}")
     return found
 
 

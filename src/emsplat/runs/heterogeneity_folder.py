@@ -45,6 +45,11 @@ class StateFolder:
     def curves(self) -> Path:
         return self.path / "fsc.csv"
 
+    @property
+    def ids(self) -> Path:
+        """The particles that are most likely in this state, for `emsplat subset --keep`."""
+        return self.path / "ids.csv"
+
 
 @dataclass(frozen=True)
 class HeterogeneityFolder:
@@ -90,6 +95,16 @@ class HeterogeneityFolder:
     def state(self, number: int) -> StateFolder:
         """The folder of a state. Args: number: number of the state, from 1."""
         return StateFolder(self.states / f"{number:02d}")
+
+    @property
+    def junk(self) -> Path:
+        """The images that probably show no particle, for `emsplat subset --drop`."""
+        return self.path / "junk.csv"
+
+    @property
+    def landscape(self) -> Path:
+        """A page that shows the latents; points can be selected on it."""
+        return self.path / "landscape.html"
 
     @property
     def trajectories(self) -> Path:
