@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from emsplat.conventions import rotation_matrices
 from emsplat.fit import by_images as fit_images
 from emsplat.fit.by_images import Schedule
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io import read_map, read_particles, read_star
 from emsplat.outputs.reconstruction import write_run
 from emsplat.particles.table import Particles
@@ -24,6 +25,7 @@ from emsplat.reconstruction import reconstruct as reconstruction
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.reconstruction.solution import Solution
 from emsplat.runtime.checkpoint import Checkpoints, Pace, State
+from emsplat.runtime.context import Task
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import REFINABLE, ReconstructSettings
 from emsplat.validation.correlation import fsc
@@ -53,7 +55,7 @@ def solution_of(volumes: list[NDArray[np.float32]], limit: int = LIMIT) -> Simpl
 
 
 def test_halves_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refinement, "_MOST_ROUNDS", 1)  # they end together
+    monkeypatch.setattr(refinement, "MOST_ROUNDS", 1)  # they end together
     n = 80
     true = particles_of(n)
     images, noise = recorded(true, snr=0.5)
@@ -65,7 +67,7 @@ def test_halves_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     for source, second in ((images.images, 1), (others, -1)):
         solution = solution_of([lopsided_map(BOX), second * lopsided_map(BOX)])
         results.append(
-            refined(wrong, lambda _, s=solution: s, ImagesInMemory(source), noise, settings, DIAMETER, Reporter())
+            refined(Recorded(wrong, ImagesInMemory(source), noise), lambda _, s=solution: s, settings, DIAMETER)
         )
     first, second = (result[2].changes for result in results)
     np.testing.assert_array_equal(first[: n // 2], second[: n // 2])
@@ -87,7 +89,9 @@ def test_rounds_end_when_there_is_no_more_to_gain() -> None:
         return solution
 
     settings = RefineSettings(("shifts",), *RANGES)
-    particles, last, result = refined(wrong, solve, images, noise, settings, DIAMETER, reporter)
+    particles, last, result = refined(
+        Recorded(wrong, images, noise), solve, settings, DIAMETER, Task(reporter=reporter)
+    )
     assert last is solution
     assert particles is solved[-1]
     assert len(solved) == 1 + len(result.gains) == 3
@@ -103,7 +107,8 @@ def test_nothing_measurable_nothing_moved() -> None:
     images, noise = recorded(true, snr=1.0)
     solution, reporter = solution_of([lopsided_map(BOX)] * 2, limit=0), Reporter()
     settings = RefineSettings(("poses",), *RANGES)
-    particles, _, result = refined(true, lambda p: solution, images, noise, settings, DIAMETER, reporter)
+    task = Task(reporter=reporter)
+    particles, _, result = refined(Recorded(true, images, noise), lambda p: solution, settings, DIAMETER, task)
     assert particles is true
     assert result.gains == ()
     assert np.all(result.changes == 0)
@@ -203,7 +208,7 @@ def test_true_poses_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     true, _ = perturbed
-    monkeypatch.setattr(refinement, "_MOST_ROUNDS", 2)
+    monkeypatch.setattr(refinement, "MOST_ROUNDS", 2)
     again = reconstruct(true, ReconstructSettings(refine="poses,shifts", seed=3, threads=2))
     assert agreement(again, simulated) > agreement(reconstructed[0], simulated) - 0.01
     moved = errors(again.particles, true)
@@ -238,8 +243,8 @@ def test_refined_all_the_same_it_measures_nothing(
         v = solution.validation
         return replace(solution, validation=replace(v, limit_shell=12, gain=np.ones_like(v.gain)))
 
-    def forced(particles: Particles, solve: Callable, *rest: object) -> tuple:
-        particles, _, refinement = refined(particles, lambda p: told(solve(p)), *rest)  # type: ignore[arg-type]
+    def forced(recorded: Recorded, solve: Callable, *rest: object) -> tuple:
+        particles, _, refinement = refined(recorded, lambda p: told(solve(p)), *rest)  # type: ignore[arg-type]
         return particles, latest[-1], refinement
 
     monkeypatch.setattr(reconstruction, "refined", forced)
@@ -273,7 +278,7 @@ def short() -> Iterator[ReconstructSettings]:
     """Settings of a job by images that takes seconds."""
     schedule = Schedule(round=8, max_rounds=3, anneal_rounds=2, anneal_epochs=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refinement, "_MOST_ROUNDS", 1)
+        patch.setattr(refinement, "MOST_ROUNDS", 1)
         patch.setattr(fit_images, "Schedule", lambda: schedule)
         yield ReconstructSettings(
             solver="images", refine=",".join(REFINABLE), n_gaussians=300, max_resolution=14.0, mask_diameter=140.0

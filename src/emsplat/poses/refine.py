@@ -1,11 +1,11 @@
 """Local refinement: each image's pose, shift, contrast and defocus against the map of its own half.
 
-An image's misfit to a map (`imaging`) is minus the logarithm of its likelihood, and what its file says of it is taken
+The negative log-likelihood of an image, given a map, is that of `imaging.likelihood`. What its file says of it is taken
 as a measurement, too: the values are normally distributed about those of the file. How widely, is learnt from the
 images (the EM algorithm, block by block), so that poses that are right stay where they are, and an image that says
 little moves little. A few Gauss–Newton steps with Levenberg and Marquardt's damping an image minimise
 
-    misfit + ½ Σ (change / width)²
+    negative log-likelihood + ½ Σ (change / width)²
 
 from coarse frequencies to the finest that the half maps share. A step that does not lower it is not taken.
 
@@ -15,7 +15,7 @@ splatting them, and many times as fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,9 +28,8 @@ from emsplat.fourier import maps
 from emsplat.fourier.slices import FourierVolume, fourier_volume
 from emsplat.imaging.aberrations import antisymmetric_factors, symmetric_phases
 from emsplat.imaging.ctf import ctf_parameters
-from emsplat.imaging.likelihood import observe
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io.images import reading_order
-from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 from emsplat.poses.refine_kernels import N_PARAMETERS, WINDOW, normal_equations, tap_table
 from emsplat.runtime.ranks import World
@@ -97,32 +96,44 @@ def reference(
 
 
 def refine_half(
-    particles: Particles,
+    recorded: Recorded,
     changes: NDArray[np.float64],
-    images: Images,
     rows: NDArray[np.int64],
-    noise: NDArray[np.float64],
     against: Reference,
     settings: RefineSettings,
-    progress: Callable[[int, int, float], None] = lambda done, total, gain: None,
-    before: tuple[int, float] = (0, 0.0),
     world: World | None = None,
 ) -> float:
+    """Refine the images of one half against its map; arguments as for `refined_blocks`.
+
+    Returns:
+        How much the negative log-likelihood of an image fell, on average.
+    """
+    *_, (_, fallen) = refined_blocks(recorded, changes, rows, against, settings, world)
+    return fallen / len(rows)
+
+
+def refined_blocks(
+    recorded: Recorded,
+    changes: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    against: Reference,
+    settings: RefineSettings,
+    world: World | None = None,
+    before: tuple[int, float] = (0, 0.0),
+) -> Iterator[tuple[int, float]]:
     """Refine the images of one half against its map, block by block.
 
     Args:
-        particles: (N) as their file has them.
+        recorded: all N images, with the particles as their file has them.
         changes: (N, 7) how they differ from that: turns about the image's axes (radians), shift of the particle x, y
             (Å), contrast − 1, defocus (Å). Where to start from; filled with what is found.
         rows: those of the half.
-        noise: (groups, D//2+1) from `noise_spectra`.
-        progress: called with the images done and to do, and how much their misfits fell in all.
-        before: the first and the last of these, of an earlier call that was ended, whose `changes` this one is given.
         world: the ranks that share the blocks, which are the same for any number of them; by default, one.
-    Returns:
-        How much the misfit fell, in units of log-likelihood an image.
+        before: what was yielded last, by a call that was ended, whose `changes` this one is given.
+    Yields:
+        After each block, the number of images done, and how much their negative log-likelihoods fell in all.
     """
-    order = rows[reading_order(particles.select(rows))]
+    order = rows[reading_order(recorded.particles.select(rows))]
     samples = _samples(against.limit_shell)
     at_once = int(np.clip(_BLOCK_BYTES // (12 * len(samples)), _FEWEST_IN_BLOCK, _LARGEST_BLOCK))
     first, fallen = before
@@ -136,7 +147,7 @@ def refine_half(
         found, gains = [np.zeros((len(block), changes.shape[1])) for block in together], np.zeros(len(together))
         if world.rank < len(together):
             block = together[world.rank]
-            problem = _Problem(particles.select(block), images, block, noise, against, samples)
+            problem = _Problem(recorded, block, against, samples)
             found[world.rank], gains[world.rank] = _minimised(problem, changes[block], settings)
         world.sum(gains)
         for block, moved, gain in zip(together, found, gains.tolist(), strict=True):
@@ -144,8 +155,7 @@ def refine_half(
             changes[block] = moved
             fallen += gain
             done += len(block)
-        progress(done, len(order), fallen)
-    return fallen / len(rows)
+        yield done, fallen
 
 
 def changed(particles: Particles, changes: NDArray[np.float64]) -> Particles:
@@ -166,18 +176,13 @@ def _samples(limit_shell: int) -> NDArray[np.int64]:
 
 
 class _Problem:
-    """The misfits of a block of images, whose samples are held in memory."""
+    """The negative log-likelihoods of a block of images, whose samples are held in memory."""
 
     def __init__(
-        self,
-        particles: Particles,
-        images: Images,
-        rows: NDArray[np.int64],
-        noise: NDArray[np.float64],
-        against: Reference,
-        samples: NDArray[np.int64],
+        self, recorded: Recorded, rows: NDArray[np.int64], against: Reference, samples: NDArray[np.int64]
     ) -> None:
-        """Args: rows: (n,) of these particles among all that `images` reads."""
+        """Args: rows: (n,) the images of the block."""
+        particles = recorded.particles.select(rows)
         self.particles, self.samples, self.against = particles, samples, against
         self.poses, self.premultiplied = particles.poses, particles.premultiplied
         voltages = np.array([group.voltage_in_kilovolts for group in particles.optics])[particles.optics_group]
@@ -191,7 +196,7 @@ class _Problem:
         self.weights = np.empty((len(particles), len(samples)), dtype=np.float32)
         at_once = max(1, _READ_BYTES // (4 * particles.box_size**2))
         for part in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
-            observed = observe(images.read(rows[part]), particles.select(part), noise, box_size)
+            observed = recorded.observe(rows[part], box_size)
             self.spectra[part] = observed.spectra.numpy()[at]
             self.weights[part] = observed.weights.numpy()[at]
         for image in np.flatnonzero(odd_of >= 0):
