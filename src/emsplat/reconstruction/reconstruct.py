@@ -210,8 +210,8 @@ def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings,
     if preview.diameter_in_angstroms is None:
         diameter = maps.PARTICLE_SHARE * box
         reporter.line(
-            f"no particle outline in the sample; its diameter is taken as {100 * maps.PARTICLE_SHARE:.0f} % of the box, "
-            f"{diameter:.0f} Å"
+            "no particle outline in the sample; its diameter is taken as "
+            f"{100 * maps.PARTICLE_SHARE:.0f} % of the box, {diameter:.0f} Å"
         )
         return diameter
     reporter.line(f"particle diameter {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample")
