@@ -1,4 +1,4 @@
-"""What a grid of pixels makes of Gaussians: error against the analytic transform, plain and band-limited."""
+"""The error of Gaussians on a grid of pixels against their analytic transform, plain and band-limited."""
 
 from __future__ import annotations
 

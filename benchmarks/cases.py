@@ -1,4 +1,4 @@
-"""The simulations the benchmarks share."""
+"""The simulations that the benchmarks share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, result files, cached simulations, and F."""
+"""What all benchmarks share: options, result files, cached simulations, and F."""
 
 from __future__ import annotations
 

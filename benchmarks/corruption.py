@@ -1,4 +1,4 @@
-"""What the readers make of spoilt files: the right table, one line that says what is wrong, or something worse."""
+"""Spoilt files for the readers: do they give the right table, one line that says what is wrong, or something worse?"""
 
 from __future__ import annotations
 

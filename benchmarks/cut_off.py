@@ -1,4 +1,4 @@
-"""Ranks on machines of their own, one of which is cut off in the pass: how all end, and what is made after it."""
+"""Ranks on machines of their own, one of which is cut off during the accumulation: how all end, and how they resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a run, and of an older one in its folder, when something goes wrong: a fault at every moment."""
+"""What happens to a run, and to an older run in its folder, when something goes wrong at any moment."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The splats on a graphics card, beside what the card could do at most; without a card, what can be said without one.
+"""The splats on a graphics card, beside the limits of the card; without a card, what can be measured without one.
 
-Times are CUDA events, medians after a warm-up, the input sets taken in turn so that none stays in a cache. Floors: the
-bytes that must move over the measured bandwidth of a copy, the values that must be worked out over the measured rate of
-doing just that, and the rows that are added to the images over the measured rate of such atomics.
+Times are medians of CUDA events after a warm-up. The input sets are used in turn, so that none stays in a cache. There
+are three lower limits: the bytes that must move over the measured bandwidth of a copy, the values that must be computed
+over the measured rate of doing only that, and the rows that are added to the images over the measured rate of atomics.
 """
 
 from __future__ import annotations

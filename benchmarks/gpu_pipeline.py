@@ -1,7 +1,7 @@
-"""The job on a graphics card: the pass, the fit, and all of it end to end, beside what the card and the bus could do.
+"""The job on a graphics card: the accumulation, the fit and the whole job, beside the limits of the card and the bus.
 
-Without a card nothing is timed and no number of a card is written; what can be checked without one is: the statistics
-by Triton's interpreter beside those of the processor.
+Without a card nothing is timed, and no number of a card is written. What can be checked without one is checked: the
+statistics by Triton's interpreter beside those of the processor.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def job_row(star: Path, device: str, folder: Path) -> dict[str, Any]:
     result = emsplat.reconstruct(star, ReconstructSettings(device=device), reporter)  # type: ignore[arg-type]
     emsplat.write_run(folder, result, overwrite=True)
     seconds = time.perf_counter() - begun
-    print(*(line for line in reporter.log if "pass" in line or "blocks" in line), sep="\n", flush=True)
+    print(*(line for line in reporter.log if "accumulation" in line or "blocks" in line), sep="\n", flush=True)
     stages = {f"{name}, s": reporter.seconds.get(name, 0.0) for name in ("preview", "pass", "inversion", "fit")}
     return {
         "images": len(table),

@@ -1,4 +1,4 @@
-"""Whether c_map is true: the run's own estimate beside the real correlation with the truth, and nulls."""
+"""Whether c_map is true: the estimate of a run beside the real correlation with the truth, and data without signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels by themselves: splat, insertion, convolution; and the splat's error against the float64 reference."""
+"""The kernels by themselves: splat, insertion and convolution, and the error of the splat against its reference."""
 
 from __future__ import annotations
 

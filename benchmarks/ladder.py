@@ -1,4 +1,4 @@
-"""The ladder of counts behind the automatic number of Gaussians."""
+"""The quality for many numbers of Gaussians, which the automatic number is based on."""
 
 from __future__ import annotations
 

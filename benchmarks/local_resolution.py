@@ -1,4 +1,4 @@
-"""Whether the local resolution is true: a particle of three B-factors, and half maps without signal."""
+"""Whether the local resolution is true: a particle with three B-factors, and half maps without signal."""
 
 from __future__ import annotations
 

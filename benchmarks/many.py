@@ -1,6 +1,6 @@
-"""More images than the memory that a run is given: its rate and its peak memory beside those of a tenth of them.
+"""More images than fit in the memory of a run: its rate and its peak memory beside those of a tenth of the images.
 
-Writes 13 GB, and removes them in the end.
+The benchmark writes 13 GB, and removes them in the end.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def row(star: Path, work: Path, n: int, group: Path | None, limit: float) -> dic
     environ = {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])}
     took = measured(command, star.parent, environ=environ)
     summary = json.loads((output / "summary.json").read_text())
-    spent = re.search(r"the pass: (.*)", (output / "run.log").read_text())
+    spent = re.search(r"accumulation: (.*)", (output / "run.log").read_text())
     shutil.rmtree(output)
     return {
         "images": n,

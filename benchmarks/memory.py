@@ -1,4 +1,4 @@
-"""Peak resident memory of `emsplat reconstruct`, by number of images and box."""
+"""Peak resident memory of `emsplat reconstruct` by number of images and box."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No inflation: noise alone and shuffled poses through both solvers and the refinement of everything."""
+"""Data without signal, noise and shuffled poses, through both solvers and the refinement of everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`emsplat plan` beside the runs it predicts, and what it says of ten million images of 512² on 64 GPUs."""
+"""`emsplat plan` beside the runs that it predicts, and its plan for ten million images of 512² on 64 GPUs."""
 
 from __future__ import annotations
 

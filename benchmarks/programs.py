@@ -1,4 +1,4 @@
-"""Programs in processes of their own, timed and weighed: ours, and RELION's as the rival."""
+"""Programs in processes of their own, with their times and memory: emsplat, and RELION for comparison."""
 
 from __future__ import annotations
 

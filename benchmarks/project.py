@@ -1,4 +1,4 @@
-"""The projecting splat by itself: nanoseconds a Gaussian, image and core; its error against the float64 reference."""
+"""The projecting splat by itself: nanoseconds per Gaussian, image and core, and its error against the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near the truth: Gaussians from half of the images and from all, beside RELION's direct inversion."""
+"""How near the maps are to the truth: from half of the images and from all, beside RELION's direct inversion."""
 
 from __future__ import annotations
 

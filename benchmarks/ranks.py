@@ -1,4 +1,4 @@
-"""One process of one thread beside several of them on the same images: the rate of the pass, and the same map."""
+"""One process with one thread beside several on the same images: the rate of the accumulation, and the same map."""
 
 from __future__ import annotations
 

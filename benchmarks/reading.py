@@ -1,4 +1,4 @@
-"""How long a large particle file takes to read, and how much memory."""
+"""The time and the memory that it takes to read a large particle file."""
 
 from __future__ import annotations
 

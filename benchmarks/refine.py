@@ -1,6 +1,6 @@
-"""Local refinement: poses and shifts wrong by known amounts, put right against the halves' own maps and the true one.
+"""Local refinement of poses and shifts that are wrong by known amounts, against the halves' own maps and the true map.
 
-The first shows what a user gets, the second what the same steps reach where the map is perfect.
+The first shows what a user gets, the second what the same steps reach with a perfect map.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Local refinement of real images: do the raw half maps, which no prior has touched, agree better than before?"""
+"""Local refinement of real images: do the direct inversions, which no prior has touched, agree better than before?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local refinement beside RELION's: the same images, half sets and wrong poses, errors against the truth."""
+"""Local refinement beside RELION's, with the same images, half sets and wrong poses: errors against the truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and gone on with: do they come to the same map, what stays, what is lost."""
+"""Runs that are killed at random moments and resumed: do they give the same map, what stays, and what is lost?"""
 
 from __future__ import annotations
 

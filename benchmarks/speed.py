@@ -1,7 +1,7 @@
-"""Seconds: the whole job beside RELION's three maps, and how every stage scales.
+"""The time of the whole job beside that of RELION's three maps, and how every stage scales.
 
-Serial: RELION's maps one after the other. Side by side: really run, the map of all images on one core and the two
-halves one after the other on the second.
+Serial means that RELION makes its maps one after the other. Side by side means that it makes the map of all images on
+one core and the two halves, one after the other, on the other core.
 """
 
 from __future__ import annotations

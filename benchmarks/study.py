@@ -1,4 +1,4 @@
-"""What each choice of the method is worth: one part, one figure and one page each (docs/study.md).
+"""What each choice of the method is worth. Each choice has a part, a figure and a page (docs/study.md).
 
 python benchmarks/study.py --part positivity --work WORK
 """

@@ -1,4 +1,4 @@
-"""One half of a simulation, the fit to its statistics, and how good that is: what all parts of the study share."""
+"""What all parts of the study share: one half of a simulation, the fit to its statistics, and its quality."""
 
 from __future__ import annotations
 

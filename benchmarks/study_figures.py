@@ -1,4 +1,4 @@
-"""A figure for every part of the study."""
+"""The figure for each part of the study."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a fit costs that is watched: by nobody, by a browser elsewhere, by one that draws on the same cores.
+"""The cost of watching a fit: without a browser, with a browser elsewhere, and with one that draws on the same cores.
 
-The three kinds follow one another, again and again, and every watched fit is held against the unwatched one before it.
-The browser elsewhere is one of this machine with a tiny window: it receives everything and draws hardly anything.
+The three kinds take turns, and every watched fit is compared with the unwatched fit before it. The browser elsewhere is
+one on this machine with a tiny window, which receives everything and draws hardly anything.
 """
 
 from __future__ import annotations

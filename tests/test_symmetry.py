@@ -47,3 +47,37 @@ def test_an_unknown_group_is_refused_with_what_is_known(name: str) -> None:
     with pytest.raises(InputError, match=r"choose one of C1, C2.*I4") as raised:
         symmetry_operators(name)
     assert "\n" not in str(raised.value)
+
+
+def is_in(group: np.ndarray, axis: tuple[float, float, float], order: int) -> bool:
+    """Whether a group has a rotation by a turn over `order` about an axis."""
+    x, y, z = np.asarray(axis) / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = 2 * np.pi / order
+    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    return bool(np.isclose(group, rotation, atol=1e-6).all(axis=(1, 2)).any())
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "order"),
+    [
+        ("D3", (1, 0, 0), 2),
+        ("D3@90", (0, 1, 0), 2),
+        ("C4@x", (1, 0, 0), 4),
+        ("c5@Y", (0, 1, 0), 5),
+        ("D3@x", (1, 0, 0), 3),
+        ("T222", (1, 0, 0), 2),
+        ("T222", (1, 1, 1), 3),
+        ("T@180", (0, 0, 1), 3),
+        ("D2@45", (1, 1, 0), 2),
+    ],
+)
+def test_axes_that_a_name_says(name, axis, order):
+    assert is_in(symmetry_operators(name), axis, order)
+    np.testing.assert_array_equal(symmetry_operators(name)[0].round(12), np.eye(3))
+
+
+@pytest.mark.parametrize("name", ["D3@", "C4@z", "C4@1e9", "T@xx", "@90", "D3@90@90"])
+def test_axes_that_are_none(refuses, name):
+    with refuses(name, "is not a known point group"):
+        symmetry_operators(name)

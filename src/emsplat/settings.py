@@ -94,17 +94,21 @@ class ReconstructSettings(InputSettings):
 class HeterogeneitySettings(InputSettings):
     """What can be asked of a search for heterogeneity; None: found from the data, and said in the log."""
 
-    components: int | Literal["auto"] = "auto"  # latents of each particle; auto: as many as both halves see
-    states: int | Literal["auto"] = "auto"  # maps that are handed out; auto: from the number of images
-    mask: Path | None = None  # MRC map from 0 to 1: variability is sought within it; default: in the particle's sphere
-    invert: bool = False  # the particles are dark
-    n_gaussians: int | None = None  # of each fit; default: from the particle's size, the SNR and the number of images
-    mask_diameter: float | None = None  # Å, of a sphere about the box centre that holds the particle
-    max_resolution: float | None = None  # Å; finer detail is not looked at, which saves time and memory
-    refine: str | None = None  # of each image, before, with commas between: poses,shifts,contrast,defocus
-    refine_range: tuple[float, float] | None = None  # degrees, Å: farthest from the file's; default: 10° and at its rim
-    seed: int = 0  # of everything that is drawn
-    threads: int | None = None  # default: as many as the machine has
+    components: int | Literal["auto"] = "auto"  # Number of latents of each particle. auto: as many as both halves see.
+    states: int | Literal["auto"] = "auto"  # Number of maps of states. auto: from the number of images.
+    # MRC map with values from 0 to 1. Variability is sought within it. If left out, within the sphere of the particle.
+    mask: Path | None = None
+    invert: bool = False  # Set this if the particles are dark.
+    # Number of Gaussians of each fit. If left out, it follows from the particle's size, SNR and number of images.
+    n_gaussians: int | None = None
+    mask_diameter: float | None = None  # Diameter, in Å, of a sphere about the box centre that holds the particle.
+    max_resolution: float | None = None  # Finest resolution, in Å, to look at. A coarse limit saves time and memory.
+    # What to refine for each image beforehand, separated by commas: poses,shifts,contrast,defocus.
+    refine: str | None = None
+    # Largest change of a pose in degrees and of a shift in Å. If left out, 10°, and the shift of the rim that it makes.
+    refine_range: tuple[float, float] | None = None
+    seed: int = 0  # Seed of all random numbers.
+    threads: int | None = None  # Number of threads. If left out, as many as the machine has.
 
     @property
     def n_components(self) -> int | None:
@@ -130,23 +134,26 @@ class HeterogeneitySettings(InputSettings):
 
 @dataclass(frozen=True)
 class AbInitioSettings:
-    """What can be asked of a search for poses from none; None: found from the data, and said in the log."""
+    """The options of a search for poses from none. What is None is found from the data, and the log says so."""
 
-    datadir: Path | None = None  # the folder image names are relative to, if not the file's
-    strip_prefix: str | None = None  # leading part of the image names that is not part of their path any more
-    pixel_size: float | None = None  # Å; overrides the file and the stacks
-    ctf: Path | None = None  # cryoDRGN's ctf.pkl, of the images of PARTICLES
-    passthrough: tuple[Path, ...] = ()  # cryoSPARC's passthrough tables, joined on uid
-    no_ctf: bool = False  # the images have no CTF, or none is known: it is taken as 1
-    invert: bool = False  # the particles are dark
-    symmetry: str = "C1"  # point group that is imposed: RELION's names and axes
-    mask_diameter: float | None = None  # Å, of a circle about the image's middle that holds the particle
-    max_shift: float | None = None  # Å, farthest that a particle lies from its image's middle; default: box / 10
-    max_resolution: float | None = None  # Å; finer detail is not looked at
-    starts: int = 3  # searches of each half set from other random poses, at most; more only where halves disagree
-    seed: int = 0  # of everything that is drawn
-    threads: int | None = None  # default: as many as the machine has
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the fits of Gaussians; the search runs on the CPU
+    datadir: Path | None = None  # Folder that image names are relative to, if it is not the folder of the file.
+    strip_prefix: str | None = None  # Leading part of the image names that is not part of their path any more.
+    pixel_size: float | None = None  # Pixel size in Å. It overrides the file and the stacks.
+    ctf: Path | None = None  # ctf.pkl of cryoDRGN for the images of PARTICLES.
+    passthrough: tuple[Path, ...] = ()  # Passthrough tables of cryoSPARC, joined on uid.
+    no_ctf: bool = False  # Take the CTF as 1, because the images have none or it is not known.
+    invert: bool = False  # Set this if the particles are dark.
+    symmetry: str = "C1"  # Point group to impose, with the names and axes of RELION.
+    mask_diameter: float | None = None  # Diameter, in Å, of a circle about the image's middle that holds the particle.
+    # Largest distance, in Å, of a particle from the middle of its image. If left out, a tenth of the box.
+    max_shift: float | None = None
+    max_resolution: float | None = None  # Finest resolution, in Å, to look at.
+    # Largest number of searches of each half set from other random poses. More than one only if they disagree.
+    starts: int = 3
+    seed: int = 0  # Seed of all random numbers.
+    threads: int | None = None  # Number of threads. If left out, as many as the machine has.
+    # Processor (cpu) or graphics card (cuda) for the fits of Gaussians. The search runs on the CPU.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
         rules = (

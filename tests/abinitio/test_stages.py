@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 import blobs
-from emsplat.abinitio import halves, imitation, refinement, volume
+from emsplat.abinitio import full, halves, imitation, refinement, volume
 from emsplat.abinitio.full import FullSettings
 from emsplat.abinitio.halves import Agreement, Search, Start
 from emsplat.abinitio.polar import PolarGrid, PolarImages
@@ -48,7 +48,7 @@ def test_independent_halves_find_the_map_and_the_verdict_says_so(signal: np.ndar
     images = blobs.images_of(GRID, rotations, centres, weight, rng)
     parts = (images.select(np.arange(N_IMAGES)), images.select(np.arange(N_IMAGES, 2 * N_IMAGES)))
     starts, agreement = searched(parts, signal)
-    verdict = judged(starts, agreement, signal, None)
+    verdict = judged(starts, agreement, None)
     assert verdict.status == "converged", verdict.text()
     # In the first half's frame all poses differ from the true ones by one rotation.
     posed = agreement.alignment.poses(
@@ -63,6 +63,15 @@ def test_independent_halves_find_the_map_and_the_verdict_says_so(signal: np.ndar
     assert errors < 15
 
 
+def test_one_image_repeated_does_not_converge(signal: np.ndarray) -> None:
+    rng = np.random.default_rng(11)
+    weight = 400 / (2 * np.pi * GRID.radii * signal).sum()
+    one = blobs.images_of(GRID, np.eye(3)[None], np.zeros((1, 2)), weight, rng)
+    starts, agreement = searched((one.select(np.zeros(100, int)), one.select(np.zeros(100, int))), signal)
+    verdict = judged(starts, agreement, None)
+    assert verdict.status == "failed", verdict.text()
+
+
 def test_noise_alone_fails(signal: np.ndarray) -> None:
     rng = np.random.default_rng(9)
     shape = (2 * N_IMAGES, GRID.n_rings, GRID.n_angles)
@@ -73,8 +82,27 @@ def test_noise_alone_fails(signal: np.ndarray) -> None:
     parts = (images.select(np.arange(N_IMAGES)), images.select(np.arange(N_IMAGES, 2 * N_IMAGES)))
     # Told of a signal that is not there, the search fits the noise; the other half shows that it did.
     starts, agreement = searched(parts, signal)
-    verdict = judged(starts, agreement, signal, None)
+    verdict = judged(starts, agreement, None)
     assert verdict.status == "failed", verdict.text()
+
+
+def test_pruning_changes_neither_the_likelihood_nor_the_sums(
+    signal: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(12)
+    weight = 60 / (2 * np.pi * GRID.radii * signal).sum()  # posteriors over several directions
+    images = blobs.images_of(GRID, Rotation.random(100, random_state=rng).as_matrix(), np.zeros((100, 2)), weight, rng)
+    map_, search = blobs.map_of(volume.map_box(GRID)), settings(signal)
+    found = []
+    for kept_mass in (0.999, 2.0):
+        monkeypatch.setattr(full, "_KEPT_MASS", kept_mass)
+        sums = volume.SliceSums.empty(len(map_))
+        searched = full.round_of(
+            images, map_, np.zeros((100, 2)), search.fine, search.full, np.random.default_rng(1), sums
+        )
+        found.append((searched.evidence.mean(), sums.back_projection))
+    assert found[0][0] == pytest.approx(found[1][0], abs=0.1)
+    assert np.linalg.norm(found[0][1] - found[1][1]) < 0.05 * np.linalg.norm(found[1][1])
 
 
 def test_a_search_on_the_right_map_moves_the_images_that_are_wrong_and_no_others(signal: np.ndarray) -> None:

@@ -44,11 +44,11 @@ def test_only_what_the_box_cannot_hold_of_the_ctf_is_said(table: Particles) -> N
     """At z = 10 µm, 300 kV the phase π λ z s² turns by π a shell of 1/160 Å where 2 λ z s = 160 Å: at 24.6 Å."""
     far = np.full(len(table), 100_000.0)
     found = facts_of(replace(table, defocus_u_in_angstroms=far, defocus_v_in_angstroms=far))
-    assert "holds the CTF to 24.6 Å only" in dict(fact_rows(found))["box"]
+    assert "holds the CTF only to 24.6 Å" in dict(fact_rows(found))["box"]
 
 
 @pytest.mark.parametrize(
-    ("factor", "word"), [(1e-4, "next to none"), (0.1, None), (10.0, "must be in Å"), (-1.0, "overfocus")]
+    ("factor", "word"), [(1e-4, "almost none"), (0.1, None), (10.0, "must be in Å"), (-1.0, "overfocus")]
 )
 def test_defocus_in_other_units(factor: float, word: str | None, table: Particles) -> None:
     scaled = replace(

@@ -310,6 +310,6 @@ def test_both_devices_lead_to_one_map(tmp_path: Path, monkeypatch: pytest.Monkey
         assert fsc(a.map, b.map).min() > 0.999
     assert not np.array_equal(found.halves[0].raw, expected.halves[0].raw)  # they were made differently
     for job in (expected, found):
-        [line] = [line for line in job.reporter.log if "the pass:" in line]
+        [line] = [line for line in job.reporter.log if "accumulation:" in line]
         for part in ("waiting for images", "transforms and weights", "insertion", "finish"):
             assert part in line

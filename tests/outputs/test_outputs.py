@@ -30,7 +30,7 @@ Run = tuple[Reconstruction, Reporter]
 TEXTS = {"fsc.csv", "summary.json", "config.json", "run.log", "report.html", "report_data.npz"}
 MODELS = {f"gaussians{part}.safetensors" for part in ("", "_half1", "_half2")}
 MAPS = {f"{kind}_half{half}.mrc" for kind in ("map", "raw") for half in (1, 2)} | {
-    *("map.mrc", "mask.mrc", "local_resolution.mrc")
+    *("map.mrc", "mask.mrc", "local_resolution.mrc", "uncertainty.mrc")
 }
 FILES = {*MAPS, *TEXTS, *MODELS}
 
@@ -52,7 +52,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_everything_is_there(run_folder: Path) -> None:
-    figures = {f"figures/{n}.png" for n in ("fsc", "slices", "projections", "orientations", "loss", "local_resolution")}
+    figures = {
+        f"figures/{n}.png"
+        for n in ("fsc", "slices", "projections", "orientations", "loss", "local_resolution", "uncertainty")
+    }
     assert set(contents(run_folder)) == FILES | figures
     assert os.listdir(run_folder.parent) == ["run"]  # no staging left
 

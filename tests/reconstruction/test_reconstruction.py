@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from emsplat.fourier.maps import radial_filter
 from emsplat.io import read_map, read_particles
 from emsplat.io.mrc import StackWriter
 from emsplat.particles.table import Particles
@@ -68,6 +69,17 @@ def test_the_map_beats_what_it_is_made_of(reconstructed: Run, simulated: Path) -
     bands = result.validation.sources()
     assert all(0 <= band["inversion"] <= 1 and abs(band["inversion"] + band["gaussians"] - 1) < 0.002 for band in bands)
     assert bands[0]["inversion"] > bands[2]["inversion"]
+
+
+def test_as_many_voxels_lie_within_the_standard_error_as_should(reconstructed: Run, simulated: Path) -> None:
+    result, _ = reconstructed
+    truth = read_map(simulated / "truth.mrc").values
+    truth = radial_filter(truth, np.ones(result.validation.last_shell + 1))
+    particle = result.mask >= 0.5
+    off = np.abs(result.map - truth)[particle] / result.standard_error[particle]
+    # 600 images at an SNR of 0.02 leave little to tell a bias from noise with; test_uncertainty has the strict bounds.
+    assert np.mean(off <= 1) == pytest.approx(0.72, abs=0.12)
+    assert np.mean(off <= 2) == pytest.approx(0.95, abs=0.03)
 
 
 def test_what_comes_back_belongs_together(reconstructed: Run) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emsplat.fourier import maps
-from emsplat.validation.combination import Combination, _classes, _non_negative, _shell_grams, combine
+from emsplat.validation.combination import Combination, _non_negative, _shell_grams, combine, places
 from emsplat.validation.correlation import fsc
 from emsplat.validation.validate import FIRST_SHELL, Validation, validate, validate_combination
 from experiment import Experiment
@@ -37,13 +37,13 @@ def test_sums_are_those_of_the_full_spectra(box_size: int) -> None:
             np.testing.assert_allclose(grams[:, i, j], expected, rtol=1e-4, atol=1e-3 * box_size**3)
 
 
-def test_classes_are_shares_of_every_place_by_its_density() -> None:
+def testplaces_are_shares_of_every_place_by_its_density() -> None:
     density = np.zeros((24,) * 3, dtype=np.float32)
     density[8:16, 8:16, 8:16] = np.linspace(0.1, 4, 8, dtype=np.float32)
-    classes = _classes(density, np.ones_like(density), 1.0)
+    classes = places(density, np.ones_like(density), 1.0, (0.1, 0.5, 0.9))
     np.testing.assert_allclose(sum(classes), 1, atol=1e-5)
     assert classes[0][2, 2, 2] == 1 and classes[-1][12, 12, 14] == 1
-    alike = _classes(np.ones((8,) * 3, np.float32), np.ones((8,) * 3, np.float32), 1.0)
+    alike = places(np.ones((8,) * 3, np.float32), np.ones((8,) * 3, np.float32), 1.0, (0.1, 0.5, 0.9))
     np.testing.assert_allclose(sum(alike), 1, atol=1e-5)
 
 

@@ -163,13 +163,30 @@ def _search_block(
     weight: NDArray[np.float32],
 ) -> None:
     """Search one block of images; fills `found` at the rows, and adds to `back` and `weight`."""
-    n, box_size = len(block), s.stage.box_size
-    moved = search.shifted(block.coarser(s.coarse.grid.n_rings), centres, s.coarse_offsets, box_size)
+    moved = search.shifted(block.coarser(s.coarse.grid.n_rings), centres, s.coarse_offsets, s.stage.box_size)
     _, coarse = search.e_step(s.coarse, moved, s.coarse_turn, shift_prior(s.coarse_offsets, s.stage), 1.0)
     kept = _directions_with_mass(coarse.of_direction)
-    del moved
-    moved = search.shifted(block, centres, s.fine_offsets, box_size)
-    coefficients = moved.coefficients.reshape(*moved.coefficients.shape[:2], moved.n_shifts, n)
+    # Images that say little keep many directions: their fine posteriors are held by fewer at a time.
+    per_direction = len(s.fine_turn) * len(s.fine_offsets) * -(-len(s.frames) // len(s.families))
+    part = np.cumsum(kept.sum(axis=0) * per_direction) // _SCORES_AT_ONCE
+    for number in np.unique(part):
+        some = np.flatnonzero(part == number)
+        _search_families(block.select(some), centres[some], kept[:, some], s, rows[some], found, back, weight)
+
+
+def _search_families(
+    block: PolarImages,
+    centres: NDArray[np.float64],
+    kept: NDArray[np.bool_],
+    s: _Search,
+    rows: NDArray[np.int64],
+    found: Found,
+    back: NDArray[np.complex64],
+    weight: NDArray[np.float32],
+) -> None:
+    """Search images in the families of the coarse directions that each of them has kept, (coarse, n)."""
+    n = len(block)
+    moved = search.shifted(block, centres, s.fine_offsets, s.stage.box_size)
     log_prior = shift_prior(s.fine_offsets, s.stage)
     parts = []
     largest = np.full(n, -np.inf, np.float32)
@@ -177,11 +194,7 @@ def _search_block(
         who = np.flatnonzero(of_family)
         if len(who) == 0 or len(family) == 0:
             continue
-        some = search.Shifted(
-            coefficients[..., torch.from_numpy(who)].reshape(*coefficients.shape[:2], -1),
-            block.power[who],
-            moved.n_shifts,
-        )
+        some = moved.select(who)
         probabilities, sums = search.e_step(s.fine.select(family), some, s.fine_turn, log_prior, 1.0)
         better = sums.largest > largest[who]
         winners = who[better]
@@ -189,15 +202,15 @@ def _search_block(
         k, d, t = np.unravel_index(sums.best[better], probabilities.shape[:3])
         found.rotations[rows[winners]] = grids.turned(s.frames[family[d]], grids.turns(len(s.fine_turn))[k])
         found.centres[rows[winners]] = centres[winners] + s.fine_offsets[t]
-        parts.append((family, who, some, probabilities, sums))
+        parts.append((family, who, probabilities, sums))
     total = np.zeros(n, np.float32)
-    for _, who, _, _, sums in parts:
+    for _, who, _, sums in parts:
         total[who] += sums.total * np.exp(sums.largest - largest[who])
-    for family, who, some, probabilities, sums in parts:
+    for family, who, probabilities, sums in parts:
         scale = np.exp(sums.largest - largest[who])
         normalisation = (total[who] / np.maximum(scale, 1e-30)).astype(np.float32)
-        back[family] += search.m_step(probabilities, some, normalisation, s.fine_turn, block.grid)
-        weight[family] += (sums.of_direction * (sums.total / normalisation)) @ some.power
+        back[family] += search.m_step(probabilities, moved.select(who), normalisation, s.fine_turn, block.grid)
+        weight[family] += (sums.of_direction * (sums.total / normalisation)) @ block.power[who]
     poses = len(s.fine_turn) * len(s.frames) * len(s.fine_offsets)
     found.top[rows] = 1 / total
     found.likelihood[rows] = largest

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from emsplat.abinitio import full, volume
 from emsplat.abinitio.alignment import Alignment, align, shell_correlations
@@ -20,11 +21,11 @@ from emsplat.abinitio.full import Found, FullSettings, full_stage
 from emsplat.abinitio.imitation import Imitation, imitate
 from emsplat.abinitio.modes import Modes, modes_of
 from emsplat.abinitio.polar import PolarImages
-from emsplat.abinitio.stochastic import StageSettings, StochasticSettings, Trace, first_stage
+from emsplat.abinitio.stochastic import NOTHING, StageSettings, StochasticSettings, Trace, first_stage
 from emsplat.fourier import maps
 
 _COMPARED = 4000  # images of each half that are posed in the other's map, at most
-_IMITATED = 600
+_FEW, _IMITATED = 150, 600
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,22 @@ def start(
     coarse, first = first_stage(coarse_images, centres, settings.coarse, settings.stochastic, rng, watch)
     second = Trace()
     map_ = on_box(coarse, volume.map_box(images.grid))
+    if first.evidence[-1] < NOTHING:
+        return _nothing(map_, len(images), first, pictures, rng)
     map_, sums, found = full_stage(images, map_, centres, settings.fine, settings.full, rng, second)
     pictures.append(map_)
     return Start(map_, volume.unregularised(sums, images.grid.n_rings), found, first, second, pictures)
+
+
+def _nothing(
+    map_: NDArray[np.float32], n: int, first: Trace, pictures: list[NDArray[np.float32]], rng: np.random.Generator
+) -> Start:
+    """What a search has come to that found nothing: a map that explains no image, and poses drawn at random."""
+    found = Found.empty(n)
+    found.rotations[:] = Rotation.random(n, random_state=rng).as_matrix()
+    found.evidence[:] = first.evidence[-1]
+    last = Trace(evidence=[first.evidence[-1]], top=[first.top[-1]], beta=[1.0], power=[first.power[-1]])
+    return Start(map_, map_, found, first, last, pictures)
 
 
 def on_box(volume_: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
@@ -109,7 +123,9 @@ def compare(
     alignment = align(first.map, second.map, n_rings)
     sphere = volume.sphere(len(first.map), settings.fine.diameter)
     correlations = shell_correlations(first.inversion * sphere, alignment.applied(second.inversion) * sphere, n_rings)
-    rows = np.sort(rng.permutation(len(images[1]))[:_COMPARED])
+    # Posteriors of images that say nothing are spread over all poses, which takes time and tells no more of many.
+    most = _COMPARED if min(first.evidence, second.evidence) > 10 * NOTHING else _FEW
+    rows = np.sort(rng.permutation(len(images[1]))[:most])
     unseen = images[1].select(rows)
     scale = settings.fine.box_size / len(first.map)
     rotations, centres = alignment.poses(second.found.rotations[rows], second.found.centres[rows], scale)

@@ -98,8 +98,11 @@ def _outline(gathered: NDArray[np.float32]) -> float | None:
     stands_out = (excess > _OUTLINE * excess.max()) & (excess > 4 * error)
     if np.count_nonzero(stands_out[: box_size // 2]) < 2 or excess.max() < 8 * error[excess.argmax()]:
         return None
-    last = int(np.append(stands_out[: box_size // 2], False).argmin())
-    return None if last == 0 else min(2.0 * last, float(box_size))
+    # Where all images are alike, as in the middle of some, there is no variance: half of the rings are enough.
+    rings = np.arange(1, box_size // 2 + 1)
+    share = np.cumsum(stands_out[: len(rings)]) / rings
+    reached = np.flatnonzero(stands_out[: len(rings)] & (share >= 0.5))
+    return None if not len(reached) else min(2.0 * (reached[-1] + 1), float(box_size))
 
 
 def _contrast(gathered: NDArray[np.float32], diameter: float) -> float:

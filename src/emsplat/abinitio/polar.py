@@ -11,6 +11,7 @@ and a ring of Fourier pixels is the mean over its angles times 2πr.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
 _BLOCK_BYTES = 32 << 20
+_MOST_IN_MEMORY = 512 << 20  # bytes of the samples of one half set
 _SPARE_SHELLS = 3  # beyond the last ring, so that the circle's edge smears nothing into it
 
 
@@ -120,6 +122,14 @@ class Spectra:
     noise: NDArray[np.float64]
     ctf_power: NDArray[np.float64]  # ⟨C²⟩
 
+    def mean(self, other: Spectra) -> Spectra:
+        """Of two sets of equally many images."""
+        return Spectra(
+            0.5 * (self.image_power + other.image_power),
+            0.5 * (self.noise + other.noise),
+            0.5 * (self.ctf_power + other.ctf_power),
+        )
+
     @property
     def signal(self) -> NDArray[np.float64]:
         """S(r): power of a projection, at least a hundredth of its largest value's share that the noise hides."""
@@ -158,7 +168,10 @@ def polar_blocks(
         factors = fourier_crop(ctf(chosen).astype(np.complex64), box_size).real
         premultiplied = np.array([g.premultiplied for g in chosen.optics])[chosen.optics_group]
         shells = np.arange(noise.shape[1])
-        sigma2 = np.array([np.interp(radius, shells, values) for values in noise], np.float32)[chosen.optics_group]
+        # The background was taken off, and with it the noise of the mean: that of its neighbours stands for it. Without
+        # a mean, the circle would cut a disc out of what lies below zero, and put that into the first rings.
+        sigma2 = np.array([np.interp(np.maximum(radius, 1), shells, values) for values in noise], np.float32)
+        sigma2 = sigma2[chosen.optics_group]
         sums = _ring_sums(spectra, sigma2, factors, premultiplied, ring, grid.n_rings)
         odd, odd_of = antisymmetric_factors(chosen, full)
         if len(odd):
@@ -167,7 +180,6 @@ def polar_blocks(
                 spectra[image] *= odd[odd_of[image]].conj()
         power = _ring_means(factors**2 / sigma2, ring, grid.n_rings)
         weighted = np.where(premultiplied[:, None, None], spectra, spectra * factors) / sigma2
-        weighted[:, 0, 0] = 0.0
         weighted *= to_origin
         real = np.fft.fftshift(scipy.fft.irfft2(weighted, s=(box_size, box_size)), axes=(1, 2)) * window
         flat = torch.from_numpy(np.ascontiguousarray(real, dtype=np.float32)).reshape(len(part), -1)
@@ -184,8 +196,11 @@ def read_polar(
     circle_in_pixels: float,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[PolarImages, Spectra]:
-    """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`."""
-    signal = np.empty((len(rows), grid.n_rings, grid.n_angles), np.complex64)
+    """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`.
+
+    The samples take 8 R Q bytes an image: 4 kB on 14 rings. Where that is much, they lie in a file.
+    """
+    signal = _room((len(rows), grid.n_rings, grid.n_angles))
     power = np.empty((len(rows), grid.n_rings), np.float32)
     total = np.zeros((4, grid.n_rings))
     for part, block_signal, block_power, sums in polar_blocks(particles, images, rows, noise, grid, circle_in_pixels):
@@ -194,6 +209,13 @@ def read_polar(
         advance(int(part[-1]) + 1, len(rows))
     image_power, sigma2, ctf_power = total[:3] / total[3]
     return PolarImages(grid, signal, power), Spectra(image_power, sigma2, ctf_power)
+
+
+def _room(shape: tuple[int, int, int]) -> NDArray[np.complex64]:
+    """Memory for the samples of all images; a file without a name, on the temporary disk, where they are many."""
+    if 8 * int(np.prod(shape)) <= _MOST_IN_MEMORY:
+        return np.empty(shape, np.complex64)
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.complex64, mode="w+", shape=shape)
 
 
 def working_box(grid: PolarGrid, box_size: int) -> int:

@@ -22,7 +22,7 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
 from emsplat.abinitio.scales import full_settings, information, scales_of, stochastic_settings
 from emsplat.abinitio.stochastic import StageSettings
 from emsplat.abinitio.symmetric import onto_axes
-from emsplat.abinitio.verdict import REMEDY, Verdict, judged
+from emsplat.abinitio.verdict import REMEDY, Ending, Verdict, judged
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
 from emsplat.fourier import maps
@@ -41,7 +41,6 @@ _MAX_SHIFT = 0.1  # share of the box
 _EDGE = 0.1  # share of the box by which the circle kept of an image exceeds the particle's, beside its shift
 _MOST_SEARCHES = 3  # on refined maps
 _SETTLED = 0.02  # share of the images moved by a search that is not worth another one
-_MOST_BYTES = 1 << 30  # of polar images on the finest rings
 _FEWEST_IMAGES = 100  # of each half set
 
 
@@ -109,13 +108,18 @@ def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, report
                 diameter = _diameter(look, table, settings, reporter)
             job = _Job(table, images, look, diameter, settings, reporter)
             with reporter.stage("polar images"):
-                polar, spectra = job.read(job.scales.fine_rings)
-            search, nats = job.search(polar, spectra)
+                halves, spectra = job.read(job.scales.fine_rings)
+            search, nats = job.search(halves, spectra)
             with reporter.stage("search"):
-                starts, agreement, verdict, counts = _independent_starts(job, polar, spectra, search)
-            table, certainty = _posed(job, starts, agreement, polar)
+                starts, agreement, verdict, counts = _independent_starts(job, halves, search)
+            table, certainty = _posed(job, starts, agreement)
         reconstruction, moved = _refined(job, table, verdict)
-        verdict = judged(starts, agreement, spectra.signal, moved[-1] if moved else None)
+        ending = Ending(
+            moved=moved[-1] if moved else None,
+            measurable=reconstruction.validation.limit_shell / job.scales.coarse_rings,
+            looks_dark=reconstruction.preview.surely_dark,
+        )
+        verdict = judged(starts, agreement, ending)
     reporter.line(f"ab initio: {verdict.text()}")
     if verdict.status != "converged":
         reporter.warn(f"ab initio {verdict.status}: no resolution is claimed; {REMEDY}")
@@ -123,7 +127,7 @@ def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, report
         reconstruction, verdict, agreement, starts, counts, moved, certainty, look, diameter, settings,
         found={
             "diameter_in_angstroms": round(diameter, 1),
-            "rings": [search.full.coarse_rings, polar.grid.n_rings],
+            "rings": [job.scales.coarse_rings, job.scales.fine_rings],
             "step_in_degrees": [round(job.scales.coarse_step, 2), round(job.scales.coarse_step / 2, 2)],
             "nats_an_image": round(nats, 2),
             "batch": search.stochastic.batch,
@@ -154,6 +158,9 @@ def _table(source: Path | str | Particles, settings: AbInitioSettings, reporter:
     if settings.no_ctf:
         table = without_ctf(table)
     n = len(table)
+    if len(np.unique(table.half_set[table.half_set > 0])) == 1:
+        reporter.warn("the half sets put all images into one half, so they are not used")
+        table = replace(table, half_set=np.zeros(n, dtype=np.int8))
     table = replace(
         table, euler_angles_in_degrees=np.zeros((n, 3)), origin_in_angstroms=np.zeros((n, 2)), warnings=()
     ).with_half_sets(settings.seed)
@@ -208,6 +215,9 @@ def _diameter(look: Look, table: Particles, settings: AbInitioSettings, reporter
     return found
 
 
+Halves = tuple[PolarImages, PolarImages]
+
+
 class _Job:
     """What all stages of one run share."""
 
@@ -233,14 +243,16 @@ class _Job:
         self.max_shift = max_shift / table.pixel_size_in_angstroms
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
-    def read(self, n_rings: int) -> tuple[PolarImages, Spectra]:
-        """All images on the polar grid."""
+    def read(self, n_rings: int) -> tuple[Halves, Spectra]:
+        """The images of both halves on the polar grid, and the mean of their spectra."""
         grid = PolarGrid.of(n_rings, self.diameter)
         circle = (self.diameter + _EDGE) * self.table.box_size + 2 * min(self.max_shift, 0.1 * self.table.box_size)
-        with self.reporter.bar("transforming images", "images") as advance:
-            return read_polar(
-                self.table, self.images, np.arange(len(self.table)), self.look.noise, grid, circle, advance
-            )
+        found = []
+        for number, rows in enumerate(self.rows, start=1):
+            with self.reporter.bar(f"transforming half {number}", "images") as advance:
+                found.append(read_polar(self.table, self.images, rows, self.look.noise, grid, circle, advance))
+        (first, of_first), (second, of_second) = found
+        return (first, second), of_first.mean(of_second)
 
     def stage(self, spectra: Spectra, n_rings: int) -> StageSettings:
         """Settings of a stage that looks at these rings."""
@@ -253,9 +265,10 @@ class _Job:
             shift_sigma=max(0.5 * self.max_shift, 0.5),
         )
 
-    def search(self, polar: PolarImages, spectra: Spectra) -> tuple[Search, float]:
+    def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:
         """Settings of the search, and what an image tells in nats."""
         coarse, order = self.scales.coarse_rings, len(self.symmetry)
+        polar = halves[0]
         nats = information(polar.grid.radii[:coarse], polar.power[:, :coarse], spectra.signal[:coarse])
         n_images = min(len(rows) for rows in self.rows)
         search = Search(
@@ -274,10 +287,9 @@ class _Job:
 
 
 def _independent_starts(
-    job: _Job, polar: PolarImages, spectra: Spectra, search: Search
+    job: _Job, halves: Halves, search: Search
 ) -> tuple[tuple[Start, Start], Agreement, Verdict, tuple[int, int]]:
     """The best starts of both halves, how far they agree, what to think of it, and how many starts were made."""
-    halves = (polar.select(job.rows[0]), polar.select(job.rows[1]))
     best: list[Start] = []
     seed = job.settings.seed
     for attempt in range(job.settings.starts):
@@ -291,7 +303,7 @@ def _independent_starts(
                 best[number] = found
         first, second = best
         agreement = compare(halves, (first, second), search, np.random.default_rng((seed, attempt, 2)))
-        verdict = judged((first, second), agreement, spectra.signal, None)
+        verdict = judged((first, second), agreement, None)
         modes = agreement.modes
         job.reporter.line(
             f"halves agree on {modes.total:.0%} of the poses"
@@ -315,9 +327,7 @@ def _in_words(found: Start) -> str:
     )
 
 
-def _posed(
-    job: _Job, starts: tuple[Start, Start], agreement: Agreement, polar: PolarImages
-) -> tuple[Particles, NDArray[np.float32]]:
+def _posed(job: _Job, starts: tuple[Start, Start], agreement: Agreement) -> tuple[Particles, NDArray[np.float32]]:
     """The particles with the poses of their own half's search, in the first half's frame, and their certainty."""
     n, box_size = len(job.table), job.table.box_size
     rotations, centres, certainty = np.empty((n, 3, 3)), np.empty((n, 2)), np.empty(n, np.float32)
@@ -345,7 +355,9 @@ def _refined(job: _Job, table: Particles, verdict: Verdict) -> tuple[Reconstruct
     moved: list[float] = []
     if verdict.status != "failed":
         for number in range(_MOST_SEARCHES):
-            found = reconstruct(table, _reconstruct_settings(job, refine=True), job.reporter)
+            # One fit of each half is enough to search on: the final reconstruction averages several.
+            on_the_way = replace(_reconstruct_settings(job, refine=True), n_fits=1)
+            found = reconstruct(table, on_the_way, job.reporter, contrast_is_known=True)
             table = _brought_together(found.particles, found, job)
             limit = found.validation.limit_shell
             if limit == 0:
@@ -357,7 +369,7 @@ def _refined(job: _Job, table: Particles, verdict: Verdict) -> tuple[Reconstruct
             if share < _SETTLED:
                 break
     settings = _reconstruct_settings(job, refine=verdict.status != "failed")
-    return reconstruct(table, settings, job.reporter), tuple(moved)
+    return reconstruct(table, settings, job.reporter, contrast_is_known=True), tuple(moved)
 
 
 def _reconstruct_settings(job: _Job, refine: bool) -> ReconstructSettings:
@@ -382,9 +394,7 @@ def _searched_again(job: _Job, table: Particles, found: Reconstruction, number: 
     """The particles with the images moved that a global search on their half's map has moved, and their share."""
     box_size = table.box_size
     finest = min(int(found.validation.limit_shell), round(1.5 * job.scales.fine_rings), int(job.max_ring))
-    per_ring = 8 * len(table) * np.pi * job.diameter
-    finest = max(min(finest, int(np.sqrt(_MOST_BYTES / per_ring))), min(job.scales.coarse_rings, finest))
-    polar, spectra = job.read(finest)
+    halves, spectra = job.read(finest)
     settings = full_settings(job.scales, len(job.symmetry), box_size)
     stage = job.stage(spectra, finest)
     rotations = table.rotations()
@@ -394,10 +404,10 @@ def _searched_again(job: _Job, table: Particles, found: Reconstruction, number: 
     n_moved = 0
     for half, rows in enumerate(job.rows):
         filtered = maps.radial_filter(found.halves[half].map, np.concatenate([gain[:1], gain]))
-        map_ = on_box(filtered, volume.map_box(polar.grid))
+        map_ = on_box(filtered, volume.map_box(halves[half].grid))
         rng = np.random.default_rng((job.settings.seed, 100 + number, half))
         jumped, there = refinement.search_again(
-            polar.select(rows), map_, rotations[rows], centres[rows], stage, settings, rng
+            halves[half], map_, rotations[rows], centres[rows], stage, settings, rng
         )
         rotations[rows[jumped]], centres[rows[jumped]] = there.rotations[jumped], there.centres[jumped]
         n_moved += int(jumped.sum())

@@ -50,6 +50,13 @@ class Shifted:
     power: NDArray[np.float32]  # (n, R) c²
     n_shifts: int
 
+    def select(self, rows: NDArray[np.int64]) -> Shifted:
+        """Those of some images."""
+        orders, parts = self.coefficients.shape[:2]
+        of_images = self.coefficients.reshape(orders, parts, self.n_shifts, len(self.power))
+        chosen = of_images[..., torch.from_numpy(rows)].reshape(orders, parts, -1)
+        return Shifted(chosen, self.power[rows], self.n_shifts)
+
 
 def slices_of(samples: NDArray[np.complex64], grid: PolarGrid) -> Slices:
     """(d, R, Q) samples of slices as the E-step takes them."""

@@ -21,7 +21,7 @@ from emsplat.abinitio.polar import PolarImages
 _SMOOTHED = 8  # iterations whose mean likelihood is looked at
 _FALLEN, _TOO_MUCH_POWER = 0.25, 1.2  # share of the likelihood lost, and the map's power over the images': faults
 _MOST_STEPS_BACK, _WARMER = 3, 1.5  # and by how much the entropies' floor is raised after one
-_NOTHING = 0.02  # nats an image: after a third of the batches, no map comes out of images that say less
+NOTHING = 0.02  # nats an image: after a third of the batches, no map comes out of images that say less
 _FOR_BETA = 24  # images that the temperature is taken from
 
 
@@ -97,7 +97,7 @@ def first_stage(
             floor_factor, since = floor_factor * _WARMER, iteration
         best.offer(trace, sums, map_)
         watch(iteration + 1, map_, trace)
-        if 3 * iteration > settings.iterations and np.mean(trace.evidence[-_SMOOTHED:]) < _NOTHING:
+        if 3 * iteration > settings.iterations and np.mean(trace.evidence[-_SMOOTHED:]) < NOTHING:
             break
     assert map_ is not None
     return map_, trace

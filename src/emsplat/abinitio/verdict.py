@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from emsplat.abinitio.halves import Agreement, Start
+from emsplat.particles.coverage import measure_coverage
 
 Status = Literal["converged", "uncertain", "failed"]
 REMEDY = (
@@ -81,12 +82,20 @@ class Verdict:
         return {"status": self.status, "criteria": {c.name: c.summary() for c in self.criteria}}
 
 
-def judged(starts: tuple[Start, Start], agreement: Agreement, signal: np.ndarray, moved: float | None) -> Verdict:
+@dataclass(frozen=True)
+class Ending:
+    """What refinement and reconstruction have shown."""
+
+    moved: float | None  # share of the images that the last global search moved to another pose; None: there was none
+    measurable: float  # the finest shell that the final half maps share, over the finest ring of the first stage
+    looks_dark: bool  # the final map is surely that of a dark particle, although the images are not
+
+
+def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | None) -> Verdict:
     """The verdict on two halves that were searched independently.
 
     Args:
-        signal: (R,) S of the projections.
-        moved: share of the images that the last global search moved to another pose; None: there was none.
+        ending: of the whole run; None while the search is on.
     """
     imitation = agreement.imitation
     rings = len(agreement.correlations)
@@ -114,11 +123,24 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, signal: np.ndarray
             0.4,
             "the images' likelihood over that of imitated images of the map",
         ),
+        Criterion("views", _views(starts), 0.7, 0.3, "the share of Fourier space that the views cover"),
         Criterion("recovery", imitation.recovered, 0.5, 0.2, "the share of the map's own images that are found again"),
     ]
-    if moved is not None:
-        criteria.append(Criterion("settled", 1 - moved, 0.9, 0.5, "the share of images the last search left in place"))
+    if ending is not None:
+        what = "the finest shell that the final halves share, over the finest of the first search"
+        criteria.append(Criterion("measurable", ending.measurable, 1.0, 0.5, what))
+        dark = 0.0 if ending.looks_dark else 1.0
+        criteria.append(Criterion("contrast", dark, 1.0, 0.5, "the agreement of the map's sign with the images'"))
+    if ending is not None and ending.moved is not None:
+        left = 1 - ending.moved
+        criteria.append(Criterion("settled", left, 0.9, 0.5, "the share of images the last search left in place"))
     return Verdict(tuple(criteria))
+
+
+def _views(starts: tuple[Start, Start]) -> float:
+    """Share of Fourier space that the views of the worse half cover: of one view alone, any two maps agree."""
+    no_mates = np.eye(3)[None]
+    return min(1 - measure_coverage(start.found.rotations, no_mates, 0).empty for start in starts)
 
 
 def _mates(agreement: Agreement) -> float:

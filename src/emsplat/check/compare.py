@@ -1,4 +1,4 @@
-"""Two maps beside each other: `emsplat fsc`."""
+"""The comparison of two maps for `emsplat fsc`."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from emsplat.validation.correlation import Curve, fsc, resolution_at
 THRESHOLDS = (0.5, 0.143)
 SMALLEST_BOX = 4
 _FORMATS = (".png", ".svg", ".pdf")
-_LARGEST_DISAGREEMENT = 0.01  # of the pixel sizes of two maps
+_LARGEST_DISAGREEMENT = 0.01  # relative, between the pixel sizes of two maps
 
 
 def compare(
     first: Path, second: Path, mask: Path | None, figure: Path, pixel_size: float | None = None
 ) -> dict[float, float | None]:
-    """Prints the FSC of two maps and draws it; returns the resolution in Å at each threshold, None if not reached."""
+    """Print and draw the FSC of two maps. Returns the resolution in Å at each threshold, or None if not reached."""
     if figure.suffix.lower() not in _FORMATS:
-        raise InputError(f"--output {figure}: a figure ends in {', '.join(_FORMATS)}; choose one of them")
+        raise InputError(f"--output {figure}: the name of a figure ends in {', '.join(_FORMATS)}; choose one of these")
     if pixel_size is not None and not 0 < pixel_size < np.inf:
-        raise InputError(f"--pixel-size {pixel_size}: a pixel size is a positive number of Å; give that")
+        raise InputError(f"--pixel-size {pixel_size}: it must be a positive number of Å; give that")
     a, b = read_map(first), read_map(second)
     if len(a.values) < SMALLEST_BOX:
-        raise InputError(f"{first}: a box of {len(a.values)}; an FSC needs {SMALLEST_BOX} voxels or more a side")
+        raise InputError(
+            f"{first}: has a box of {len(a.values)}, and an FSC needs {SMALLEST_BOX} voxels a side; give a larger map"
+        )
     size = _common_pixel_size(first, a, second, b) if pixel_size is None else pixel_size
     window = None if mask is None else read_map(mask).values
     if window is not None and not window.max() > 0:
-        raise InputError(f"--mask {mask}: zero everywhere; a mask is 1 where the particle is")
+        raise InputError(f"--mask {mask}: is zero everywhere; give a mask that is 1 where the particle is")
     if a.values.shape != b.values.shape or (window is not None and window.shape != a.values.shape):
         boxes = ", ".join(f"{len(v)}" for v in (a.values, b.values, window) if v is not None)
         raise InputError(f"{first}, {second}: boxes of {boxes} voxels differ; resample the maps to one box")

@@ -1,4 +1,4 @@
-"""Whether the viewing directions leave gaps in Fourier space."""
+"""Checks whether the viewing directions leave gaps in Fourier space."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from emsplat.check.findings import Finding, fine, note, problem
 from emsplat.particles.coverage import CAP_IN_DEGREES, Coverage
 
 _FEWEST = 200  # images; fewer cannot cover anything
-_UNEVEN, _POOR, _HOLE = 0.8, 0.5, 0.02  # efficiency worth a note, and a problem; share of empty directions, likewise
+_UNEVEN, _POOR, _HOLE = 0.8, 0.5, 0.02  # efficiency below which there is a note or a problem; share of empty directions
 
 
 def coverage_findings(coverage: Coverage, n_images: int, symmetry: str) -> list[Finding]:
-    """Whether views are missing."""
+    """The verdict on whether views are missing."""
     if n_images < _FEWEST:
-        return [note("views", f"{n_images:,} images are too few to speak of coverage")]
+        return [note("views", f"{n_images:,} images are too few to judge the coverage")]
     rot, tilt = coverage.preferred
     text = (
         f"as good as {100 * coverage.efficiency:.0f} % of the images with even views; "

@@ -1,4 +1,4 @@
-"""What the table says, before any image is read."""
+"""The facts in the table, before any image is read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from emsplat.particles.table import OpticsGroup, Particles
 
 Range = tuple[float, float, float]  # lowest, median, highest
 
-_LEAST_DEFOCUS, _LARGEST_DEFOCUS = 1_000.0, 120_000.0  # Å: beyond these it is in nm or µm, or not a defocus
-_LARGEST_SHIFT = 0.25  # of the box: an image so far off centre has lost part of the particle
-_LARGEST_IMBALANCE = 0.1  # of the half sets
+_LEAST_DEFOCUS, _LARGEST_DEFOCUS = 1_000.0, 120_000.0  # Å; beyond these it is in nm or µm, or not a defocus
+_LARGEST_SHIFT = 0.25  # share of the box; an image that is further off centre has lost part of the particle
+_LARGEST_IMBALANCE = 0.1  # relative difference of the half sets
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Lengths in Å, angles in degrees, dose in e/Å²."""
+    """Facts of a table, with lengths in Å, angles in degrees and dose in e/Å²."""
 
     n_images: int
     n_particles: int
@@ -36,10 +36,10 @@ class Facts:
     phase_shift: Range
     b_factor: Range
     pre_exposure: Range
-    shift_rms: float  # of the shifts' lengths
+    shift_rms: float  # root mean square length of the shifts
     shift_largest: float
     n_views: int  # different pairs of rot and tilt
-    half_sets: tuple[int, int]  # images in each; 0, 0 where the file gives none
+    half_sets: tuple[int, int]  # images in each; 0, 0 if the file has no half sets
 
     @property
     def box_in_angstroms(self) -> float:
@@ -109,10 +109,10 @@ def fact_rows(f: Facts) -> list[tuple[str, str]]:
 
 
 def _limits(f: Facts) -> str:
-    """Nyquist, and where the CTF at the median defocus turns by π from one shell to the next, if that is before."""
+    """Nyquist's resolution, and that at which the CTF at the median defocus turns by π per shell, if it is coarser."""
     wavelength = float(electron_wavelength_in_angstroms(f.optics[0][0].voltage_in_kilovolts))
     nyquist, ctf = 2 * f.pixel_size, 2 * wavelength * abs(f.defocus[1]) / f.box_in_angstroms
-    return f"Nyquist {nyquist:.3g} Å" + (f"; holds the CTF to {ctf:.3g} Å only" if ctf > nyquist else "")
+    return f"Nyquist {nyquist:.3g} Å" + (f"; the box holds the CTF only to {ctf:.3g} Å" if ctf > nyquist else "")
 
 
 def _counted(n: int, what: str) -> str:
@@ -146,14 +146,14 @@ def _if_any(name: str, values: Range, unit: str) -> list[tuple[str, str]]:
 
 
 def table_findings(f: Facts) -> list[Finding]:
-    """What can be told to be wrong from the table alone."""
+    """Verdicts on the table alone."""
     return [*_defocus_findings(f), *_shift_findings(f), *_row_findings(f)]
 
 
 def _defocus_findings(f: Facts) -> list[Finding]:
     low, median, high = f.defocus
     if high < _LEAST_DEFOCUS and high > 0:
-        text = f"{low:.4g} to {high:.4g} Å is next to none; it must be in Å, 1 µm is 10,000"
+        text = f"{low:.4g} to {high:.4g} Å is almost none; it must be in Å, and 1 µm is 10,000 Å"
         return [problem("defocus", text, "convert it to Å in the particle file")]
     if median > _LARGEST_DEFOCUS:
         return [problem("defocus", f"median {median:,.0f} Å; it must be in Å", "convert it to Å in the particle file")]
@@ -168,7 +168,7 @@ def _shift_findings(f: Facts) -> list[Finding]:
     if share <= _LARGEST_SHIFT:
         return []
     text = f"at most {f.shift_largest:.0f} Å, {100 * share:.0f} % of the box"
-    return [problem("shifts", text, "are they in Å? If they are right, extract again at the refined positions")]
+    return [problem("shifts", text, "check that they are in Å; if so, extract again at the refined positions")]
 
 
 def _row_findings(f: Facts) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What a check says in the end: one verdict, and one line of advice where something is wrong."""
+"""The findings of a check: a verdict, and one line of advice if something is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Finding:
     advice: str | None = None  # what to do about it
 
     def line(self) -> str:
-        """As the terminal shows it."""
+        """The finding as the terminal shows it."""
         return f"{self.topic}: {self.text}" + (f" → {self.advice}" if self.advice else "")
 
 

@@ -1,4 +1,4 @@
-"""A few images as recorded, without their noise, and as the small map has them."""
+"""A few images as recorded, without their noise, and as the small map predicts them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FINEST, _SHARE_OF_BOX = 25.0, 0.12  # Å and box edges: single images say nothi
 
 @dataclass(frozen=True)
 class Gallery:
-    """m images of the sample, by defocus."""
+    """m images of the sample in the order of their defocus."""
 
     particles: Particles  # (m rows) as in the file
     recorded: NDArray[np.float32]  # (m, D, D)
@@ -34,7 +34,7 @@ class Gallery:
 def choose_gallery(
     sample: Sample, images: ImageSource, data: SmallData | None = None, volume: NDArray[np.float32] | None = None
 ) -> Gallery:
-    """Images spread evenly over the defocus; predictions where there is a small map (d, d, d)."""
+    """Images spread evenly over the defocus, with predictions if there is a small map (d, d, d)."""
     defocus = sample.full.defocus_u_in_angstroms + sample.full.defocus_v_in_angstroms
     m = min(_SHOWN, len(defocus))
     chosen = np.argsort(defocus, kind="stable")[((np.arange(m) + 0.5) / m * len(defocus)).astype(int)]

@@ -1,4 +1,4 @@
-"""A small map of the sample, in seconds: its four quarters' statistics, its contrast, its centre."""
+"""A small map of the sample, made in seconds: the statistics of its four quarters, its contrast and its centre."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accu
 from emsplat.statistics.preview import contrast, contrast_is_sure, outline_diameter
 from emsplat.validation.correlation import Curve, fsc
 
-_OFF_CENTRE = 0.1  # of the box: the centre of mass so far from the box centre is worth a word
+_OFF_CENTRE = 0.1  # share of the box; a centre of mass further from the box centre is a problem
 _SMOOTHED_OVER = 2  # shells on either side
-_FILLING = 0.9  # of the box: a particle beyond leaves no background
+_FILLING = 0.9  # share of the box; a larger particle leaves no background
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _InMemory:
 
 
 def gather_parts(data: SmallData, part: NDArray[np.int8], symmetry: NDArray[np.float64]) -> list[Statistics]:
-    """Statistics of every part, numbered from 0; (n,) part of each image."""
+    """Statistics of every part, numbered from 0. Args: part: (n,) part of each image."""
     box_size = data.particles.box_size
     images = cast(ImageSource, _InMemory(data.images))
     settings = AccumulationSettings(box_size, box_size, data.noise, symmetry)
@@ -59,7 +59,7 @@ def quarters(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
 
 
 def expected_map(first: Statistics, second: Statistics) -> NDArray[np.float32]:
-    """(d, d, d) inversion of both together, each shell weighted by the signal that the two show to share."""
+    """(d, d, d) inversion of both together, with each shell weighted by the signal that the two share."""
     share = np.maximum(np.nan_to_num(fsc(first.raw_map(), second.raw_map())), 0)
     reach = _SMOOTHED_OVER
     smooth = np.convolve(np.pad(share, reach, mode="edge"), np.full(2 * reach + 1, 1 / (2 * reach + 1)), "valid")
@@ -81,12 +81,12 @@ class QuickMap:
 
     @property
     def contrast_is_sure(self) -> bool:
-        """By the main job's rule."""
+        """Whether the contrast is certain, by the rule of the main job."""
         return contrast_is_sure(self.correlation, self.skewness)
 
 
 def quick_map(parts: list[Statistics], pixel_size: float) -> QuickMap:
-    """From the statistics of the four quarters."""
+    """The small map from the statistics of the four quarters."""
     a, b = (parts[0] + parts[1]), (parts[2] + parts[3])
     halves = [a.raw_map(), b.raw_map()]
     correlation, skewness = contrast(halves, pixel_size)
@@ -104,7 +104,7 @@ def quick_map(parts: list[Statistics], pixel_size: float) -> QuickMap:
 
 
 def _centre_of_mass(density: NDArray[np.float32], pixel_size: float) -> tuple[float, float, float] | None:
-    """Å, x, y, z, of what the data mask holds of the low-passed map; None where there is no mask."""
+    """Centre of mass, x, y, z in Å, of the low-passed map within the data mask; None if there is no mask."""
     resolution = 4 * pixel_size
     mask = maps.data_mask(density, pixel_size, resolution=resolution)
     if mask is None:
@@ -119,14 +119,14 @@ def _centre_of_mass(density: NDArray[np.float32], pixel_size: float) -> tuple[fl
 
 
 def map_findings(quick: QuickMap, invert: bool, box_in_angstroms: float) -> list[Finding]:
-    """Contrast, size and centre of the small map."""
+    """Verdicts on contrast, size and centre of the small map."""
     return [_contrast_finding(quick, invert), *_size_findings(quick, box_in_angstroms)]
 
 
 def _contrast_finding(quick: QuickMap, invert: bool) -> Finding:
     numbers = f"skewness {quick.skewness:+.2f} of the small map, its halves correlate by {quick.correlation:.2f}"
     if not quick.contrast_is_sure:
-        return note("contrast", f"whether particles are white cannot be told ({numbers})")
+        return note("contrast", f"it is not clear whether particles are white ({numbers})")
     if quick.skewness > 0:
         return fine("contrast", f"particles are white{' once inverted' * invert} ({numbers})")
     advice = "leave out --invert" if invert else "use --invert"
@@ -135,7 +135,7 @@ def _contrast_finding(quick: QuickMap, invert: bool) -> Finding:
 
 def _size_findings(quick: QuickMap, box_in_angstroms: float) -> list[Finding]:
     if quick.diameter is None or quick.centre is None:
-        return [note("particle", "its outline does not stand out from the noise of the small map")]
+        return [note("particle", "the outline does not stand out from the noise of the small map")]
     off = float(np.linalg.norm(quick.centre))
     where = ", ".join(f"{value:+.0f}" for value in quick.centre)
     text = f"{quick.diameter:.0f} Å across about the box centre, centre of mass {off:.0f} Å off it"
@@ -143,5 +143,5 @@ def _size_findings(quick: QuickMap, box_in_angstroms: float) -> list[Finding]:
         return [problem("particle", f"{text} (x, y, z {where} Å)", "recentre the particles and extract them again")]
     if quick.diameter > _FILLING * box_in_angstroms:
         text += f", in a box of {box_in_angstroms:.0f} Å: it leaves no background to measure the noise in"
-        return [note("particle", text, "if that is the particle and no neighbour, extract with a larger box")]
+        return [note("particle", text, "extract with a larger box, unless this outline includes a neighbour")]
     return [fine("particle", text)]

@@ -1,4 +1,4 @@
-"""Images that cannot be right, or are unlike the others."""
+"""Finds images that cannot be right, or are unlike the others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from emsplat.check.sample import ImageStatistics, Sample
 from emsplat.particles.table import Particles
 
 _FAR = 8.0  # robust standard deviations from the median of the optics group
-_FEWEST = 20  # images of a group, to say what is usual
-_SHARE = 0.01  # of the images from which odd ones are a problem
-_NAMED = 3  # ids that are named
-_BLANK = 0.97  # share of the variance that lies within the particle's circle, from which there is nothing outside
+_FEWEST = 20  # images of a group that are needed to know what is usual
+_SHARE = 0.01  # share of the images from which on odd ones are a problem
+_NAMED = 3  # number of ids that are named
+_BLANK = 0.97  # share of the variance within the circle of the particle that means that the outside is blank
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Odd:
 
 
 def find_odd_images(statistics: ImageStatistics, particles: Particles) -> Odd:
-    """Of the usable images."""
+    """The odd ones among the usable images."""
     rows = statistics.rows[statistics.usable]
     group = particles.optics_group[rows]
     far = [_far_off(values[statistics.usable], group) for values in (statistics.mean, np.log(statistics.deviation))]
@@ -39,14 +39,14 @@ def find_odd_images(statistics: ImageStatistics, particles: Particles) -> Odd:
 
 
 def _far_off(values: NDArray[np.float64], group: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(n,) beyond eight standard deviations, as the median absolute deviation implies them, from the group's median."""
+    """(n,) whether a value is more than eight robust standard deviations from the median of its group."""
     far = np.zeros(len(values), dtype=bool)
     for number in np.unique(group):
         rows = np.flatnonzero(group == number)
         if len(rows) < _FEWEST:
             continue
         distance = np.abs(values[rows] - np.median(values[rows]))
-        # Where images were normalised, all but rounding is equal: that is no reason to call an image odd.
+        # In normalised images all but the rounding is equal, which is no reason to call an image odd.
         spread = max(1.4826 * float(np.median(distance)), 1e-4)
         far[rows] = distance > _FAR * spread
     return far
@@ -68,13 +68,13 @@ def image_findings(statistics: ImageStatistics, odd: Odd, particles: Particles) 
             f"{len(odd.by_deviation):,} in their contrast): {names}{' …' * (len(odd.rows) > _NAMED)}"
         )
         many = len(odd.rows) > _SHARE * n
-        found.append(problem("images", text, "look at them, and leave them out") if many else note("images", text))
+        found.append(problem("images", text, "look at them and leave them out") if many else note("images", text))
     return found or [fine("images", f"{seen}: finite, none blank, none unlike the others")]
 
 
 def masked_findings(sample: Sample) -> list[Finding]:
-    """Whether there is noise beside the particle."""
+    """The verdict on whether there is noise beside the particle."""
     if sample.signal_share < _BLANK:
         return []
-    text = f"they are all but blank beside the particle: {100 * sample.signal_share:.0f} % of the variance is inside"
-    return [problem("images", text, "use images that were not masked: the noise is measured there")]
+    text = f"they are almost blank beside the particle: {100 * sample.signal_share:.0f} % of the variance is inside"
+    return [problem("images", text, "use images that were not masked, because the noise is measured there")]

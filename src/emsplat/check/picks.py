@@ -1,4 +1,4 @@
-"""Where on the micrographs the particles were picked, as far as a RELION star says."""
+"""The positions of the particles on the micrographs, as far as a RELION star has them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TOO_CLOSE = 0.5  # of the particle's diameter: two cannot be so near each other
 
 @dataclass(frozen=True)
 class Picks:
-    """One row an image."""
+    """Positions, with one row for each image."""
 
     micrograph: NDArray[np.int64]  # (N,) numbered from 0
     position_in_angstroms: NDArray[np.float64] | None  # (N, 2) x, y of the particle's centre; None: not known
@@ -38,7 +38,7 @@ class Picks:
 
 
 def read_picks(path: Path, particles: Particles) -> Picks | None:
-    """Micrographs and refined positions of the rows of a RELION star; None where the file does not tell."""
+    """Micrographs and refined positions of the rows of a RELION star; None if the file does not have them."""
     if sniff(path) is not Format.RELION:
         return None
     blocks = read_star(path, _COLUMNS)
@@ -54,7 +54,7 @@ def read_picks(path: Path, particles: Particles) -> Picks | None:
 
 
 def _pixel_size(tables: Sequence[Table]) -> float | None:
-    """Å, of the micrographs; None where there is none or more than one."""
+    """Pixel size of the micrographs in Å; None if there is none, or more than one."""
     for name in _PIXEL_SIZES:
         for table in tables:
             if name in table:
@@ -64,13 +64,13 @@ def _pixel_size(tables: Sequence[Table]) -> float | None:
 
 
 def closeness_findings(picks: Picks | None, particles: Particles, diameter_in_angstroms: float | None) -> list[Finding]:
-    """Particles that lie on top of each other; nothing where positions or the particle's size are not known."""
+    """Particles that lie on top of each other; empty if positions or the size of the particle are not known."""
     tilted = len(np.unique(particles.particle)) < len(particles)
     if picks is None or picks.position_in_angstroms is None or diameter_in_angstroms is None or tilted:
         return []
     if len(particles) < 2:
         return []
-    apart = 1e9 * picks.micrograph[:, None]  # Å: no two micrographs are neighbours
+    apart = 1e9 * picks.micrograph[:, None]  # Å; keeps the particles of different micrographs apart
     points = np.concatenate([picks.position_in_angstroms, apart], axis=1)
     if not np.isfinite(points).all():
         raise InputError(f"{particles.source}: {_X} or {_Y} is not finite; mend the value or remove the row")

@@ -1,7 +1,7 @@
-"""What the table might have meant: shifts of the other sign or unit, inverse rotations, images flipped.
+"""What the table might have meant: shifts with the opposite sign or another unit, inverse rotations, flipped images.
 
-Each alternative is read, mapped and scored as the table itself (`agreement`), and compared with it image by image. The
-one that is right explains the images better by many standard deviations; a right table has no better one.
+Each alternative is read, mapped and scored like the table itself (`agreement`), and compared with it image by image. A
+correct alternative explains the images better by many standard deviations; a correct table has no better one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from emsplat.imaging.ctf import ctf
 from emsplat.particles.poses import Poses
 
 _BETTER, _BETTER_BY = 6.0, 0.015  # standard deviations and relative gain of a reading that is better than the table's
-_LEAST_SHIFT = 0.1  # pixels of the small copies, rms; below it a shift cannot be told from none
-_LEAST_FACTOR = 1.15  # between pixels and Å; below it the two cannot be told apart
+_LEAST_SHIFT = 0.1  # rms shift in pixels of the small copies below which shifts cannot be distinguished from none
+_LEAST_FACTOR = 1.15  # ratio of pixels and Å below which the two cannot be distinguished
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Alternative:
     """Another way to read the table or its images."""
 
     name: str
-    advice: str  # what to do if it is the right one
+    advice: str  # what to do if this alternative is the right one
     read: Callable[[], SmallData]
 
 
@@ -39,8 +39,8 @@ class Reading:
     """How much better an alternative explains the images."""
 
     alternative: Alternative
-    gain: float  # relative to the table's own, of the mean matched filter
-    significance: float  # of the difference, in standard deviations
+    gain: float  # gain of the mean matched filter, relative to that of the table
+    significance: float  # significance of the difference in standard deviations
 
     @property
     def is_better(self) -> bool:
@@ -51,8 +51,8 @@ def alternatives(data: SmallData, pixel_size: float, multiplied: bool) -> list[A
     """Every other reading that could show a difference.
 
     Args:
-        pixel_size: Å, of the file.
-        multiplied: the images were multiplied with the CTF, so their phases are flipped.
+        pixel_size: pixel size of the file in Å.
+        multiplied: whether the images were multiplied with the CTF, so that their phases are flipped.
     """
     table, rotations = data.particles, data.particles.poses.rotations
     found = [
@@ -63,7 +63,7 @@ def alternatives(data: SmallData, pixel_size: float, multiplied: bool) -> list[A
         ),
         Alternative(
             "images upside down",
-            "flip the images in y: they were written from the other end",
+            "flip the images in y, because they were written from the other end",
             lambda: _turned(data, np.diag([1.0, -1.0, -1.0]) @ rotations, flip_shifts=True),
         ),
     ]
@@ -91,13 +91,13 @@ def _shifted(data: SmallData, factor: float) -> SmallData:
 
 
 def _turned(data: SmallData, rotations: NDArray[np.float64], flip_shifts: bool = False) -> SmallData:
-    """Other rotations. An image upside down shows the particle turned by 180° about the image's x axis."""
+    """The data with other rotations. An image upside down shows the particle turned by 180° about its x axis."""
     shifts = data.particles.poses.shifts * np.array([1.0, -1.0 if flip_shifts else 1.0])
     return replace(data, particles=data.particles.with_poses(Poses(rotations, shifts)))
 
 
 def _unflipped(data: SmallData) -> SmallData:
-    """Phases flipped back, if they were: |C| becomes C."""
+    """The data with its phases flipped back, so that |C| becomes C."""
     spectra = scipy.fft.rfft2(data.images) * np.sign(ctf(data.particles))
     return replace(data, images=scipy.fft.irfft2(spectra, s=data.images.shape[1:]).astype(np.float32, copy=False))
 
@@ -110,7 +110,7 @@ def compare(
     symmetry: NDArray[np.float64],
     progress: Callable[[], None],
 ) -> list[Reading]:
-    """Each alternative, scored as the table itself was: (n,) `own` of an `Agreement`; progress is called after each."""
+    """Score each alternative as the table was scored: (n,) `own` of an `Agreement`; calls progress after each."""
     found = []
     for alternative in tried:
         read = alternative.read()
@@ -131,7 +131,7 @@ def compare(
 
 
 def reading_finding(readings: list[Reading], agreement: Agreement) -> Finding | None:
-    """The alternative that is best, if it is better than the table."""
+    """The best alternative, if it is better than the table."""
     better = max((reading for reading in readings if reading.is_better), key=lambda r: r.gain, default=None)
     if better is None:
         return None

@@ -1,4 +1,4 @@
-"""The check, top to bottom: the table, a sample of its images, their power spectra, a small map, its agreement."""
+"""The check from top to bottom: the table, a sample of its images, their power spectra, a small map, its agreement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emsplat.check.agreement import (
     SHUFFLES,
@@ -28,6 +27,7 @@ from emsplat.check.picks import Picks, closeness_findings, read_picks
 from emsplat.check.readings import Reading, alternatives, compare, reading_finding
 from emsplat.check.sample import ImageStatistics, Sample, choose_rows, look_at_images, take_sample
 from emsplat.check.settings import CheckSettings
+from emsplat.check.symmetry import Symmetric, look_for_symmetry, symmetry_findings
 from emsplat.check.thon import ThonFit, fit_thon_rings, images_are_multiplied, thon_findings
 from emsplat.errors import InputError
 from emsplat.imaging.noise import noise_spectra
@@ -37,26 +37,27 @@ from emsplat.particles.coverage import Coverage, measure_coverage
 from emsplat.particles.table import Particles
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
-from emsplat.symmetry import symmetry_operators
+from emsplat.symmetry import named_by, symmetry_operators
 from emsplat.validation.correlation import Curve
 
-_FEWEST = 16  # particles, for a map to be worth making
+_FEWEST = 16  # particles that are needed for a useful map
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """The small map and what it explains."""
+    """The small map, and what it explains."""
 
     data: SmallData
     quick: QuickMap
     agreement: Agreement
-    shuffled_fsc: tuple[Curve, ...]  # of half maps, with poses dealt out at random
+    shuffled_fsc: tuple[Curve, ...]  # FSC of half maps with shuffled poses
     readings: list[Reading]
+    symmetry: Symmetric
 
 
 @dataclass(frozen=True)
 class Check:
-    """All that was found."""
+    """Everything that was found."""
 
     particles: Particles
     settings: CheckSettings
@@ -66,7 +67,7 @@ class Check:
     statistics: ImageStatistics  # of the sample, or of all images
     odd: Odd
     thon: ThonFit | None
-    inversion: Inversion | None  # None where there is too little for a map
+    inversion: Inversion | None  # None if there is too little for a map
     gallery: Gallery
     findings: list[Finding]
 
@@ -76,28 +77,28 @@ class Check:
 
 
 def check(path: Path | str, settings: CheckSettings | None = None, reporter: Reporter | None = None) -> Check:
-    """Checks a particle file.
+    """Check a particle file.
 
     Args:
         path: any particle file that `read_particles` reads.
-        reporter: told the facts as soon as the table is read, and of progress.
+        reporter: is told the facts as soon as the table is read, and the progress.
     Raises:
         InputError: the file or its stacks cannot be read, or none of the images can be used.
     """
     path, settings, reporter = Path(path), settings or CheckSettings(), reporter or Reporter()
-    symmetry = symmetry_operators(settings.symmetry)
     with threads(settings.threads):
         with reporter.stage("table"):
             table = read_input(path, settings)
             picks = read_picks(path, table)
             facts = gather_facts(table, picks.n_micrographs if picks else None, settings.pixel_size is not None)
+            symmetry = symmetry_operators(named_by(table.symmetry_axes, settings.symmetry))
             coverage = measure_coverage(table.rotations(), symmetry, settings.seed)
         _tell(facts, reporter)
         with ImageSource(table, settings.invert) as images:
             sample, statistics = _look(table, images, settings, reporter)
             with reporter.stage("power spectra"):
                 thon = fit_thon_rings(sample.powers, sample.full)
-            inversion, excuse = _invert(sample, thon, settings, symmetry, reporter)
+            inversion, excuse = _invert(sample, thon, settings, reporter)
             gallery = choose_gallery(sample, images, *((inversion.data, inversion.quick.map) if inversion else ()))
     odd = find_odd_images(statistics, table)
     findings = [
@@ -132,9 +133,9 @@ def _look(
 
 
 def _invert(
-    sample: Sample, thon: ThonFit | None, settings: CheckSettings, symmetry: NDArray[np.float64], reporter: Reporter
+    sample: Sample, thon: ThonFit | None, settings: CheckSettings, reporter: Reporter
 ) -> tuple[Inversion | None, Finding | None]:
-    """The small map and its agreement with the images, or why there is none."""
+    """The small map and its agreement with the images, or the reason why there is none."""
     n_particles = len(np.unique(sample.small.particle))
     if n_particles < _FEWEST:
         text = f"{n_particles} particles are too few for a map: contrast and poses cannot be judged"
@@ -150,18 +151,20 @@ def _invert(
     steps = 1 + 2 + SHUFFLES + len(tried)
     with reporter.stage("map and poses"), _steps(reporter, "trying poses and shifts", steps) as step:
         part = quarters(data.particles.particle, settings.seed)
+        symmetric = look_for_symmetry(data, part, settings.symmetry)
+        symmetry = symmetry_operators(symmetric.name)
         parts = gather_parts(data, part, symmetry)
         quick = quick_map(parts, data.particles.pixel_size_in_angstroms)
         step()
         agreement = measure_agreement(data, part, parts, settings.seed, step)
         shuffled = shuffled_half_maps(data, part, symmetry, settings.seed, step)
         readings = compare(data, part, agreement.own, tried, symmetry, step)
-    return Inversion(data, quick, agreement, shuffled, readings), None
+    return Inversion(data, quick, agreement, shuffled, readings, symmetric), None
 
 
 @contextmanager
 def _steps(reporter: Reporter, title: str, total: int) -> Iterator[Any]:
-    """A bar that moves by one at every call."""
+    """A progress bar that moves by one at every call."""
     done = 0
     with reporter.bar(title, "maps") as advance:
 
@@ -178,10 +181,11 @@ def _inversion_findings(
 ) -> list[Finding]:
     wrong = reading_finding(inversion.readings, inversion.agreement)
     found = [wrong or agreement_finding(inversion.agreement)]
-    if not inversion.agreement.is_sure:  # the map is of nothing
+    if not inversion.agreement.is_sure:  # the map shows nothing
         return found
     return [
         *found,
+        *symmetry_findings(inversion.symmetry, settings.symmetry),
         *map_findings(inversion.quick, settings.invert, facts.box_in_angstroms),
         *closeness_findings(picks, table, inversion.quick.diameter),
     ]

@@ -1,4 +1,4 @@
-"""A sample of the images, spread over the file: what each looks like, its power spectrum, and a small copy of it."""
+"""A sample of the images, spread over the file: statistics, power spectrum and a small copy of each."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.table import Particles
 
 _BLOCK_BYTES = 32 << 20
-_SAMPLE_BYTES = 1 << 30  # fewer images where they are large
-_SMALLEST, _LARGEST, _PIXEL_SIZE = 32, 48, 4.0  # pixels, Å: of the small copies
+_SAMPLE_BYTES = 1 << 30  # bytes of the sample, which large images reach with fewer of them
+_SMALLEST, _LARGEST, _PIXEL_SIZE = 32, 48, 4.0  # box in pixels and pixel size in Å of the small copies
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Of single images; NaN where an image could not be used."""
+    """Statistics of single images; NaN for images that could not be used."""
 
     rows: NDArray[np.int64]  # (n,) of the table
     mean: NDArray[np.float64]  # (n,)
@@ -41,19 +41,19 @@ class ImageStatistics:
 
 @dataclass(frozen=True)
 class Sample:
-    """The usable images of a sample, in the order in which they lie on the disk."""
+    """The usable images of a sample, in the order of the disk."""
 
     rows: NDArray[np.int64]  # (n,) of the table
     full: Particles  # (n rows) as in the file
     small: Particles  # the same rows, with the small copies' box and pixel size
     images: NDArray[np.float32]  # (n, d, d) small copies, background subtracted, particle white
     powers: NDArray[np.float32]  # (n, D//2) from `phase_powers`
-    signal_share: float  # of the variance within the particle's circle, beyond what is outside; rough
+    signal_share: float  # rough share of the variance within the particle's circle that exceeds the outside
     statistics: ImageStatistics  # of all images of the sample, usable or not
 
 
 def choose_rows(particles: Particles, n_images: int, seed: int) -> NDArray[np.int64]:
-    """(n,) rows spread over the file, one drawn from each of n equal stretches, in reading order."""
+    """(n,) rows spread over the file, a random one from each of n equal stretches, in reading order."""
     affordable = max(100, _SAMPLE_BYTES // (4 * particles.box_size**2))
     n = min(len(particles), n_images, affordable)
     edges = np.linspace(0, len(particles), n + 1).astype(np.int64)
@@ -65,7 +65,7 @@ def choose_rows(particles: Particles, n_images: int, seed: int) -> NDArray[np.in
 
 
 def take_sample(particles: Particles, images: ImageSource, rows: NDArray[np.int64], progress: Progress) -> Sample:
-    """Reads these rows once."""
+    """Read these rows once."""
     box_size = particles.box_size
     small_box = _small_box(particles)
     window = outside_circle(box_size)
@@ -103,18 +103,18 @@ def take_sample(particles: Particles, images: ImageSource, rows: NDArray[np.int6
 def look_at_images(
     particles: Particles, images: ImageSource, rows: NDArray[np.int64], progress: Progress
 ) -> ImageStatistics:
-    """The statistics alone."""
+    """The statistics of these images alone."""
     return _joined([statistics for _, statistics in _blocks(particles, images, rows, progress)])
 
 
 def _small_box(particles: Particles) -> int:
-    """Pixels of the small copies: about 4 Å each, as far as 32 to 48 of them allow."""
+    """Box of the small copies: between 32 and 48 pixels, of about 4 Å if possible."""
     wanted = int(np.ceil(particles.box_size * particles.pixel_size_in_angstroms / _PIXEL_SIZE))
     return min(particles.box_size, int(np.clip(wanted, _SMALLEST, _LARGEST)))
 
 
 def _with_box(particles: Particles, box_size: int) -> Particles:
-    """The table of the same images at another box and pixel size; the field of view stays."""
+    """The table of the same images with another box and pixel size; the field of view stays."""
     factor = particles.box_size / box_size
     optics = tuple(
         replace(group, box_size=box_size, pixel_size_in_angstroms=group.pixel_size_in_angstroms * factor)
@@ -124,9 +124,9 @@ def _with_box(particles: Particles, box_size: int) -> Particles:
 
 
 def _shrunk(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.float32]:
-    """(n, d, d) images of (n, D, D//2+1) transforms, densities kept, from pixel D//2 to d//2 the centre.
+    """(n, d, d) images of (n, D, D//2+1) transforms, with the same densities and the centre at pixel d//2.
 
-    The Nyquist frequency of an even box is left out: only one of a pair is there.
+    The Nyquist frequency of an even box is left out, because only one of a pair exists.
     """
     full = spectra.shape[1]
     cropped = fourier_crop(spectra, box_size)
@@ -141,7 +141,7 @@ def _shrunk(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.float32
 
 
 def _signal_shares(block: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,) 1 − variance outside the circle over that inside; background subtracted."""
+    """(n,) 1 − (variance outside the circle / variance inside), after subtraction of the background."""
     square = np.square(block, dtype=np.float32)
     outside = np.einsum("nyx,yx->n", square, window) / window.sum()
     inside = np.einsum("nyx,yx->n", square, 1 - window) / (1 - window).sum()
@@ -149,7 +149,7 @@ def _signal_shares(block: NDArray[np.float32], window: NDArray[np.float32]) -> N
 
 
 def _blocks(particles: Particles, images: ImageSource, rows: NDArray[np.int64], progress: Progress):
-    """(usable images, statistics of all) of block after block."""
+    """Yields the usable images of each block, and the statistics of all of its images."""
     at_once = max(1, _BLOCK_BYTES // (4 * particles.box_size**2))
     for first in range(0, len(rows), at_once):
         chosen = rows[first : first + at_once]
@@ -162,11 +162,11 @@ def _blocks(particles: Particles, images: ImageSource, rows: NDArray[np.int64], 
 
 
 def _read(images: ImageSource, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[str]]:
-    """The images that can be used, which these are, and what is wrong with the others."""
+    """The usable images, whether each image is usable, and what is wrong with the others."""
     try:
         return images.read(rows), np.ones(len(rows), dtype=bool), []
     except InputError:
-        pass  # one image spoils a block: find out which
+        pass  # one image spoils the block; find out which
     usable, reasons, kept = np.ones(len(rows), dtype=bool), [], []
     for i, row in enumerate(rows):
         try:

@@ -1,13 +1,13 @@
-"""The CTF in the images' power spectra: do its rings lie where the table says, and how deep are they?
+"""The CTF in the power spectra of the images: do its rings lie where the table says, and how deep are they?
 
-Seen along lines of equal phase χ, image i's power at frequency k is
+Along lines of equal phase χ, the power of image i at frequency k is
 
     P_i(k) = S(k) C_i(k)² + N(k)    and, of CTF-premultiplied images,    C_i(k)² (S(k) C_i(k)² + N(k)),
 
-with a signal S and a noise N that all images of an optics group share. Within one shell, then, the power of images of
-different defocus is a straight line in C². How well it is tells whether the CTF is right; its slope tells what share
-of the power vanishes at the CTF's zeros: little where noise is added after the CTF, all where images were multiplied
-with the CTF. No pose enters.
+with a signal S and a noise N that all images of an optics group share. Within one shell, the power of images with
+different defocus is therefore a straight line in C². The quality of the line shows whether the CTF is right. Its slope
+shows what share of the power vanishes at the zeros of the CTF: little if noise is added after the CTF, everything if
+images were multiplied with the CTF. Poses are not needed.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from emsplat.particles.table import Particles
 
 _FIRST_SHELL = 3  # the shells before hold the background's slope
 _LONGEST_STEP = 1.0  # radians of phase from shell to shell; beyond, a shell mixes peaks and zeros
-_LEAST_SPAN = 2 * np.pi  # radians of phase over the shells used: two rings, or a slope is taken for one
-_LEAST_VARIATION = 0.03  # standard deviation of C² over the images of a shell, below which it says nothing
-_SCALES = np.exp(np.arange(-70, 71) / 50)  # of the pixel size, 0.25 to 4 by 2 %
-_SURE = 6.0  # standard deviations; the best of 141 scales of noise has 6 once in ten million
-_WRONG = 0.05  # relative error of the pixel size that is called one: 10 % in defocus
-_MULTIPLIED, _NOT_MULTIPLIED = 0.75, 0.5  # share of the power that vanishes at the CTF's zeros
-_LARGEST_SIGNAL_SHARE = 0.6  # of the variance; in cleaner images the signal itself vanishes there
-_BINS_PER_PERIOD, _PERIODS = 16, 8  # of the curve that is drawn
+_LEAST_SPAN = 2 * np.pi  # radians of phase over the shells used, two rings; a slope could be taken for a single ring
+_LEAST_VARIATION = 0.03  # standard deviation of C² over the images of a shell below which it says nothing
+_SCALES = np.exp(np.arange(-70, 71) / 50)  # scales of the pixel size, from 0.25 to 4 in steps of 2 %
+_SURE = 6.0  # standard deviations; the best of 141 scales of noise reaches 6 once in ten million cases
+_WRONG = 0.05  # relative error of the pixel size that counts as one; it corresponds to 10 % of the defocus
+_MULTIPLIED, _NOT_MULTIPLIED = 0.75, 0.5  # share of the power that vanishes at the zeros of the CTF
+_LARGEST_SIGNAL_SHARE = 0.6  # share of the variance; in cleaner images the signal itself vanishes at the zeros
+_BINS_PER_PERIOD, _PERIODS = 16, 8  # bins and length of the curve that is drawn
 
 
 @dataclass(frozen=True)
 class ThonFit:
-    """Of the images of a sample."""
+    """The fit of the CTF to the power spectra of a sample."""
 
-    significance: float  # of the CTF as the table gives it, in standard deviations
-    best_significance: float  # at the best scale
-    best_scale: float  # of the pixel size
-    vanishing: float  # share of the power that vanishes at the CTF's zeros
+    significance: float  # significance of the table's CTF in standard deviations
+    best_significance: float  # significance at the best scale
+    best_scale: float  # scale of the pixel size that fits best
+    vanishing: float  # share of the power that vanishes at the zeros of the CTF
     phase: NDArray[np.float64]  # (b,) χ/π of the curve; the CTF is zero at whole numbers
     observed: NDArray[np.float64]  # (b,) power over the shell's mean
-    expected: NDArray[np.float64]  # (b,) the fitted lines, averaged as the observed
+    expected: NDArray[np.float64]  # (b,) the fitted lines, averaged like the observed power
 
     @property
     def is_visible(self) -> bool:
@@ -95,10 +95,10 @@ def phase_powers(spectra: NDArray[np.complex64], parameters: NDArray[np.float64]
 
 
 def fit_thon_rings(powers: NDArray[np.float32], particles: Particles) -> ThonFit | None:
-    """Compares powers (n, D//2) from `phase_powers` with the CTFs of these n rows; None where nothing can be told.
+    """Compare powers (n, D//2) from `phase_powers` with the CTFs of these n rows.
 
-    Nothing can be told where all images have much the same defocus, where the box is too small for it, or where hardly
-    a ring lies within Nyquist.
+    The result is None if nothing can be said because all images have much the same defocus, because the box is too
+    small for it, or because hardly a ring lies within Nyquist.
     """
     relative = _relative(powers, particles.optics_group)
     terms = ctf_terms(particles)
@@ -119,18 +119,18 @@ def fit_thon_rings(powers: NDArray[np.float32], particles: Particles) -> ThonFit
 
 @dataclass(frozen=True)
 class _Lines:
-    """Straight lines of the relative power in C², one a shell."""
+    """Straight lines of the relative power in C², one for each shell."""
 
     phase: NDArray[np.float64]  # (n, shells) χ
     square: NDArray[np.float64]  # (n, shells) C²
     slope: NDArray[np.float64]  # (shells,)
     slope_error: NDArray[np.float64]  # (shells,)
     used: NDArray[np.bool_]  # (shells,)
-    significance: float  # 0 where the shells used are too few to tell
+    significance: float  # 0 if too few shells are used
 
 
 def _relative(powers: NDArray[np.float32], group: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Powers over their shell's mean in the optics group and over the image's own level."""
+    """Powers divided by the mean of their shell in the optics group, and by the level of the image."""
     relative: NDArray[np.float64] = np.empty(powers.shape)
     for number in np.unique(group):
         rows = group == number
@@ -160,8 +160,8 @@ def _lines(relative: NDArray[np.float64], terms: CtfTerms, shell_step: float) ->
 def _significance(residual: NDArray[np.float64], deviation: NDArray[np.float64]) -> float:
     """Σ over shells of the correlation over images, in standard deviations of no correlation; (n, shells) each.
 
-    Thicker ice at higher defocus, say, tilts an image's whole spectrum. That is no ring, so what is straight over the
-    shells is taken out of every image first.
+    Thicker ice at higher defocus, for example, tilts the whole spectrum of an image. That is no ring, and what is
+    straight over the shells is therefore removed from every image first.
     """
     n, shells = residual.shape
     straight, _ = np.linalg.qr(np.vander(np.arange(shells), 2).astype(np.float64))
@@ -172,7 +172,7 @@ def _significance(residual: NDArray[np.float64], deviation: NDArray[np.float64])
 
 
 def _peak(x: NDArray[np.float64], y: NDArray[np.float64], i: int) -> float:
-    """Where the parabola through the highest of equally spaced points and its neighbours has its top."""
+    """The maximum of the parabola through the highest of equally spaced points and its neighbours."""
     if i in (0, len(y) - 1):
         return float(x[i])
     left, middle, right = y[i - 1 : i + 2]
@@ -181,7 +181,7 @@ def _peak(x: NDArray[np.float64], y: NDArray[np.float64], i: int) -> float:
 
 
 def _vanishing(lines: _Lines) -> float:
-    """Mean share over the outer half of the shells used, where there is least signal: slope × mean C² / mean power."""
+    """Mean share of slope × mean C² in the mean power, over the outer half of the shells, with the least signal."""
     shells = np.flatnonzero(lines.used)
     if len(shells) == 0:
         return np.nan
@@ -212,15 +212,15 @@ def _curve(relative: NDArray[np.float64], lines: _Lines) -> dict[str, NDArray[np
 
 
 def thon_findings(fit: ThonFit | None, particles: Particles, signal_share: float) -> list[Finding]:
-    """Whether pixel size and defocus fit, and whether the images were multiplied with the CTF."""
+    """Verdicts on whether pixel size and defocus fit, and on whether the images were multiplied with the CTF."""
     if fit is None:
         text = (
-            "not to be seen in power spectra: defocus differs too little, or too few rings lie within box and Nyquist"
+            "cannot be seen in power spectra: defocus differs too little, or too few rings lie within box and Nyquist"
         )
         return [note("CTF", text)]
     if not fit.is_visible:
         text = f"it does not show in the power spectra of {len(particles):,} images at any pixel size"
-        return [note("CTF", text, "no harm if these are few images or little defocus; else look at the defocus")]
+        return [note("CTF", text, "check the defocus, unless there are few images or little defocus")]
     return [_ring_finding(fit, particles), *_multiplied_findings(fit, particles, signal_share)]
 
 
@@ -237,7 +237,7 @@ def _ring_finding(fit: ThonFit, particles: Particles) -> Finding:
 
 
 def images_are_multiplied(fit: ThonFit | None, signal_share: float) -> bool | None:
-    """Whether the images hold CTF × image, whatever the table says; None where it cannot be told."""
+    """Whether the images hold CTF × image, whatever the table says; None if that is not clear."""
     if fit is None or not fit.is_visible or fit.pixel_size_is_wrong or signal_share > _LARGEST_SIGNAL_SHARE:
         return None
     if _NOT_MULTIPLIED < fit.vanishing < _MULTIPLIED:
@@ -250,9 +250,9 @@ def _multiplied_findings(fit: ThonFit, particles: Particles, signal_share: float
     are = images_are_multiplied(fit, signal_share)
     if are is None or len(flagged) > 1 or are in flagged:
         return []
-    share = f"{100 * np.clip(fit.vanishing, 0, 1):.0f} % of the power vanishes at the CTF's zeros"
+    share = f"{100 * np.clip(fit.vanishing, 0, 1):.0f} % of the power vanishes at the zeros of the CTF"
     if are:
         text = f"images were multiplied with the CTF ({share}), and the file does not say so"
         return [problem("CTF", text, "set rlnCtfDataAreCtfPremultiplied to 1 in the optics table")]
-    text = f"images were not multiplied with the CTF ({share}), though the file says so"
+    text = f"images were not multiplied with the CTF ({share}), although the file says so"
     return [problem("CTF", text, "set rlnCtfDataAreCtfPremultiplied to 0 in the optics table")]

@@ -1,4 +1,4 @@
-"""What a check leaves on the disk: a picture and all its numbers."""
+"""Writes the files of a check: a picture and all numbers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from emsplat.validation.correlation import Curve
 from emsplat.versions import __version__
 
 PICTURE, NUMBERS = "check.png", "check.json"
-_NAMED = 1000  # ids of odd images that are written
+_NAMED = 1000  # largest number of ids of odd images that are written
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """InputError where a check could not be written to `folder`: better said before the work than after it."""
+    """InputError if a check could not be written to `folder`, which the user wants to know before the work."""
     check_folder(folder, (PICTURE, NUMBERS), overwrite, "check")
 
 
 def write_check(folder: Path, result: Check, reporter: Reporter) -> None:
-    """Writes the picture and the numbers into `folder`, both or neither."""
+    """Write the picture and the numbers into `folder`, both or neither."""
     with filling(folder, last=NUMBERS) as staging, reporter.stage("picture"):
         draw_check(result, staging / PICTURE)
         text = json.dumps(_without_nan(numbers(result, reporter)), indent=2, ensure_ascii=False, default=str)
@@ -33,7 +33,7 @@ def write_check(folder: Path, result: Check, reporter: Reporter) -> None:
 
 
 def numbers(result: Check, reporter: Reporter) -> dict[str, Any]:
-    """What check.json holds; lengths in Å, angles in degrees, times in seconds."""
+    """The contents of check.json, with lengths in Å, angles in degrees and times in seconds."""
     statistics, thon = result.statistics, result.thon
     return {
         "particles": str(result.particles.source.absolute()),
@@ -92,7 +92,7 @@ def _listed(curve: Curve) -> list[float]:
 
 
 def _without_nan(value: Any) -> Any:
-    """NaN and infinity as null: JSON has neither."""
+    """The value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -20,18 +20,19 @@ def abinitio(
     quiet: bool = False,
     json: bool = False,
 ) -> None:
-    """Particle images without poses → poses, a map, and whether to believe them.
+    """Find poses and a map from particle images without poses, and say whether they can be trusted.
 
-    Both half sets are searched from random poses, independently of each other; a run has converged only if they find
+    Both half sets are searched from random poses, independently of each other. A run has converged only if they find
     the same map and the same poses. The hand of the map stays undetermined: `emsplat flip DIR` writes the other one.
 
     Args:
-        particles: a RELION star, a cryoSPARC table (.cs), or, with --ctf, cryoDRGN's images; poses are ignored.
-        output: the folder to write to.
-        settings: what is left out is found from the data, and the log says what was found.
-        overwrite: replace a run in the folder; it stays until the new one is complete.
-        quiet: print nothing but errors; run.log in the folder has everything.
-        json: print the summary as one JSON object, and everything else to the standard error.
+        particles: A RELION star, a cryoSPARC table (.cs), or, with the option ctf, the images of cryoDRGN. Poses are
+            ignored.
+        output: Folder that the run is written to.
+        settings: What is left out is found from the data, and the log says what was found.
+        overwrite: Replace a run that the folder holds. The old run stays until the new one is complete.
+        quiet: Print nothing but errors. The file run.log in the folder has the whole log.
+        json: Print the summary as one JSON object; progress and warnings go to standard error.
 
     Examples:
         # Find the poses of extracted particles, with everything else found from the data:

@@ -9,18 +9,18 @@ from tyro.conf import Positional, arg
 
 
 def flip(folder: Annotated[Positional[Path], arg(metavar="DIR")], overwrite: bool = False) -> None:
-    """A run → the other hand: map_flipped.mrc, and the particles with the poses of the mirror image.
+    """Write the other hand of a run: map_flipped.mrc, and the particles with the poses of the mirror image.
 
-    Projections do not tell a map from its mirror image, so a map that was found ab initio may have the wrong hand.
+    Projections do not distinguish a map from its mirror image, so that a map found ab initio may have the wrong hand.
 
     Args:
-        folder: the run folder; the files are added to it.
-        overwrite: replace the files of an earlier flip.
+        folder: Run folder to which the files are added.
+        overwrite: Replace the files of an earlier flip.
 
     Examples:
         # Write the mirror image of a map that was found ab initio, and the poses of its particles:
         emsplat flip found
-        # Do it again after the run was made again:
+        # Write them again after the run was repeated:
         emsplat flip found --overwrite
     """
     from emsplat.outputs.flip import flip as written
@@ -28,4 +28,4 @@ def flip(folder: Annotated[Positional[Path], arg(metavar="DIR")], overwrite: boo
 
     reporter = ConsoleReporter()
     for path in written(folder, overwrite):
-        reporter.line(f"{path}: of the other hand")
+        reporter.line(f"{path} has the other hand")

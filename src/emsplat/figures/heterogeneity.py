@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from emsplat.figures.reconstruction import save, style
 
@@ -94,3 +95,20 @@ def figure_states(
                 if row == 0:
                     axes.set_title(f"{column + 1}: {100 * share:.0f} %\n{label}", fontsize=7)
         save(figure, path)
+
+
+def movie(volumes: Sequence[NDArray[np.float32]], path: Path, magnified_to: int = 320) -> None:
+    """A GIF of projections along x, y and z side by side, there and back, at one grey scale.
+
+    Args: magnified_to: pixels of the edge of one projection, at least.
+    """
+    frames = [np.concatenate([volume.sum(axis=axis)[::-1] for axis in (2, 1, 0)], axis=1) for volume in volumes]
+    low, high = np.percentile(np.array(frames), (1, 99.8))
+    factor = max(1, -(-magnified_to // len(volumes[0])))
+    pictures = []
+    for frame in frames:
+        grey = np.clip(255 * (frame - low) / max(high - low, 1e-12), 0, 255).astype(np.uint8)
+        size = (grey.shape[1] * factor, grey.shape[0] * factor)
+        pictures.append(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
+    round_trip = [*pictures, *pictures[-2:0:-1]]
+    round_trip[0].save(path, save_all=True, append_images=round_trip[1:], duration=120, loop=0)

@@ -36,16 +36,16 @@ def figure_local_resolution(
     particle = local.mask >= 0.5
     rows = {"local resolution": local.resolution} | ({} if truth is None else {"true local resolution": truth})
     limits = _range(np.concatenate([values[particle & np.isfinite(values)] for values in rows.values()]))
-    near = _around(particle)
+    near = around(particle)
     with style():
         figure = Figure(figsize=(8.1, 2.5 * (len(rows) + 1) + 2.2), layout="constrained")
         grid = figure.add_gridspec(len(rows) + 2, 3, height_ratios=[1.0] * (len(rows) + 1) + [0.75])
         axes = [[figure.add_subplot(grid[i, j]) for j in range(3)] for i in range(len(rows) + 1)]
-        _draw_map(axes[0], _central(volume[near]))
+        draw_map(axes[0], central(volume[near]))
         scale_bar(axes[0][0], len(volume[near]), pixel_size)
         for row, (label, values) in zip(axes[1:], rows.items(), strict=True):
             row[0].set_ylabel(label, fontsize=10.5)
-            drawn = _draw_resolution(row, _central(values[near]), _central(particle[near]), limits)
+            drawn = _draw_resolution(row, central(values[near]), central(particle[near]), limits)
         bar = figure.colorbar(drawn, ax=[one for row in axes[1:] for one in row], shrink=0.8, pad=0.02, extend="both")
         bar.set_label("Å; grey: not measurable")
         bar.outline.set_visible(False)
@@ -53,13 +53,13 @@ def figure_local_resolution(
         save(figure, path)
 
 
-def _draw_map(row: list[Axes], slices: list[NDArray[np.float32]]) -> None:
+def draw_map(row: list[Axes], slices: list[NDArray[np.float32]]) -> None:
     black, white = grey_range(slices)
     row[0].set_ylabel("map", fontsize=10.5)
     for axes, image, along in zip(row, slices, AXES, strict=True):
         axes.imshow(image, cmap="gray", vmin=black, vmax=white, origin="lower", interpolation="bicubic")
         axes.set_title(f"central slice across {along}")
-        _bare(axes)
+        bare(axes)
 
 
 def _draw_resolution(
@@ -69,16 +69,16 @@ def _draw_resolution(
         axes.imshow(np.where(within, 1.0, np.nan), cmap=ListedColormap([_UNKNOWN]), origin="lower")
         shown = np.where(within, values, np.nan)
         drawn = axes.imshow(shown, cmap="cividis", vmin=limits[0], vmax=limits[1], origin="lower")
-        _bare(axes)
+        bare(axes)
     return drawn
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
-def _around(particle: NDArray[np.bool_]) -> tuple[slice, ...]:
+def around(particle: NDArray[np.bool_]) -> tuple[slice, ...]:
     """The cube about voxel D//2 that holds the particle with a small margin."""
     middle = len(particle) // 2
     places = np.argwhere(particle)
@@ -86,7 +86,7 @@ def _around(particle: NDArray[np.bool_]) -> tuple[slice, ...]:
     return (slice(max(middle - reach, 0), middle + reach + 1),) * 3
 
 
-def _central(volume: NDArray[Any]) -> list[NDArray[Any]]:
+def central(volume: NDArray[Any]) -> list[NDArray[Any]]:
     """Slices through the middle voxel across x, y and z."""
     middle = len(volume) // 2
     return [volume[:, :, middle], volume[:, middle, :], volume[middle, :, :]]

@@ -6,5 +6,5 @@
 - ``agreement``: how many components there are, decided by the other half's images; ``alignment``: one frame for both
 - ``bins``: statistics of neighbourhoods; ``decoder``: Gaussians as functions of latents; ``fit_decoder``: their fit
 - ``gtm``: posteriors over points of latent space under the decoder
-- ``latents``, ``states``: the results; ``protection``: what latents must not encode
+- ``latents``, ``states``, ``trajectories``: the results; ``protection``: what latents must not encode
 """

@@ -6,14 +6,11 @@ every image a posterior over the points, and from that its latent, without any l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.fourier import maps
-from emsplat.heterogeneity.decoder import Decoder
 from emsplat.heterogeneity.observations import Observations
 from emsplat.heterogeneity.posterior import CONTRASTS, ContrastPrior
 from emsplat.heterogeneity.slices import Volumes
@@ -43,17 +40,12 @@ class PointPosterior:
         return square.reshape(len(mean), *2 * points.shape[1:]) - mean[:, :, None] * mean[:, None, :]
 
 
-def decoded(decoder: Decoder, z: NDArray[np.float64], box_size: int, pixel_size: float) -> NDArray[np.float32]:
-    """(D, D, D) map at a point. Args: pixel_size: Å of that box."""
-    return decoder.at(z).voxelise(box_size, pixel_size)
-
-
 def inner_with_points(
     volumes_of_points: list[NDArray[np.float32]], observations: Observations
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(n, P) A_pp and v_p of every image with every point's map."""
     n, count = len(observations), len(volumes_of_points)
-    power, overlap = np.empty((n, count)), np.empty((n, count))
+    power, overlap = np.empty((n, count), dtype=np.float32), np.empty((n, count), dtype=np.float32)
     twice = observations.multiplicity
     for first in range(0, count, _AT_ONCE):
         volumes = Volumes.of(volumes_of_points[first : first + _AT_ONCE])
@@ -69,8 +61,8 @@ def inner_with_points(
 
 
 def point_posterior(
-    power: NDArray[np.float64],
-    overlap: NDArray[np.float64],
+    power: NDArray[np.floating],
+    overlap: NDArray[np.floating],
     populations: NDArray[np.float64],
     prior: ContrastPrior,
 ) -> tuple[PointPosterior, NDArray[np.float64]]:
@@ -111,14 +103,3 @@ def shares_of_bins(points: NDArray[np.float64], centres: NDArray[np.float64]) ->
     weights = np.exp(-0.5 * (apart**2 - apart.min(axis=1, keepdims=True) ** 2) / width**2)
     weights[weights < 0.05] = 0
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def images_in_blocks(n: int, size: int) -> Iterator[slice]:
-    """Slices that cover n images."""
-    for first in range(0, n, size):
-        yield slice(first, min(first + size, n))
-
-
-def at_resolution(volume: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
-    """A map on a smaller box of the same edge."""
-    return maps.fourier_resize(volume, box_size)

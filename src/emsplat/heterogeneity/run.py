@@ -135,6 +135,8 @@ def find_heterogeneity(
     focus = None if settings.mask is None else _focus(settings.mask)  # refused before any work
     consensus = reconstruct(particles, settings.for_consensus(), reporter)
     table = consensus.particles
+    if len(np.unique(table.particle)) < len(table):
+        reporter.warn("several images show one particle, such as its tilts; each of them gets a latent of its own")
     with threads(settings.threads), ImageSource(table, settings.invert) as images:
         work = _work(table, images, consensus, focus, settings, reporter)
         if work.limit_shell < 2:

@@ -94,6 +94,7 @@ def read_cs(
         half_set=_half_sets(columns, alignment),
         warnings=(*renamed(names.stacks, stacks), *alignment.warnings, *_warnings(columns, alignment, dark)),
         dark=dark if dark.any() else None,
+        symmetry_axes="cryoSPARC",
     )
 
 

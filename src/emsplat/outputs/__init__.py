@@ -1,6 +1,6 @@
 """The files of a finished job, written whole or not at all.
 
 - ``reconstruction``: maps, Gaussians, curves, figures, settings, log and summary of a reconstruction
-- ``abinitio``: the same of a search for poses from none; ``flip``: the other hand of a run
+- ``abinitio``, ``heterogeneity``: the files of these jobs; ``flip``: the other hand of a run
 - ``evidence``: the arrays that its report needs beside these files
 """

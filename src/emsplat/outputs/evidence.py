@@ -59,7 +59,7 @@ def gather_evidence(r: Reconstruction, truth: NDArray[np.float64] | None = None)
     }
     by_defocus = np.argsort(defocus, kind="stable")
     rotations = table.select(_spread(by_defocus, _VIEWS)).poses.rotations
-    coverage = measure_coverage(rotations, symmetry_operators(r.settings.symmetry), r.settings.seed)
+    coverage = measure_coverage(rotations, symmetry_operators(r.symmetry), r.settings.seed)
     evidence["efficiency"] = np.array(coverage.efficiency)
     affordable = min(_CTFS, 10 + 2 * _CTF_VALUES // box_size**2)
     evidence["ctf_mean"] = _mean_squared_ctf(table, _spread(by_defocus, affordable))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emsplat.figures import heterogeneity as figures
 from emsplat.heterogeneity.agreement import LEAST_SIGNIFICANCE, LEAST_VARIANCE
@@ -19,8 +20,10 @@ from emsplat.heterogeneity.decoder import average
 from emsplat.heterogeneity.latents import write_latents
 from emsplat.heterogeneity.run import Heterogeneity
 from emsplat.heterogeneity.states import State
+from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
 from emsplat.outputs.reconstruction import command_line, write_run
+from emsplat.report.landscape import write_landscape
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 from emsplat.runs.run_folder import HALVES
 from emsplat.runtime.folders import check_folder, claiming, filling
@@ -54,15 +57,19 @@ def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = F
         write_run(files.consensus, result.consensus, reporter)
         with reporter.stage("writing"):
             write_latents(files.latents, result.latents)
+            _write_ids(files.junk, result.latents.ids[result.latents.junk > 0.5])
             _write_decoders(files, result)
             files.states.mkdir()
             for number, state in enumerate(result.states, 1):
                 _write_state(files, number, state, result)
+            _write_trajectories(files, result)
             _write_json(files.configuration, _configuration(result))
         with reporter.stage("figures"):
             _draw(files, result)
         summary = summarise(result)
         _write_json(files.summary, summary)
+        with reporter.stage("report"):
+            _write_landscape(files.landscape, folder.resolve().name, result, summary)
         closing = [f"{name}: {text}" for name, text in closing_rows(summary, folder)]
         files.log.write_text("\n".join([*reporter.log, "", *closing]) + "\n", encoding="utf-8")
     return summary
@@ -79,7 +86,7 @@ def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str |
         for state in summary["states"]:
             rows.append((f"state {state['number']}", _state_text(state)))
         rows += [(f"R² with {leak['what']}", _leak_text(leak)) for leak in summary["leaks"]]
-        rows.append(("latents", files.latents))
+        rows += [("latents", files.latents), ("landscape", files.landscape)]
     return [
         *rows,
         ("consensus", files.consensus),
@@ -215,6 +222,65 @@ def _write_state(files: HeterogeneityFolder, number: int, state: State, result: 
         names.gaussians, box_size=str(len(state.map)), pixel_size_in_angstroms=f"{pixel_size:.6g}", symmetry="C1"
     )
     write_fsc_csv(names.curves, state.validation)
+    _write_ids(names.ids, result.latents.ids[result.latents.state == number - 1])
+
+
+def _write_landscape(path: Path, name: str, result: Heterogeneity, summary: dict[str, Any]) -> None:
+    """The page with all latents, if there are any."""
+    if result.halves is None:
+        return
+    latents, table = result.latents, result.consensus.particles
+    view = table.rotations()[:, 2]
+    columns: dict[str, NDArray[np.floating]] = {
+        "state": latents.state + 1.0,
+        "half": latents.half.astype(np.float64),
+        "contrast": latents.contrast,
+        "log-likelihood": latents.log_likelihood,
+        "junk": latents.junk,
+        "defocus (Å)": 0.5 * (table.defocus_u_in_angstroms + table.defocus_v_in_angstroms),
+        "view: tilt (°)": np.rad2deg(np.arccos(np.clip(view[:, 2], -1, 1))),
+        "view: rot (°)": np.rad2deg(np.arctan2(view[:, 1], view[:, 0])),
+    }
+    states = [state | {"resolution_text": _resolution(state)} for state in summary["states"]]
+    write_landscape(path, name, latents.ids.tolist(), latents.mean, columns, states, summary["leaks"])
+
+
+def _write_ids(path: Path, ids: NDArray[np.str_]) -> None:
+    path.write_text("\n".join(["id", *ids.tolist()]) + "\n", encoding="utf-8")
+
+
+def _write_trajectories(files: HeterogeneityFolder, result: Heterogeneity) -> None:
+    """For each component: maps, a table of their points, a GIF and a script for ChimeraX."""
+    if result.halves is None:
+        return
+    files.trajectories.mkdir()
+    first, second = (half.decoder for half in result.halves)
+    both = average(first, second)
+    box_size, pixel_size = len(result.consensus.map), result.consensus.pixel_size_in_angstroms
+    for trajectory in trajectories(result.latents):
+        folder = files.trajectory(trajectory.component + 1)
+        folder.mkdir()
+        volumes = [both.at(z).voxelise(box_size, pixel_size) for z in trajectory.points]
+        names = [f"{i:02d}.mrc" for i in range(1, len(volumes) + 1)]
+        for name, volume in zip(names, volumes, strict=True):
+            write_map(folder / name, volume, pixel_size)
+        rows = zip(names, trajectory.points.tolist(), trajectory.images.tolist(), strict=True)
+        header = ["file", *(f"z{i + 1}" for i in range(trajectory.points.shape[1])), "images"]
+        lines = [",".join(header), *(",".join([n, *(f"{x:.6g}" for x in z), str(count)]) for n, z, count in rows)]
+        (folder / "points.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        figures.movie(volumes, folder / "movie.gif")
+        level = float(np.quantile(np.mean(volumes, axis=0), 0.97))
+        (folder / "play.cxc").write_text(_chimerax(names, level), encoding="utf-8")
+
+
+def _chimerax(names: list[str], level: float) -> str:
+    """Commands that play maps one after another; open the script in its folder."""
+    return (
+        f"open {' '.join(names)} vseries true\n"
+        f"volume #1 level {level:.6g} style surface\n"
+        "view\n"
+        "vseries play #1 loop true direction oscillate maxFrameRate 8\n"
+    )
 
 
 def _draw(files: HeterogeneityFolder, result: Heterogeneity) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from emsplat.figures import reconstruction as figures
 from emsplat.figures.local_resolution import figure_local_resolution
 from emsplat.figures.refinement import figure_refinement
+from emsplat.figures.uncertainty import figure_uncertainty
 from emsplat.io.mrc import write_map
 from emsplat.io.stacks import stacks_read
 from emsplat.io.write_refined import write_refined
@@ -144,7 +145,7 @@ def _costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
 
 def _write_maps(files: RunFolder, r: Reconstruction) -> None:
     first, second = r.halves
-    volumes = (r.map, *r.half_maps, first.raw, second.raw, r.mask, r.local_resolution.filled())
+    volumes = (r.map, *r.half_maps, first.raw, second.raw, r.mask, r.local_resolution.filled(), r.standard_error)
     for path, volume in zip(files.maps, volumes, strict=True):
         write_map(path, volume, r.pixel_size_in_angstroms)
 
@@ -153,7 +154,7 @@ def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
     box = {
         "box_size": str(len(r.map)),
         "pixel_size_in_angstroms": f"{r.pixel_size_in_angstroms:.6g}",
-        "symmetry": r.settings.symmetry,
+        "symmetry": r.symmetry,
     }
     models = (r.gaussians, *(half.gaussians for half in r.halves))
     for path, model in zip(files.models, models, strict=True):
@@ -196,6 +197,7 @@ def draw_figures(
     figure_local_resolution(
         r.local_resolution, r.map, files.figure("local_resolution"), pixel_size, r.validation.resolution
     )
+    figure_uncertainty(r.standard_error, r.map, r.mask, files.figure("uncertainty"), pixel_size)
 
 
 def configuration(r: Reconstruction) -> dict[str, Any]:
@@ -242,6 +244,7 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         **verdict(r),
         "sources": r.validation.sources(),
         "local_resolution": r.local_resolution.summary(),
+        "standard_error": _errors(r),
         "refinement": r.refinement.summary(r.particles.half_set) if r.refinement else None,
         "n_images": r.n_images,
         "n_particles": len(np.unique(r.particles.particle)),
@@ -249,7 +252,7 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
         "box_size": len(r.map),
         "pixel_size": r.pixel_size_in_angstroms,
-        "symmetry": r.settings.symmetry,
+        "symmetry": r.symmetry,
         "b_factor": r.b_factor,
         "seconds": {stage: round(time, 3) for stage, time in seconds.items()},
         "resumed": reporter.resumed,  # if so, the seconds count from then
@@ -260,6 +263,19 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "warnings": reporter.warnings,
         "versions": versions(),
+    }
+
+
+def _errors(r: Reconstruction) -> dict[str, float]:
+    """The standard error over the particle, and how many times it the map is there, root mean square over that."""
+    particle = r.mask >= 0.5
+    errors, values = r.standard_error[particle], r.map[particle]
+    if errors.size == 0:
+        return {}
+    return {
+        "median": float(np.median(errors)),
+        **{f"percentile_{p}": float(np.percentile(errors, p)) for p in (5, 95)},
+        "map_over_error": float(np.sqrt(np.mean(np.square(values)) / max(float(np.mean(np.square(errors))), 1e-30))),
     }
 
 

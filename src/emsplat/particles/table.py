@@ -58,6 +58,7 @@ class Particles:
     half_set: NDArray[np.int8]  # (N,) 1 or 2; 0 where the file gives none
     warnings: tuple[str, ...] = ()  # what the reader could not honour, one line each
     dark: NDArray[np.bool_] | None = None  # (N,) images the file says to be dark, negated when read; None: none
+    symmetry_axes: str = "RELION"  # the program whose axes the name of a point group means
 
     def __len__(self) -> int:
         return len(self.section)

@@ -25,7 +25,7 @@ STEPS = 35  # steps of a fit, including its share of the search; 28 to 41 were s
 FIGURES_SECONDS = 4.0  # seconds for figures and report; 2 to 5 were seen
 ROW_BYTES = 250  # bytes of an image beside its row in the table, for matrices, CTF and order
 REFINEMENT_PASSES = 16  # number of times that the normal equations of an image are evaluated in a round
-MAPS_WRITTEN = 7
+MAPS_WRITTEN = 8
 DISK, PROCESSOR, CARD, NETWORK, ONE = "disk", "processor", "GPU", "network", "one process alone"
 
 

@@ -1,7 +1,7 @@
-"""The main job: particle images with poses → Gaussians, maps and what can be believed of them.
+"""The main job: particle images with poses → Gaussians, maps, and how far they can be trusted.
 
 - ``reconstruct``: the job from the table to the result; read it first
 - ``solution``: accumulation, fits and validation of both halves; ``halves``: the fits of one half
-- ``working_grid``: the box and the cube the work is done on
+- ``working_grid``: the box and the cube that the work is done on
 - ``job``: what all stages are given; ``identity``: which runs may resume each other
 """

@@ -1,4 +1,4 @@
-"""One half set: its raw inversion, its fits, and their average."""
+"""One half set: its direct inversion, its fits, and their average."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
 from emsplat.statistics.accumulate import Statistics
 
-_FITS = 3  # of a half, averaged
-_STEPS_WITHOUT_SPLIT = 30  # nothing tells when to stop, and so few images need no more
+_FITS = 3  # number of fits of a half that are averaged
+_STEPS_WITHOUT_SPLIT = 30  # steps if there is no held-out part to say when to stop; so few images need no more
 
 Parts = tuple[Statistics, Statistics | None]  # of a half: of its training and of its held-out images, if it has any
 Fit = Callable[[int, GaussianModel, FitSettings, Task], tuple[GaussianModel, FitHistory]]
@@ -34,7 +34,7 @@ Fit = Callable[[int, GaussianModel, FitSettings, Task], tuple[GaussianModel, Fit
 
 @dataclass(frozen=True)
 class Half:
-    """One half set's result on the particles' own grid."""
+    """The result of one half set on the grid of the particles."""
 
     gaussians: Gaussians  # the average of its fits
     histories: tuple[FitHistory, ...]  # of its fits
@@ -42,14 +42,14 @@ class Half:
     map: NDArray[np.float32]  # (D, D, D) the Gaussians on the grid
 
     def saved(self) -> State:
-        """For a checkpoint."""
+        """The half as the state of a checkpoint."""
         tensors = {f"gaussians.{field.name}": getattr(self.gaussians, field.name) for field in fields(Gaussians)}
         volumes = {"raw": torch.from_numpy(self.raw), "map": torch.from_numpy(self.map)}
         return State(tensors | volumes, {"histories": [asdict(history) for history in self.histories]})
 
     @staticmethod
     def restored(state: State) -> Half:
-        """What `saved` was taken from."""
+        """The half that a state was made from."""
         gaussians = Gaussians(*(state.tensors[f"gaussians.{field.name}"] for field in fields(Gaussians)))
         raw, density = (state.tensors[name].numpy() for name in ("raw", "map"))
         histories = tuple(FitHistory.restored(history) for history in state.facts["histories"])
@@ -57,7 +57,7 @@ class Half:
 
     @property
     def history(self) -> FitHistory:
-        """Of the first fit; the others look alike."""
+        """The history of the first fit, which the others resemble."""
         return self.histories[0]
 
     @property
@@ -67,12 +67,12 @@ class Half:
 
 
 def fits_of_half(settings: ReconstructSettings) -> int:
-    """How many fits of each half are averaged."""
+    """Number of fits of each half that are averaged."""
     return settings.n_fits or (1 if settings.solver == "images" else _FITS)
 
 
 def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half:
-    """Fit one half's Gaussians, some times over, and put their average, and the raw inversion, on the particles' grid.
+    """Fit the Gaussians of a half several times, and put their average and the direct inversion on the particles' grid.
 
     Args:
         by_images: fits to the images instead of the statistics, which are given up then, if nobody else holds them.
@@ -85,7 +85,7 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
     del whole
     gaussian_settings, each = _settings_of_fits(job, number, parts, mask)
-    device = devices.CPU if by_images else job.context.device  # where images are projected
+    device = devices.CPU if by_images else job.context.device  # images are projected there
     with reporter.stage("fit"):
         starts = [
             initial_gaussians(training, mask, grid.extent, gaussian_settings, one.seed, grid.symmetry, device)
@@ -95,7 +95,7 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
     del training, held_out, parts
     fits: list[tuple[GaussianModel, FitHistory]] = []
     for place, (start, one) in enumerate(zip(starts, each, strict=True), 1):
-        if fits:  # the first one has found out how many steps are best
+        if fits:  # the first fit has found how many steps are best
             one = replace(one, approach_steps=fits[0][1].anneal_from)
         fits.append(_one_fit(job, number, place, start, one, fit))
     with reporter.stage("fit"):
@@ -109,7 +109,7 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
 
 
 def watching(job: Job, number: int) -> Callable[[GaussianModel], None]:
-    """A function that shows the model of a half to the job's watcher."""
+    """A function that shows the model of a half to the watcher of the job."""
     return lambda model: job.reporter.watch(number, model.parameters, job.grid.pixel_size)
 
 
@@ -121,7 +121,7 @@ def _settings_of_fits(
     count = settings.n_gaussians
     if count is None:
         count, reason = _count(*parts, mask, job.grid, n_fits)
-        of = f", {n_fits} fits each" if n_fits > 1 else ""
+        of = f" in each of {n_fits} fits" if n_fits > 1 else ""
         job.reporter.line(f"half {number}: {count:,} Gaussians{of}, {reason}")
     first = FitSettings(seed=settings.seed + number)
     if parts[1] is None:
@@ -153,7 +153,7 @@ def _by_statistics(
 
 
 def _keep(job: Job, number: int, half: Half) -> None:
-    """Write a finished half down, if it is worth it, in place of what it came from."""
+    """Write the state of a finished half, if that pays, in place of the states that led to it."""
     n_fits = len(half.histories)
     last = job.checkpoints.named(f"fit{number}-{n_fits}")
     if last.followed_by(f"half{number}").offer(half.saved):
@@ -162,7 +162,7 @@ def _keep(job: Job, number: int, half: Half) -> None:
 
 
 def kept_half(job: Job, number: int) -> Half | None:
-    """One that was finished before the job was ended."""
+    """The half, if it was finished before the job ended."""
     state = job.checkpoints.named(f"half{number}").load()
     return Half.restored(state) if state else None
 
@@ -170,10 +170,10 @@ def kept_half(job: Job, number: int) -> Half | None:
 def _count(
     training: Statistics, held_out: Statistics | None, mask: NDArray[np.float32], grid: Grid, n_fits: int
 ) -> tuple[int, str]:
-    """The automatic number of Gaussians of a fit, and why."""
+    """The automatic number of Gaussians of a fit, and the reason for it."""
     if held_out is None:
-        return FEWEST, "too few images to measure what they hold"
+        return FEWEST, "because there are too few images to measure what they support"
     count, shell = automatic_count(training, held_out, mask, n_fits)
     volume = float(mask.sum()) * grid.pixel_size**3
     finest = grid.box_size * grid.pixel_size / shell
-    return count, f"for {volume / 1e3:,.0f} nm³ that its images show down to {finest:.3g} Å"
+    return count, f"for a particle of {volume / 1e3:,.0f} nm³ that its images show down to {finest:.3g} Å"

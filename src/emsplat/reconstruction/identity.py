@@ -1,4 +1,4 @@
-"""Which runs may go on from each other's checkpoints."""
+"""Which runs may resume from each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from emsplat.particles.table import Particles
 from emsplat.settings import InputSettings, ReconstructSettings
 from emsplat.versions import __version__
 
-# Settings that change where files lie, how fast the work goes, or only what is made of the finished maps.
+# Settings that only change where files lie, how fast the work goes, or what is made of the finished maps.
 _NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "device", "sharpen", "cache", "cache_size"}
 
 

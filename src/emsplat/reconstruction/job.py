@@ -1,4 +1,4 @@
-"""What a reconstruction works with: found once, the same for every pass and every fit."""
+"""What a reconstruction works with. It is found once and is the same for every accumulation and every fit."""
 
 from __future__ import annotations
 

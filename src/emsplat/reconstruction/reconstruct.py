@@ -1,6 +1,6 @@
-"""The main job: particle images → Gaussians, maps and what can be believed of them.
+"""The main job: particle images → Gaussians, maps, and how far they can be trusted.
 
-Read it top to bottom: read the table, look at a sample, solve for both halves (`solution`), judge, hand back.
+Read it from top to bottom: read the table, look at a sample, solve for both halves (`solution`), judge, return.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.combination import combine
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
+from emsplat.validation.symmetry_test import SymmetryChoice, choose_symmetry, take_sample
+from emsplat.validation.uncertainty import standard_error
 from emsplat.validation.validate import Validation, validate_combination
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a run hands back; maps are (D, D, D) ``[z, y, x]``, the origin at voxel D//2."""
+    """The result of a run. Maps are (D, D, D) ``[z, y, x]``, with the origin at voxel D//2."""
 
     map: NDArray[np.float32]  # average of the half maps, sharpened if asked for
     half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]  # Gaussians and direct inversion of each half, combined
@@ -57,12 +59,14 @@ class Reconstruction:
     mask: NDArray[np.float32]
     validation: Validation
     local_resolution: LocalResolution
+    standard_error: NDArray[np.float32]  # standard error of the map at each voxel of the mask, in its units; 0 outside
     pixel_size_in_angstroms: float
     particles: Particles  # with the half sets used, refined if that was asked for
-    poses_shared: bool  # half sets were not given: the resolution is an upper bound
-    refinement: Refinement | None  # of the particles, if asked for
+    poses_shared: bool  # whether no half sets were given, so that the resolution is an upper bound
+    refinement: Refinement | None  # the refinement of the particles, if asked for
     b_factor: float | None
     preview: Preview
+    symmetry: str  # the point group, in the axes that were used
     settings: ReconstructSettings
     reporter: Reporter  # the log, the warnings and the seconds of every stage
 
@@ -83,17 +87,19 @@ def reconstruct(
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
+    contrast_is_known: bool = False,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
 
     Args:
-        particles: a particle file, or the table read from one.
-        settings: defaults are found from the data.
-        reporter: told of progress; silent by default.
-        checkpoints: where every stage writes its state down, and may go on from; by default, nowhere.
-        world: the ranks that share the work, each of which calls this and is given the same; by default, one.
+        particles: a particle file, or the table that was read from one.
+        settings: options; what is left out is found from the data.
+        reporter: receives log lines and progress; by default, it is silent.
+        checkpoints: where every stage writes its state, and what it may be resumed from; by default, none.
+        world: the ranks that share the work. Each calls this function and gets the same result. By default, one.
+        contrast_is_known: whether to accept particles whose map looks dark, because the map may be misleading.
     Raises:
-        InputError: one line on what is wrong with the input and what to do.
+        InputError: the input is wrong; one line says what is wrong and what to do.
     """
     settings = settings or ReconstructSettings()
     reporter = reporter or Reporter()
@@ -111,17 +117,19 @@ def reconstruct(
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
         checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
-        symmetry = symmetry_operators(settings.symmetry)
         check_refinable(table, settings)
+        # The noise is measured outside the particle, in images that were not cropped.
+        whole = images if box_size == table.box_size else source
+        with reporter.stage("symmetry"):
+            group = _symmetry(table, whole, settings, reporter, world)
+        symmetry = symmetry_operators(group)
         with reporter.stage("preview"):
-            # The noise is measured outside the particle: in images that were not cropped.
-            whole = images if box_size == table.box_size else source
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
-            diameter = _diameter(preview, table, settings, reporter)
+            diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
-            f"working box {grid.box_size} voxels of {grid.pixel_size:.4g} Å, "
-            f"Gaussians within {grid.extent * grid.pixel_size:.0f} Å"
+            f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with Gaussians in a cube of "
+            f"{grid.extent * grid.pixel_size:.0f} Å"
         )
         device = _with_room(device, grid, preview, settings, reporter, world)
 
@@ -148,12 +156,14 @@ def reconstruct(
         mask=solution.mask,
         validation=judged.validation,
         local_resolution=judged.local_resolution,
+        standard_error=judged.standard_error,
         pixel_size_in_angstroms=table.pixel_size_in_angstroms,
         particles=table,
         poses_shared=poses_shared,
         refinement=refinement,
         b_factor=judged.b_factor,
         preview=preview,
+        symmetry=group,
         settings=settings,
         reporter=reporter,
     )
@@ -166,7 +176,7 @@ def _table_with_halves(
     if isinstance(source, Particles):
         idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
         if idle:
-            raise InputError(f"{', '.join(idle)}: of use only when a file is read; give them to read_particles")
+            raise InputError(f"{', '.join(idle)}: act only when a file is read; give them to read_particles")
         table = source
     else:
         table = read_input(Path(source), settings)
@@ -174,7 +184,9 @@ def _table_with_halves(
         reporter.warn(warning)
     particles = len(np.unique(table.particle))
     if particles < 2:
-        raise InputError(f"{table.source}: {particles} particle; at least 2 are needed, one for each half set")
+        raise InputError(
+            f"{table.source}: holds {particles} particle; at least 2 are needed, one for each half set; give more"
+        )
     reporter.line(
         f"{len(table):,} images of {particles:,} particles, box {table.box_size}, "
         f"{table.pixel_size_in_angstroms:.4g} Å/px, {len(table.optics)} optics group(s)"
@@ -186,23 +198,42 @@ def _table_with_halves(
     if not given:
         reporter.warn(
             f"half sets are drawn with seed {settings.seed}. The poses came from one reference, "
-            "so the resolution will be an upper bound"
+            "so that the resolution will be an upper bound"
         )
     return table.with_half_sets(settings.seed), not given
 
 
-def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter) -> float:
-    """Å; as asked for, else as the sample shows it, else the box. Refuses particles that are surely dark."""
+def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, reporter: Reporter, world: World) -> str:
+    """The point group asked for, in the axes that the images show; InputError if they surely do not have it."""
+    if len(symmetry_operators(settings.symmetry)) == 1:
+        return settings.symmetry
+    chosen = None
+    if world.is_first:
+        chosen = choose_symmetry(take_sample(table, images, settings.seed), settings.symmetry)
+    choice: SymmetryChoice = world.broadcast(chosen)
+    if choice.refusal:
+        raise InputError(f"{table.source}: {choice.refusal}")
+    if choice.warning:
+        reporter.warn(choice.warning)
+    if choice.line:
+        reporter.line(choice.line)
+    return choice.name
+
+
+def _diameter(
+    preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter, contrast_is_known: bool
+) -> float:
+    """The diameter in Å: as asked for, from the sample, or from the box. Refuses particles that are surely dark."""
     reporter.line(
         f"contrast from {preview.n_sampled} images: half-sample correlation {preview.correlation:.2f}, "
         f"skewness {preview.skewness:+.2f}"
     )
-    if preview.surely_dark:
+    if preview.surely_dark and not contrast_is_known:
         raise InputError(
             f"{table.source}: the particles are dark (skewness {preview.skewness:+.2f} of the density); "
             f"they must be white: {'leave out' if settings.invert else 'add'} --invert"
         )
-    if not preview.contrast_is_sure:
+    if not preview.contrast_is_sure and not contrast_is_known:
         reporter.warn("the sample does not show whether particles are white; if the map is inside out, use --invert")
     box = table.box_size * table.pixel_size_in_angstroms
     if settings.mask_diameter is not None:
@@ -210,60 +241,80 @@ def _diameter(preview: Preview, table: Particles, settings: ReconstructSettings,
     if preview.diameter_in_angstroms is None:
         diameter = maps.PARTICLE_SHARE * box
         reporter.line(
-            "no particle outline in the sample; its diameter is taken as "
+            "the sample shows no outline of the particle; its diameter is taken as "
             f"{100 * maps.PARTICLE_SHARE:.0f} % of the box, {diameter:.0f} Å"
         )
         return diameter
-    reporter.line(f"particle diameter {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample")
+    reporter.line(
+        f"the particle has a diameter of {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample"
+    )
     return min(preview.diameter_in_angstroms, box)
 
 
 def _with_room(
     device: torch.device, grid: Grid, preview: Preview, settings: ReconstructSettings, reporter: Reporter, world: World
 ) -> torch.device:
-    """The device, if its memory is enough for the pass, which takes most of it, and every rank has one of its kind."""
+    """The device, or the CPU if its memory is too small for the accumulation or not every rank has such a device."""
     if device.type == "cuda":
-        from emsplat.statistics.accumulate_gpu import bytes_needed  # only where there is a card is Triton, too
+        from emsplat.statistics.accumulate_gpu import bytes_needed  # Triton may only exist where there is a card
 
         needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview))
         device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
     if {device.type} != set(world.gather(device.type)):
-        reporter.warn("working on the CPU: not every rank has a graphics card it can use")
+        reporter.warn("working on the CPU, because not every rank has a graphics card that it can use")
         return devices.CPU
     return device
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """What is handed out, and what can be believed of it; as in `Reconstruction`."""
+    """The maps, and how far they can be trusted, as in `Reconstruction`."""
 
     map: NDArray[np.float32]
     half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]
     validation: Validation
     local_resolution: LocalResolution
+    standard_error: NDArray[np.float32]
     b_factor: float | None
 
 
 def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings, reporter: Reporter) -> _Judged:
-    """Combine what the two halves say, and judge it."""
+    """Combine the two halves, and judge the result."""
     first, second = solution.halves
     with reporter.stage("validation"):
         half_maps, validation = _combined(solution, reporter)
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
+        errors = _standard_error(solution, half_maps, b_factor, validation.resolution, pixel_size)
     with reporter.stage("local resolution"):
         local = local_resolution(
             first.raw, second.raw, *half_maps, solution.mask, pixel_size, solution.validation.limit_shell
         )
         reporter.line(local.text())
-    return _Judged(result, half_maps, validation, local, b_factor)
+    return _Judged(result, half_maps, validation, local, errors, b_factor)
+
+
+def _standard_error(
+    solution: Solution,
+    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]],
+    b_factor: float | None,
+    resolution: float | None,
+    pixel_size: float,
+) -> NDArray[np.float32]:
+    """The standard error of the map, sharpened where that is: against the truth, sharpened alike."""
+    volumes = [half.raw for half in solution.halves] + list(half_maps)
+    if b_factor is not None:
+        volumes = [maps.sharpen(volume, b_factor, pixel_size, resolution) for volume in volumes]
+    # Where nothing can be measured, the map ends nowhere, and its whole power is in doubt.
+    last = solution.validation.last_shell or len(solution.mask) // 2
+    return standard_error((volumes[0], volumes[1]), (volumes[2], volumes[3]), solution.mask, last)
 
 
 def _combined(
     solution: Solution, reporter: Reporter
 ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], Validation]:
-    """The half maps handed out, and the validation of their average."""
+    """The final half maps, and the validation of their average."""
     first, second = solution.halves
     found = solution.validation
     if found.resolution_kind == "not_measurable":
@@ -283,7 +334,7 @@ def _sharpened(
     settings: ReconstructSettings,
     reporter: Reporter,
 ) -> tuple[NDArray[np.float32], float | None]:
-    """The map handed out and the B-factor applied to it, both as they are where none was asked for."""
+    """The final map and the B-factor that was applied to it; without sharpening, the map itself and None."""
     b_factor = settings.sharpen if resolution else None
     if b_factor == "auto":
         b_factor = maps.estimate_b_factor(volume, pixel_size, resolution)

@@ -1,6 +1,6 @@
-"""Particles with poses → both half maps and what can be believed of them: accumulation, fits, validation.
+"""Particles with poses → both half maps, and how far they can be trusted: accumulation, fits, validation.
 
-What is finished is kept in checkpoints, and taken from them where a job goes on.
+What is finished is kept in checkpoints, and loaded from them when a job is resumed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from emsplat.runtime.context import Task
 from emsplat.runtime.stopwatch import Stopwatch
 from emsplat.statistics.accumulate import Statistics, restored_statistics, saved_statistics
 from emsplat.statistics.distributed import accumulate_shared
+from emsplat.validation.directions import measured_density
 from emsplat.validation.validate import Validation, validate
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Both half maps, and what can be believed of them."""
+    """Both half maps, and how far they can be trusted."""
 
     halves: tuple[Half, Half]
     mask: NDArray[np.float32]  # (D, D, D)
@@ -52,7 +53,7 @@ def solve(job: Job, table: Particles) -> Solution:
         statistics = everywhere if world.is_first else {}
         del everywhere
     for number in sorted(statistics):
-        # A half's statistics go as soon as it is fitted: they are the largest thing in memory.
+        # The statistics of a half are freed as soon as it is fitted, because they are the largest thing in memory.
         halves[number] = fit_half(job, number, statistics.pop(number), fits.lead if fits else None)
     with job.reporter.stage("fit"):
         if fits:
@@ -69,13 +70,16 @@ def _validated(job: Job, table: Particles, halves: tuple[Half, Half]) -> Solutio
         first, second = halves
         pixel_size = table.pixel_size_in_angstroms
         mask = maps.soft_mask(0.5 * (first.map + second.map), pixel_size, job.grid.diameter_in_angstroms)
-        validation = validate(first.raw, second.raw, first.map, second.map, mask, pixel_size, job.settings.seed)
+        symmetry = job.grid.symmetry
+        density = measured_density(table.poses.rotations, symmetry)
+        four = (first.raw, second.raw, first.map, second.map)
+        validation = validate(*four, mask, pixel_size, job.settings.seed, symmetry, density)
         return job.world.broadcast(Solution(halves, mask, validation))
 
 
 @dataclass(frozen=True)
 class _SharedFits:
-    """Fits to images, in which all ranks take part; the first one begins each of them."""
+    """Fits to images in which all ranks take part. The first rank begins each of them."""
 
     job: Job
     table: Particles
@@ -84,12 +88,12 @@ class _SharedFits:
     def lead(
         self, number: int, start: GaussianModel, settings: FitSettings, task: Task
     ) -> tuple[GaussianModel, FitHistory]:
-        """Begin a fit on all ranks; for the first one."""
+        """Begin a fit on all ranks. Only the first rank calls this."""
         self.job.world.broadcast((number, start, settings))
         return self._fit(number, start, settings, task)
 
     def follow(self) -> None:
-        """Take part in all fits that the first rank still begins; that rank calls it when there are no more."""
+        """Take part in all fits that the first rank still begins. The first rank calls this when there are no more."""
         nothing: tuple[int, GaussianModel, FitSettings] | None = None
         while asked := self.job.world.broadcast(nothing):
             number, start, settings = asked
@@ -106,7 +110,7 @@ class _SharedFits:
 
 
 def _kept_halves(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list[int]]:
-    """The halves of this rank that were finished before the job was ended, and those that no rank has."""
+    """The halves of this rank that were finished before the job ended, and those that no rank has."""
     world = job.world
     mine = {half: kept for half in (1, 2) if owner[half] == world.rank and (kept := kept_half(job, half))}
     return mine, [half for half in (1, 2) if not world.broadcast(half in mine, owner[half])]
@@ -115,7 +119,7 @@ def _kept_halves(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list
 def _statistics(
     job: Job, table: Particles, parts: PartWeights, owner: dict[int, int], needed: list[int]
 ) -> dict[int, Parts]:
-    """The statistics of the needed halves that this rank owns: accumulated, or kept since before the job was ended."""
+    """The statistics of the needed halves that this rank owns, accumulated or loaded from a checkpoint."""
     world, checkpoints, reporter = job.world, job.checkpoints, job.reporter
     mine = [half for half in needed if owner[half] == world.rank]
     kept = {half: state for half in mine if (state := checkpoints.named(f"statistics{half}").load())}
@@ -127,7 +131,7 @@ def _statistics(
     stopwatch = Stopwatch(job.context.device)
     with reporter.stage("pass"), job.context.task("reading images", "images", checkpoint) as task:
         found = accumulate_shared(table, job.images, parts, job.accumulation_settings, owner_of_part, task, stopwatch)
-    reporter.line(f"the pass: {stopwatch.text()}")
+    reporter.line(f"accumulation: {stopwatch.text()}")
     written = [
         checkpoint.followed_by(f"statistics{half}").offer(partial(saved_statistics, _only(half, found)))
         for half in mine

@@ -1,4 +1,4 @@
-"""The grid the work is done on: no finer than what is asked for, its cube no larger than the particle."""
+"""The grid that the work is done on, no finer than asked for, and its cube, no larger than the particle."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from emsplat.particles.parts import can_split
 from emsplat.particles.table import Particles
 from emsplat.settings import ReconstructSettings
 
-_BOX_WITHOUT_SPLIT = 96  # voxels: nothing can be measured of so few images' fine detail
+_BOX_WITHOUT_SPLIT = 96  # voxels; nothing can be measured of the fine detail of so few images
 _MARGIN = 3  # voxels around the particle's sphere in which Gaussians may live
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the work is done; lengths in voxels of the working box unless said otherwise."""
+    """The grid of the work, with lengths in voxels of the working box unless said otherwise."""
 
-    full_box_size: int  # of the images
+    full_box_size: int  # box of the images
     box_size: int
     pixel_size: float  # Å
     extent: int  # edge of the cube in which Gaussians live
@@ -29,9 +29,9 @@ class Grid:
 
 
 def working_box(table: Particles, settings: ReconstructSettings) -> int:
-    """The box that just holds the finest resolution asked for.
+    """The smallest box that holds the finest resolution asked for.
 
-    Where none is asked for, it is Nyquist's, unless there are only some tens of images.
+    If none is asked for, the box holds Nyquist's resolution, unless there are only some tens of images.
     """
     full = table.box_size
     if settings.max_resolution is None:
@@ -41,7 +41,7 @@ def working_box(table: Particles, settings: ReconstructSettings) -> int:
 
 
 def working_grid(table: Particles, diameter_in_angstroms: float, symmetry: NDArray[np.float64], box_size: int) -> Grid:
-    """The working box, and the cube that just holds the particle."""
+    """The working box, and the smallest cube that holds the particle."""
     full = table.box_size
     pixel_size = table.pixel_size_in_angstroms * full / box_size
     needed = int(np.ceil(diameter_in_angstroms / pixel_size)) + 2 * _MARGIN

@@ -49,6 +49,7 @@ def report_html(run: Run) -> str:
         "resolution": resolution,
         "slices": slices,
         "surface": surface,
+        "uncertainty": sections.uncertainty(run, surface),
         "local": summary.get("local_resolution"),
         "refinement": sections.refinement(run),
         "ab_initio": sections.ab_initio(run),

@@ -86,6 +86,7 @@ def of_the_map(run: Run) -> tuple[Section, Section]:
         "level": level,
         "sigma": float(final.values.std()) or 1.0,
         "colour": _colours(run, window, mask, final.values > level),
+        "error": _errors(run, window, mask, final.values > level),
         "picture": None if picture is None else as_data_uri(picture),
     }
     return _slices(run, window, final.values), surface
@@ -135,10 +136,32 @@ def _colours(run: Run, window: Window, mask: NDArray[np.float32], particle: NDAr
             return None
         values = volumes.agreement_on(window, halves[0], halves[1], run.summary["resolution"])
         kind, unit = "agreement of the raw halves", ""
+    return _on_surface(values, window, particle) | {"kind": kind, "unit": unit, "reversed": unit == "Å"}
+
+
+def _errors(run: Run, window: Window, mask: NDArray[np.float32], particle: NDArray[np.bool_]) -> Section:
+    """The standard error of the map as a colour; None for a run that has none. Arguments as for `_colours`."""
+    found = map_of(run.folder.uncertainty)
+    if found is None or not np.any(mask > 0.5):
+        return None
+    values = volumes.colours_on(window, found.values, mask)
+    return _on_surface(values, window, particle) | {"kind": "standard error", "unit": "", "reversed": True}
+
+
+def _on_surface(values: NDArray[np.float32], window: Window, particle: NDArray[np.bool_]) -> dict[str, Any]:
+    """A property on the coarse grid, packed between the values that 96 % of the particle lies within."""
     seen = values[window.nearest(particle)]
     low, high = (float(q) for q in np.quantile(seen if seen.size else values, (0.02, 0.98)))
-    high = high if high > low else low + 1.0
-    return volumes.packed(values, low, high) | {"kind": kind, "unit": unit, "reversed": unit == "Å"}
+    return volumes.packed(values, low, high if high > low else low + 1.0)
+
+
+def uncertainty(run: Run, surface: Section) -> Section:
+    """The slices of the standard error, and its median over the particle in units of the surface's sigma."""
+    figure = run.folder.figure("uncertainty")
+    found = run.summary.get("standard_error")
+    if not found or not surface or not figure.is_file():
+        return None
+    return {"picture": png_as_data_uri(figure.read_bytes()), "median": found["median"] / surface["sigma"]}
 
 
 # --- the images -------------------------------------------------------------------------------------------------------

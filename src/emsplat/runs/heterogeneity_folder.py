@@ -29,7 +29,7 @@ class StateFolder:
 
     @property
     def difference(self) -> Path:
-        """The direct inversion of the state less that of all images."""
+        """The difference between the direct inversions of the state and of all images."""
         return self.path / "difference.mrc"
 
     @property
@@ -45,6 +45,11 @@ class StateFolder:
     def curves(self) -> Path:
         return self.path / "fsc.csv"
 
+    @property
+    def ids(self) -> Path:
+        """The particles that are most likely in this state, for `emsplat subset --keep`."""
+        return self.path / "ids.csv"
+
 
 @dataclass(frozen=True)
 class HeterogeneityFolder:
@@ -56,7 +61,7 @@ class HeterogeneityFolder:
 
     @property
     def summary(self) -> Path:
-        """It is moved into place last, so that a folder with a summary holds a complete run."""
+        """The summary. It is moved into place last, so that a folder with a summary holds a complete run."""
         return self.path / self.SUMMARY
 
     @property
@@ -69,7 +74,7 @@ class HeterogeneityFolder:
 
     @property
     def consensus(self) -> Path:
-        """A run folder: the reconstruction of all images."""
+        """The run folder of the reconstruction of all images."""
         return self.path / "consensus"
 
     @property
@@ -88,8 +93,26 @@ class HeterogeneityFolder:
         return self.path / "states"
 
     def state(self, number: int) -> StateFolder:
-        """Args: number: from 1."""
+        """The folder of a state. Args: number: number of the state, from 1."""
         return StateFolder(self.states / f"{number:02d}")
+
+    @property
+    def junk(self) -> Path:
+        """The images that probably show no particle, for `emsplat subset --drop`."""
+        return self.path / "junk.csv"
+
+    @property
+    def landscape(self) -> Path:
+        """A page that shows the latents; points can be selected on it."""
+        return self.path / "landscape.html"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    def trajectory(self, component: int) -> Path:
+        """The folder of a component's trajectory. Args: component: from 1."""
+        return self.trajectories / f"component{component}"
 
     @property
     def results(self) -> tuple[Path, ...]:

@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / "local_resolution.mrc"
 
     @property
+    def uncertainty(self) -> Path:
+        """The standard error of the map at each voxel."""
+        return self.path / "uncertainty.mrc"
+
+    @property
     def curves(self) -> Path:
         """The Fourier shell correlations and c_map."""
         return self.path / "fsc.csv"
@@ -105,6 +110,7 @@ class RunFolder:
             *(self.unregularised_map(half) for half in HALVES),
             self.mask,
             self.local_resolution,
+            self.uncertainty,
         )
 
     @property

@@ -71,7 +71,10 @@ class Statistics:
         )
 
     def raw_map(self) -> NDArray[np.float32]:
-        """Direct inversion ``b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior."""
+        """Direct inversion ``1.1 b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior.
+
+        The factor gives a signal its scale back, exactly where T̂ is even over a shell.
+        """
         d = self.box_size
         weight = self.transfer(d)
         shell = maps.shell_index(d)
@@ -80,7 +83,7 @@ class Statistics:
         weight = np.maximum(weight, 0) + _REGULARISATION * mean.astype(np.float32)
         inside = (maps.radius(d) < d / 2) & (weight > 0)
         spectrum = maps.half_spectrum(self.backprojection)
-        spectrum *= np.divide(inside, weight, out=np.zeros_like(weight), where=inside)
+        spectrum *= np.divide(np.float32(1 + _REGULARISATION), weight, out=np.zeros_like(weight), where=inside)
         return maps.from_half_spectrum(spectrum, d)
 
     def transfer(self, period: int) -> NDArray[np.float32]:

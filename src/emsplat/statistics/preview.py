@@ -1,4 +1,4 @@
-"""A first look at a sample of the images: the noise, the particle's size, the sign of its contrast."""
+"""A first look at a sample of the images: the noise, the size of the particle and the sign of its contrast."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from emsplat.fourier import maps
 from emsplat.imaging.noise import noise_spectra, outside_circle, subtract_background
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Part, PartWeights
-from emsplat.particles.table import Particles
+from emsplat.particles.table import Particles, split_by_particle
 from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 
-_SAMPLE, _FEWEST = 1000, 100  # images: the noise to 1 % a shell, a map good enough to measure the particle
-_SAMPLE_BYTES = 96 << 20  # fewer images where they are large
-_BOX = 48  # voxels of the preview map at most
-_LOW_PASS = 8  # preview voxels: detail finer than this says nothing about the sign of the contrast
-# A contrast is beyond doubt where both halves show the same density and its skewness is clear. Measured skewness:
-# 0.9 to 1.9 on ribosomes and simulations, correlations 0.78 to 0.99; 5 or 17 images correlate at 0.28.
+_SAMPLE, _FEWEST = 1000, 100  # images that give the noise to 1 % per shell, and a map that shows the particle
+_SAMPLE_BYTES = 96 << 20  # bytes of the sample, which large images reach with fewer of them
+_BOX = 48  # largest edge of the preview map in voxels
+_LOW_PASS = 8  # preview voxels; finer detail says nothing about the sign of the contrast
+# A contrast is beyond doubt if both halves show the same density and its skewness is clear. The skewness was 0.9 to 1.9
+# on ribosomes and simulations, with correlations of 0.78 to 0.99; the halves of 5 or 17 images correlate by 0.28.
 _SURE_CORRELATION, _SURE_SKEWNESS = 0.5, 0.5
 
 
@@ -30,18 +30,18 @@ class Preview:
 
     n_sampled: int
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`
-    diameter_in_angstroms: float | None  # of the sphere about the box centre that holds the particle; None: not seen
-    correlation: float  # of the low-passed halves of the sample
-    skewness: float  # of their density; positive: particle white
+    diameter_in_angstroms: float | None  # diameter of the particle's sphere about the box centre; None: not visible
+    correlation: float  # correlation of the low-passed halves of the sample
+    skewness: float  # skewness of their density; positive for white particles
 
     @property
     def contrast_is_sure(self) -> bool:
-        """Whether the sample tells white particles from dark ones."""
+        """Whether the sample distinguishes white particles from dark ones."""
         return contrast_is_sure(self.correlation, self.skewness)
 
     @property
     def surely_dark(self) -> bool:
-        """Whether the particles are dark, as in images as recorded, beyond doubt."""
+        """Whether the particles are dark beyond doubt, as in micrographs."""
         return self.contrast_is_sure and self.skewness < 0
 
 
@@ -57,7 +57,7 @@ def look_at_sample(particles: Particles, images: Images, symmetry: NDArray[np.fl
     del block
     box_size = min(particles.box_size, _BOX)
     half = np.full(len(particles), -1)
-    half[rows] = rng.permutation(len(rows)) % 2
+    half[rows] = split_by_particle(chosen.particle, seed)
     parts = PartWeights.one_part_each([Part(1), Part(2)], half)
     settings = AccumulationSettings(box_size, box_size, noise, symmetry)
     halves = [s.raw_map() for s in accumulate(particles, images, parts, settings).values()]
@@ -66,12 +66,12 @@ def look_at_sample(particles: Particles, images: Images, symmetry: NDArray[np.fl
 
 
 def contrast_is_sure(correlation: float, skewness: float) -> bool:
-    """Whether these two of a sample tell white particles from dark ones."""
+    """Whether this correlation and skewness of a sample distinguish white particles from dark ones."""
     return correlation > _SURE_CORRELATION and abs(skewness) > _SURE_SKEWNESS
 
 
 def outline_diameter(halves: Sequence[NDArray[np.float32]], pixel_size: float) -> float | None:
-    """Å; twice the distance from the box centre that holds the mask of the low-passed map; None: no particle seen."""
+    """Diameter in Å of the sphere about the box centre that holds the mask of the low-passed map; None without mask."""
     box_size = len(halves[0])
     mean = 0.5 * (halves[0] + halves[1])
     mask = maps.data_mask(mean, pixel_size, resolution=4 * pixel_size)
@@ -83,8 +83,8 @@ def outline_diameter(halves: Sequence[NDArray[np.float32]], pixel_size: float) -
 def contrast(halves: Sequence[NDArray[np.float32]], pixel_size: float) -> tuple[float, float]:
     """Correlation of the low-passed halves and the skewness of the density they share.
 
-    Molecules are bright and compact on a dark background, so the third moment of their density has the sign of the
-    contrast; products across independent halves keep the noise out of it.
+    Molecules are bright and compact on a dark background, so that the third moment of their density has the sign of the
+    contrast. Products across independent halves keep the noise out of it.
     """
     inside = maps.distance_from_origin(len(halves[0])) < 0.45 * len(halves[0])
     a, b = (maps.low_pass(h, pixel_size, _LOW_PASS * pixel_size)[inside].astype(np.float64) for h in halves)

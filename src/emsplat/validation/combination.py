@@ -17,6 +17,7 @@ Gaussians alone, so that nothing in X_j1 knows of r₂.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,20 +81,24 @@ def combine(
 
 def _estimates(raw: Volume, gaussian: Volume, mask: Volume, blur: float) -> list[NDArray[np.complex64]]:
     """The masked spectra of one half's estimates, those of the Gaussians before those of the inversion."""
-    classes = _classes(gaussian, mask, blur)
+    classes = places(gaussian, mask, blur, _CLASSES)
     return [maps.half_spectrum(volume * one) for volume in (gaussian * mask, raw * mask) for one in classes]
 
 
-def _classes(density: Volume, mask: Volume, blur: float) -> list[Volume]:
+def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float]) -> list[Volume]:
     """(D, D, D) memberships that add up to 1, from the emptiest to the densest places of the mask.
 
     The local density is the root mean square about a place; between the quantiles that stand for two classes a place
     belongs to both.
+
+    Args:
+        blur: standard deviation of the window of the local density, in voxels.
+        quantiles: of the local density over the mask, rising: where a place belongs to one class alone.
     """
     square: Volume = gaussian_filter(np.square(density), blur, truncate=3)
     level = np.log(np.maximum(square, max(float(square.max()) * 1e-6, float(np.finfo(np.float32).tiny))))
     inside = level[mask > 0.5]
-    centres = np.quantile(inside if inside.size else level, _CLASSES)
+    centres = np.quantile(inside if inside.size else level, quantiles)
     centres += 1e-6 * np.arange(len(centres))  # of places that are all alike
     return [np.interp(level, centres, alone).astype(np.float32) for alone in np.eye(len(centres))]
 

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.fourier import maps
+from emsplat.validation.directions import CELLS, REGULARISATION, cells_of, density_at
 
 Curve = NDArray[np.float64]
+
+_FEW_MATES = 4  # symmetry operators up to which voxels of equal radius are many enough for a mean of their own
 
 # --- one pair of maps -------------------------------------------------------------------------------------------------
 
@@ -237,40 +240,83 @@ def unevenness(m: Moments) -> Curve:
 
 
 def directional_agreement(
-    raw_1: NDArray[np.complex64], raw_2: NDArray[np.complex64], box_size: int, shells: tuple[int, int]
+    raw_1: NDArray[np.complex64],
+    raw_2: NDArray[np.complex64],
+    box_size: int,
+    shells: tuple[int, int],
+    symmetry: NDArray[np.float64] | None = None,
+    density: NDArray[np.float64] | None = None,
 ) -> float:
     """How surely the unmasked halves agree over the shells first .. last, T between ±sqrt(24).
 
     The masked FSC alone would be fooled three ways: a mask made from the data picks the voxels where the noise of
     both halves is high; images with wrong poses still share their spherical average; few images put noise and signal
-    on few slices, where an error counted in voxels means nothing. So: no mask; the mean over voxels of equal |k| (the
-    spherical average) taken out; and each of 24 equal sectors of directions has one vote z_b, T = Σ z_b / sqrt(Σ z_b²).
-    For unrelated halves the sign of every z_b is a coin, so T has the tail of a normal variable whatever the noise
-    looks like (Efron 1969, JASA 64:1278), and T > sqrt(n) needs more than n of the sectors to agree.
+    on few slices, where an error counted in voxels means nothing. So: no mask; the spherical average taken out; and
+    each of 24 cells of directions has one vote z_b, T = Σ z_b / sqrt(Σ z_b²). For unrelated halves the sign of every
+    z_b is a coin, so T has the tail of a normal variable whatever the noise looks like (Efron 1969, JASA 64:1278), and
+    T > sqrt(n) needs more than n of the cells to agree. The cells are those of `directions`, so that a direction that
+    no view has measured has no vote, and one that the symmetry repeats has a single one.
+
+    Args:
+        raw_1, raw_2: half spectra.
+        symmetry: (m, 3, 3) operators that both were made with.
+        density: of what was measured, from `directions.measured_density`.
     """
     column = np.s_[:, :, 1:]  # without kx = 0, where both voxels of a pair are present
     shell = maps.shell_index(box_size)[column].ravel()
-    square = np.rint(np.square(maps.radius(box_size)[column])).astype(np.intp).ravel()
-    a, b = (_without_mean(spectrum[column].ravel(), square) for spectrum in (raw_1, raw_2))
-    count = np.bincount(shell)
-    scale = count * inverse(np.sqrt(np.bincount(shell, _power(a)) * np.bincount(shell, _power(b))))
-    key = shell * 24 + _sector(box_size)[column].ravel()
-    agreement = np.bincount(key, a.real * b.real + a.imag * b.imag, minlength=24 * len(count)).reshape(-1, 24)
-    used = slice(shells[0], shells[1] + 1)
-    votes = scale[used] @ agreement[used]
+    radius = maps.radius(box_size)[column].ravel()
+    measured = None if density is None else density_at(box_size, density).ravel()
+    n_mates = 1 if symmetry is None else len(symmetry)
+    a, b = (_without_spherical_part(spectrum[column].ravel(), radius, n_mates, measured) for spectrum in (raw_1, raw_2))
+    votes = votes_of(a, b, shell, cells_of(box_size, symmetry, density).ravel(), shells)
     return float(votes.sum() * inverse(np.sqrt(np.square(votes).sum())))
 
 
-def _without_mean(values: NDArray[np.complex64], group: NDArray[np.intp]) -> NDArray[np.complex64]:
-    """The values less the real part's mean over their group: what is spherical about the origin is real."""
-    mean = np.bincount(group, values.real) / np.maximum(np.bincount(group), 1)
-    return values - mean.astype(np.float32)[group]
+def votes_of(
+    a: NDArray[np.complex64],
+    b: NDArray[np.complex64],
+    shell: NDArray[np.intp],
+    cell: NDArray[np.int8],
+    shells: tuple[int, int],
+) -> Curve:
+    """(24,) correlation of two sets of Fourier voxels in each cell of directions, every shell over its own power.
+
+    Args:
+        a, b: (n,) values; shell, cell: (n,) of each; shells: the first and the last that count.
+    """
+    count = np.bincount(shell)
+    scale = count * inverse(np.sqrt(np.bincount(shell, _power(a)) * np.bincount(shell, _power(b))))
+    key = shell * CELLS + cell
+    agreement = np.bincount(key, a.real * b.real + a.imag * b.imag, minlength=CELLS * len(count))
+    used = slice(shells[0], shells[1] + 1)
+    return scale[used] @ agreement.reshape(-1, CELLS)[used]
 
 
-def _sector(box_size: int) -> NDArray[np.int8]:
-    """(D, D, D//2+1) numbers 0 .. 23: the signs of ky and kz (kx ≥ 0 here) and the order of |kx|, |ky|, |kz|."""
-    k = np.fft.fftfreq(box_size)
-    kz, ky, kx = k[:, None, None], k[None, :, None], np.fft.rfftfreq(box_size)
-    z, y = abs(kz), abs(ky)
-    order = np.int8(4) * (z > y) + np.int8(2) * (y > kx) + (kx > z)  # 1 .. 6 but for ties
-    return (np.clip(order, 1, 6) - 1 + np.int8(6) * (ky < 0) + np.int8(12) * (kz < 0)).astype(np.int8)
+def _without_spherical_part(
+    values: NDArray[np.complex64],
+    radius: NDArray[np.float32],
+    n_mates: int,
+    measured: NDArray[np.float32] | None = None,
+) -> NDArray[np.complex64]:
+    """The values less what depends on the radius alone; what is spherical about the origin is real.
+
+    That is the mean over voxels of equal radius. Where symmetry leaves these few independent values, their mean would
+    be most of them: then it is a straight line over a quarter of a shell.
+
+    Args:
+        measured: (n,) density of what was measured at each voxel, m. A direct inversion holds m / (m + 0.1) of the
+            signal and the noise of 1 / m images: times m + 0.1 the signal is m times as large, and each voxel counts by
+            what was measured of it.
+    """
+    if measured is not None:
+        values = values * (measured + REGULARISATION).astype(np.float32)
+    m = np.ones_like(radius) if measured is None else measured
+    few = n_mates > _FEW_MATES
+    group = np.rint(4 * radius if few else np.square(radius)).astype(np.intp)
+    weight = np.maximum(np.bincount(group, m * m), 1e-12)
+    mean = np.bincount(group, m * values.real) / weight
+    if not few:
+        return values - (m * mean[group]).astype(np.float32)
+    offset = radius - (np.bincount(group, m * m * radius) / weight)[group]
+    slope = np.bincount(group, m * offset * values.real) / np.maximum(np.bincount(group, (m * offset) ** 2), 1e-12)
+    return values - (m * (mean[group] + slope[group] * offset)).astype(np.float32)

@@ -118,6 +118,8 @@ def validate(
     mask: NDArray[np.float32],
     pixel_size: float,
     seed: int,
+    symmetry: NDArray[np.float64] | None = None,
+    density: NDArray[np.float64] | None = None,
 ) -> Validation:
     """The FSC family and the resolution of two Gaussian half maps, judged by the raw half maps.
 
@@ -125,6 +127,8 @@ def validate(
         raw_half_1, .. gaussian_half_2, mask: (D, D, D) of one box.
         pixel_size: Å.
         seed: of the random phases.
+        symmetry: (m, 3, 3) operators that the maps were made with.
+        density: of what the views have measured, from `directions.measured_density`.
     """
     volumes = (raw_half_1, raw_half_2, gaussian_half_1, gaussian_half_2, mask)
     if len({v.shape for v in volumes}) > 1:
@@ -140,7 +144,7 @@ def validate(
     edge = _edge(has_signal)
     reach = edge - _smear(mask)
     limit = min(_limit(found.raw_fsc, found.se_without_signal), reach)
-    if limit < FIRST_SHELL or _agreement(raw, box_size, limit) < np.sqrt(SECTORS_AGREEING):
+    if limit < FIRST_SHELL or _agreement(raw, box_size, limit, symmetry, density) < np.sqrt(SECTORS_AGREEING):
         limit = 0
     # A signal that has not faded within reach, the last shell that can be judged, does not end there.
     last = edge if limit == reach else limit
@@ -297,8 +301,14 @@ def _limit(fsc_pooled: Curve, se_without_signal: Curve) -> int:
     return FIRST_SHELL - 1 + int(failing[0]) if len(failing) else len(fsc_pooled)
 
 
-def _agreement(raw: list[NDArray[np.complex64]], box_size: int, limit: int) -> float:
-    return directional_agreement(raw[0], raw[1], box_size, (FIRST_SHELL, limit))
+def _agreement(
+    raw: list[NDArray[np.complex64]],
+    box_size: int,
+    limit: int,
+    symmetry: NDArray[np.float64] | None,
+    density: NDArray[np.float64] | None,
+) -> float:
+    return directional_agreement(raw[0], raw[1], box_size, (FIRST_SHELL, limit), symmetry, density)
 
 
 def _resolution(c_map: Curve, frequency: Curve, limit: int) -> tuple[float | None, ResolutionKind]:

@@ -111,6 +111,15 @@ class Content:
         return self._property("local resolution", "Å", values, reversed=True)
 
     @cached_property
+    def standard_error(self) -> Property | None:
+        """The standard error of the map in units of sigma; None if the run has none."""
+        found = map_of(self.run.folder.uncertainty)
+        if found is None or not np.any(self._mask > 0.5):
+            return None
+        values = volumes.colours_on(self.surface_window, found.values, self._mask)
+        return self._property("standard error of the map", "σ", values / self.sigma, reversed=True)
+
+    @cached_property
     def agreement(self) -> Property:
         """The local correlation of the direct inversions of both halves."""
         paths = [self.run.folder.unregularised_map(half) for half in HALVES]

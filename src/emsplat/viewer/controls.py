@@ -16,7 +16,7 @@ from emsplat.viewer import pictures
 from emsplat.viewer.atoms import AtomicModel, load_model, load_uploaded
 from emsplat.viewer.content import Content
 from emsplat.viewer.fields import Plane
-from emsplat.viewer.scene import AGREEMENT, ANISOTROPY, HALF, LOCAL, MASS, ONE, SIZE, Scene, Wishes
+from emsplat.viewer.scene import AGREEMENT, ANISOTROPY, ERROR, HALF, LOCAL, MASS, ONE, SIZE, Scene, Wishes
 
 if TYPE_CHECKING:
     import viser
@@ -40,7 +40,9 @@ class Controls:
         gui.add_markdown(_about(content))
         self._half = gui.add_dropdown("model", tuple(_HALVES), initial_value="average")
         self._shown = gui.add_dropdown("show", tuple(_SHOWN), initial_value="Gaussians")
-        colours = (MASS, SIZE, ANISOTROPY, *([LOCAL] if content.local_resolution else []), AGREEMENT, HALF, ONE)
+        measured = [(LOCAL, content.local_resolution), (ERROR, content.standard_error)]
+        known = [name for name, found in measured if found]
+        colours = (MASS, SIZE, ANISOTROPY, *known, AGREEMENT, HALF, ONE)
         first = LOCAL if content.local_resolution else AGREEMENT
         self._colour = gui.add_dropdown("colour by", colours, initial_value=first)
         self._legend = gui.add_html("")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import viser
 
 ROOT = "/run"
-MASS, SIZE, ANISOTROPY, LOCAL, AGREEMENT, HALF, ONE = (
-    *("mass", "size", "anisotropy", "local resolution", "agreement of the halves", "half set", "one colour"),
-)
+MASS, SIZE, ANISOTROPY = "mass", "size", "anisotropy"
+LOCAL, ERROR, AGREEMENT = "local resolution", "standard error of the map", "agreement of the halves"
+HALF, ONE = "half set", "one colour"
 _LINE_WIDTH = 0.25  # Å
 _LIGHTS = (("key", 2.2, KEY_LIGHT), ("back", 0.7, (4.0, 3.0, -9.0)))
 
@@ -200,6 +200,8 @@ def _in_space(content: Content, colour: str) -> Property | None:
     """The property behind a colouring that the surface shares with the Gaussians."""
     if colour == LOCAL:
         return content.local_resolution
+    if colour == ERROR:
+        return content.standard_error
     return content.agreement if colour == AGREEMENT else None
 
 

@@ -23,7 +23,10 @@ async function showSurface(surface) {
 
   const { low, high, n } = surface.map;
   const values = Float32Array.from(await unpack(surface.map), (byte) => low + (byte * (high - low)) / 255);
-  const colour = surface.colour && { ...surface.colour, bytes: await unpack(surface.colour) };
+  const colours = {};
+  for (const [name, packed] of Object.entries({ local: surface.colour, error: surface.error })) {
+    if (packed) colours[name] = { ...packed, bytes: await unpack(packed) };
+  }
 
   const scene = new THREE.Scene();
   const geometry = new THREE.BufferGeometry();
@@ -73,20 +76,20 @@ async function showSurface(surface) {
   const plain = getComputedStyle(figure).getPropertyValue("--surface").trim().split(" ").map((v) => Number(v) / 255);
   function paint() {
     const chosen = figure.querySelector("input[name=surface-colour]:checked");
-    const colours = new Float32Array(places.length);
+    const painted = new Float32Array(places.length);
+    const colour = colours[chosen?.value];
     const scale = colour ? colour.n / n : 0;
     for (let i = 0; i < places.length; i += 3) {
       let rgb = plain;
-      if (colour && chosen?.value === "local") {
+      if (colour) {
         const [x, y, z] = [0, 1, 2].map((axis) => places[i + axis] * scale);
         const share = interpolate(colour.bytes, colour.n, x, y, z) / 255;
         rgb = rampColour(colour.reversed ? 1 - share : share);
       }
-      for (let c = 0; c < 3; c++) colours[i + c] = openness[i / 3] * rgb[c] ** 2.2; // the renderer wants linear light
+      for (let c = 0; c < 3; c++) painted[i + c] = openness[i / 3] * rgb[c] ** 2.2; // the renderer wants linear light
     }
-    geometry.setAttribute("color", new THREE.BufferAttribute(colours, 3));
-    const legend = figure.querySelector(".ramp");
-    if (legend) legend.hidden = chosen?.value !== "local";
+    geometry.setAttribute("color", new THREE.BufferAttribute(painted, 3));
+    for (const legend of figure.querySelectorAll(".ramp")) legend.hidden = chosen?.value !== legend.dataset.colour;
     redraw();
   }
   const slider = document.getElementById("surface-level");
