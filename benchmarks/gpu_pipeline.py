@@ -44,9 +44,10 @@ from emsplat.simulation import bundled_model
 from emsplat.simulation.acquisition import acquire, star_tables
 from emsplat.simulation.atoms import read_atoms
 from emsplat.splat import project
-from emsplat.statistics.accumulate import AccumulationSettings, GridId, Statistics, accumulate, statistics_of
+from emsplat.statistics.accumulate import AccumulationSettings, GridId, accumulate, statistics_of
 from emsplat.statistics.accumulate_gpu import filled_on_device
 from emsplat.statistics.loss import fitting_period
+from emsplat.statistics.sufficient import Statistics
 from emsplat.validation.correlation import fsc
 
 _CARD = torch.cuda.is_available()

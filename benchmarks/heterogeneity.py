@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from common import SHARED, Report, arguments
 from conformations import maps_of
 from emsplat.errors import InputError
-from emsplat.heterogeneity.run import Heterogeneity, find_heterogeneity
+from emsplat.heterogeneity.result import Heterogeneity
+from emsplat.heterogeneity.run import find_heterogeneity
 from emsplat.io import read_map
 from emsplat.io.images import ImageSource
 from emsplat.particles.parts import Part, PartWeights

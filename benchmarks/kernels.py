@@ -16,8 +16,8 @@ from common import Report, arguments, cores
 from emsplat.conventions import rotation_matrices
 from emsplat.fourier.insertion import SliceGrid
 from emsplat.splat import CUTOFF, voxelise
-from emsplat.statistics.accumulate import Statistics
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
+from emsplat.statistics.sufficient import Statistics
 
 _REPEATS = 7
 

@@ -22,9 +22,10 @@ from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.models.gaussians import Gaussians
 from emsplat.particles.parts import HELD_OUT, TRAINING, Part, PartWeights
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import look_at_sample
+from emsplat.statistics.sufficient import Statistics
 
 WHOLE = np.eye(3)[None]  # no symmetry
 

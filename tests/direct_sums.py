@@ -11,7 +11,7 @@ from scipy.signal import fftconvolve
 from emsplat.imaging.aberrations import antisymmetric_phase
 from emsplat.imaging.ctf import ctf
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.sufficient import Statistics
 
 
 def one_set(particles: Particles) -> NDArray[np.int8]:

@@ -16,7 +16,8 @@ from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.simulation import SimulationSettings
 from emsplat.simulation.acquisition import acquire
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
+from emsplat.statistics.sufficient import Statistics
 
 
 def lopsided_map(box_size: int, n: int = 40, seed: int = 0) -> NDArray[np.float32]:

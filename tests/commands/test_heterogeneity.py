@@ -150,6 +150,13 @@ def test_one_state_is_left_as_one(one_chain: Path, tmp_path: Path, seed: int, ca
     assert main(["decode", str(tmp_path / "run"), "--state", "1"]) == 2
 
 
+def test_too_few_images_say_nothing(one_chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    star = simulate(one_chain, tmp_path / "images", replace(SETTINGS, n_images=60))
+    assert main(["heterogeneity", str(star), "-o", str(tmp_path / "run"), "--threads", "1"]) == 0
+    assert summary_of(tmp_path / "run")["n_components"] == 0
+    assert "too few" in capsys.readouterr().out
+
+
 def test_decoding_a_point_is_the_decoders_map(run: Path, tmp_path: Path) -> None:
     z = summary_of(run)["states"][0]["z"][0]
     assert main(["decode", str(run), "--state", "1", "-o", str(tmp_path / "a.mrc")]) == 0

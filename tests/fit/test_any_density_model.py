@@ -20,7 +20,8 @@ from emsplat.runtime.checkpoint import Checkpoint, Checkpoints, Pace
 from emsplat.runtime.context import Task
 from emsplat.simulation.run import signal_images
 from emsplat.splat.bandlimit import boosted
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics
+from emsplat.statistics.accumulate import AccumulationSettings
+from emsplat.statistics.sufficient import Statistics
 from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 

@@ -18,8 +18,9 @@ from emsplat.runtime.checkpoint import Checkpoints, Pace
 from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation.run import signal_images
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
+from emsplat.statistics.sufficient import Statistics
 from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 

@@ -24,8 +24,9 @@ from emsplat.runtime.context import Task
 from emsplat.runtime.devices import CPU
 from emsplat.runtime.reporting import Reporter
 from emsplat.simulation.run import signal_images
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.loss import QuadraticLoss
+from emsplat.statistics.sufficient import Statistics
 from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 

@@ -12,8 +12,8 @@ from emsplat.errors import InputError
 from emsplat.heterogeneity.decoder import Decoder, average
 from emsplat.heterogeneity.fit_decoder import Bin, DecoderFit, DecoderSettings, fit_decoder
 from emsplat.models.gaussians import Gaussians
-from emsplat.statistics.accumulate import Statistics
 from emsplat.statistics.loss import QuadraticLoss
+from emsplat.statistics.sufficient import Statistics
 
 BOX, PIXEL = 20, 2.0
 

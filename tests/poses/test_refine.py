@@ -13,7 +13,7 @@ from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
 from emsplat.imaging.ctf import ctf
 from emsplat.imaging.likelihood import Recorded
 from emsplat.poses import refine
-from emsplat.poses.refine import RefineSettings, changed, reference, refine_half
+from emsplat.poses.refine import Blocks, RefineSettings, changed, reference, refine_half
 from emsplat.settings import REFINABLE
 from misaligned import (
     BOX,
@@ -188,14 +188,13 @@ def test_nothing_leaves_its_range() -> None:
     assert turned["poses"].max() <= 2.0 + 1e-6
 
 
-def test_blocks_are_as_good_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_as_good_as_the_whole() -> None:
     n, settings = 90, RefineSettings(("poses", "shifts"), *RANGES)
     true = particles_of(n)
     images, noise = recorded(true, snr=1.0)
     wrong, found = changed(true, drawn(n, settings.quantities)), np.zeros((2, n, 7))
     for number, at_once in enumerate((n, 31)):
-        monkeypatch.setattr(refine, "_LARGEST_BLOCK", at_once)
-        monkeypatch.setattr(refine, "_READ_BYTES", 7 * 4 * BOX**2)
+        settings = replace(settings, blocks=Blocks(fewest=at_once, most=at_once, read_bytes=7 * 4 * BOX**2))
         whole = Recorded(wrong, images, noise)
         blocks = refine.refined_blocks(whole, found[number], np.arange(n), true_reference(), settings)
         done = [images_done for images_done, _ in blocks]

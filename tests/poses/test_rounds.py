@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +12,17 @@ import pytest
 from numpy.typing import NDArray
 
 from emsplat.conventions import rotation_matrices
-from emsplat.fit import by_images as fit_images
 from emsplat.fit.by_images import Schedule
 from emsplat.imaging.likelihood import Recorded
 from emsplat.io import read_map, read_particles, read_star
 from emsplat.outputs.reconstruction import write_run
 from emsplat.particles.table import Particles
-from emsplat.poses import rounds as refinement
 from emsplat.poses.refine import RefineSettings, changed
 from emsplat.poses.rounds import check_refinable, refine_settings, refined
 from emsplat.reconstruction import reconstruct as reconstruction
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.reconstruction.solution import Solution
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.runtime.checkpoint import Checkpoints, Pace, State
 from emsplat.runtime.context import Task
 from emsplat.runtime.reporting import Reporter
@@ -54,15 +53,14 @@ def solution_of(volumes: list[NDArray[np.float32]], limit: int = LIMIT) -> Simpl
     return SimpleNamespace(halves=[SimpleNamespace(map=volume) for volume in volumes], validation=validation)
 
 
-def test_halves_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refinement, "MOST_ROUNDS", 1)  # they end together
+def test_halves_do_not_know_of_each_other() -> None:
     n = 80
     true = particles_of(n)
     images, noise = recorded(true, snr=0.5)
     wrong = replace(changed(true, drawn(n, REFINABLE)), half_set=np.repeat([1, 2], n // 2).astype(np.int8))
     others = images.images.copy()
     others[n // 2 :] = others[n // 2 :][::-1]
-    settings = RefineSettings(REFINABLE, *RANGES)
+    settings = RefineSettings(REFINABLE, *RANGES, most_rounds=1)  # they end together
     results = []
     for source, second in ((images.images, 1), (others, -1)):
         solution = solution_of([lopsided_map(BOX), second * lopsided_map(BOX)])
@@ -205,11 +203,10 @@ def test_true_poses_lose_nothing(
     perturbed: tuple[Particles, Particles],
     reconstructed: tuple[Reconstruction, Reporter],
     simulated: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     true, _ = perturbed
-    monkeypatch.setattr(refinement, "MOST_ROUNDS", 2)
-    again = reconstruct(true, ReconstructSettings(refine="poses,shifts", seed=3, threads=2))
+    settings = ReconstructSettings(refine="poses,shifts", seed=3, threads=2)
+    again = reconstruct(true, settings, tuning=Tuning(refinement_rounds=2))
     assert agreement(again, simulated) > agreement(reconstructed[0], simulated) - 0.01
     moved = errors(again.particles, true)
     assert rms(moved["poses"]) < 1.0
@@ -273,37 +270,31 @@ def test_the_run_folder_has_the_particles(put_right: Reconstruction, simulated: 
 # With the other solver
 
 
-@pytest.fixture(scope="module")
-def short() -> Iterator[ReconstructSettings]:
-    """Settings of a job by images that takes seconds."""
-    schedule = Schedule(round=8, max_rounds=3, anneal_rounds=2, anneal_epochs=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refinement, "MOST_ROUNDS", 1)
-        patch.setattr(fit_images, "Schedule", lambda: schedule)
-        yield ReconstructSettings(
-            solver="images", refine=",".join(REFINABLE), n_gaussians=300, max_resolution=14.0, mask_diameter=140.0
-        )
+# Settings of a job by images that takes seconds.
+SHORT = ReconstructSettings(
+    solver="images", refine=",".join(REFINABLE), n_gaussians=300, max_resolution=14.0, mask_diameter=140.0
+)
+SOON = Tuning(refinement_rounds=1, schedule_by_images=Schedule(round=8, max_rounds=3, anneal_rounds=2, anneal_epochs=1))
 
 
 @pytest.fixture(scope="module")
-def by_images(perturbed: tuple[Particles, Particles], short: ReconstructSettings) -> Reconstruction:
-    return reconstruct(perturbed[1], short)
+def by_images(perturbed: tuple[Particles, Particles]) -> Reconstruction:
+    return reconstruct(perturbed[1], SHORT, tuning=SOON)
 
 
 def test_gaussians_fitted_to_images_refine_them(
-    perturbed: tuple[Particles, Particles], short: ReconstructSettings, by_images: Reconstruction, simulated: Path
+    perturbed: tuple[Particles, Particles], by_images: Reconstruction, simulated: Path
 ) -> None:
     true, wrong = perturbed
     before, after = errors(wrong, true), errors(by_images.particles, true)
     assert np.median(after["shifts"]) < 0.6 * np.median(before["shifts"])
     assert np.median(after["poses"]) < np.median(before["poses"])
-    blurred = reconstruct(wrong, replace(short, refine=None))
+    blurred = reconstruct(wrong, replace(SHORT, refine=None), tuning=SOON)
     assert agreement(by_images, simulated) > agreement(blurred, simulated) + 0.01  # within 14 Å
 
 
 def test_an_ended_refinement_goes_on(
     perturbed: tuple[Particles, Particles],
-    short: ReconstructSettings,
     by_images: Reconstruction,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -322,8 +313,8 @@ def test_an_ended_refinement_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", until_ended)
         with pytest.raises(KeyboardInterrupt):
-            reconstruct(perturbed[1], short, checkpoints=Checkpoints(tmp_path, pace=Pace(0, 0)))
-    again = reconstruct(perturbed[1], short, checkpoints=Checkpoints(tmp_path, resume=True))
+            reconstruct(perturbed[1], SHORT, checkpoints=Checkpoints(tmp_path, pace=Pace(0, 0)), tuning=SOON)
+    again = reconstruct(perturbed[1], SHORT, checkpoints=Checkpoints(tmp_path, resume=True), tuning=SOON)
     assert again.refinement is not None
     assert by_images.refinement is not None
     np.testing.assert_array_equal(again.refinement.changes, by_images.refinement.changes)

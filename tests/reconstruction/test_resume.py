@@ -15,20 +15,18 @@ import numpy as np
 import pytest
 
 from emsplat.cli import main
-from emsplat.fit import by_images as fit_images
-from emsplat.fit.by_images import Schedule
 from emsplat.io import read_map
-from emsplat.poses import refine
-from emsplat.reconstruction import job
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
-from emsplat.runtime.checkpoint import Checkpoints, Pace
+from emsplat.runtime.checkpoint import Checkpoints
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from processes import PATIENCE
+from small_work import always, command_works, small_work
 
+TESTS = Path(__file__).parents[1]
 FEW = ReconstructSettings(n_gaussians=100, max_resolution=14.0, mask_diameter=140.0, seed=3, threads=2)
-ALWAYS = Pace(times=0, least=0)
-BLOCK_BYTES = 50 * 4 * 32**2
+SMALL = small_work(accumulated=50, refined=40)
 
 
 class Ended(Exception):
@@ -39,23 +37,6 @@ class Ended(Exception):
 def star(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SimulationSettings(n_images=200, box_size=32, pixel_size_in_angstroms=5.0, snr=0.2, seed=1)
     return simulate(bundled_model(), tmp_path_factory.mktemp("images"), settings, overwrite=True)
-
-
-@pytest.fixture(autouse=True, name="small_blocks")
-def always_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_blocks(monkeypatch)
-
-
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that few images have many of them, and few rounds."""
-    settings_of = job.accumulation_settings
-    monkeypatch.setattr(
-        job, "accumulation_settings", lambda *what: replace(settings_of(*what), block_bytes=BLOCK_BYTES)
-    )
-    monkeypatch.setattr(refine, "_LARGEST_BLOCK", 40)
-    monkeypatch.setattr(refine, "_FEWEST_IN_BLOCK", 40)
-    short = Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1)
-    monkeypatch.setattr(fit_images, "Schedule", lambda: short)
 
 
 def ended_after(number: int, name: str, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
@@ -116,14 +97,14 @@ ENDS = {
 @pytest.mark.parametrize("kind", ENDS)
 def test_the_same_as_if_never_ended(kind: str, star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, ends = ENDS[kind]
-    whole = reconstruct(star, settings)
+    whole = reconstruct(star, settings, tuning=SMALL)
     logs: list[str] = []
 
     def run() -> Reconstruction:
         reporter = Reporter()
-        checkpoints = Checkpoints(tmp_path / "checkpoints", True, reporter=reporter, pace=replace(ALWAYS))
+        checkpoints = Checkpoints(tmp_path / "checkpoints", True, reporter=reporter, pace=always())
         try:
-            return reconstruct(star, settings, reporter, checkpoints)
+            return reconstruct(star, settings, reporter, checkpoints, tuning=SMALL)
         finally:
             logs.append("\n".join(reporter.log))
             assert not [text for text in reporter.warnings if "checkpoint" in text]
@@ -142,15 +123,18 @@ def test_ended_by_a_rule_of_the_command(
     """What is there is neither replaced nor gone on with by mistake, and does not stay when all is done."""
     output = tmp_path / "run"
     command = ["reconstruct", str(star), "-o", str(output), "--n-gaussians", "100", "--max-resolution", "14"]
-    monkeypatch.setattr(Pace, "__init__", lambda self: vars(self).update(vars(ALWAYS)))
+
+    def run(*options: str) -> int:
+        with command_works(SMALL):
+            return main([*command, *options])
 
     def said(code: int, *options: str) -> str:
-        assert main([*command, *options]) == code
+        assert run(*options) == code
         out, err = capsys.readouterr()
         assert (err.count("\n"), err.startswith("emsplat: ")) == ((0, False) if code == 0 else (1, True))
         return out + err
 
-    ended_after(2, "pass", monkeypatch, lambda: main([*command, "--resume"]))
+    ended_after(2, "pass", monkeypatch, lambda: run("--resume"))
     assert "starts at its beginning" in capsys.readouterr().out
     assert "continue with --resume, or replace it with --overwrite" in said(2)
     assert "isotropic False there, True here" in said(2, "--resume", "--isotropic")
@@ -163,7 +147,7 @@ def test_ended_by_a_rule_of_the_command(
 def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """States that cannot be written are told of once; what was written before stays of use."""
     reporter = Reporter()
-    checkpoints = Checkpoints(tmp_path / "checkpoints", reporter=reporter, pace=replace(ALWAYS))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", reporter=reporter, pace=always())
     fsync, calls = os.fsync, [0]
 
     def full(descriptor: int) -> None:
@@ -174,29 +158,21 @@ def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", full)
     settings = replace(FEW, n_fits=1)
-    result = reconstruct(star, settings, reporter, checkpoints)
+    result = reconstruct(star, settings, reporter, checkpoints, tuning=SMALL)
     monkeypatch.undo()
     [told] = [text for text in reporter.warnings if "disk" in text]
     assert "continues without" in told
     assert [path.name.split("-")[0] for path in tmp_path.glob("checkpoints/*") if "before" not in path.name] == ["pass"]
     assert not list(tmp_path.glob("checkpoints/.*"))
-    small_blocks(monkeypatch)
     resumed = Checkpoints(tmp_path / "checkpoints", True, reporter=Reporter())
-    equal(reconstruct(star, settings, Reporter(), resumed), result)
+    equal(reconstruct(star, settings, Reporter(), resumed, tuning=SMALL), result)
 
 
 # A process of its own, that is killed when so many states have been written.
 PROGRAM = """
-import dataclasses, os, signal, sys
-from emsplat.runtime import checkpoint
-from emsplat.reconstruction import job
-from emsplat.runtime.checkpoint import Checkpoints, Pace
-settings_of = job.accumulation_settings
-job.accumulation_settings = lambda *what: dataclasses.replace(settings_of(*what), block_bytes={block_bytes})
-Pace.is_due = lambda self, elapsed, n_bytes: True
-Pace.least = 0.0
-init = Pace.__init__
-Pace.__init__ = lambda self: init(self, least=0.0)
+import os, signal, sys
+from emsplat.cli import main
+from small_work import command_works, small_work
 replace, left = os.replace, {left}
 def killed(*paths):
     global left
@@ -205,22 +181,23 @@ def killed(*paths):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(*paths)
 os.replace = killed
-from emsplat.cli import main
-sys.exit(main())
+with command_works(small_work(accumulated=50, refined=40)):
+    sys.exit(main())
 """
 
 
 def test_killed_processes_leave_no_trace(star: Path, tmp_path: Path) -> None:
     """In the middle of writing a state of the pass, and of a fit; the rest is done without a kill."""
-    whole, output = reconstruct(star, replace(FEW, n_fits=1)).map, tmp_path / "run"
+    whole, output = reconstruct(star, replace(FEW, n_fits=1), tuning=SMALL).map, tmp_path / "run"
     command = ["reconstruct", str(star), "-o", str(output), "--resume", "--n-gaussians", "100", "--threads", "2"]
     command += ["--max-resolution", "14", "--mask-diameter", "140", "--seed", "3", "--n-fits", "1"]
     for left, code in ((4, -signal.SIGKILL), (30, -signal.SIGKILL), (-1, 0)):
         process = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(left=left, block_bytes=BLOCK_BYTES), *command],
+            [sys.executable, "-c", PROGRAM.format(left=left), *command],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=PATIENCE,
         )
         assert (process.returncode, process.stderr) == (code, ""), process.stderr
     assert "resuming from fit1-1" in process.stdout

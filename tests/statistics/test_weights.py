@@ -16,15 +16,10 @@ from emsplat.particles.table import Particles
 from emsplat.runtime.checkpoint import Checkpoints, Pace, State
 from emsplat.runtime.context import Task
 from emsplat.statistics import accumulate as module
-from emsplat.statistics.accumulate import (
-    AccumulationSettings,
-    Statistics,
-    accumulate,
-    restored_statistics,
-    saved_statistics,
-)
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from emsplat.statistics.distributed import accumulate_shared
 from emsplat.statistics.loss import QuadraticLoss
+from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
 from phantom import ImagesInMemory, imagined_particles
 
 N, BOX = 24, 16

@@ -41,7 +41,7 @@ _MAX_SHIFT = 0.1  # share of the box
 _EDGE = 0.1  # share of the box by which the circle kept of an image exceeds the particle's, beside its shift
 _MOST_SEARCHES = 3  # on refined maps
 _SETTLED = 0.02  # share of the images moved by a search that is not worth another one
-_FEWEST_IMAGES = 100  # of each half set
+_FEWEST_IMAGES = 40  # of each half set
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,14 @@ def _diameter(look: Look, table: Particles, settings: AbInitioSettings, reporter
     if settings.mask_diameter is not None:
         return min(settings.mask_diameter, _LARGEST_DIAMETER * box)
     if look.diameter is None:
-        reporter.warn(f"no particle stands out of the noise: diameter taken as {_UNSEEN_DIAMETER:.0%} of the box")
+        reporter.warn(
+            f"no particle stands out of the noise; its diameter is taken as {_UNSEEN_DIAMETER:.0%} of the box"
+        )
         return _UNSEEN_DIAMETER * box
     found = min(_OUTLINE_MARGIN * look.diameter * table.pixel_size_in_angstroms, _LARGEST_DIAMETER * box)
-    reporter.line(f"particle diameter {found:.0f} Å about the image's middle, from the images' variance")
+    reporter.line(
+        f"the particle has a diameter of {found:.0f} Å about the middle of its image, from the variance of the images"
+    )
     return found
 
 
@@ -280,8 +284,8 @@ class _Job:
         pixel = self.table.box_size * self.table.pixel_size_in_angstroms
         self.reporter.line(
             f"search: to {pixel / coarse:.3g} Å in steps of {self.scales.coarse_step:.3g}°, then to "
-            f"{pixel / polar.grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image tells "
-            f"{nats:.1f} nats, so {search.stochastic.iterations} batches of {search.stochastic.batch}"
+            f"{pixel / polar.grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image holds "
+            f"{nats:.1f} nats, so that {search.stochastic.iterations} batches of {search.stochastic.batch} are used"
         )
         return search, nats
 

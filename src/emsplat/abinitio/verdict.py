@@ -128,7 +128,7 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
     ]
     if ending is not None:
         what = "the finest shell that the final halves share, over the finest of the first search"
-        criteria.append(Criterion("measurable", ending.measurable, 1.0, 0.5, what))
+        criteria.append(Criterion("measurable", ending.measurable, 1.0, 0.0, what))
         dark = 0.0 if ending.looks_dark else 1.0
         criteria.append(Criterion("contrast", dark, 1.0, 0.5, "the agreement of the map's sign with the images'"))
     if ending is not None and ending.moved is not None:

@@ -22,7 +22,7 @@ from emsplat.check.inversion import SmallData, expected_map, gather_parts
 from emsplat.fourier.slices import central_slices, fourier_volume
 from emsplat.imaging.forward import ForwardModel
 from emsplat.imaging.likelihood import observe, slice_statistics
-from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.sufficient import Statistics
 from emsplat.validation.correlation import Curve, fsc
 
 OTHERS = 8  # K

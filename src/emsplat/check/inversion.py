@@ -13,8 +13,9 @@ from emsplat.fourier import maps
 from emsplat.io.images import ImageSource
 from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from emsplat.statistics.preview import contrast, contrast_is_sure, outline_diameter
+from emsplat.statistics.sufficient import Statistics
 from emsplat.validation.correlation import Curve, fsc
 
 _OFF_CENTRE = 0.1  # share of the box; a centre of mass further from the box centre is a problem

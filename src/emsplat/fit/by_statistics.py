@@ -21,8 +21,8 @@ from emsplat.fit.state import FitHistory, FitState
 from emsplat.models.densification import DensificationSchedule
 from emsplat.models.density_model import Model
 from emsplat.runtime.context import Task
-from emsplat.statistics.accumulate import Statistics
 from emsplat.statistics.loss import QuadraticLoss
+from emsplat.statistics.sufficient import Statistics
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from emsplat.fit.by_statistics_gpu import loss_on
 from emsplat.models.densification import round_gaussians, sample_centres
 from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.runtime.devices import CPU
-from emsplat.statistics.accumulate import Statistics
 from emsplat.statistics.loss import cube
+from emsplat.statistics.sufficient import Statistics
 
 _START_PER_WIDEST = 0.6  # σ, in units of the largest that is allowed
 _BLUR = 1.0  # pixels, of the inversion that centres are drawn from

@@ -1,6 +1,6 @@
 """The job that looks for heterogeneity: a latent for every particle, maps of states, Gaussians that follow the latents.
 
-- ``run``: the job, from top to bottom
+- ``run``: the job, from top to bottom; ``result``: what it hands back
 - ``observations``: what the images say below a limit of frequency; ``slices``: slices of many volumes at once
 - ``subspace``: a linear subspace of maps; ``posterior``: latents under it, contrast and pose errors integrated out
 - ``agreement``: how many components there are, decided by the other half's images; ``alignment``: one frame for both

@@ -15,7 +15,8 @@ from emsplat.heterogeneity.fit_decoder import Bin, make_bin
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import HELD_OUT, TRAINING, Part, PartWeights
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
+from emsplat.statistics.sufficient import Statistics
 
 LEAST_WEIGHT = 0.02  # shares below are dropped
 _BANDWIDTH = 1.5

@@ -23,8 +23,8 @@ from emsplat.models.gaussians import Gaussians
 from emsplat.models.parameters import Parameters
 from emsplat.splat import voxelise
 from emsplat.splat.bandlimit import widened
-from emsplat.statistics.accumulate import Statistics
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
+from emsplat.statistics.sufficient import Statistics
 
 VARIANTS = ("mass", "both")
 

@@ -24,8 +24,9 @@ from emsplat.heterogeneity.gtm import PointPosterior, inner_with_points, point_p
 from emsplat.heterogeneity.latents import Latents
 from emsplat.heterogeneity.observations import Observations, observe
 from emsplat.heterogeneity.posterior import Posterior
-from emsplat.heterogeneity.protection import Leak, leaks
-from emsplat.heterogeneity.states import State, make_states
+from emsplat.heterogeneity.protection import leaks
+from emsplat.heterogeneity.result import Components, Half, Heterogeneity
+from emsplat.heterogeneity.states import make_states
 from emsplat.heterogeneity.subspace import Stage, Subspace, embed, learn, stages
 from emsplat.io import read_map
 from emsplat.io.images import ImageSource, reading_order
@@ -43,48 +44,16 @@ from emsplat.symmetry import symmetry_operators
 Found = TypeVar("Found")
 
 _SOUGHT = 6  # components that are learnt at first; those that the halves do not share are dropped
+_FEWEST_IMAGES = 200  # of a half
 _LEARNT_FROM = 25_000  # images of a half at most: more would not make the components clearer by much, and take memory
 _BLOCK = 4096  # images whose samples are held at once, where all are looked at
 _FINEST_SHELL = 23  # of the subspace and of the rounds
 _GRID_BYTES = 600 << 20  # of the grids of bins that are filled at once
 _MOST_ROUNDS = 2
 _WORTH_A_ROUND = 0.02  # log-likelihood an image that a round must bring for its latents to be taken
-_POSE_WARNING_IN_PIXELS = 0.4  # of the rim's movement by a pose error's standard deviation, or of a shift's
-
-
-@dataclass(frozen=True)
-class Half:
-    """What one half found; latents are in the frame that both halves share."""
-
-    space: Subspace
-    decoder: Decoder
-    histories: tuple[tuple[DecoderHistory, ...], ...]  # of every decoder fit, the chosen variant first
-
-
-@dataclass(frozen=True)
-class Components:
-    """How many components there are, and why."""
-
-    count: int  # K
-    found: int  # by the data, whatever was asked for
-    seen: tuple[Seen, Seen]  # half 1's components by half 2's images, and the other way round
-    canonical: NDArray[np.float64]  # (6,) correlations of the halves' subspaces
-    pose_errors: tuple[float, float]  # standard deviations learnt from the images: degrees, pixels
-
-
-@dataclass(frozen=True)
-class Heterogeneity:
-    """What a run hands back."""
-
-    consensus: Reconstruction
-    components: Components
-    halves: tuple[Half, Half] | None  # None where nothing varies
-    latents: Latents
-    states: tuple[State, ...]
-    leaks: tuple[Leak, ...]
-    log_likelihoods: tuple[float, ...]  # of a held-out image, after the subspace's bins and every round
-    settings: HeterogeneitySettings
-    reporter: Reporter
+# Standard deviations in pixels, of the rim's movement by turns and of shifts, from which on poses look wrong. With
+# exact poses, 0.1 and 0.06 to 0.08 were learnt; with errors of 2° and 0.57 pixels, 0.11 and 0.32.
+_RIM_WARNING, _SHIFT_WARNING = 0.4, 0.2
 
 
 @dataclass(frozen=True)
@@ -139,14 +108,18 @@ def find_heterogeneity(
         reporter.warn("several images show one particle, such as its tilts; each of them gets a latent of its own")
     with threads(settings.threads), ImageSource(table, settings.invert) as images:
         work = _work(table, images, consensus, focus, settings, reporter)
+        fewest = min(len(work.rows(half)) for half in (1, 2))
+        if fewest < _FEWEST_IMAGES:
+            reporter.warn(f"{fewest} images in a half set are too few to look for heterogeneity; use {_FEWEST_IMAGES}")
+            return _nothing(work, None)
         if work.limit_shell < 2:
-            reporter.warn("nothing can be measured of the consensus, so nothing can be said of its parts")
+            reporter.warn("nothing can be measured of the consensus, so nothing can be said of how particles differ")
             return _nothing(work, None)
         spaces = _subspaces(work)
         components = _components(work, spaces)
         _warn_of_pose_errors(work, components)
         if components.count == 0:
-            reporter.line("no heterogeneity found: neither half's components vary among the other half's images")
+            reporter.line("no heterogeneity found: " + components.why_none)
             return _nothing(work, components)
         return _with_components(work, spaces, components)
 
@@ -170,7 +143,7 @@ def _work(
     if focus is not None:
         if len(focus) != box_size:
             raise InputError(
-                f"{settings.mask}: {len(focus)} voxels for images of {box_size} pixels; they must be alike"
+                f"{settings.mask}: has {len(focus)} voxels for images of {box_size} pixels; resample it to that box"
             )
         sphere = focus
     limit = min(consensus.validation.limit_shell, _FINEST_SHELL, box_size // 2 - 1, int(edge / finest))
@@ -187,7 +160,9 @@ def _box_for(table: Particles, finest: float) -> int:
 def _focus(path: Path) -> NDArray[np.float32]:
     mask = read_map(path).values
     if mask.min() < -1e-3 or mask.max() > 1 + 1e-3 or mask.max() < 0.5:
-        raise InputError(f"{path}: values from {mask.min():g} to {mask.max():g}; a mask must lie between 0 and 1")
+        raise InputError(
+            f"{path}: has values from {mask.min():g} to {mask.max():g}; scale it to values between 0 and 1"
+        )
     return mask
 
 
@@ -249,7 +224,7 @@ def _warn_of_pose_errors(work: _Work, components: Components) -> None:
     degrees, pixels = components.pose_errors
     radius = 0.35 * work.grid.diameter_in_angstroms / work.table.pixel_size_in_angstroms
     rim = np.deg2rad(degrees) * radius
-    if max(rim, pixels) > _POSE_WARNING_IN_PIXELS:
+    if rim > _RIM_WARNING or pixels > _SHIFT_WARNING:
         work.reporter.warn(
             f"the images look as if their poses were off by about {degrees:.1f}° and {pixels:.2f} pixels. Components "
             "may be made of such errors: refine the poses first, here with --refine poses,shifts"

@@ -44,10 +44,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Observed:
-    """What n images say, in the units of a working box D′ ≤ D."""
+    """The data of n images in the units of a working box D′ ≤ D."""
 
     spectra: Tensor  # (n, D′, D′//2+1) transforms of the images, cropped
-    weights: Tensor  # (n, D′, D′//2+1) W², twice that where a sample stands for its mirror image too
+    weights: Tensor  # (n, D′, D′//2+1) W², doubled if a sample also stands for its mirror image
     premultiplied: Tensor  # (n,) bool: the spectra hold C y
 
 
@@ -57,11 +57,11 @@ def observe(
     """Recorded images, ready for `negative_log_likelihoods`.
 
     Args:
-        images: (n, B, B) as they are read, cropped to B ≥ D′ or not; their mean does not matter.
+        images: (n, B, B) images as they are read, perhaps cropped to B ≥ D′; their mean does not matter.
         particles: the same n rows.
         noise: (groups, D//2+1) from `noise_spectra`, of the uncropped images.
         box_size: D′ of the working box that the images are cropped to in Fourier space.
-        double: in float64; the images are, too, then.
+        double: whether to work in float64; the images must then be float64 as well.
     """
     # A slice of the working grid's map, whose voxels are larger, is smaller in its own units.
     scale = (box_size / particles.box_size) ** 3
@@ -95,10 +95,10 @@ def negative_log_likelihoods(spectra: Tensor, transfer: Tensor, observed: Observ
 
 
 def slice_statistics(forward: ForwardModel, observed: Observed) -> tuple[Tensor, Tensor]:
-    """What each image says of its central slice: ``b = C W² e^{−iφ} y``, shifted to the centre, and ``t = C² W²``.
+    """The statistics of each image about its central slice: ``b = C W² e^{−iφ} y``, centred, and ``t = C² W²``.
 
     Returns:
-        (n, D′, D′//2+1) complex and real; twice as much where a sample stands for its mirror image too.
+        (n, D′, D′//2+1) complex and real; doubled if a sample also stands for its mirror image.
     """
     transfer, premultiplied = forward.transfer, observed.premultiplied[:, None, None]
     # The particle's centre becomes pixel 0, the origin of `central_slices` without a shift.

@@ -1,4 +1,4 @@
-"""Radial noise spectra, one an optics group, and whitening by them."""
+"""Radial noise spectra, one for each optics group, and whitening by them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from emsplat.errors import InputError
 from emsplat.imaging.ctf import ctf
 from emsplat.particles.table import Particles
 
-_CIRCLE = 0.9  # diameter of the particle's circle as a share of the box: noise is measured outside
-_EDGE = 4.0  # pixels of soft edge
-_AT_ONCE = 64  # images whose transforms are held together
+_CIRCLE = 0.9  # diameter of the particle's circle as a share of the box; noise is measured outside
+_EDGE = 4.0  # width of the soft edge in pixels
+_AT_ONCE = 64  # number of images whose transforms are held together
 
 
 def outside_circle(box_size: int) -> NDArray[np.float32]:
@@ -28,8 +28,8 @@ def outside_circle(box_size: int) -> NDArray[np.float32]:
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def subtract_background(images, window):
-    """Take each image's mean over the window off it, in place. images: (n, D, D) float32, window: (D, D)."""
-    total = np.float64(0)  # by hand: numba would sum in parts, one a thread, and round by their number
+    """Subtract from each image its mean over the window, in place. images: (n, D, D) float32, window: (D, D)."""
+    total = np.float64(0)  # numba would sum in one part per thread, with rounding that depends on their number
     for y in range(window.shape[0]):
         for x in range(window.shape[1]):
             total += window[y, x]
@@ -57,10 +57,10 @@ def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:
 def noise_spectra(images: NDArray[np.float32], particles: Particles) -> NDArray[np.float64]:
     """Power of the noise in every optics group.
 
-    Premultiplied images hold CTF × noise: their power over the mean CTF² is the noise's before multiplication.
+    Premultiplied images hold CTF × noise. Their power over the mean CTF² is that of the noise before multiplication.
 
     Args:
-        images: (n, D, D), background subtracted; particles: the same n rows.
+        images: (n, D, D) images with the background subtracted; particles: the same n rows.
     Returns:
         (groups, D//2+1): mean |DFT of the noise|² in each shell, of a whole image, unnormalised DFT.
     """
@@ -81,7 +81,7 @@ def noise_spectra(images: NDArray[np.float32], particles: Particles) -> NDArray[
                 "measured; use images that were not masked"
             )
         spectra[number] = np.maximum(spectrum, 1e-6 * spectrum.mean())
-    # A group the sample missed is a rare one: it borrows the mean of the others.
+    # A group that the sample missed is rare, and takes the mean of the others.
     spectra[counts == 0] = np.average(spectra, axis=0, weights=counts)
     return spectra
 
@@ -112,6 +112,6 @@ def _mean_spectrum(images: NDArray[np.float32], rows: NDArray, window: NDArray[n
 
 
 def _smeared(power: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A power spectrum (D, D//2+1) as it is seen through a window (D, D): near the CTF's zeros this matters."""
+    """A power spectrum (D, D//2+1) as seen through a window (D, D), which matters near the zeros of the CTF."""
     of_window = scipy.fft.irfft2(np.abs(scipy.fft.rfft2(window.astype(np.float64))) ** 2, s=window.shape)
     return scipy.fft.rfft2(scipy.fft.irfft2(power, s=window.shape) * of_window / of_window[0, 0]).real

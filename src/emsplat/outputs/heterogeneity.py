@@ -18,7 +18,7 @@ from emsplat.figures import heterogeneity as figures
 from emsplat.heterogeneity.agreement import LEAST_SIGNIFICANCE, LEAST_VARIANCE
 from emsplat.heterogeneity.decoder import average
 from emsplat.heterogeneity.latents import write_latents
-from emsplat.heterogeneity.run import Heterogeneity
+from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.states import State
 from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map

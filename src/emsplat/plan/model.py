@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from emsplat.fourier.insertion import OVERSAMPLING, WIDTH, grid_period, grid_shape
 from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.plan.cluster import Cluster
-from emsplat.poses.rounds import MOST_ROUNDS
+from emsplat.poses.refine import RefineSettings
 from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.validation.local_resolution import frequency_bands
 
@@ -180,9 +180,13 @@ def _refinement(job: Job, cluster: Cluster, rates: Rates, solving: list[Stage]) 
     each = rates.load_seconds_per_image + rates.transform_seconds_per_image
     each += REFINEMENT_PASSES * rates.insert_seconds_per_image * (job.working_box / rates.pass_box) ** 2 / 2
     again = sum(stage.seconds for stage in solving)
-    work = MOST_ROUNDS * job.n_images / cluster.ranks * each * _slowness(cluster)
+    work = RefineSettings.most_rounds * job.n_images / cluster.ranks * each * _slowness(cluster)
     return Stage(
-        "refinement", {PROCESSOR: work}, 96e6 * 2, extra=MOST_ROUNDS * again, extra_of="accumulation and fits again"
+        "refinement",
+        {PROCESSOR: work},
+        96e6 * 2,
+        extra=RefineSettings.most_rounds * again,
+        extra_of="accumulation and fits again",
     )
 
 

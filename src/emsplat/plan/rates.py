@@ -30,9 +30,10 @@ from emsplat.particles.table import Particles
 from emsplat.plan.model import Job, volume_work
 from emsplat.runtime import devices
 from emsplat.runtime.reporting import peak_memory_in_bytes
-from emsplat.statistics.accumulate import AccumulationSettings, Statistics, accumulate
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
 from emsplat.statistics.preview import Preview
+from emsplat.statistics.sufficient import Statistics
 from emsplat.validation.local_resolution import frequency_bands, local_resolution
 from emsplat.validation.validate import validate
 

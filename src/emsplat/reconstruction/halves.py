@@ -23,7 +23,7 @@ from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import State
 from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
-from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.sufficient import Statistics
 
 _FITS = 3  # number of fits of a half that are averaged
 _STEPS_WITHOUT_SPLIT = 30  # steps if there is no held-out part to say when to stop; so few images need no more

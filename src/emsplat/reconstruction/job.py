@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from emsplat.particles.batches import Images
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.reconstruction.working_grid import Grid
 from emsplat.runtime.checkpoint import Checkpoints
 from emsplat.runtime.context import Context
@@ -25,6 +26,7 @@ class Job:
     grid: Grid
     settings: ReconstructSettings
     context: Context
+    tuning: Tuning = field(default_factory=Tuning)
 
     @property
     def reporter(self) -> Reporter:
@@ -40,9 +42,10 @@ class Job:
 
     @property
     def accumulation_settings(self) -> AccumulationSettings:
-        return accumulation_settings(self.grid, self.preview)
+        return accumulation_settings(self.grid, self.preview, self.tuning)
 
 
-def accumulation_settings(grid: Grid, preview: Preview) -> AccumulationSettings:
+def accumulation_settings(grid: Grid, preview: Preview, tuning: Tuning) -> AccumulationSettings:
     """Settings with T as far as a fit in the grid's cube needs it."""
-    return AccumulationSettings(grid.box_size, fitting_period(grid.extent), preview.noise, grid.symmetry)
+    extent, block_bytes = fitting_period(grid.extent), tuning.accumulation_block_bytes
+    return AccumulationSettings(grid.box_size, extent, preview.noise, grid.symmetry, block_bytes=block_bytes)

@@ -30,6 +30,7 @@ from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
 from emsplat.reconstruction.job import Job, accumulation_settings
 from emsplat.reconstruction.solution import Solution, solve
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
@@ -88,6 +89,7 @@ def reconstruct(
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
     contrast_is_known: bool = False,
+    tuning: Tuning | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
 
@@ -98,12 +100,13 @@ def reconstruct(
         checkpoints: where every stage writes its state, and what it may be resumed from; by default, none.
         world: the ranks that share the work. Each calls this function and gets the same result. By default, one.
         contrast_is_known: whether to accept particles whose map looks dark, because the map may be misleading.
+        tuning: sizes of the pieces that the work is cut into; by default, what suits images by the thousand.
     Raises:
         InputError: the input is wrong; one line says what is wrong and what to do.
     """
     settings = settings or ReconstructSettings()
     reporter = reporter or Reporter()
-    world = world or World()
+    world, tuning = world or World(), tuning or Tuning()
     with threads(settings.threads or world.cores), ExitStack() as stack:
         device = devices.chosen(settings.device, reporter)
         with reporter.stage("read"):
@@ -133,10 +136,14 @@ def reconstruct(
         )
         device = _with_room(device, grid, preview, settings, reporter, world)
 
-        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints))
+        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints), tuning)
         refinement = None
         if settings.refined:
-            limits = refine_settings(settings, diameter)
+            limits = replace(
+                refine_settings(settings, diameter),
+                most_rounds=tuning.refinement_rounds,
+                blocks=tuning.refinement_blocks,
+            )
             task = Task(world, device, reporter, checkpoints.named("refinement", world))
             recorded = Recorded(table, images, preview.noise)
             table, solution, refinement = refined(recorded, partial(solve, job), limits, diameter, task)
@@ -258,7 +265,7 @@ def _with_room(
     if device.type == "cuda":
         from emsplat.statistics.accumulate_gpu import bytes_needed  # Triton may only exist where there is a card
 
-        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview))
+        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview, Tuning()))
         device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
     if {device.type} != set(world.gather(device.type)):
         reporter.warn("working on the CPU, because not every rank has a graphics card that it can use")

@@ -23,8 +23,8 @@ from emsplat.reconstruction.halves import Half, Parts, fit_half, kept_half, watc
 from emsplat.reconstruction.job import Job
 from emsplat.runtime.context import Task
 from emsplat.runtime.stopwatch import Stopwatch
-from emsplat.statistics.accumulate import Statistics, restored_statistics, saved_statistics
 from emsplat.statistics.distributed import accumulate_shared
+from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
 from emsplat.validation.directions import measured_density
 from emsplat.validation.validate import Validation, validate
 
@@ -106,7 +106,7 @@ class _SharedFits:
         training, held_out = (self.parts.rows_of(Part(number, split), order) for split in (TRAINING, HELD_OUT))
         noise, grid = job.preview.noise, job.grid
         half = HalfSet(self.table, job.images, training, held_out, noise, grid.box_size, grid.symmetry)
-        return fit_images(half, start, settings, task=task)
+        return fit_images(half, start, settings, job.tuning.schedule_by_images, task)
 
 
 def _kept_halves(job: Job, owner: dict[int, int]) -> tuple[dict[int, Half], list[int]]:

@@ -323,9 +323,11 @@ NO_CHECKPOINTS = Checkpoints(None)
 UNKEPT = Checkpoint(NO_CHECKPOINTS, "")
 
 
-def checkpoints_of(run_folder: Path, resume: bool, overwrite: bool, reporter: Reporter, world: World) -> Checkpoints:
+def checkpoints_of(
+    run_folder: Path, resume: bool, overwrite: bool, reporter: Reporter, world: World, pace: Pace | None = None
+) -> Checkpoints:
     """The checkpoints of a reconstruction, prepared by the first rank."""
-    checkpoints = Checkpoints(run_folder / FOLDER, resume, reporter=reporter)
+    checkpoints = Checkpoints(run_folder / FOLDER, resume, reporter=reporter, pace=pace or Pace())
     if world.is_first:
         checkpoints.prepare(overwrite)
     return checkpoints

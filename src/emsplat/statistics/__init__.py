@@ -1,7 +1,8 @@
-"""What all images say about the map: the sufficient statistics b and T, and the loss they make.
+"""Everything the images say about the map: the sufficient statistics b and T, and the loss they define.
 
 - ``preview``: a first look at a sample: noise, diameter and contrast
-- ``accumulate``, ``accumulate_gpu``: one pass over the images fills b and T
-- ``schedule``: which rank does what of it; ``distributed``: the pass, shared by the ranks
+- ``sufficient``: b and T of a part of the images, and their direct inversion
+- ``accumulate``, ``accumulate_gpu``: read the images once and fill b and T of any number of parts
+- ``schedule``: which rank does what of it; ``distributed``: the accumulation, shared by the ranks
 - ``loss``: ½⟨V, T∗V⟩ − ⟨b, V⟩ and its gradient
 """

@@ -273,10 +273,10 @@ class _Blocks:
         if n_images == 1:
             raise InputError(
                 f"{devices.name_of(self.device)} is out of memory with a single image of {self._box_size} pixels; "
-                "free some of it, look at coarser detail with --max-resolution, or use --device cpu"
+                "free some of it, set a coarser --max-resolution, or use --device cpu"
             )
         self.at_once, self.is_measured = min(self.at_once, (n_images + 1) // 2), True
-        say(f"out of memory on the card with {n_images:,} images at once: going on with {self.at_once:,}")
+        say(f"out of memory on the card with {n_images:,} images at once; continuing with {self.at_once:,}")
         return self.at_once
 
 

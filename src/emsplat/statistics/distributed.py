@@ -24,17 +24,15 @@ from emsplat.statistics.accumulate import (
     AccumulationSettings,
     FilledGrid,
     GridId,
-    Statistics,
     empty_grid,
     fill_grids,
     grids_of,
     groups_of_parts,
-    restored_statistics,
     rows_in_order,
-    saved_statistics,
     statistics_of,
 )
 from emsplat.statistics.schedule import Share, deal, gives_whole_grids
+from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
 
 
 def accumulate_shared(

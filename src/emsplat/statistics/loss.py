@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emsplat.splat.bandlimit import boost, boosted
-from emsplat.statistics.accumulate import Statistics
+from emsplat.statistics.sufficient import Statistics
 
 _PERIOD_PER_EXTENT, _EXACT_PERIOD = 1.25, 96  # voxels, up to which a convolution is exact
 

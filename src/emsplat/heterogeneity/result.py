@@ -1,0 +1,65 @@
+"""What a search for heterogeneity hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.heterogeneity.agreement import LEAST_SIGNIFICANCE, Seen
+from emsplat.heterogeneity.decoder import Decoder
+from emsplat.heterogeneity.fit_decoder import DecoderHistory
+from emsplat.heterogeneity.latents import Latents
+from emsplat.heterogeneity.protection import Leak
+from emsplat.heterogeneity.states import State
+from emsplat.heterogeneity.subspace import Subspace
+from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.runtime.reporting import Reporter
+from emsplat.settings import HeterogeneitySettings
+
+
+@dataclass(frozen=True)
+class Half:
+    """What one half found; latents are in the frame that both halves share."""
+
+    space: Subspace
+    decoder: Decoder
+    histories: tuple[tuple[DecoderHistory, ...], ...]  # of every decoder fit, the chosen variant first
+
+
+@dataclass(frozen=True)
+class Components:
+    """How many components there are, and why."""
+
+    count: int  # K
+    found: int  # by the data, whatever was asked for
+    seen: tuple[Seen, Seen]  # half 1's components by half 2's images, and the other way round
+    canonical: NDArray[np.float64]  # (6,) correlations of the halves' subspaces
+    pose_errors: tuple[float, float]  # standard deviations learnt from the images: degrees, pixels
+
+    @property
+    def why_none(self) -> str:
+        """What is said where there are none."""
+        strongest = min(float(seen.significance.max(initial=0)) for seen in self.seen)
+        if strongest < LEAST_SIGNIFICANCE:
+            return "neither half's components vary among the other half's images"
+        return (
+            "what varies among the other half's images is only a small part of what a half makes of it. Errors of "
+            "poses look like this: try --refine poses,shifts"
+        )
+
+
+@dataclass(frozen=True)
+class Heterogeneity:
+    """What a run hands back."""
+
+    consensus: Reconstruction
+    components: Components
+    halves: tuple[Half, Half] | None  # None where nothing varies
+    latents: Latents
+    states: tuple[State, ...]
+    leaks: tuple[Leak, ...]
+    log_likelihoods: tuple[float, ...]  # of a held-out image, after the subspace's bins and every round
+    settings: HeterogeneitySettings
+    reporter: Reporter
