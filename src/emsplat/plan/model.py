@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from emsplat.fourier.insertion import WIDTH, grid_period, grid_shape
+from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.plan.cluster import Cluster
 from emsplat.validation.local_resolution import frequency_bands
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 STEPS = 35  # steps of a fit, including its share of the search; 28 to 41 were seen, and 90 are possible
 OVERSAMPLING = 1.5  # oversampling of the grids
-SUBSETS = 4  # parts of the accumulation: a training and a held-out part of each half
 FIGURES_SECONDS = 4.0  # seconds for figures and report; 2 to 5 were seen
 ROW_BYTES = 250  # bytes of an image beside its row in the table, for matrices, CTF and order
 BLOCK_BYTES = 48 << 20  # bytes of the images that are worked on together
@@ -123,14 +123,14 @@ def _pass(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
     parts = {DISK: job.n_images * rates.disk_bytes_per_image / storage(cluster, rates)}
     load, transform = rates.load_seconds_per_image, rates.transform_seconds_per_image
     insert = rates.insert_seconds_per_image * (job.working_box / rates.pass_box) ** 2
-    grids = SUBSETS * grid_bytes(job.working_box, job.reach)
+    grids = HALF_SET_PARTS * grid_bytes(job.working_box, job.reach)
     work, then = grids_work(job.working_box, job.reach), grids_work(rates.pass_box, rates.pass_reach)
     # If there are two processes, each has one half.
     extra = rates.grids_seconds * work / then / min(cluster.ranks, 2) * _slowness(cluster, 2)
     if card:
         parts[PROCESSOR] = each * load * _slowness(cluster)
         parts[CARD] = each * _card_seconds(job, card)
-        extra = SUBSETS * work * card.transform_seconds / min(cluster.ranks, 2)
+        extra = HALF_SET_PARTS * work * card.transform_seconds / min(cluster.ranks, 2)
     else:
         parts[PROCESSOR] = each * (load + transform + insert) * _slowness(cluster)
     extra_of = CARD if card else PROCESSOR
