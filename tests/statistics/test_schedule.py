@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from emsplat.particles.parts import Kind, PartWeights
 from emsplat.runtime.ranks import World
-from emsplat.statistics.accumulate import AccumulationSettings
+from emsplat.runtime.threads import threads
+from emsplat.statistics.accumulate import AccumulationSettings, GridId, empty_grid, fill_grids
 from emsplat.statistics.schedule import Share, deal, gives_whole_grids, ranks_told_apart
-from phantom import numbered_parts
+from phantom import ImagesInMemory, imagined_particles, numbered_parts
 
 
 def dealt(order: np.ndarray, parts: PartWeights, owners: list[int], size: int) -> list[Share]:
@@ -94,6 +96,43 @@ def test_every_image_is_added_once_to_each_of_its_parts(size: int, whole: bool) 
         assert len(filled) == len(set(filled)) == 2 * group.sum()
     if size <= 16:
         assert max(of_rank) < 1.35 * sum(of_rank) / size
+
+
+@pytest.mark.parametrize("box_size", [16, 32, 33])
+def test_shares_of_ranks_fill_their_grids_to_the_bits_of_one_process(box_size: int) -> None:
+    """Also where a rank reads a single image of a block, whose transform some machines compute differently."""
+    rng = np.random.default_rng(box_size)
+    n, settings = (
+        120,
+        AccumulationSettings(
+            box_size, box_size, np.ones((1, box_size // 2 + 1)), np.eye(3)[None], block_bytes=15 * 4 * box_size**2
+        ),
+    )
+    particles = imagined_particles(n, box_size)
+    images = ImagesInMemory(rng.standard_normal((n, box_size, box_size), dtype=np.float32))
+    parts = numbered_parts((rng.integers(2, size=n) * 2 + (rng.random(n) < 0.2)).astype(np.int8))
+    everything, order = np.ones(4, dtype=bool), np.arange(n)
+
+    def filled(size: int, n_threads: int) -> dict[GridId, NDArray]:
+        shares = deal(order, parts, everything, [0, 0, size - 1, size - 1], size, box_size, settings, True)
+        found: dict[GridId, NDArray] = {}
+        single = 0
+        with threads(n_threads):
+            for share in shares:
+                grids = {grid: empty_grid(grid.kind, settings) for grid in share.grids}
+                fill_grids(grids, particles, images, share.blocks, parts, settings)
+                found |= {grid: filled_grid.values for grid, filled_grid in grids.items()}
+                with_b = np.isin(np.arange(4), [number for number, kind in share.grids if kind == Kind.B])
+                single += sum(len(parts.entries(block, Kind.B, with_b).rows) == 1 for block in share.blocks)
+        assert single > 0 or size < 4
+        return found
+
+    one = filled(1, 1)
+    for size, n_threads in ((1, 2), (2, 1), (3, 1), (4, 1), (4, 2)):
+        several = filled(size, n_threads)
+        assert several.keys() == one.keys()
+        for grid, values in one.items():
+            np.testing.assert_array_equal(several[grid], values, f"{size} ranks: {grid}")
 
 
 def test_up_to_four_ranks_resume_from_each_others_states() -> None:

@@ -4,7 +4,6 @@
 - ``validate``: the family of FSC curves and the honest correlation with the truth
 - ``combination``: the map as the best combination of Gaussians and direct inversion in every shell
 - ``uncertainty``: the standard error of the map at each voxel
-- ``symmetry_test``: whether the images have the symmetry; ``directions``: independent directions in Fourier space
 - ``local_resolution``: the correlation with the truth in windows
 - ``directions``: cells of directions that can vote; ``symmetry_test``: whether the images have a symmetry
 """
