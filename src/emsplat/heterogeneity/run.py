@@ -134,7 +134,7 @@ def _work(
 ) -> _Work:
     box_size, pixel_size = table.box_size, table.pixel_size_in_angstroms
     edge = box_size * pixel_size
-    diameter = settings.mask_diameter or consensus.preview.diameter_in_angstroms or 0.85 * edge
+    diameter = settings.mask_diameter or consensus.preview.diameter_in_angstroms or maps.PARTICLE_SHARE * edge
     diameter = min(1.15 * diameter, 0.95 * edge)  # what moves may reach beyond the consensus
     finest = 2 * pixel_size if settings.max_resolution is None else settings.max_resolution
     working = _box_for(table, finest)

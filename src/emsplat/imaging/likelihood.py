@@ -25,7 +25,21 @@ from torch import Tensor
 
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.imaging.forward import ForwardModel, frequency_radii, shift_factors
+from emsplat.particles.batches import Images, Rows
 from emsplat.particles.table import Particles
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Images as they were recorded, and the noise in them."""
+
+    particles: Particles  # of N rows, which the images are read by
+    images: Images
+    noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`, of the uncropped images
+
+    def observe(self, rows: Rows, box_size: int) -> Observed:
+        """Read these rows, ready for `negative_log_likelihoods` in a working box D′."""
+        return observe(self.images.read(rows), self.particles.select(rows), self.noise, box_size)
 
 
 @dataclass(frozen=True)

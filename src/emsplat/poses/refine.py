@@ -1,9 +1,10 @@
 """Local refinement of the pose, shift, contrast and defocus of each image against the map of its own half.
 
-The values in the file are treated as a measurement: the true values are normally distributed about them. The width of
-this distribution is learnt from the images (by the EM algorithm, block by block), so that correct poses stay where they
-are, and an image with little information moves little. For each image, a few Gauss–Newton steps with the damping of
-Levenberg and Marquardt minimise
+The negative log-likelihood of an image, given a map, is that of `imaging.likelihood`. The values in the file are
+treated as a measurement: the true values are normally distributed about them. The width of this distribution is learnt
+from the images (by the EM algorithm, block by block), so that correct poses stay where they are, and an image with
+little information moves little. For each image, a few Gauss–Newton steps with the damping of Levenberg and Marquardt
+minimise
 
     negative log-likelihood + ½ Σ (change / width)²
 
@@ -15,7 +16,7 @@ definition as splatting the Gaussians, and many times as fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,9 +29,8 @@ from emsplat.fourier import maps
 from emsplat.fourier.slices import FourierVolume, fourier_volume
 from emsplat.imaging.aberrations import antisymmetric_factors, symmetric_phases
 from emsplat.imaging.ctf import ctf_parameters
-from emsplat.imaging.likelihood import observe
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io.images import reading_order
-from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 from emsplat.poses.refine_kernels import N_PARAMETERS, WINDOW, normal_equations, tap_table
 from emsplat.runtime.ranks import World
@@ -111,32 +111,44 @@ def reference(
 
 
 def refine_half(
-    particles: Particles,
+    recorded: Recorded,
     changes: NDArray[np.float64],
-    images: Images,
     rows: NDArray[np.int64],
-    noise: NDArray[np.float64],
     against: Reference,
     settings: RefineSettings,
-    progress: Callable[[int, int, float], None] = lambda done, total, gain: None,
-    before: tuple[int, float] = (0, 0.0),
     world: World | None = None,
 ) -> float:
+    """Refine the images of one half against its map; arguments as for `refined_blocks`.
+
+    Returns:
+        How much the negative log-likelihood of an image fell, on average.
+    """
+    *_, (_, fallen) = refined_blocks(recorded, changes, rows, against, settings, world)
+    return fallen / len(rows)
+
+
+def refined_blocks(
+    recorded: Recorded,
+    changes: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    against: Reference,
+    settings: RefineSettings,
+    world: World | None = None,
+    before: tuple[int, float] = (0, 0.0),
+) -> Iterator[tuple[int, float]]:
     """Refine the images of one half against its map, block by block.
 
     Args:
-        particles: (N) particles as in their file.
+        recorded: all N images, with the particles as in their file.
         changes: (N, 7) differences from the file: turns about the axes of the image (radians), shift of the particle
             x, y (Å), contrast − 1, defocus (Å). They are the start, and are replaced by the result.
         rows: rows of the half.
-        noise: (groups, D//2+1) from `noise_spectra`.
-        progress: called with the number of images done and in total, and the total gain in log-likelihood.
-        before: the first and the last of these from an earlier call that was interrupted, whose `changes` are given.
         world: the ranks that share the blocks, which are the same for any number of ranks; by default, one.
-    Returns:
-        The gain in log-likelihood per image.
+        before: what was yielded last by an earlier call that was interrupted, whose `changes` are given.
+    Yields:
+        After each block, the number of images done, and the gain in log-likelihood of all of them together.
     """
-    order = rows[reading_order(particles.select(rows))]
+    order = rows[reading_order(recorded.particles.select(rows))]
     samples = _samples(against.limit_shell)
     at_once = settings.blocks.images_at_once(len(samples))
     first, fallen = before
@@ -150,9 +162,7 @@ def refine_half(
         found, gains = [np.zeros((len(block), changes.shape[1])) for block in together], np.zeros(len(together))
         if world.rank < len(together):
             block = together[world.rank]
-            problem = _Problem(
-                particles.select(block), images, block, noise, against, samples, settings.blocks.read_bytes
-            )
+            problem = _Problem(recorded, block, against, samples, settings.blocks.read_bytes)
             found[world.rank], gains[world.rank] = _minimised(problem, changes[block], settings)
         world.sum(gains)
         for block, moved, gain in zip(together, found, gains.tolist(), strict=True):
@@ -160,8 +170,7 @@ def refine_half(
             changes[block] = moved
             fallen += gain
             done += len(block)
-        progress(done, len(order), fallen)
-    return fallen / len(rows)
+        yield done, fallen
 
 
 def changed(particles: Particles, changes: NDArray[np.float64]) -> Particles:
@@ -186,15 +195,14 @@ class _Problem:
 
     def __init__(
         self,
-        particles: Particles,
-        images: Images,
+        recorded: Recorded,
         rows: NDArray[np.int64],
-        noise: NDArray[np.float64],
         against: Reference,
         samples: NDArray[np.int64],
         read_bytes: int = Blocks.read_bytes,
     ) -> None:
-        """Args: rows: (n,) of these particles among all that `images` reads; read_bytes: of the images read at once."""
+        """Args: rows: (n,) the images of the block; read_bytes: of the images read at once."""
+        particles = recorded.particles.select(rows)
         self.particles, self.samples, self.against = particles, samples, against
         self.poses, self.premultiplied = particles.poses, particles.premultiplied
         voltages = np.array([group.voltage_in_kilovolts for group in particles.optics])[particles.optics_group]
@@ -208,7 +216,7 @@ class _Problem:
         self.weights = np.empty((len(particles), len(samples)), dtype=np.float32)
         at_once = max(1, read_bytes // (4 * particles.box_size**2))
         for part in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
-            observed = observe(images.read(rows[part]), particles.select(part), noise, box_size)
+            observed = recorded.observe(rows[part], box_size)
             self.spectra[part] = observed.spectra.numpy()[at]
             self.weights[part] = observed.weights.numpy()[at]
         for image in np.flatnonzero(odd_of >= 0):

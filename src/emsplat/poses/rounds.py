@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.particles.batches import Images
+from emsplat.imaging.likelihood import Recorded
 from emsplat.particles.table import Particles
-from emsplat.poses.refine import RefineSettings, changed, reference, refine_half
-from emsplat.runtime.checkpoint import UNKEPT, Checkpoint, State
-from emsplat.runtime.ranks import World
-from emsplat.runtime.reporting import Reporter
+from emsplat.poses.refine import RefineSettings, changed, reference, refined_blocks
+from emsplat.runtime.checkpoint import State
+from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
 from emsplat.validation.validate import Validation
 
@@ -134,35 +133,31 @@ class _Progress:
 
 
 def refined(
-    particles: Particles,
+    recorded: Recorded,
     solve: Callable[[Particles], Solution],
-    images: Images,
-    noise: NDArray[np.float64],
     settings: RefineSettings,
     diameter_in_angstroms: float,
-    reporter: Reporter,
-    checkpoint: Checkpoint = UNKEPT,
-    world: World | None = None,
+    task: Task | None = None,
 ) -> tuple[Particles, Solution, Refinement]:
     """Solve, refine and solve in turn, with two to four refinements.
 
     Args:
-        particles: with half sets.
+        recorded: the images, and the particles with half sets.
         solve: makes half maps from particles.
-        noise: (groups, D//2+1) from `noise_spectra`.
-        checkpoint: the changes are offered to it repeatedly, and the refinement resumes from those it loads.
-        world: the ranks that do this together, each with the same half maps; by default, one.
+        task: the ranks that do this together, each with the same half maps. The changes are offered to its checkpoint
+            repeatedly, and the refinement resumes from those it loads.
     """
-    progress = _Progress.restored(checkpoint.load(), len(particles))
+    task, particles = task or Task(), recorded.particles
+    reporter, half_set = task.reporter, particles.half_set
+    progress = _Progress.restored(task.checkpoint.load(), len(particles))
     gains = progress.gains
-    world = world or World()
     reporter.line(
         f"refining {', '.join(settings.quantities)} within {settings.range_in_degrees:.3g}° "
         f"and {settings.range_in_angstroms:.3g} Å of the values in the file"
     )
     current = particles
     if gains:
-        current = changed(particles, _with_mean_contrast_1(progress.start, particles.half_set))
+        current = changed(particles, _with_mean_contrast_1(progress.start, half_set))
     solution = solve(current)
     while len(gains) < settings.most_rounds and (not gains or gains[-1] > _WORTH_ANOTHER * gains[0]):
         limit = solution.validation.limit_shell
@@ -170,26 +165,15 @@ def refined(
             reporter.warn("nothing is measurable against which images could be refined; they stay as they are")
             break
         with reporter.stage("refinement"):
-            _round(
-                particles,
-                progress,
-                solution,
-                images,
-                noise,
-                settings,
-                diameter_in_angstroms,
-                reporter,
-                checkpoint,
-                world,
-            )
+            _round(recorded, progress, solution, settings, diameter_in_angstroms, task)
         reporter.line(
             f"refinement round {len(gains)}: to {1 / solution.validation.frequency[limit - 1]:.3g} Å, "
             f"log-likelihood +{gains[-1]:.3g} an image"
         )
-        current = changed(particles, _with_mean_contrast_1(progress.changes, particles.half_set))
+        current = changed(particles, _with_mean_contrast_1(progress.changes, half_set))
         solution = solve(current)
-    result = Refinement(settings, _with_mean_contrast_1(progress.changes, particles.half_set), tuple(gains))
-    for name, (first, second) in result.summary(particles.half_set)["rms_changes_of_halves"].items():
+    result = Refinement(settings, _with_mean_contrast_1(progress.changes, half_set), tuple(gains))
+    for name, (first, second) in result.summary(half_set)["rms_changes_of_halves"].items():
         reporter.line(f"root mean square change in halves 1 and 2: {name.replace('_', ' ')} {first:.3g}, {second:.3g}")
     return current, solution, result
 
@@ -204,16 +188,12 @@ def _with_mean_contrast_1(changes: NDArray[np.float64], half_set: NDArray[np.int
 
 
 def _round(
-    particles: Particles,
+    recorded: Recorded,
     progress: _Progress,
     solution: _Solution,
-    images: Images,
-    noise: NDArray[np.float64],
     settings: RefineSettings,
     diameter_in_angstroms: float,
-    reporter: Reporter,
-    checkpoint: Checkpoint,
-    world: World,
+    task: Task,
 ) -> None:
     """Refine both halves against their maps, from the current state of the round in `progress`, which is updated."""
     v = solution.validation
@@ -221,19 +201,16 @@ def _round(
     to_truth = np.nan_to_num(v.gain * 0.5 * (1 + v.gaussian_half))
     while progress.half <= 2:
         half = progress.half
-        rows = np.flatnonzero(particles.half_set == half)
+        rows = np.flatnonzero(recorded.particles.half_set == half)
         against = reference(solution.halves[half - 1].map, to_truth, v.limit_shell, diameter_in_angstroms)
-        with reporter.bar(f"refining half {half}", "images") as advance:
-
-            def advanced(done: int, total: int, fallen: float) -> None:
-                advance(done, total)
+        before, fallen = (progress.images, progress.fallen), progress.fallen
+        what = recorded, progress.changes, rows, against, settings
+        with task.reporter.bar(f"refining half {half}", "images") as advance:
+            for done, fallen in refined_blocks(*what, task.world, before):
                 progress.images, progress.fallen = done, fallen
-                checkpoint.offer(progress.saved)
-
-            before = progress.images, progress.fallen
-            what = particles, progress.changes, images, rows, noise, against, settings
-            gain = refine_half(*what, advanced, before, world)
-        progress.next_half(gain * len(rows))
+                advance(done, len(rows))
+                task.checkpoint.offer(progress.saved)
+        progress.next_half(fallen)
     progress.next_round()
-    if checkpoint.offer(progress.saved):
-        checkpoint.remove_others()  # the maps at the beginning of the round, and what they were made from
+    if task.checkpoint.offer(progress.saved):
+        task.checkpoint.remove_others()  # the maps at the beginning of the round, and what they were made from

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.fourier import maps
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io import read_input
 from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
@@ -33,7 +34,7 @@ from emsplat.reconstruction.tuning import Tuning
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
-from emsplat.runtime.context import Context
+from emsplat.runtime.context import Context, Task
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
@@ -143,10 +144,9 @@ def reconstruct(
                 most_rounds=tuning.refinement_rounds,
                 blocks=tuning.refinement_blocks,
             )
-            kept = checkpoints.named("refinement", world)
-            table, solution, refinement = refined(
-                table, partial(solve, job), images, preview.noise, limits, diameter, reporter, kept, world
-            )
+            task = Task(world, device, reporter, checkpoints.named("refinement", world))
+            recorded = Recorded(table, images, preview.noise)
+            table, solution, refinement = refined(recorded, partial(solve, job), limits, diameter, task)
         else:
             solution = solve(job, table)
         first, second = solution.halves
@@ -246,10 +246,12 @@ def _diameter(
     if settings.mask_diameter is not None:
         return min(settings.mask_diameter, box)
     if preview.diameter_in_angstroms is None:
+        diameter = maps.PARTICLE_SHARE * box
         reporter.line(
-            f"the sample shows no outline of the particle; its diameter is taken as 85 % of the box, {0.85 * box:.0f} Å"
+            "the sample shows no outline of the particle; its diameter is taken as "
+            f"{100 * maps.PARTICLE_SHARE:.0f} % of the box, {diameter:.0f} Å"
         )
-        return 0.85 * box
+        return diameter
     reporter.line(
         f"the particle has a diameter of {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample"
     )

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import optimize
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage, optimize
 
 from emsplat.fourier import maps
 from emsplat.validation.correlation import Curve, inverse, pooling_half_width, variance_of_mean
@@ -90,18 +89,28 @@ def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float
     """(D, D, D) memberships that add up to 1, from the emptiest to the densest places of the mask.
 
     The local density is the root mean square about a place; between the quantiles that stand for two classes a place
-    belongs to both.
+    belongs to both. Places outside the mask, which nobody asks for, belong to the emptiest class.
 
     Args:
         blur: standard deviation of the window of the local density, in voxels.
         quantiles: of the local density over the mask, rising: where a place belongs to one class alone.
     """
-    square: Volume = gaussian_filter(np.square(density), blur, truncate=3)
+    classes = [np.full(mask.shape, number == 0, dtype=np.float32) for number in range(len(quantiles))]
+    within = mask > 0
+    if not within.any():
+        return classes
+    margin = int(np.ceil(3 * blur))
+    (bounds,) = ndimage.find_objects(within.astype(np.int8))
+    near = tuple(slice(max(one.start - margin, 0), one.stop + margin) for one in bounds)
+    square: Volume = ndimage.gaussian_filter(np.square(density[near]), blur, truncate=3)
+    square = square[within[near]]
     level = np.log(np.maximum(square, max(float(square.max()) * 1e-6, float(np.finfo(np.float32).tiny))))
-    inside = level[mask > 0.5]
+    inside = level[mask[within] > 0.5]
     centres = np.quantile(inside if inside.size else level, quantiles)
     centres += 1e-6 * np.arange(len(centres))  # of places that are all alike
-    return [np.interp(level, centres, alone).astype(np.float32) for alone in np.eye(len(centres))]
+    for one, alone in zip(classes, np.eye(len(centres)), strict=True):
+        one[within] = np.interp(level, centres, alone)
+    return classes
 
 
 def _weighted(spectra: list[NDArray[np.complex64]], outside: NDArray[np.complex64], weights: Array) -> Volume:
