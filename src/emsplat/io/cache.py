@@ -216,4 +216,7 @@ def _name(source: ImageSource, order: NDArray[np.int64], box_size: int) -> str:
         digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     for column in (particles.stack, particles.section, source.negated(np.arange(len(particles)))):
         digest.update(np.ascontiguousarray(column[order]).tobytes())
+    flipped = source.phase_flipped(order)
+    if flipped.any():  # back again, with this CTF
+        digest.update(flipped.tobytes() + particles.select(order[flipped]).fingerprint().encode())
     return digest.hexdigest()[:20]
