@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emsplat.check.oddities import find_odd_images, image_findings, masked_findings
+from emsplat.check.oddities import find_odd_images, image_findings, masked_findings, ramp_findings
 from emsplat.check.sample import Sample, choose_rows, look_at_images, take_sample
-from emsplat.imaging.noise import outside_circle
+from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.io import ImageSource, read_particles
 from emsplat.io.mrc import StackWriter
 from emsplat.particles.table import Particles
@@ -57,8 +57,8 @@ def test_small_copies_keep_the_low_frequencies_and_the_centre(box_size: int, tmp
     d = found.small.box_size
     assert 32 <= d <= 48
     assert found.small.pixel_size_in_angstroms * d == pytest.approx(pixel_size * box_size)
-    window = outside_circle(box_size).astype(np.float64)
-    images = images - (images * window).sum(axis=(1, 2), keepdims=True) / window.sum()
+    window = outside_circle(box_size)
+    subtract_background(images, window)
     highest = (d - 1) // 2
     k = np.arange(-highest, highest + 1)
     waves, small_waves = (np.exp(-2j * np.pi * np.outer(k, np.arange(n) - n // 2) / n) / n for n in (box_size, d))
@@ -86,6 +86,19 @@ def test_bad_images_are_named_and_left_out(spoilt: Callable[..., Path]) -> None:
     assert "000005@particles.mrcs: NaN" in unusable.text and "000008@particles.mrcs: a constant" in unusable.text
     assert strange.verdict == "note"
     assert "000021@particles.mrcs, 000031@particles.mrcs" in strange.text
+
+
+def test_ramps_of_the_background_are_told_of_and_taken_off(spoilt: Callable[..., Path], sample: Sample) -> None:
+    def paint(images: NDArray[np.float32]) -> None:
+        along = np.arange(images.shape[1], dtype=np.float32) - images.shape[1] // 2
+        slopes = np.random.default_rng(3).normal(0, 0.03, len(images)).astype(np.float32) * images.std()
+        images += slopes[:, None, None] * along
+
+    found = sample_of(read_particles(spoilt(paint=paint)))
+    (finding,) = ramp_findings(found.statistics)
+    assert finding.verdict == "note"
+    assert ramp_findings(sample.statistics) == []
+    assert np.abs(found.images - sample.images).max() < 1e-3 * np.abs(sample.images).max()
 
 
 def test_many_odd_images_are_a_problem(spoilt: Callable[..., Path]) -> None:

@@ -21,6 +21,7 @@ from emsplat.imaging.forward import (
     shifts_in_pixels,
 )
 from emsplat.imaging.likelihood import negative_log_likelihoods, observe
+from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
 from emsplat.particles.table import Particles
@@ -140,7 +141,9 @@ def test_negative_log_likelihoods_are_squared_distances(box_size: int, premultip
     rows, columns = np.meshgrid(k.astype(int), k.astype(int), indexing="ij")
     transfer = half[:, np.where(columns < 0, -rows, rows) % box_size, np.abs(columns)]
     seen = np.fft.fft2(p.astype(np.float64))
-    recorded = np.fft.fft2(images.astype(np.float64))
+    without_background = images.copy()
+    subtract_background(without_background, outside_circle(box_size))
+    recorded = np.fft.fft2(without_background.astype(np.float64))
     if premultiplied:
         other = (particles.optics_group == 1)[:, None, None]
         back = weights * np.where(other, transfer**2 * seen - recorded, transfer * (transfer * seen - recorded))

@@ -15,6 +15,7 @@ _FAR = 8.0  # robust standard deviations from the median of the optics group
 _FEWEST = 20  # images of a group that are needed to know what is usual
 _SHARE = 0.01  # share of the images from which on odd ones are a problem
 _NAMED = 3  # number of ids that are named
+_STEEP = 0.5  # rise of the background over the box that is worth a word; white noise makes .1 in a box of 48²
 _BLANK = 0.97  # share of the variance within the circle of the particle that means that the outside is blank
 
 
@@ -70,6 +71,18 @@ def image_findings(statistics: ImageStatistics, odd: Odd, particles: Particles) 
         many = len(odd.rows) > _SHARE * n
         found.append(problem("images", text, "look at them and leave them out") if many else note("images", text))
     return found or [fine("images", f"{seen}: finite, none blank, none unlike the others")]
+
+
+def ramp_findings(statistics: ImageStatistics) -> list[Finding]:
+    """Whether the images are brighter on one side, as micrographs are and as extraction usually mends."""
+    rise = float(np.sqrt(np.mean(np.square(statistics.ramp[statistics.usable])))) if statistics.usable.any() else 0.0
+    if rise < _STEEP:
+        return []
+    text = (
+        f"the background rises by {rise:.1f} standard deviations (root mean square) from one side of an image to the "
+        "other; every command subtracts a plane, fitted outside the particle"
+    )
+    return [note("background", text, "extract with normalisation, if other programs are to read these images")]
 
 
 def masked_findings(sample: Sample) -> list[Finding]:

@@ -22,7 +22,7 @@ from emsplat.check.facts import Facts, fact_rows, gather_facts, table_findings
 from emsplat.check.findings import Finding, note
 from emsplat.check.gallery import Gallery, choose_gallery
 from emsplat.check.inversion import QuickMap, SmallData, gather_parts, map_findings, quarters, quick_map
-from emsplat.check.oddities import Odd, find_odd_images, image_findings, masked_findings
+from emsplat.check.oddities import Odd, find_odd_images, image_findings, masked_findings, ramp_findings
 from emsplat.check.picks import Picks, closeness_findings, read_picks
 from emsplat.check.readings import Reading, alternatives, compare, reading_finding
 from emsplat.check.sample import ImageStatistics, Sample, choose_rows, look_at_images, take_sample
@@ -107,6 +107,7 @@ def check(path: Path | str, settings: CheckSettings | None = None, reporter: Rep
         *coverage_findings(coverage, len(table), settings.symmetry),
         *image_findings(statistics, odd, table),
         *masked_findings(sample),
+        *ramp_findings(statistics),
         *thon_findings(thon, sample.full, sample.signal_share),
         *([excuse] if excuse else []),
         *(_inversion_findings(inversion, facts, picks, table, settings) if inversion else []),

@@ -14,7 +14,7 @@ from emsplat.check.thon import phase_powers
 from emsplat.errors import InputError
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.imaging.ctf import ctf_parameters
-from emsplat.imaging.noise import outside_circle, subtract_background
+from emsplat.imaging.noise import background_slopes, outside_circle, subtract_background
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.table import Particles
 
@@ -32,6 +32,7 @@ class ImageStatistics:
     rows: NDArray[np.int64]  # (n,) of the table
     mean: NDArray[np.float64]  # (n,)
     deviation: NDArray[np.float64]  # (n,) standard deviation
+    ramp: NDArray[np.float64]  # (n,) rise of the background over the width of the box, in standard deviations
     unusable: tuple[str, ...]  # what is wrong with the images that could not be used, one line each
 
     @property
@@ -151,13 +152,15 @@ def _signal_shares(block: NDArray[np.float32], window: NDArray[np.float32]) -> N
 def _blocks(particles: Particles, images: ImageSource, rows: NDArray[np.int64], progress: Progress):
     """Yields the usable images of each block, and the statistics of all of its images."""
     at_once = max(1, _BLOCK_BYTES // (4 * particles.box_size**2))
+    window = outside_circle(particles.box_size)
     for first in range(0, len(rows), at_once):
         chosen = rows[first : first + at_once]
         block, usable, reasons = _read(images, chosen)
-        mean, deviation = np.full((2, len(chosen)), np.nan)
+        mean, deviation, ramp = np.full((3, len(chosen)), np.nan)
         mean[usable] = block.mean(axis=(1, 2), dtype=np.float64)
         deviation[usable] = block.std(axis=(1, 2), dtype=np.float64)
-        yield block, ImageStatistics(chosen, mean, deviation, tuple(reasons))
+        ramp[usable] = background_slopes(block, window) / np.maximum(deviation[usable], 1e-30)
+        yield block, ImageStatistics(chosen, mean, deviation, ramp, tuple(reasons))
         progress(first + len(chosen), len(rows))
 
 
@@ -179,5 +182,6 @@ def _read(images: ImageSource, rows: NDArray[np.int64]) -> tuple[NDArray[np.floa
 
 
 def _joined(parts: list[ImageStatistics]) -> ImageStatistics:
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "mean", "deviation")}
+    names = ("rows", "mean", "deviation", "ramp")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return ImageStatistics(**arrays, unusable=tuple(line for part in parts for line in part.unusable))

@@ -37,7 +37,17 @@ def subtract_background(images: NDArray[np.float32], window: NDArray[np.float32]
         window: (D, D) weights of the pixels, from `outside_circle`.
     """
     axis, inverse = plane_fit(window)
-    _subtract_planes(images, window, axis, inverse)
+    _subtract_planes(images, axis, _planes(images, window, axis, inverse))
+
+
+def background_slopes(images: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n,) rise of the plane that `subtract_background` would subtract, over the width of the box where it is steepest.
+
+    Args:
+        images: (n, D, D); window: (D, D) from `outside_circle`.
+    """
+    axis, inverse = plane_fit(window)
+    return 2 * np.hypot(*_planes(images, window, axis, inverse)[:, 1:].T)  # the coordinates span 2
 
 
 def plane_fit(window: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -51,7 +61,9 @@ def plane_fit(window: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def _subtract_planes(images, window, axis, inverse):
+def _planes(images, window, axis, inverse):
+    """(n, 3) level, and slopes along x and y in the coordinates of `plane_fit`, of the plane that fits each image."""
+    planes = np.empty((images.shape[0], 3))
     for i in numba.prange(images.shape[0]):
         image = images[i]
         level, along_x, along_y = 0.0, 0.0, 0.0
@@ -64,13 +76,18 @@ def _subtract_planes(images, window, axis, inverse):
             level += row_sum
             along_x += row_moment
             along_y += row_sum * axis[y]
-        constant = inverse[0, 0] * level + inverse[0, 1] * along_x + inverse[0, 2] * along_y
-        slope_x = inverse[1, 0] * level + inverse[1, 1] * along_x + inverse[1, 2] * along_y
-        slope_y = inverse[2, 0] * level + inverse[2, 1] * along_x + inverse[2, 2] * along_y
-        for y in range(image.shape[0]):
-            start = constant + slope_y * axis[y]
-            for x in range(image.shape[1]):
-                image[y, x] -= np.float32(start + slope_x * axis[x])
+        for term in range(3):
+            planes[i, term] = inverse[term, 0] * level + inverse[term, 1] * along_x + inverse[term, 2] * along_y
+    return planes
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _subtract_planes(images, axis, planes):
+    for i in numba.prange(images.shape[0]):
+        for y in range(images.shape[1]):
+            start = planes[i, 0] + planes[i, 2] * axis[y]
+            for x in range(images.shape[2]):
+                images[i, y, x] -= np.float32(start + planes[i, 1] * axis[x])
 
 
 def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:
@@ -134,8 +151,28 @@ def _mean_spectrum(images: NDArray[np.float32], rows: NDArray, window: NDArray[n
     for first in range(0, len(rows), _AT_ONCE):
         spectra = scipy.fft.rfft2(images[rows[first : first + _AT_ONCE]] * window)
         total += (spectra.real**2 + spectra.imag**2).sum(axis=0, dtype=np.float64)
-    to_whole_image = box_size**2 / np.sum(window.astype(np.float64) ** 2)
-    return shell_means(total, box_size) * to_whole_image / len(rows)
+    return shell_means(total, box_size) * box_size**2 / (_power_kept(window) * len(rows))
+
+
+def _power_kept(window: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(D//2+1,) power that white noise of variance 1 has in each shell, after `subtract_background`, in the window.
+
+    The plane takes some of the noise with it, most of all in the lowest shells. At the frequency k what is left is the
+    noise times ``a = (1 − w B G⁻¹ Bᵀ) w e``, with the wave e, the window w, the basis B of the plane and G its Gram
+    matrix.
+    """
+    box_size = len(window)
+    axis, inverse = plane_fit(window)
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    weighted = np.stack([np.ones_like(x), x, y]) * window
+    twice = np.einsum("iyx,jyx->ij", weighted, weighted)
+    c, d = scipy.fft.rfft2(weighted), scipy.fft.rfft2(weighted * window)
+    overlap = np.einsum("iyx,ij,jyx->yx", c.conj(), inverse, d).real
+    taken = np.einsum("iyx,ij,jyx->yx", c.conj(), inverse @ twice @ inverse, c).real
+    whole = np.sum(window.astype(np.float64) ** 2)
+    kept = shell_means(whole - 2 * overlap + taken, box_size)
+    kept[0] = whole  # nothing is left of the mean, and nothing is made of it
+    return kept
 
 
 def _smeared(power: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float64]:
