@@ -22,6 +22,7 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
 from emsplat.abinitio.scales import full_settings, information, scales_of, stochastic_settings
 from emsplat.abinitio.stochastic import StageSettings
 from emsplat.abinitio.symmetric import onto_axes
+from emsplat.abinitio.transfer import own_ctfs_win
 from emsplat.abinitio.verdict import REMEDY, Ending, Verdict, judged
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
@@ -112,11 +113,13 @@ def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, report
             search, nats = job.search(halves, spectra)
             with reporter.stage("search"):
                 starts, agreement, verdict, counts = _independent_starts(job, halves, search)
+                own_ctfs = _own_ctfs(job, starts[0], spectra)
             table, certainty = _posed(job, starts, agreement)
         reconstruction, moved = _refined(job, table, verdict)
         ending = Ending(
             moved=moved[-1] if moved else None,
             measurable=reconstruction.validation.limit_shell / job.scales.coarse_rings,
+            own_ctfs=own_ctfs,
             looks_dark=reconstruction.preview.surely_dark,
         )
         verdict = judged(starts, agreement, ending)
@@ -245,16 +248,17 @@ class _Job:
         self.scales = scales_of(self.diameter, len(self.symmetry), table.box_size, self.max_ring)
         max_shift = _MAX_SHIFT * box if settings.max_shift is None else settings.max_shift
         self.max_shift = max_shift / table.pixel_size_in_angstroms
+        # Of each image, the particle's circle is kept, wherever the particle lies.
+        self.circle = (self.diameter + _EDGE) * table.box_size + 2 * min(self.max_shift, 0.1 * table.box_size)
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
     def read(self, n_rings: int) -> tuple[Halves, Spectra]:
         """The images of both halves on the polar grid, and the mean of their spectra."""
         grid = PolarGrid.of(n_rings, self.diameter)
-        circle = (self.diameter + _EDGE) * self.table.box_size + 2 * min(self.max_shift, 0.1 * self.table.box_size)
         found = []
         for number, rows in enumerate(self.rows, start=1):
             with self.reporter.bar(f"transforming half {number}", "images") as advance:
-                found.append(read_polar(self.table, self.images, rows, self.look.noise, grid, circle, advance))
+                found.append(read_polar(self.table, self.images, rows, self.look.noise, grid, self.circle, advance))
         (first, of_first), (second, of_second) = found
         return (first, second), of_first.mean(of_second)
 
@@ -318,6 +322,18 @@ def _independent_starts(
         if verdict.status == "converged" or hopeless:
             break
     return (first, second), agreement, verdict, (attempt + 1, attempt + 1)
+
+
+def _own_ctfs(job: _Job, found: Start, spectra: Spectra) -> float:
+    """Whether the CTFs belong to the images, from those of the first half; 1 where there are none."""
+    if job.settings.no_ctf:
+        return 1.0
+    grid = PolarGrid.of(job.scales.fine_rings, job.diameter)
+    rng = np.random.default_rng((job.settings.seed, 200))
+    poses = found.found.rotations, found.found.centres
+    return own_ctfs_win(
+        job.table, job.images, job.rows[0], job.look.noise, grid, job.circle, found.map, *poses, spectra.signal, rng
+    )
 
 
 def _in_words(found: Start) -> str:
