@@ -1,8 +1,10 @@
-# `make demo`: a reconstruction of simulated images, from a fresh clone. `make test`: the tests. `make check`: style, types.
+# From a fresh clone, `make demo` makes a reconstruction of simulated images, `make test` runs the tests, and `make check`
+# checks style, types and the layers of packages.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test check clean
 
@@ -10,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/emsplat demo -o demo --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks

@@ -195,12 +195,17 @@ def main() -> None:
         __doc__,
         seeds=(5, "runs of each set"),
         part=("sets,ladder,hard,nulls", "which parts, with commas between"),
+        only=("", "the sets whose names begin so, with commas between"),
         truth=(1, "1: also reconstruct with the true poses"),
         threads=(2, "of each run"),
     )
     report = Report("abinitio", "Poses from none", args)
     parts = args.part.split(",")
     groups = {"sets": SETS, "ladder": LADDER, "hard": HARD}
+    names = tuple(args.only.split(","))
+    groups = {
+        part: [(case, group) for case, group in sets if case.name.startswith(names)] for part, sets in groups.items()
+    }
     if args.quick:
         groups, parts, args.seeds = {"sets": [(QUICK, "C1")]}, ["sets", "nulls"], 1
     for part in (p for p in parts if p in groups):

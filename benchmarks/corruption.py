@@ -24,13 +24,13 @@ from programs import measured
 
 sys.path.append(str(REPOSITORY / "tests"))
 from places import PLACES
-from readers import BYTES, READERS, SECONDS, Reader, outcome
+from spoilt.readers import BYTES, READERS, SECONDS, Reader, outcome
 
 _SEEDS_OF_LARGE = 2  # files of megabytes
 
-_TEXT = f"""Each file is made from a valid one by one mutation with a seed of its own (`tests/mutations.py`), or is
+_TEXT = f"""Each file is made from a valid one by one mutation with a seed of its own (`tests/spoilt/mutations`), or is
 something else than a file (`tests/places.py`), and read in a process that may take {SECONDS} s and {BYTES >> 30} GB
-for it. **table**: what was read is what the file says, judged independently of the reader (`tests/readers.py`).
+for it. **table**: what was read is what the file says, judged independently of the reader (`tests/spoilt/readers.py`).
 **one line**: refused with an InputError of one line. **wrong**: anything else: a wrong table, another exception, too
 slow, too much memory, code of the file executed. **peak** is the process's largest size beyond what it had before the
 first file."""

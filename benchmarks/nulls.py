@@ -10,6 +10,7 @@ import numpy as np
 
 from cases import QUICK, RUVB_SMALL
 from common import SHARED, Report, arguments, reconstructed, simulated
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io import read_particles
 from emsplat.particles.table import Particles
 from emsplat.poses.rounds import Refinement, refined
@@ -35,19 +36,16 @@ gave them. "raw" is the largest FSC of the raw half maps within the mask, from s
 def all_the_same(job: dict[str, Any]) -> Callable[[Particles], tuple[Any, Any]]:
     """A run whose refinement is told that all is measurable up to half of Nyquist."""
 
-    def forced(particles: Particles, solution: Any, solve: Callable[[Particles], Any], *rest: Any) -> Any:
-        latest = [solution]
-
-        def told(solution: Any) -> Any:
-            v = solution.validation
-            limit = max(v.limit_shell, len(v.frequency) // 2)
-            return replace(solution, validation=replace(v, limit_shell=limit, gain=np.ones_like(v.gain)))
+    def forced(recorded: Recorded, solve: Callable[[Particles], Any], *rest: Any) -> Any:
+        latest: list[Any] = []
 
         def solved(particles: Particles) -> Any:
-            latest[0] = solve(particles)
-            return told(latest[0])
+            latest[:] = [solve(particles)]
+            v = latest[0].validation
+            limit = max(v.limit_shell, len(v.frequency) // 2)
+            return replace(latest[0], validation=replace(v, limit_shell=limit, gain=np.ones_like(v.gain)))
 
-        particles, _, refinement = refined(particles, told(solution), solved, *rest)
+        particles, _, refinement = refined(recorded, solved, *rest)
         return particles, latest[0], refinement
 
     def run(particles: Particles) -> tuple[Any, Any]:

@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from cases import ANTIBODY, BETAGAL, FERRITIN, MSBA, QUICK, QUICK_ODD, RUVB, UNEVEN
+from cases import ANTIBODY, BETAGAL, FERRITIN, KEPT, KEPT_RATIOS, MSBA, QUICK, QUICK_ODD, RUVB, UNEVEN
 from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.io.images import ImageSource
 from emsplat.io.mrc import read_map
 from emsplat.particles.parts import PartWeights
 from emsplat.statistics.accumulate import AccumulationSettings, accumulate
+from emsplat.validation.correlation import fsc
 from programs import has_relion, run_relion
 
 _REQUIRED = 0.70
 
 _TEXT = f"""F is the FSC with the truth within the true mask, averaged over shells 1 .. D//2. RELION is
 `relion_reconstruct --ctf`; "raw" our own inversion of all images, before any Gaussian; "average" the unweighted mean of
-the two Gaussian half maps. **Required: (1 − F average) / (1 − F RELION all) ≤ {_REQUIRED:.2f} (aim 0.5), and one half
-at least as good as RELION from all.** RELION 3.1.3 is wrong on odd boxes: no column there, judged against "raw"."""
+the two Gaussian half maps; "map" what is handed out, the combination. **Required: (1 − F map) / (1 − F RELION all) ≤
+{_REQUIRED:.2f}, or the bound in the last column, and nowhere in the measurable shells is the map worse than the direct
+inversion by more than .005.** RELION 3.1.3 is wrong on odd boxes: no column there, judged against "raw"."""
 
 
 def raw_of_all(result: Any) -> np.ndarray:
@@ -46,7 +48,9 @@ def judge(case: Case, work: Path, seed: int) -> dict[str, Any]:
     first, second = result.halves
     average = mean_fsc(0.5 * (first.map + second.map), truth, mask)
     halves = [mean_fsc(half.map, truth, mask) for half in (first, second)]
-    raw = mean_fsc(raw_of_all(result), truth, mask)
+    inverted = raw_of_all(result)
+    raw = mean_fsc(inverted, truth, mask)
+    lost = (fsc(inverted, truth, mask) - fsc(result.map, truth, mask))[: result.validation.limit_shell]
     rival = relion.get("all", raw)
     return {
         "RELION half": relion.get("half"),
@@ -55,8 +59,10 @@ def judge(case: Case, work: Path, seed: int) -> dict[str, Any]:
         "Gaussians half 1": halves[0],
         "Gaussians half 2": halves[1],
         "average": average,
-        "weighted map": mean_fsc(result.map, truth, mask),
-        "(1−F) ratio": (1 - average) / (1 - rival),
+        "map": mean_fsc(result.map, truth, mask),
+        "(1−F) ratio": (1 - mean_fsc(result.map, truth, mask)) / (1 - rival),
+        "(1−F) ratio to raw": (1 - mean_fsc(result.map, truth, mask)) / (1 - raw),
+        "most lost to raw in a shell": float(lost.max()),
         "one half ≥ RELION all": min(halves) >= rival,
         "Gaussians a half": int(np.median([len(half.gaussians) for half in result.halves])),
         "steps": int(np.median([half.n_steps for half in result.halves])),
@@ -80,15 +86,23 @@ def median(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = arguments(__doc__, seeds=(1, "simulations of each case; the table holds medians"))
+    args = arguments(
+        __doc__,
+        seeds=(1, "simulations of each case; the table holds medians"),
+        kept=(0, "the first so many of the sets that were kept from all choices, in place of the others"),
+    )
     cases = (QUICK, QUICK_ODD) if args.quick else (RUVB, BETAGAL, UNEVEN, FERRITIN, MSBA, ANTIBODY)
-    report = Report("quality", "Quality: correlation with the truth", args)
+    bounds = (_REQUIRED,) * len(cases)
+    if args.kept:
+        cases, bounds = KEPT[: args.kept], KEPT_RATIOS[: args.kept]
+    report = Report("quality-kept" if args.kept else "quality", "Quality: correlation with the truth", args)
     rows: list[dict[str, Any]] = []
-    for case in cases:
+    for case, bound in zip(cases, bounds, strict=True):
         runs = [judge(case, args.work, seed) for seed in range(args.seeds)]
         facts = {"case": case.name, "images": case.settings.n_images, "SNR": case.settings.snr}
         found = median(runs)
-        rows.append(facts | found | {f"ratio ≤ {_REQUIRED:.2f}": found["(1−F) ratio"] <= _REQUIRED})
+        met = found["(1−F) ratio"] <= bound and found["most lost to raw in a shell"] <= 0.005
+        rows.append(facts | found | {"bound": bound, "met": met})
         report.extra.setdefault("runs", {})[case.name] = runs
         report.table("F with the truth", rows, _TEXT)
 

@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from cases import QUICK, RUVB_SMALL, resized
 from common import Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io import ImageSource, read_particles
 from emsplat.particles.table import Particles
 from emsplat.poses.refine import RefineSettings, changed, reference, refine_half
@@ -71,7 +72,8 @@ def against_the_truth(
     start = time.perf_counter()
     with ImageSource(wrong) as images:
         for _ in result.refinement.gains:
-            refine_half(wrong, changes, images, np.arange(len(wrong)), result.preview.noise, against, settings)
+            recorded = Recorded(wrong, images, result.preview.noise)
+            refine_half(recorded, changes, np.arange(len(wrong)), against, settings)
     return changed(wrong, changes), time.perf_counter() - start
 
 
@@ -83,10 +85,10 @@ def time_row(star: Path, n: int) -> dict[str, Any]:
     settings = RefineSettings(("poses", "shifts"), 10.0, 10.0)
     against = reference(truth, np.ones(d // 2), d // 2 - 2, 0.7 * d * particles.pixel_size_in_angstroms)
     with ImageSource(particles) as images, threads(1):
-        noise = look_at_sample(particles, images, np.eye(3)[None], 0).noise
+        recorded = Recorded(particles, images, look_at_sample(particles, images, np.eye(3)[None], 0).noise)
         for _ in range(2):
             start = time.process_time()
-            refine_half(particles, np.zeros((len(particles), 7)), images, rows, noise, against, settings)
+            refine_half(recorded, np.zeros((len(particles), 7)), rows, against, settings)
             seconds = time.process_time() - start
     return {"box": d, "images": len(rows), "processor ms an image and round": 1e3 * seconds / len(rows)}
 

@@ -91,7 +91,7 @@ def prepared(case: Case, work: Path) -> Data:
     with ImageSource(half) as images:
         preview = look_at_sample(half, images, WHOLE, 0)
         size, pixel_size = half.box_size, half.pixel_size_in_angstroms
-        diameter = preview.diameter_in_angstroms or 0.85 * size * pixel_size
+        diameter = preview.diameter_in_angstroms or maps.PARTICLE_SHARE * size * pixel_size
         extent = min(size, next_fast_len(math.ceil(diameter / pixel_size) + 6, real=True))
         subset = (np.random.default_rng(0).permutation(len(half)) % 5 == 0).astype(np.int8)
         start = time.process_time()

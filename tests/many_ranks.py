@@ -1,4 +1,7 @@
-"""What jobs make of images, in many blocks and few rounds; as a program, on the rank it is started as."""
+"""What several kinds of job make of images, in many blocks and few rounds.
+
+As a program, it does so on the rank that its environment says, together with the other ranks.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from emsplat.fit.by_images import Schedule
 from emsplat.io import read_particles
 from emsplat.io.images import ImageSource
 from emsplat.particles.parts import Kind, PartWeights
-from emsplat.poses.refine import Blocks
 from emsplat.reconstruction.reconstruct import reconstruct
-from emsplat.reconstruction.tuning import Tuning
 from emsplat.runtime.context import Task
 from emsplat.runtime.ranks import World, joined
 from emsplat.settings import ReconstructSettings
 from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.distributed import accumulate_shared
+from small_work import small_work
 
-BLOCK_BYTES = 30 * 4 * 32**2  # of 30 images
+BLOCK = 30  # images that are accumulated at once
 PARTS = "parts"  # soft parts of the images, in several groups
 JOBS = {"statistics": {"refine": "poses,contrast"}, "images": {"solver": "images"}}
 
@@ -31,7 +32,7 @@ def make_parts(star: Path, folder: Path, world: World) -> None:
     table = read_particles(star)
     states = np.random.default_rng(0).dirichlet(np.full(3, 0.5), len(table))
     parts = PartWeights.half_sets(table, seed=0).with_states(states, threshold=0.05, weights_of_b=states - 0.2)
-    settings = AccumulationSettings(32, 40, np.ones((1, 17)), np.eye(3)[None], block_bytes=BLOCK_BYTES)
+    settings = AccumulationSettings(32, 40, np.ones((1, 17)), np.eye(3)[None], block_bytes=BLOCK * 4 * 32**2)
     of_pair = sum(settings.bytes_of(kind) for kind in Kind)
     settings = replace(settings, grid_bytes=5 * of_pair)
     owners = {part: number % world.size for number, part in enumerate(parts.parts)}
@@ -48,11 +49,10 @@ def make_parts(star: Path, folder: Path, world: World) -> None:
 def make(star: Path, folder: Path, world: World, threads: int) -> None:
     """A file a job, on the first rank."""
     make_parts(star, folder, world)
-    short = Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1)
-    small = Tuning(BLOCK_BYTES, Blocks(fewest=25, most=25), schedule_by_images=short)
+    tuning = small_work(accumulated=BLOCK, refined=25)
     for name, options in JOBS.items():
         settings = ReconstructSettings(n_gaussians=60, n_fits=1, max_resolution=14.0, threads=threads, **options)  # type: ignore[arg-type]
-        made = reconstruct(star, settings, world=world, tuning=small)
+        made = reconstruct(star, settings, world=world, tuning=tuning)
         if world.is_first:
             arrays = {"map": made.map, "centres": made.gaussians.centres.numpy()}
             for number, half in enumerate(made.halves, 1):

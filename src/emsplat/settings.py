@@ -42,7 +42,7 @@ class ReconstructSettings(InputSettings):
     invert: bool = False  # Set this if the particles are dark.
     # Number of Gaussians of each fit. If left out, it follows from the particle's size, SNR and number of images.
     n_gaussians: int | None = None
-    # Number of fits of each half, from different starts, that are averaged. If left out, 3, or 1 with --solver images.
+    # Number of fits of each half, from different starts, that are averaged. If left out, 2, or 1 with --solver images.
     n_fits: int | None = None
     isotropic: bool = False  # Use round Gaussians only.
     symmetry: str = "C1"  # Point group, with the names and axes of RELION.

@@ -438,8 +438,8 @@ def test_simulate(case: Case, run: Callable[..., Outcome]) -> None:
 
 def test_demo(tmp_path: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of it on few images; the resolution claimed stands beside the true one."""
-    small = replace(demo._IMAGES, n_images=200, box_size=40, pixel_size_in_angstroms=4.0)
-    monkeypatch.setattr(demo, "_IMAGES", small)
+    small = replace(demo.IMAGES, n_images=200, box_size=40, pixel_size_in_angstroms=4.0)
+    monkeypatch.setattr(demo, "IMAGES", small)
     done = run("demo", "-o", tmp_path / "demo", "--seed", -1)
     assert (done.code, done.err.count("\n")) == (2, 1)
     done = run("demo", "-o", tmp_path / "demo")

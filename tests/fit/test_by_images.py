@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.fit.by_images import HalfLoss, HalfSet, Schedule, fit_images
+from emsplat.fit.by_images import Cut, HalfLoss, HalfSet, Schedule, fit_images
 from emsplat.fit.by_statistics import FitSettings, fit_statistics
 from emsplat.fit.initial import initial_gaussians
 from emsplat.fourier import maps
@@ -20,6 +20,7 @@ from emsplat.fourier.slices import fourier_volume
 from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.runtime.checkpoint import Checkpoint, Checkpoints, Pace
 from emsplat.runtime.context import Task
+from emsplat.runtime.ranks import World
 from emsplat.simulation.run import signal_images
 from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.loss import QuadraticLoss
@@ -210,3 +211,13 @@ def test_refused_where_refused(refuses: Callable, half: HalfSet, seen: Statistic
     fit_images(half, start, SETTINGS, replace(SHORT, max_rounds=1, anneal_rounds=1), Task(checkpoint=jobs[0]))
     with refuses("seed 1 there, 2 here"):
         fit_images(half, start, SETTINGS, SHORT, Task(checkpoint=jobs[1]))
+
+
+@pytest.mark.parametrize("n", [1, 3, 16, 100, 256])
+def test_ranks_render_each_image_of_a_batch_once(n: int) -> None:
+    alone = Cut(40, World()).pieces(n)
+    assert [i for piece in alone for i in range(n)[piece]] == list(range(n))
+    for size in (2, 3, 4):
+        shares = [Cut(40, World(rank, size)).share(n) for rank in range(size)]
+        assert sorted(i for share in shares for i in range(n)[share]) == list(range(n))
+        assert Cut(40, World(0, size)).pieces(n) == alone  # the same sums, whatever the number of ranks

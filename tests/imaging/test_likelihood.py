@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emsplat.fourier.slices import FourierVolume, central_slices, fourier_volume
 from emsplat.imaging.forward import ForwardModel, shift_factors
-from emsplat.imaging.likelihood import Observed, negative_log_likelihoods, observe, slice_statistics
+from emsplat.imaging.likelihood import Observed, Recorded, negative_log_likelihoods, observe, slice_statistics
 from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.particles.parts import PartWeights
 from emsplat.particles.table import Particles
@@ -129,7 +129,7 @@ def test_the_refinement_meets_images_as_defined(kind: str, box_size: int) -> Non
     particles, (images, noise) = some_particles(kind, box_size), some_images(box_size)
     against = refine.reference(lopsided_map(box_size), np.ones(box_size // 2), limit, 60.0)
     samples = refine._samples(limit)
-    problem = refine._Problem(particles, ImagesInMemory(images), np.arange(N), noise, against, samples)
+    problem = refine._Problem(Recorded(particles, ImagesInMemory(images), noise), np.arange(N), against, samples)
     changes = np.zeros((N, 7))
     with_defocus = kind != "premultiplied"
     values, slopes, _ = problem.evaluate(changes, len(samples), with_defocus)

@@ -1,4 +1,8 @@
-"""The insertion kernel, on a card or by Triton's interpreter; test_gpu.py runs this file in a process of its own."""
+"""The insertion kernel, on a card or by Triton's interpreter, against the processor's and against direct sums.
+
+``tests/statistics/test_accumulate_gpu.py`` runs this file in a process of its own, because TRITON_INTERPRET must be set
+before Triton is imported.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda", 0)
 
 @pytest.fixture(autouse=INTERPRETED)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's time goes by programs, not by what each does."""
+    """The interpreter takes its time for each program of a kernel, whatever the program does: let there be few."""
     monkeypatch.setattr(insertion_gpu, "_VALUES", 1 << 12)
 
 

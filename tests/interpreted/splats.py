@@ -1,7 +1,7 @@
-"""The Triton kernels against the float64 reference: on a graphics card, or by Triton's interpreter.
+"""The splatting kernels, on a card or by Triton's interpreter, against the reference in float64.
 
-`test_gpu` runs it in a process of its own, for TRITON_INTERPRET must be set before Triton is imported. The interpreter
-is slow: it gets few Gaussians and small boxes.
+``tests/statistics/test_accumulate_gpu.py`` runs this file in a process of its own, because TRITON_INTERPRET must be set
+before Triton is imported. The interpreter is slow, so it is given few Gaussians and small boxes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 N = {2: 36, 3: 20} if INTERPRETED else {2: 60, 3: 60}  # by dimensions: a full program and some lanes of the next
 LARGEST = {2: 24, 3: 9} if INTERPRETED else {2: 41, 3: 41}  # box, by dimensions
-ALIKE = (
-    {2: ("box 16",), 3: ("box 8", "box 16", "box 24")} if INTERPRETED else {2: (), 3: ()}
-)  # to others, when so small
+# Cases that are no different from others in boxes as small as the interpreter's.
+ALIKE = {2: ("box 16",), 3: ("box 8", "box 16", "box 24")} if INTERPRETED else {2: (), 3: ()}
 on_a_card = pytest.mark.skipif(INTERPRETED, reason="only a card has memory, streams and graphs")
 
 
@@ -86,7 +85,7 @@ def test_far_from_the_middle_of_a_large_image() -> None:
     both_projected(gaussians(16, 300), poses(2), 300)
 
 
-def out_of_their_minds() -> tuple[Gaussians, Tensor]:
+def with_absurd_parameters() -> tuple[Gaussians, Tensor]:
     """Ten good Gaussians among eighteen with one bad number each, and where the good ones are."""
     good = torch.arange(28) % 3 == 0
     model = [t.clone() for t in gaussians(28, 8)]
@@ -98,9 +97,9 @@ def out_of_their_minds() -> tuple[Gaussians, Tensor]:
     return tuple(model), good  # type: ignore[return-value]
 
 
-def test_gaussians_out_of_their_minds_harm_no_other() -> None:
+def test_gaussians_with_absurd_parameters_harm_no_other() -> None:
     """Nothing written outside, nothing of them where the others are, nor in the poses' gradients."""
-    model, good = out_of_their_minds()
+    model, good = with_absurd_parameters()
     rest = tuple(t[good] for t in model)
     cotangent = random(2, 8, 8)
     images, found = projected(model, poses(2), 8, cotangent, "gpu", DEVICE)

@@ -1,5 +1,8 @@
-"""The pass and the whole job with it, on a card or by Triton's interpreter; test_gpu.py runs this file in a process of
-its own."""
+"""The accumulation, and the whole job with it, on a card or by Triton's interpreter, against the processor's.
+
+``tests/statistics/test_accumulate_gpu.py`` runs this file in a process of its own, because TRITON_INTERPRET must be set
+before Triton is imported.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,13 @@ from emsplat.validation.correlation import fsc
 from phantom import ImagesInMemory, accumulated, imagined_particles, numbered_parts
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CARD = torch.device("cpu" if INTERPRETED else "cuda", 0)  # of the CPU, what is told apart from the processor
+CARD = torch.device("cpu" if INTERPRETED else "cuda", 0)  # with a number, "cpu" differs from the device `CPU`
 Refuses = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture(autouse=INTERPRETED)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's time goes by programs, not by what each does."""
+    """The interpreter takes its time for each program of a kernel, whatever the program does: let there be few."""
     monkeypatch.setattr(insertion_gpu, "_VALUES", 1 << 13)
 
 
@@ -61,7 +64,7 @@ def on_device_parts(
     progress: Callable[[int], None] = lambda done: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[Part, Statistics]:
-    """`accumulate`, there."""
+    """Like `accumulate`, on the card."""
     everything = np.ones(len(parts.parts), dtype=bool)
     order, wanted = np.flatnonzero(parts.holds(everything))[::-1], grids_of(parts, everything)
     grids = filled_on_device(wanted, particles, images, order, parts, settings, CARD, progress, say)
@@ -77,7 +80,7 @@ def on_device(
     progress: Callable[[int], None] = lambda done: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Statistics]:
-    """`accumulate`, there."""
+    """Like `accumulate`, on the card, for numbered subsets in place of parts."""
     return list(on_device_parts(particles, images, numbered_parts(subset), settings, progress, say).values())
 
 
@@ -181,7 +184,7 @@ def test_no_image_at_all_is_no_error() -> None:
 
 @pytest.mark.parametrize("most", [1, 4])
 def test_a_block_that_does_not_fit_is_halved(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said aloud, and every image counts once."""
+    """The log says so, and every image counts once."""
     particles, images, settings = case(16, 16)
     expected = accumulated(particles, images, one_set(particles), settings)[0]
     prepare, sizes, said = Weighting.prepare, [], []
@@ -215,7 +218,7 @@ def test_a_single_image_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_an_image_takes_is_measured_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the second look at the first block: what libraries take at their first use is no image's."""
+    """It is measured on the second look at the first block, because libraries take memory at their first use."""
     particles, images, settings = case(16, 16)
     taken, sizes, said = iter([5000, 2000 * 2, 0, 0]), [], []
     real = Weighting.prepare
@@ -241,7 +244,7 @@ def test_what_an_image_takes_is_measured_and_told(monkeypatch: pytest.MonkeyPatc
 if not INTERPRETED:
 
     def test_memory_that_really_runs_out_is_halved_aloud() -> None:
-        """A share of the card's memory that grids and small blocks have room in, and a block of 64 MB has not."""
+        """Torch gets a share of the card's memory with room for grids and small blocks, but not for one of 64 MB."""
         n, settings = 1200, AccumulationSettings(128, 160, np.ones((1, 65)), np.eye(3)[None])
         particles = imagined_particles(n, 128)
         images = ImagesInMemory(np.random.default_rng(0).standard_normal((n, 128, 128), dtype=np.float32))

@@ -16,9 +16,9 @@ import pytest
 import emsplat.io.star_scan  # noqa: F401 (the compiler's memory is not the file's)
 from emsplat.errors import InputError
 from emsplat.io.unpickle import read_arrays
-from mutations import HOSTILE_PICKLES
 from places import PLACES
-from readers import READERS, Reader, outcome
+from spoilt.mutations import HOSTILE_PICKLES
+from spoilt.readers import READERS, Reader, outcome
 
 SEEDS = 2
 HEAVY = ("large", "many")  # megabytes of text; all stars, lists and models are split into lines the same way

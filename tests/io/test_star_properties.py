@@ -14,7 +14,7 @@ from emsplat.errors import InputError
 from emsplat.io import Table, read_star, write_star
 from emsplat.io.star import Reading
 from emsplat.io.star_scan import scan_rows
-from mutations import STAR, TEXT
+from spoilt.mutations import STAR, TEXT
 
 QUICK = settings(
     max_examples=100,

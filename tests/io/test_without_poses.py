@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from emsplat.errors import InputError
+from emsplat.imaging.ctf import ctf as ctf_of
 from emsplat.io import read_particles, read_star, write_star
 from emsplat.io.star import Table
 from emsplat.io.write_refined import write_posed
@@ -76,6 +77,14 @@ def test_a_ctf_pickle_alone_is_enough(stack: Path, tmp_path: Path) -> None:
         read_particles(stack, ctf=tmp_path / "ctf.pkl")
     particles = read_particles(stack, ctf=tmp_path / "ctf.pkl", need_poses=False)
     assert len(particles) == N and (particles.origin_in_angstroms == 0).all()
+
+
+def test_a_stack_alone_is_read_if_neither_poses_nor_ctfs_are_needed(stack: Path) -> None:
+    with pytest.raises(InputError, match="poses and CTFs are missing"):
+        read_particles(stack, need_poses=False)
+    particles = read_particles(stack, need_poses=False, need_ctf=False)
+    assert len(particles) == N and particles.pixel_size_in_angstroms == pytest.approx(2.0)
+    assert (ctf_of(particles) == 1).all()
 
 
 def test_a_cryosparc_table_without_alignments_gets_them(stack: Path, tmp_path: Path) -> None:

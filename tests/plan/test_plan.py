@@ -120,8 +120,9 @@ def test_a_plan_and_its_run(simulated: Path, capsys: pytest.CaptureFixture[str])
     reconstruct(star, ReconstructSettings(n_gaussians=2000, threads=2), reporter)
     took = time.perf_counter() - start
     compared = ("read", "preview", "pass", "inversion", "fit", "validation", "local resolution")
-    assert 0.2 < sum(predicted[name] for name in compared) / took < 5  # others may be at work on the machine meanwhile
-    assert 0.2 < predicted["fit"] / reporter.seconds["fit"] < 5
+    # The order of magnitude, since others may slow the machine down meanwhile; benchmarks/plan.py measures it alone.
+    assert 0.02 < sum(predicted[name] for name in compared) / took < 10
+    assert 0.02 < predicted["fit"] / reporter.seconds["fit"] < 10
 
 
 def test_the_table(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:

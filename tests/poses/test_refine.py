@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from emsplat.fourier.slices import central_slices, fourier_volume
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
 from emsplat.imaging.ctf import ctf
+from emsplat.imaging.likelihood import Recorded
 from emsplat.poses import refine
 from emsplat.poses.refine import Blocks, RefineSettings, changed, reference, refine_half
 from emsplat.settings import REFINABLE
@@ -66,7 +67,7 @@ def test_slopes_and_curvatures_are_those_of_the_misfit(kind: str) -> None:
 
     start = drawn(n, REFINABLE)
     block = np.arange(n)
-    problem = refine._Problem(particles, ImagesInMemory(images), block, noise, true_reference(), samples)
+    problem = refine._Problem(Recorded(particles, ImagesInMemory(images), noise), block, true_reference(), samples)
     values, slopes, curvatures = problem.evaluate(start, len(samples), with_defocus=True)
     p, c = predicted(start)
     norms = np.sqrt(np.sum(weights * np.abs(c * p) ** 2, axis=1) * np.sum(weights * np.abs(spectra) ** 2, axis=1))
@@ -103,7 +104,7 @@ def test_what_was_wrong_is_put_right(quantity: str, kind: str) -> None:
     wrong = changed(true, drawn(n, (quantity,)))
     found = np.zeros((n, 7))
     settings = RefineSettings(REFINABLE, *RANGES)
-    gain = refine_half(wrong, found, images, np.arange(n), noise, true_reference(), settings)
+    gain = refine_half(Recorded(wrong, images, noise), found, np.arange(n), true_reference(), settings)
     assert gain > 1
     before, after = errors(wrong, true)[quantity], errors(changed(wrong, found), true)[quantity]
     assert rms(after) < 0.35 * rms(before)
@@ -118,7 +119,9 @@ def test_all_that_is_asked_for_moves_and_nothing_else(quantities: tuple[str, ...
     images, noise = recorded(true, snr=1.0)
     wrong = changed(true, drawn(n, quantities))
     found = np.zeros((n, 7))
-    refine_half(wrong, found, images, np.arange(n), noise, true_reference(), RefineSettings(quantities, *RANGES))
+    refine_half(
+        Recorded(wrong, images, noise), found, np.arange(n), true_reference(), RefineSettings(quantities, *RANGES)
+    )
     before, after = errors(wrong, true), errors(changed(wrong, found), true)
     for name, columns in COLUMNS.items():
         if name in quantities:
@@ -138,7 +141,7 @@ def test_premultiplied_images_move_as_the_others_do() -> None:
     found = np.zeros((2, n, 7))
     settings = RefineSettings(("poses", "shifts"), *RANGES)
     for number, (particles, source) in enumerate(((wrong, images), (replace(wrong, optics=groups), multiplied))):
-        refine_half(particles, found[number], source, np.arange(n), noise, true_reference(), settings)
+        refine_half(Recorded(particles, source, noise), found[number], np.arange(n), true_reference(), settings)
     assert rms(found[1] - found[0]) < 0.02 * rms(found[0])
 
 
@@ -151,7 +154,7 @@ def test_what_is_right_stays_where_noise_would_move_it() -> None:
     for spread in (0.0, 1.0):
         wrong = changed(true, spread * drawn(n, settings.quantities))
         found = np.zeros((n, 7))
-        refine_half(wrong, found, images, np.arange(n), noise, true_reference(), settings)
+        refine_half(Recorded(wrong, images, noise), found, np.arange(n), true_reference(), settings)
         moved.append(errors(changed(wrong, found), true))
     for name in settings.quantities:
         assert rms(moved[0][name]) < 0.5 * rms(moved[1][name])
@@ -165,7 +168,7 @@ def test_noise_moves_little() -> None:
     found = np.zeros((n, 7))
     scaled = 0.05 * lopsided_map(BOX)
     against = reference(scaled.astype(np.float32), np.ones(BOX // 2), LIMIT, DIAMETER)
-    gain = refine_half(particles, found, ImagesInMemory(images), np.arange(n), noise, against, settings)
+    gain = refine_half(Recorded(particles, ImagesInMemory(images), noise), found, np.arange(n), against, settings)
     assert 0 <= gain < 0.5 * 5  # half a unit a parameter is what fitting noise freely would bring
     assert np.rad2deg(rms(np.linalg.norm(found[:, :3], axis=1))) < 2.0
 
@@ -177,7 +180,7 @@ def test_nothing_leaves_its_range() -> None:
     wrong = changed(true, 2 * drawn(n, ("poses", "shifts")))
     found = np.zeros((n, 7))
     settings = RefineSettings(("poses", "shifts"), 2.0, 2.5)
-    gain = refine_half(wrong, found, images, np.arange(n), noise, true_reference(), settings)
+    gain = refine_half(Recorded(wrong, images, noise), found, np.arange(n), true_reference(), settings)
     assert gain > 0
     assert np.rad2deg(np.linalg.norm(found[:, :3], axis=1).max()) <= 2.0 + 1e-9
     assert np.linalg.norm(found[:, 3:5], axis=1).max() <= 2.5 + 1e-9
@@ -190,12 +193,10 @@ def test_blocks_are_as_good_as_the_whole() -> None:
     true = particles_of(n)
     images, noise = recorded(true, snr=1.0)
     wrong, found = changed(true, drawn(n, settings.quantities)), np.zeros((2, n, 7))
-    done: list[tuple[int, int]] = []
     for number, at_once in enumerate((n, 31)):
         settings = replace(settings, blocks=Blocks(fewest=at_once, most=at_once, read_bytes=7 * 4 * BOX**2))
-        done.clear()
-        refine_half(
-            wrong, found[number], images, np.arange(n), noise, true_reference(), settings, lambda *x: done.append(x[:2])
-        )
-    assert done == [(30, n), (60, n), (90, n)]
+        whole = Recorded(wrong, images, noise)
+        blocks = refine.refined_blocks(whole, found[number], np.arange(n), true_reference(), settings)
+        done = [images_done for images_done, _ in blocks]
+    assert done == [30, 60, 90]
     assert rms(found[1] - found[0]) < 0.1 * rms(found[0])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from emsplat.conventions import rotation_matrices
 from emsplat.fit.by_images import Schedule
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io import read_map, read_particles, read_star
 from emsplat.outputs.reconstruction import write_run
 from emsplat.particles.table import Particles
@@ -23,6 +24,7 @@ from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.reconstruction.solution import Solution
 from emsplat.reconstruction.tuning import Tuning
 from emsplat.runtime.checkpoint import Checkpoints, Pace, State
+from emsplat.runtime.context import Task
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import REFINABLE, ReconstructSettings
 from emsplat.validation.correlation import fsc
@@ -63,7 +65,7 @@ def test_halves_do_not_know_of_each_other() -> None:
     for source, second in ((images.images, 1), (others, -1)):
         solution = solution_of([lopsided_map(BOX), second * lopsided_map(BOX)])
         results.append(
-            refined(wrong, lambda _, s=solution: s, ImagesInMemory(source), noise, settings, DIAMETER, Reporter())
+            refined(Recorded(wrong, ImagesInMemory(source), noise), lambda _, s=solution: s, settings, DIAMETER)
         )
     first, second = (result[2].changes for result in results)
     np.testing.assert_array_equal(first[: n // 2], second[: n // 2])
@@ -85,7 +87,9 @@ def test_rounds_end_when_there_is_no_more_to_gain() -> None:
         return solution
 
     settings = RefineSettings(("shifts",), *RANGES)
-    particles, last, result = refined(wrong, solve, images, noise, settings, DIAMETER, reporter)
+    particles, last, result = refined(
+        Recorded(wrong, images, noise), solve, settings, DIAMETER, Task(reporter=reporter)
+    )
     assert last is solution
     assert particles is solved[-1]
     assert len(solved) == 1 + len(result.gains) == 3
@@ -101,7 +105,8 @@ def test_nothing_measurable_nothing_moved() -> None:
     images, noise = recorded(true, snr=1.0)
     solution, reporter = solution_of([lopsided_map(BOX)] * 2, limit=0), Reporter()
     settings = RefineSettings(("poses",), *RANGES)
-    particles, _, result = refined(true, lambda p: solution, images, noise, settings, DIAMETER, reporter)
+    task = Task(reporter=reporter)
+    particles, _, result = refined(Recorded(true, images, noise), lambda p: solution, settings, DIAMETER, task)
     assert particles is true
     assert result.gains == ()
     assert np.all(result.changes == 0)
@@ -235,8 +240,8 @@ def test_refined_all_the_same_it_measures_nothing(
         v = solution.validation
         return replace(solution, validation=replace(v, limit_shell=12, gain=np.ones_like(v.gain)))
 
-    def forced(particles: Particles, solve: Callable, *rest: object) -> tuple:
-        particles, _, refinement = refined(particles, lambda p: told(solve(p)), *rest)  # type: ignore[arg-type]
+    def forced(recorded: Recorded, solve: Callable, *rest: object) -> tuple:
+        particles, _, refinement = refined(recorded, lambda p: told(solve(p)), *rest)  # type: ignore[arg-type]
         return particles, latest[-1], refinement
 
     monkeypatch.setattr(reconstruction, "refined", forced)

@@ -15,26 +15,18 @@ import numpy as np
 import pytest
 
 from emsplat.cli import main
-from emsplat.fit.by_images import Schedule
 from emsplat.io import read_map
-from emsplat.poses.refine import Blocks
-from emsplat.reconstruction import reconstruct as room
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
-from emsplat.reconstruction.tuning import Tuning
-from emsplat.runtime import checkpoint
-from emsplat.runtime.checkpoint import Checkpoints, Pace, checkpoints_of
+from emsplat.runtime.checkpoint import Checkpoints
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from processes import PATIENCE
+from small_work import always, command_works, small_work
 
+TESTS = Path(__file__).parents[1]
 FEW = ReconstructSettings(n_gaussians=100, max_resolution=14.0, mask_diameter=140.0, seed=3, threads=2)
-ALWAYS = Pace(times=0, least=0)
-# So that few images have many blocks, and few rounds.
-SMALL = Tuning(
-    accumulation_block_bytes=50 * 4 * 32**2,
-    refinement_blocks=Blocks(fewest=40, most=40),
-    schedule_by_images=Schedule(round=4, max_rounds=2, anneal_rounds=2, anneal_epochs=1),
-)
+SMALL = small_work(accumulated=50, refined=40)
 
 
 class Ended(Exception):
@@ -110,7 +102,7 @@ def test_the_same_as_if_never_ended(kind: str, star: Path, tmp_path: Path, monke
 
     def run() -> Reconstruction:
         reporter = Reporter()
-        checkpoints = Checkpoints(tmp_path / "checkpoints", True, reporter=reporter, pace=replace(ALWAYS))
+        checkpoints = Checkpoints(tmp_path / "checkpoints", True, reporter=reporter, pace=always())
         try:
             return reconstruct(star, settings, reporter, checkpoints, tuning=SMALL)
         finally:
@@ -131,16 +123,18 @@ def test_ended_by_a_rule_of_the_command(
     """What is there is neither replaced nor gone on with by mistake, and does not stay when all is done."""
     output = tmp_path / "run"
     command = ["reconstruct", str(star), "-o", str(output), "--n-gaussians", "100", "--max-resolution", "14"]
-    monkeypatch.setattr(checkpoint, "checkpoints_of", lambda *what: checkpoints_of(*what, pace=replace(ALWAYS)))
-    monkeypatch.setattr(room, "reconstruct", lambda *what: reconstruct(*what, tuning=SMALL))
+
+    def run(*options: str) -> int:
+        with command_works(SMALL):
+            return main([*command, *options])
 
     def said(code: int, *options: str) -> str:
-        assert main([*command, *options]) == code
+        assert run(*options) == code
         out, err = capsys.readouterr()
         assert (err.count("\n"), err.startswith("emsplat: ")) == ((0, False) if code == 0 else (1, True))
         return out + err
 
-    ended_after(2, "pass", monkeypatch, lambda: main([*command, "--resume"]))
+    ended_after(2, "pass", monkeypatch, lambda: run("--resume"))
     assert "starts at its beginning" in capsys.readouterr().out
     assert "continue with --resume, or replace it with --overwrite" in said(2)
     assert "isotropic False there, True here" in said(2, "--resume", "--isotropic")
@@ -153,7 +147,7 @@ def test_ended_by_a_rule_of_the_command(
 def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """States that cannot be written are told of once; what was written before stays of use."""
     reporter = Reporter()
-    checkpoints = Checkpoints(tmp_path / "checkpoints", reporter=reporter, pace=replace(ALWAYS))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", reporter=reporter, pace=always())
     fsync, calls = os.fsync, [0]
 
     def full(descriptor: int) -> None:
@@ -177,13 +171,8 @@ def test_a_full_disk_does_not_end_a_run(star: Path, tmp_path: Path, monkeypatch:
 # A process of its own, that is killed when so many states have been written.
 PROGRAM = """
 import os, signal, sys
-from emsplat.reconstruction import reconstruct as room
-from emsplat.reconstruction.tuning import Tuning
-from emsplat.reconstruction.tuning import Tuning
-from emsplat.runtime import checkpoint
-job, states = room.reconstruct, checkpoint.checkpoints_of
-room.reconstruct = lambda *what: job(*what, tuning=Tuning({block_bytes}))
-checkpoint.checkpoints_of = lambda *what: states(*what, pace=checkpoint.Pace(times=0, least=0))
+from emsplat.cli import main
+from small_work import command_works, small_work
 replace, left = os.replace, {left}
 def killed(*paths):
     global left
@@ -192,8 +181,8 @@ def killed(*paths):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(*paths)
 os.replace = killed
-from emsplat.cli import main
-sys.exit(main())
+with command_works(small_work(accumulated=50, refined=40)):
+    sys.exit(main())
 """
 
 
@@ -204,10 +193,11 @@ def test_killed_processes_leave_no_trace(star: Path, tmp_path: Path) -> None:
     command += ["--max-resolution", "14", "--mask-diameter", "140", "--seed", "3", "--n-fits", "1"]
     for left, code in ((4, -signal.SIGKILL), (30, -signal.SIGKILL), (-1, 0)):
         process = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(left=left, block_bytes=SMALL.accumulation_block_bytes), *command],
+            [sys.executable, "-c", PROGRAM.format(left=left), *command],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=PATIENCE,
         )
         assert (process.returncode, process.stderr) == (code, ""), process.stderr
     assert "resuming from fit1-1" in process.stdout

@@ -97,15 +97,14 @@ def test_the_card_is_found_and_named(cuda) -> None:
         ({"kernel": AssertionError()}, ("Some Card", "AssertionError")),
     ],
 )
-def test_what_keeps_a_card_from_being_used_is_told(cuda, refuses, monkeypatch, tmp_path, pretence, culprits) -> None:
+def test_what_keeps_a_card_from_being_used_is_told(cuda, refuses, tmp_path, pretence, culprits) -> None:
     """An error where it was asked for; else the work falls to the CPU, aloud where there seems to be a card."""
     cuda(**pretence)
     with refuses("--device cuda", *culprits, "leave out --device"):
         chosen("cuda", Reporter())
     for signs in ((), (tmp_path,)):
-        monkeypatch.setattr(devices, "_SIGNS_OF_A_CARD", signs)
         reporter = Reporter()
-        assert chosen("auto", reporter) == CPU
+        assert chosen("auto", reporter, signs) == CPU
         assert culprits[0] in reporter.log[-1]
         assert len(reporter.warnings) == len(signs)
 

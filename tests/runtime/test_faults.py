@@ -90,7 +90,7 @@ def test_killed_and_run_again(images: Path, output: Path, capsys: pytest.Capture
     out, err = capsys.readouterr()
     assert err == ""
     assert f"warning: {output}: an earlier run was killed here (process {process.pid} on" in out
-    assert f"warning: {output}: the half-written files of a killed run are removed" in out
+    assert f"warning: {output}: the half-written files of a killed run were removed" in out
     files = contents(output)
     assert not [name for name in files if name.startswith(".")]
     assert files["notes.txt"] == b"mine"

@@ -21,6 +21,7 @@ from emsplat.models.parameters import Parameters
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
+from processes import PATIENCE
 
 pytest.importorskip("viser")
 from emsplat.viewer.live import watched
@@ -37,7 +38,7 @@ class Job:
         self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(star,))
         self._thread.start()
-        assert self._ready.wait(60)
+        assert self._ready.wait(PATIENCE)
         [self.address] = re.findall(r"look at (http://localhost:\d+)", "\n".join(self.reporter.log))
 
     def _work(self, star: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_watcher_that_fails_is_dropped_with_one_warning() -> None:
         reporter.watch(1, some_parameters(), 2.0)
     assert len(calls) == 1
     [warning] = reporter.warnings
-    assert "no picture" in warning and "goes on" in warning
+    assert "no picture" in warning and "continues" in warning
 
 
 def some_parameters(n: int = 50) -> Parameters:
@@ -165,7 +166,7 @@ def test_a_fit_is_copied_seldom_and_a_viewer_that_fails_warns_once(monkeypatch: 
         monkeypatch.setattr(view, "_draw", lambda: 1 / 0)
         monkeypatch.setattr(view._server, "get_clients", lambda: {0: None})
         view._news.set()
-        view._thread.join(10)
+        view._thread.join(PATIENCE)
         reporter.watch(2, some_parameters(), 2.0)
         assert 2 not in view._latest
     [warning] = reporter.warnings

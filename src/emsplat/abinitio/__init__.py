@@ -9,5 +9,6 @@
 - ``alignment``: two maps brought together by rotation, shift and hand; ``symmetric``: under an imposed symmetry
 - ``modes``: where the turns between two sets of poses gather; ``imitation``: what a right map's images would show
 - ``halves``: two independent searches, and how far they agree; ``verdict``: whether to believe them
+- ``transfer``: whether the CTFs belong to their images
 - ``refinement``: global search on refined maps; ``run``: the job from top to bottom
 """

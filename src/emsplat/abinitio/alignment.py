@@ -20,7 +20,7 @@ from emsplat.fourier import maps
 
 _COARSE_RINGS = 6
 _COARSE_STEP = 12.0  # degrees
-_REFINED = 12  # of the best rotations of each hand
+_REFINED, _REFINED_TO_THE_END = 12, 2  # of the best rotations of each hand: with coarse shells, then with all
 _MIRROR = np.diag([1.0, 1.0, -1.0])  # of z, which turns one hand into the other
 
 
@@ -110,10 +110,12 @@ def _best_of_hand(first: NDArray[np.float32], second: NDArray[np.float32], n_rin
         where = np.stack(np.unravel_index(best, (small,) * 3), axis=1)[:, ::-1]
         shifts[part] = -np.where(where > small // 2, where - small, where) * (len(first) / small)
     tried = [
-        _refined(first, source, rotations[i], shifts[i], n_rings, mirrored)
+        _refined(first, source, rotations[i], shifts[i], coarse, mirrored)
         for i in np.argsort(correlations)[::-1][:_REFINED]
     ]
-    return max(tried, key=lambda found: found.correlation)
+    tried.sort(key=lambda found: -found.correlation)
+    last = [_refined(first, source, t.rotation, t.shift, n_rings, mirrored) for t in tried[:_REFINED_TO_THE_END]]
+    return max(last, key=lambda found: found.correlation)
 
 
 def _refined(
@@ -127,7 +129,7 @@ def _refined(
     box_size = len(first)
     transform = _padded_transform(first)
     best_rotation, best_shift, value = rotation, shift, -1.0
-    for rings in sorted({min(n_rings, _COARSE_RINGS), n_rings}):
+    for rings in sorted({min(n_rings, 2 * _COARSE_RINGS), n_rings}):
         points = _lattice(box_size, rings)
         against = _whitened(_sample(transform, points), points, rings).conj()
         turn_unit, shift_unit = np.deg2rad(3.0), 0.3

@@ -23,11 +23,12 @@ def likelihoods(
     rotations: NDArray[np.float64],
     centres: NDArray[np.float64],
     box_size: int,
+    inner: int = 0,
 ) -> NDArray[np.float32]:
     """(n,) log-likelihoods of images in given poses over that of no particle.
 
     Args:
-        rotations: (n, 3, 3); centres: (n, 2) x, y in pixels.
+        rotations: (n, 3, 3); centres: (n, 2) x, y in pixels; inner: number of rings that are left out, from the first.
     """
     grid = images.grid
     per_ring = np.pi * grid.radii / grid.n_angles
@@ -37,7 +38,7 @@ def likelihoods(
         phases = np.einsum("rqc,nc->nrq", 2 * np.pi * grid.points / box_size, centres[rows])
         overlap = (clean.conj() * images.signal[rows] * np.exp(1j * phases)).real.sum(axis=2)
         power = (clean.real**2 + clean.imag**2).sum(axis=2) * images.power[rows]
-        out[rows] = ((2 * overlap - power) * per_ring).sum(axis=1)
+        out[rows] = ((2 * overlap - power) * per_ring)[:, inner:].sum(axis=1)
     return out
 
 

@@ -22,6 +22,7 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
 from emsplat.abinitio.scales import full_settings, information, scales_of, stochastic_settings
 from emsplat.abinitio.stochastic import StageSettings
 from emsplat.abinitio.symmetric import onto_axes
+from emsplat.abinitio.transfer import own_ctfs_win
 from emsplat.abinitio.verdict import REMEDY, Ending, Verdict, judged
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
@@ -41,7 +42,7 @@ _MAX_SHIFT = 0.1  # share of the box
 _EDGE = 0.1  # share of the box by which the circle kept of an image exceeds the particle's, beside its shift
 _MOST_SEARCHES = 3  # on refined maps
 _SETTLED = 0.02  # share of the images moved by a search that is not worth another one
-_FEWEST_IMAGES = 100  # of each half set
+_FEWEST_IMAGES = 40  # of each half set
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,13 @@ def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, report
             search, nats = job.search(halves, spectra)
             with reporter.stage("search"):
                 starts, agreement, verdict, counts = _independent_starts(job, halves, search)
+                own_ctfs = _own_ctfs(job, starts[0], spectra)
             table, certainty = _posed(job, starts, agreement)
         reconstruction, moved = _refined(job, table, verdict)
         ending = Ending(
             moved=moved[-1] if moved else None,
             measurable=reconstruction.validation.limit_shell / job.scales.coarse_rings,
+            own_ctfs=own_ctfs,
             looks_dark=reconstruction.preview.surely_dark,
         )
         verdict = judged(starts, agreement, ending)
@@ -208,10 +211,14 @@ def _diameter(look: Look, table: Particles, settings: AbInitioSettings, reporter
     if settings.mask_diameter is not None:
         return min(settings.mask_diameter, _LARGEST_DIAMETER * box)
     if look.diameter is None:
-        reporter.warn(f"no particle stands out of the noise: diameter taken as {_UNSEEN_DIAMETER:.0%} of the box")
+        reporter.warn(
+            f"no particle stands out of the noise; its diameter is taken as {_UNSEEN_DIAMETER:.0%} of the box"
+        )
         return _UNSEEN_DIAMETER * box
     found = min(_OUTLINE_MARGIN * look.diameter * table.pixel_size_in_angstroms, _LARGEST_DIAMETER * box)
-    reporter.line(f"particle diameter {found:.0f} Å about the image's middle, from the images' variance")
+    reporter.line(
+        f"the particle has a diameter of {found:.0f} Å about the middle of its image, from the variance of the images"
+    )
     return found
 
 
@@ -241,16 +248,17 @@ class _Job:
         self.scales = scales_of(self.diameter, len(self.symmetry), table.box_size, self.max_ring)
         max_shift = _MAX_SHIFT * box if settings.max_shift is None else settings.max_shift
         self.max_shift = max_shift / table.pixel_size_in_angstroms
+        # Of each image, the particle's circle is kept, wherever the particle lies.
+        self.circle = (self.diameter + _EDGE) * table.box_size + 2 * min(self.max_shift, 0.1 * table.box_size)
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
     def read(self, n_rings: int) -> tuple[Halves, Spectra]:
         """The images of both halves on the polar grid, and the mean of their spectra."""
         grid = PolarGrid.of(n_rings, self.diameter)
-        circle = (self.diameter + _EDGE) * self.table.box_size + 2 * min(self.max_shift, 0.1 * self.table.box_size)
         found = []
         for number, rows in enumerate(self.rows, start=1):
             with self.reporter.bar(f"transforming half {number}", "images") as advance:
-                found.append(read_polar(self.table, self.images, rows, self.look.noise, grid, circle, advance))
+                found.append(read_polar(self.table, self.images, rows, self.look.noise, grid, self.circle, advance))
         (first, of_first), (second, of_second) = found
         return (first, second), of_first.mean(of_second)
 
@@ -280,8 +288,8 @@ class _Job:
         pixel = self.table.box_size * self.table.pixel_size_in_angstroms
         self.reporter.line(
             f"search: to {pixel / coarse:.3g} Å in steps of {self.scales.coarse_step:.3g}°, then to "
-            f"{pixel / polar.grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image tells "
-            f"{nats:.1f} nats, so {search.stochastic.iterations} batches of {search.stochastic.batch}"
+            f"{pixel / polar.grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image holds "
+            f"{nats:.1f} nats, so that {search.stochastic.iterations} batches of {search.stochastic.batch} are used"
         )
         return search, nats
 
@@ -314,6 +322,18 @@ def _independent_starts(
         if verdict.status == "converged" or hopeless:
             break
     return (first, second), agreement, verdict, (attempt + 1, attempt + 1)
+
+
+def _own_ctfs(job: _Job, found: Start, spectra: Spectra) -> float:
+    """Whether the CTFs belong to the images, from those of the first half; 1 where there are none."""
+    if job.settings.no_ctf:
+        return 1.0
+    grid = PolarGrid.of(job.scales.fine_rings, job.diameter)
+    rng = np.random.default_rng((job.settings.seed, 200))
+    poses = found.found.rotations, found.found.centres
+    return own_ctfs_win(
+        job.table, job.images, job.rows[0], job.look.noise, grid, job.circle, found.map, *poses, spectra.signal, rng
+    )
 
 
 def _in_words(found: Start) -> str:

@@ -88,6 +88,7 @@ class Ending:
 
     moved: float | None  # share of the images that the last global search moved to another pose; None: there was none
     measurable: float  # the finest shell that the final half maps share, over the finest ring of the first stage
+    own_ctfs: float  # by how much images are likelier with their own CTFs, from `transfer.own_ctfs_win`
     looks_dark: bool  # the final map is surely that of a dark particle, although the images are not
 
 
@@ -128,7 +129,9 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
     ]
     if ending is not None:
         what = "the finest shell that the final halves share, over the finest of the first search"
-        criteria.append(Criterion("measurable", ending.measurable, 1.0, 0.5, what))
+        criteria.append(Criterion("measurable", ending.measurable, 1.0, 0.0, what))
+        what = "the likelihood that images lose with other images' CTFs, over what they should lose"
+        criteria.append(Criterion("ctf", ending.own_ctfs, 0.4, 0.2, what))
         dark = 0.0 if ending.looks_dark else 1.0
         criteria.append(Criterion("contrast", dark, 1.0, 0.5, "the agreement of the map's sign with the images'"))
     if ending is not None and ending.moved is not None:

@@ -16,14 +16,14 @@ from emsplat.validation.correlation import fsc, resolution_at
 from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL
 
 # The B-factor lets the signal fade within the band, so that there is a resolution to measure.
-_IMAGES = SimulationSettings(
+IMAGES = SimulationSettings(
     n_images=3000, box_size=80, pixel_size_in_angstroms=2.0, snr=0.03, b_factor_in_square_angstroms=200.0
 )
 
 
 def run_demo(folder: Path, seed: int, overwrite: bool) -> outputs.Summary:
     """Writes the images to ``folder/simulation`` and the run to `folder`; returns the run's summary."""
-    settings, images = ReconstructSettings(seed=seed), replace(_IMAGES, seed=seed)
+    settings, images = ReconstructSettings(seed=seed), replace(IMAGES, seed=seed)
     reporter = ConsoleReporter()
     with outputs.claimed(folder, overwrite, reporter):
         return _simulate_and_reconstruct(folder, settings, images, overwrite, reporter)

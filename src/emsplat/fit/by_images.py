@@ -42,13 +42,13 @@ from emsplat.particles.table import Particles
 from emsplat.runtime.context import Task
 from emsplat.runtime.ranks import World
 
-_AT_ONCE_BYTES = 8 << 20  # of the images that are rendered together: what a step needs beside its buffers
-_PIECES = 4  # of a batch, at least
+_AT_ONCE_BYTES = 8 << 20  # bytes of the images that are rendered together, which a step needs beside its buffers
+_PIECES = 4  # smallest number of pieces of a batch
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When things happen, beyond `FitSettings`."""
+    """The schedule of a fit to images, beyond `FitSettings`."""
 
     round: int = 25  # batches
     batch: tuple[int, int] = (16, 256)  # images at least and at most; between, a round sees every image once
@@ -58,8 +58,8 @@ class Schedule:
     step_share: float = 0.1  # of the step sizes of a fit to statistics, whose gradients have no noise
     improvement: float = 2e-3  # relative fall of the held-out images' loss between rounds that counts as one
     patience: int = 2  # rounds without improvement before annealing
-    rounds_without_held_out: int = 4  # nothing tells when to stop, and so few images need no more
-    most_held_out: int = 4096  # images that are enough to tell
+    rounds_without_held_out: int = 4  # rounds if nothing says when to stop; so few images need no more
+    most_held_out: int = 4096  # largest number of held-out images that are used
     densification: DensificationSchedule = field(
         default_factory=lambda: DensificationSchedule(every=1, first=0)
     )  # in rounds
@@ -67,12 +67,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class HalfSet:
-    """The images of one half, and how they are looked at."""
+    """The images of one half, and the grid on which they are compared."""
 
     particles: Particles  # the whole table
     images: Images
     training: Rows
-    held_out: Rows  # only decide when to anneal, then join in; may be none
+    held_out: Rows  # rows that only decide when to anneal and are then fitted too; may be none
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`
     box_size: int  # D′ of the working box
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
@@ -233,7 +233,7 @@ class _SharedLoss:
             projections.backward(self.loss.ramped(residuals, rate) / n)
             values[number] = float(losses.detach().sum())
             gradients[number] = _taken_gradient(leaves)
-        world.sum(values)  # a piece's comes from one rank
+        world.sum(values)  # the value of a piece comes from one rank
         world.sum(gradients)
         _set_gradient(leaves, gradients.sum(dim=0))
         state.record(float(values.sum()) / n)
@@ -265,7 +265,7 @@ class _SharedLoss:
 
 
 def _taken_gradient(leaves: dict[str, Tensor]) -> Tensor:
-    """(length,) the gradient of all leaves in a row, which have none then."""
+    """(length,) the gradient of all leaves in one vector; it is removed from the leaves."""
     parts = []
     for leaf in leaves.values():
         parts.append(torch.zeros(leaf.numel()) if leaf.grad is None else leaf.grad.reshape(-1))
@@ -280,7 +280,7 @@ def _set_gradient(leaves: dict[str, Tensor], gradient: Tensor) -> None:
 
 
 def _align(state: FitState, world: World) -> None:
-    """Let all ranks go on from the first one's state where theirs differs, as machines of two makes may round."""
+    """Give all ranks the state of the first rank if theirs differs, since different machines may round differently."""
     if world.size == 1:
         return
     tensors = state.tensors()

@@ -1,7 +1,7 @@
-"""What a fit to statistics does differently on a graphics card: the loss stays there, and a step is launched whole.
+"""What a fit to statistics does differently on a graphics card: the loss stays there, and a step is one launch.
 
-A step is a hundred small launches, which the processor asks for one by one more slowly than the card does them. Between
-two rounds of density control all of them are the same, so they are recorded as a CUDA graph.
+A step is a hundred small launches, which the processor requests more slowly than the card does them. Between two rounds
+of densification all of them are the same, so that they are recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from emsplat.statistics.sufficient import Statistics
 
 T = TypeVar("T")
 
-# Devices that would not record. It is not tried again: torch's allocator keeps counting a recording that failed as one
-# that goes on.
+# Devices that would not record. They are not tried again, because torch's allocator counts a failed recording as one
+# that is still running.
 _REFUSED: set[torch.device] = set()
-_WARM_UP = 2  # steps that are done before one is recorded: what is made at first use must not be part of it
+_WARM_UP = 2  # steps before the recorded one, because what is made at first use must not be part of the recording
 
 
 def loss_on(device: torch.device, statistics: Statistics, extent: int) -> QuadraticLoss | DeviceLoss:
@@ -75,10 +75,10 @@ def _boost(period: int, device: torch.device) -> Tensor:
 
 
 class Replayed(Generic[T]):
-    """Work that is asked for again and again: recorded as a CUDA graph after its first few times, and then replayed.
+    """Repeated work, which is recorded as a CUDA graph after the first few times and then replayed.
 
-    The work may wait for nothing, must work in place on tensors that stay, and returns tensors, which the next time
-    overwrites. On other devices it is simply done.
+    The work must not wait for anything, must work in place on tensors that stay, and returns tensors, which the next
+    call overwrites. On other devices it is simply done.
     """
 
     def __init__(self, work: Callable[[], T], device: torch.device, say: Callable[[str], None]) -> None:
@@ -87,7 +87,7 @@ class Replayed(Generic[T]):
         self.forget()
 
     def forget(self) -> None:
-        """Take notice that the tensors it works on are others now."""
+        """Forget the recording, because the work uses other tensors now."""
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: T | None = None
         self._done = 0
@@ -106,7 +106,7 @@ class Replayed(Generic[T]):
         return self._result
 
     def _aside(self) -> T:
-        """Done on a stream of its own, as PyTorch asks of what is to be recorded."""
+        """Do the work on a stream of its own, as PyTorch requires of what is to be recorded."""
         current = torch.cuda.current_stream(self._device)
         assert self._stream is not None
         self._stream.wait_stream(current)
@@ -116,10 +116,10 @@ class Replayed(Generic[T]):
         return result
 
     def _record(self) -> bool:
-        """Recording does nothing of the work; False, said aloud, where it cannot be recorded.
+        """Record the work, without doing it. Returns False, after a line in the log, if it cannot be recorded.
 
-        It is recorded on the stream it was done on before, where torch's libraries have their memory, and other
-        threads' calls do not spoil it: those of NCCL's watchdog, where there are ranks.
+        The stream is that of the earlier calls, where torch's libraries have their memory. Calls of other threads, such
+        as those of NCCL's watchdog, do not spoil the recording.
         """
         graph = torch.cuda.CUDAGraph()
         recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")

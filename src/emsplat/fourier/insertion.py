@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from emsplat.fourier.window import Window
 from emsplat.runtime.simd import WIDTH, spread_sample
 
+OVERSAMPLING = 1.5  # grid points per voxel of the cube that is wanted, along an axis
 HALO = 3  # grid points kept beyond ±n/2, as far as a kernel can extend
 STEPS = 512  # number of steps in the table of the kernel
 _TILE = 12
@@ -45,7 +46,7 @@ class SliceGrid:
     values: NDArray  # (n/2+1+2 halo, n+2 halo, n+2 halo) complex64 or float32
 
     @staticmethod
-    def empty(extent: int, box_size: int, dtype: type[np.generic], oversampling: float = 1.5) -> SliceGrid:
+    def empty(extent: int, box_size: int, dtype: type[np.generic], oversampling: float = OVERSAMPLING) -> SliceGrid:
         """A grid of zeros, complex64 or float32, for slices of that type."""
         period = grid_period(extent, box_size, oversampling)
         return SliceGrid(extent, box_size, period, np.zeros(grid_shape(period), dtype=dtype))
@@ -119,7 +120,7 @@ class SliceGrid:
         return np.roll(wrapped, -(n // 2), axis=(0, 1))
 
 
-def grid_period(extent: int, box_size: int, oversampling: float = 1.5) -> int:
+def grid_period(extent: int, box_size: int, oversampling: float = OVERSAMPLING) -> int:
     """n for a cube of this edge: even, fast to transform, and never coarser than the sampling of the slices."""
     period = max(scipy.fft.next_fast_len(int(np.ceil(oversampling * extent)), real=True), box_size)
     while period % 2 or scipy.fft.next_fast_len(period, real=True) != period:

@@ -17,6 +17,7 @@ from scipy import fft, ndimage
 
 from emsplat.errors import InputError
 
+PARTICLE_SHARE = 0.85  # of the box: the diameter of a particle that nothing shows the size of
 GUINIER_START_IN_ANGSTROMS = 10.0  # beyond this the amplitudes of proteins fall as exp(−B s²/4)
 
 
@@ -194,7 +195,7 @@ def data_mask(
     Args:
         volume: (D, D, D) the average of the two half maps, with a white particle.
         pixel_size: pixel size in Å.
-        diameter: diameter in Å of a sphere that surely holds the particle; by default 85 % of the box.
+        diameter: diameter in Å of a sphere that surely holds the particle; by default `PARTICLE_SHARE` of the box.
         resolution: resolution in Å of the low-passed map that is cut, but never finer than 4 pixels.
     Returns:
         (D, D, D) between 0 and 1, 0 at the border of the box.
@@ -222,8 +223,8 @@ def soft_mask(
 
 
 def _radius_of(diameter: float | None, pixel_size: float, box_size: int) -> float:
-    """Radius in voxels for a diameter in Å, or for 85 % of the box."""
-    return 0.5 * (0.85 * box_size if diameter is None else min(diameter / pixel_size, box_size))
+    """Radius in voxels for a diameter in Å, or for `PARTICLE_SHARE` of the box."""
+    return 0.5 * (PARTICLE_SHARE * box_size if diameter is None else min(diameter / pixel_size, box_size))
 
 
 def _support(smooth: NDArray[np.float32], distance: NDArray[np.float32], radius: float) -> NDArray[np.bool_] | None:

@@ -134,7 +134,7 @@ def _work(
 ) -> _Work:
     box_size, pixel_size = table.box_size, table.pixel_size_in_angstroms
     edge = box_size * pixel_size
-    diameter = settings.mask_diameter or consensus.preview.diameter_in_angstroms or 0.85 * edge
+    diameter = settings.mask_diameter or consensus.preview.diameter_in_angstroms or maps.PARTICLE_SHARE * edge
     diameter = min(1.15 * diameter, 0.95 * edge)  # what moves may reach beyond the consensus
     finest = 2 * pixel_size if settings.max_resolution is None else settings.max_resolution
     working = _box_for(table, finest)
@@ -143,7 +143,7 @@ def _work(
     if focus is not None:
         if len(focus) != box_size:
             raise InputError(
-                f"{settings.mask}: {len(focus)} voxels for images of {box_size} pixels; they must be alike"
+                f"{settings.mask}: has {len(focus)} voxels for images of {box_size} pixels; resample it to that box"
             )
         sphere = focus
     limit = min(consensus.validation.limit_shell, _FINEST_SHELL, box_size // 2 - 1, int(edge / finest))
@@ -160,7 +160,9 @@ def _box_for(table: Particles, finest: float) -> int:
 def _focus(path: Path) -> NDArray[np.float32]:
     mask = read_map(path).values
     if mask.min() < -1e-3 or mask.max() > 1 + 1e-3 or mask.max() < 0.5:
-        raise InputError(f"{path}: values from {mask.min():g} to {mask.max():g}; a mask must lie between 0 and 1")
+        raise InputError(
+            f"{path}: has values from {mask.min():g} to {mask.max():g}; scale it to values between 0 and 1"
+        )
     return mask
 
 

@@ -1,12 +1,12 @@
-"""Aberrations beyond defocus, astigmatism and Cs, one set an optics group, as RELION 3.1 defines them.
+"""Aberrations beyond defocus, astigmatism and Cs, with one set for each optics group, as RELION 3.1 defines them.
 
-With s the frequency in an image (1/Å), M the magnification matrix and t the beam tilt in radians, s′ = M s and an
-image's transform is ``exp(iφ(s′)) · C(s′) · F(Aᵀ s′)``, shifted: the CTF and the slice, too, are taken at s′.
+Let s be the frequency in an image (1/Å), M the magnification matrix, t the beam tilt in radians, and s′ = M s. The
+transform of an image is ``exp(iφ(s′)) · C(s′) · F(Aᵀ s′)``, shifted: CTF and slice are also taken at s′.
 
-- ``φ = Σ odd_i Z_i(s′) − 2π Cs λ² |s′|² (t·s′)``, antisymmetric: phases that a real CTF cannot hold;
-- the CTF's phase χ gains ``−Σ even_i Z_i(s′)``, symmetric.
+- ``φ = Σ odd_i Z_i(s′) − 2π Cs λ² |s′|² (t·s′)`` is antisymmetric: phases that a real CTF cannot hold;
+- the phase χ of the CTF gains ``−Σ even_i Z_i(s′)``, which is symmetric.
 
-Z are Zernike polynomials without norm whose radius is |s′| in 1/Å, not a share of some disc. They are counted by
+Z are Zernike polynomials without norm whose radius is |s′| in 1/Å and not a share of some disc. They are counted by
 degree, then by order: odd Z(1,−1) Z(1,1) Z(3,−3) Z(3,−1) …, even Z(0,0) Z(2,−2) Z(2,0) Z(2,2) Z(4,−4) …; a negative
 order is the sine. Source: Zivanov, Nakane & Scheres (2020), IUCrJ 7, 253–267; signs and order as measured of RELION
 3.1.3 (tests/imaging/test_aberrations.py).
@@ -27,14 +27,14 @@ from emsplat.particles.table import OpticsGroup, Particles
 def symmetric_phases(
     particles: Particles, box_size: int, dtype: type[np.floating] = np.float32
 ) -> tuple[NDArray, NDArray[np.int32]]:
-    """What the CTF's phase χ gains, in radians: see `_per_group`."""
+    """The terms that are added to the phase χ of the CTF, in radians; see `_per_group`."""
     return _per_group(particles, box_size, lambda g: any(g.even_zernike), symmetric_phase, dtype)
 
 
 def antisymmetric_factors(
     particles: Particles, box_size: int, dtype: type[np.complexfloating] = np.complex64
 ) -> tuple[NDArray, NDArray[np.int32]]:
-    """The factor exp(iφ) in the images' transforms: see `_per_group`."""
+    """The factor exp(iφ) in the transforms of the images; see `_per_group`."""
     return _per_group(
         particles,
         box_size,
@@ -51,12 +51,12 @@ def _per_group(
     value: Callable[[OpticsGroup, NDArray, NDArray], NDArray],
     dtype: type[np.generic],
 ) -> tuple[NDArray, NDArray[np.int32]]:
-    """Values on the half plane, one image for every optics group that occurs and has such an aberration.
+    """Values on the half plane, for every optics group that occurs and has such an aberration.
 
     Args:
-        box_size: D′ ≤ D, of the half plane: D, or what the images are cropped to in Fourier space.
+        box_size: D′ ≤ D of the half plane: D, or the box that the images are cropped to in Fourier space.
     Returns:
-        (a, D′, D′//2+1), ky in fft order, kx from 0; (N,) which of them is each particle's, −1 for none.
+        (a, D′, D′//2+1) values, ky in fft order, kx from 0; (N,) their number for each particle, −1 for none.
     """
     step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
     sy = np.fft.fftfreq(box_size, 1 / box_size)[:, None] * step
@@ -81,14 +81,14 @@ def antisymmetric_phase(group: OpticsGroup, sx: NDArray, sy: NDArray) -> NDArray
 
 
 def symmetric_phase(group: OpticsGroup, sx: NDArray, sy: NDArray) -> NDArray[np.float64]:
-    """What the phase χ of the CTF gains, in radians, at frequencies of the image (1/Å)."""
+    """The term that is added to the phase χ of the CTF, in radians, at frequencies of the image (1/Å)."""
     return -_zernike_sum(group.even_zernike, 0, *_magnified(group, sx, sy))
 
 
 def slice_matrices(particles: Particles) -> NDArray[np.float64]:
-    """(N, 3, 3) matrices B such that an image's sample k sits at ``k_volume = Bᵀ (k_x, k_y, 0) = Aᵀ M k``.
+    """(N, 3, 3) matrices B such that the sample k of an image lies at ``k_volume = Bᵀ (k_x, k_y, 0) = Aᵀ M k``.
 
-    Rotations where nothing is magnified.
+    They are rotations if nothing is magnified.
     """
     matrices = np.tile(np.eye(3), (len(particles.optics), 1, 1))
     matrices[:, :2, :2] = [_matrix(group).T for group in particles.optics]
@@ -120,7 +120,7 @@ def _zernike_sum(coefficients: Sequence[float], first_degree: int, x: NDArray, y
 def zernike(degree: int, order: int, x: NDArray, y: NDArray) -> NDArray[np.float64]:
     """Zernike polynomial ``R(r) cos(m α)``, or ``R(r) sin(|m| α)`` for m < 0, with R(1) = 1.
 
-    Source: Born & Wolf, Principles of Optics,  9.2.1.
+    Source: Born & Wolf, Principles of Optics, 9.2.1.
     """
     n, m = degree, abs(order)
     squared = x**2 + y**2

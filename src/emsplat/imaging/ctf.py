@@ -1,7 +1,7 @@
 """The contrast transfer function, as RELION defines it.
 
 ``C(s) = scale · exp(−B s²/4) · [sqrt(1−w²) sin χ + w cos χ]``,
-``χ = π λ z(α) s² − ½ π Cs λ³ s⁴ + phase shift``, positive at low frequency for underfocus, particles white;
+``χ = π λ z(α) s² − ½ π Cs λ³ s⁴ + phase shift``, positive at low frequency for underfocus and white particles;
 ``z(α) = ½(U+V) + ½(U−V) cos 2(α − angle)``. Even Zernikes add to χ, and the magnification matrix changes s: see
 `aberrations`.
 """
@@ -85,12 +85,12 @@ def ctf_terms(particles: Particles) -> CtfTerms:
 
 
 def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
-    """(N, 13) `ctf_terms`, one row an image, for a kernel that makes them `CtfTerms` again by `terms_of`."""
+    """(N, 13) `ctf_terms`, a row for each image, for kernels, which turn a row into `CtfTerms` by `terms_of`."""
     return np.stack(ctf_terms(particles), axis=1)
 
 
 def critical_dose(s2):
-    """In e/Å² at 300 kV, at s² > 0 in 1/Å²; of anything that can be calculated with."""
+    """Critical dose in e/Å² at 300 kV for s² > 0 in 1/Å², for numbers and arrays alike."""
     return _DOSE_A * s2 ** (0.5 * _DOSE_B) + _DOSE_C
 
 
@@ -99,13 +99,13 @@ _critical_dose = numba.njit(inline="always")(critical_dose)
 
 @numba.njit(inline="always")
 def terms_of(p):
-    """A row of `ctf_parameters` by names; no store into an array changes these, so loops need not read them again."""
+    """A row of `ctf_parameters` by names. Stores into arrays cannot change them, so loops need not read them again."""
     return CtfTerms(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12])
 
 
 @numba.njit(inline="always")
 def quarter_wave_ahead(t):
-    """The terms whose CTF has the cosine in the sine's place: its slope by the phase."""
+    """The terms of a CTF with the cosine instead of the sine, which is the slope by the phase."""
     return CtfTerms(
         t.xx, t.xy, t.yy, t.quartic, t.constant + 0.5 * np.pi, t.scale, t.decay, t.dose, t.dose_scale,
         t.magnification_xx, t.magnification_xy, t.magnification_yx, t.magnification_yy,
@@ -114,7 +114,7 @@ def quarter_wave_ahead(t):
 
 @numba.njit(inline="always")
 def magnified(t, x, y):
-    """Coordinates in the volume's plane of a frequency of the image, in the units of that."""
+    """Coordinates in the plane of the volume of a frequency of the image, in the same units."""
     return t.magnification_xx * x + t.magnification_xy * y, t.magnification_yx * x + t.magnification_yy * y
 
 
@@ -129,7 +129,7 @@ def _envelope(t, s2):
 
 @numba.njit(inline="always", error_model="numpy")
 def ctf_at(t, fx, fy, symmetric_phase):
-    """CTF of one image, of these `CtfTerms`, at one of its frequencies (1/Å)."""
+    """CTF of an image with these `CtfTerms` at one of its frequencies (1/Å)."""
     sx, sy = magnified(t, fx, fy)
     s2 = sx * sx + sy * sy
     phase = t.xx * sx * sx + t.xy * sx * sy + t.yy * sy * sy + t.quartic * s2 * s2 + t.constant + symmetric_phase
@@ -138,7 +138,7 @@ def ctf_at(t, fx, fy, symmetric_phase):
 
 @numba.njit(inline="always")
 def _sine_of_turns(turns):
-    """sin 2πt in float32; vectorised, unlike the library's. Off by 1e-8 of the value before rounding."""
+    """sin 2πt in float32. Unlike the library's, it is vectorised. The relative error before rounding is 1e-8."""
     t = np.float32(turns - np.rint(turns))
     t = max(min(t, np.float32(0.5) - t), np.float32(-0.5) - t)
     u = t * t
@@ -164,14 +164,14 @@ def ctf_along(t, fy, step, symmetric_phases, out):
 
 
 def ctf(particles: Particles) -> NDArray[np.float32]:
-    """(N, D, D//2+1) CTFs on the half plane, ky in fft order, kx from 0; the antisymmetric phases are no part of it."""
+    """(N, D, D//2+1) CTFs on the half plane, ky in fft order, kx from 0, without the antisymmetric phases."""
     box_size = particles.box_size
     step = 1 / (box_size * particles.pixel_size_in_angstroms)
     return _ctf(ctf_parameters(particles), *symmetric_phases(particles, box_size), box_size, step)
 
 
 def ctf_in_double_precision(particles: Particles) -> NDArray[np.float64]:
-    """The same by the formula in plain NumPy and float64: what the kernels are tested against."""
+    """The CTFs by the formula in plain NumPy and float64, which the kernels are tested against."""
     box_size = particles.box_size
     step = 1 / (box_size * particles.pixel_size_in_angstroms)
     fy, fx = np.fft.fftfreq(box_size, 1 / box_size)[:, None] * step, np.arange(box_size // 2 + 1) * step

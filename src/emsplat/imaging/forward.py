@@ -1,4 +1,4 @@
-"""The forward model: how the images of particles come about.
+"""The forward model of the images of particles.
 
 In Fourier space an image is ``y = C · p + noise`` with ``p = c · e^{iφ} · shift · P V``: the projection P V of the
 density V, shifted to where the particle lies, with the antisymmetric aberrations φ, times the image's contrast c; C is
@@ -36,7 +36,7 @@ class ForwardModel:
 
     particles: Particles  # of n rows
     box_size: int  # D′
-    double: bool = False  # in float64 throughout, by plain formulas: what kernels are tested against
+    double: bool = False  # whether to work in float64 by plain formulas, which kernels are tested against
 
     @staticmethod
     def of(particles: Particles, box_size: int | None = None, double: bool = False) -> ForwardModel:
@@ -50,7 +50,7 @@ class ForwardModel:
 
     @cached_property
     def shifts(self) -> Tensor:
-        """(n, 2) x, y in pixels of the box: how far from pixel ``D′ // 2`` the particles lie."""
+        """(n, 2) x, y in pixels of the box: displacement of the particles from pixel ``D′ // 2``."""
         return shifts_in_pixels(self.particles, self.box_size)
 
     @cached_property
@@ -86,11 +86,11 @@ class ForwardModel:
         return spectra
 
     def seen(self, spectra: Tensor) -> Tensor:
-        """(n, D′, D′//2+1) transforms of the images to expect: C p, or C² p of premultiplied ones."""
+        """(n, D′, D′//2+1) transforms of the predicted images: C p, or C² p for premultiplied ones."""
         return seen_spectra(spectra, self.transfer, self.premultiplied)
 
     def images(self, spectra: Tensor) -> Tensor:
-        """(n, D′, D′) the images to expect, from p."""
+        """(n, D′, D′) the predicted images, from p."""
         return predicted_images(spectra, self.transfer, self.premultiplied)
 
 
@@ -102,8 +102,8 @@ def image_spectra(
     Args:
         projections: (n, D, D) from `splat.project`.
         factors: from `projection_factors`.
-        contrasts: (n,) each image's; 1 if absent.
-        shifts: (n, 2) x, y in pixels, beyond what the projections were shifted by; around the edges of the image.
+        contrasts: (n,) contrast of each image; 1 if absent.
+        shifts: (n, 2) x, y in pixels, in addition to those of the projections, around the edges of the image.
     """
     spectra = torch.fft.rfft2(projections) * factors
     if contrasts is not None:
@@ -123,7 +123,7 @@ def seen_spectra(spectra: Tensor, transfer: Tensor, premultiplied: Tensor | None
 
 
 def predicted_images(spectra: Tensor, transfer: Tensor, premultiplied: Tensor | None = None) -> Tensor:
-    """(n, D, D) the images to expect, from p."""
+    """(n, D, D) the predicted images, from p."""
     return torch.fft.irfft2(seen_spectra(spectra, transfer, premultiplied), s=(spectra.shape[1],) * 2)
 
 
@@ -136,15 +136,15 @@ def shift_factors(shifts: Tensor, box_size: int) -> tuple[Tensor, Tensor]:
 
 
 def shifts_in_pixels(particles: Particles, box_size: int) -> Tensor:
-    """(n, 2) x, y: how far from pixel ``D′ // 2`` of the working box the particles lie, for `splat.project`."""
+    """(n, 2) x, y: displacement of the particles from pixel ``D′ // 2`` of the working box, for `splat.project`."""
     return torch.from_numpy(particles.centres_in_pixels * (box_size / particles.box_size) - box_size // 2)
 
 
 def projection_factors(particles: Particles, box_size: int, widened: bool) -> Tensor:
-    """(n, D′, D′//2+1) factors of the projections' transforms in p: the antisymmetric phases e^{iφ} (real without any).
+    """(n, D′, D′//2+1) factors of the transforms of projections in p: antisymmetric phases e^{iφ} (real without any).
 
-    Where the density is `widened` (`splat.bandlimit`), also the inverse of the widening. The magnification is none of
-    them: it is in the matrices that the projections are made with, `aberrations.slice_matrices`.
+    If the density is `widened` (`splat.bandlimit`), they include the inverse of the widening. The magnification is not
+    among them, because it is in the matrices of the projections, `aberrations.slice_matrices`.
     """
     _, groups, of_image = _groups(particles)
     _, in_volume = frequency_radii(groups, box_size)
@@ -165,8 +165,8 @@ def contrast_transfer(
     """(n, D′, D′//2+1) CTFs, envelopes included.
 
     Args:
-        defocus_changes_in_angstroms: (n,) added to both defoci of each image; the CTFs are differentiable by them.
-        double: in float64, from `ctf_in_double_precision`.
+        defocus_changes_in_angstroms: (n,) changes of the defocus of each image, which the CTFs are differentiable in.
+        double: whether to work in float64, by `ctf_in_double_precision`.
     """
     # The same frequencies in a smaller box of larger pixels.
     optics = tuple(
@@ -180,7 +180,7 @@ def contrast_transfer(
 
 
 class _Defocused(torch.autograd.Function):
-    """CTFs at changed defoci."""
+    """CTFs with a changed defocus."""
 
     @staticmethod
     def forward(ctx, changes, particles):

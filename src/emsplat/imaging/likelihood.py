@@ -25,15 +25,30 @@ from torch import Tensor
 
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.imaging.forward import ForwardModel, frequency_radii, shift_factors
+from emsplat.imaging.noise import outside_circle, subtract_background
+from emsplat.particles.batches import Images, Rows
 from emsplat.particles.table import Particles
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """Images as they were recorded, and the noise in them."""
+
+    particles: Particles  # of N rows, which the images are read by
+    images: Images
+    noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`, of the uncropped images
+
+    def observe(self, rows: Rows, box_size: int) -> Observed:
+        """Read these rows, ready for `negative_log_likelihoods` in a working box D′."""
+        return observe(self.images.read(rows), self.particles.select(rows), self.noise, box_size)
+
+
+@dataclass(frozen=True)
 class Observed:
-    """What n images say, in the units of a working box D′ ≤ D."""
+    """The data of n images in the units of a working box D′ ≤ D."""
 
     spectra: Tensor  # (n, D′, D′//2+1) transforms of the images, cropped
-    weights: Tensor  # (n, D′, D′//2+1) W², twice that where a sample stands for its mirror image too
+    weights: Tensor  # (n, D′, D′//2+1) W², doubled if a sample also stands for its mirror image
     premultiplied: Tensor  # (n,) bool: the spectra hold C y
 
 
@@ -43,14 +58,17 @@ def observe(
     """Recorded images, ready for `negative_log_likelihoods`.
 
     Args:
-        images: (n, B, B) as they are read, cropped to B ≥ D′ or not; their mean does not matter.
+        images: (n, B, B) images as they are read, perhaps cropped to B ≥ D′; their background is subtracted.
         particles: the same n rows.
         noise: (groups, D//2+1) from `noise_spectra`, of the uncropped images.
         box_size: D′ of the working box that the images are cropped to in Fourier space.
-        double: in float64; the images are, too, then.
+        double: whether to work in float64; the images must then be float64 as well.
     """
     # A slice of the working grid's map, whose voxels are larger, is smaller in its own units.
     scale = (box_size / particles.box_size) ** 3
+    if not double:
+        images = images.copy()
+        subtract_background(images, outside_circle(images.shape[-1]))
     spectra = torch.from_numpy(fourier_crop(torch.fft.rfft2(torch.from_numpy(images)).numpy(), box_size)) * scale
     numbers, of_image = np.unique(particles.optics_group, return_inverse=True)
     radius, in_volume = frequency_radii([particles.optics[number] for number in numbers], box_size)
@@ -81,10 +99,10 @@ def negative_log_likelihoods(spectra: Tensor, transfer: Tensor, observed: Observ
 
 
 def slice_statistics(forward: ForwardModel, observed: Observed) -> tuple[Tensor, Tensor]:
-    """What each image says of its central slice: ``b = C W² e^{−iφ} y``, shifted to the centre, and ``t = C² W²``.
+    """The statistics of each image about its central slice: ``b = C W² e^{−iφ} y``, centred, and ``t = C² W²``.
 
     Returns:
-        (n, D′, D′//2+1) complex and real; twice as much where a sample stands for its mirror image too.
+        (n, D′, D′//2+1) complex and real; doubled if a sample also stands for its mirror image.
     """
     transfer, premultiplied = forward.transfer, observed.premultiplied[:, None, None]
     # The particle's centre becomes pixel 0, the origin of `central_slices` without a shift.

@@ -103,10 +103,12 @@ def read_particles(
         "pixel_size_in_angstroms": pixel_size_in_angstroms,
         "need_stacks": need_stacks,
     }
+    if kind in (Format.STACK, Format.STACK_LIST) and not (need_poses or need_ctf):
+        return with_repeats_joined(read_cryodrgn(path, None, ctf, kind=kind, **options))
     if poses is not None or ctf is not None:
         if (poses is None and need_poses) or ctf is None or passthrough:
             raise InputError(
-                "--poses and --ctf are cryoDRGN's two pickles: give both, without --passthrough, or neither of them"
+                "--poses and --ctf are the two pickles of cryoDRGN: give both, without --passthrough, or neither"
             )
         return with_repeats_joined(read_cryodrgn(path, poses, ctf, kind=kind, **options))
     if kind is Format.CRYOSPARC:

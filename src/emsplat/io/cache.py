@@ -64,7 +64,7 @@ class CachedImages:
         self._writable = True
         reporter.line(
             f"cache {folder}: images of {box_size}² in float16, {n * self._record.itemsize / 1e9:.3g} GB, about "
-            f"{100 * found.present_share:.0f} % there already"
+            f"{100 * found.present_share:.0f} % of which exist already"
         )
         if self._most < n:
             reporter.warn(
@@ -134,8 +134,8 @@ class CachedImages:
             except OSError as error:
                 self._writable = False
                 self._reporter.warn(
-                    f"cache {self._folder}: cannot be written ({reason(error).split(';')[0]}); what it does not hold "
-                    "is read from the stacks"
+                    f"cache {self._folder}: cannot be written ({reason(error).split(';')[0]}); images that it lacks "
+                    "are read from the stacks"
                 )
 
     def _encoded(self, images: NDArray[np.float32], slots: NDArray[np.int64]) -> NDArray:
@@ -165,7 +165,7 @@ class CachedImages:
             row = np.flatnonzero(self._slot == slots[places[0]])[0]
             self._reporter.warn(
                 f"cache {self._folder}: holds damaged or half-written images (the first: "
-                f"{self._source.particles.ids[row]}); such are read from their stacks again"
+                f"{self._source.particles.ids[row]}); these are read from their stacks again"
             )
         self._damaged += len(places)
 
@@ -216,4 +216,7 @@ def _name(source: ImageSource, order: NDArray[np.int64], box_size: int) -> str:
         digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     for column in (particles.stack, particles.section, source.negated(np.arange(len(particles)))):
         digest.update(np.ascontiguousarray(column[order]).tobytes())
+    flipped = source.phase_flipped(order)
+    if flipped.any():  # back again, with this CTF
+        digest.update(flipped.tobytes() + particles.select(order[flipped]).fingerprint().encode())
     return digest.hexdigest()[:20]

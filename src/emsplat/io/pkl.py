@@ -52,7 +52,7 @@ class _Images:
 def read_cryodrgn(
     path: str | Path,
     poses: str | Path | None,
-    ctf: str | Path,
+    ctf: str | Path | None,
     datadir: str | Path | None = None,
     pixel_size_in_angstroms: float | None = None,
     *,
@@ -67,7 +67,7 @@ def read_cryodrgn(
             a star's half sets are used.
         kind: which of these it is.
         poses: (N, 3, 3) rotations, or these and (N, 2) translations; None: all are 0.
-        ctf: (N, 9).
+        ctf: (N, 9); None: all are 1.
         datadir, strip_prefix, pixel_size_in_angstroms, need_stacks: as in `read_relion`.
     Raises:
         InputError: anything missing, out of range or of unequal length; the message names it and the remedy.
@@ -83,8 +83,13 @@ def read_cryodrgn(
     rotations, translations = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2))
     if poses is not None:
         rotations, translations = _poses(Path(poses), n, path)
-    table = _ctf(Path(ctf), n, path)
-    box_size, pixel_size = _sampling(Path(ctf), table, stacks, facts, pixel_size_in_angstroms)
+    if ctf is None:
+        box_size = facts.box_size
+        pixel_size = agreed_pixel_size(path, pixel_size_in_angstroms, None, "nothing", stacks, facts)
+        table = np.tile([box_size, pixel_size, 0.0, 0.0, 0.0, 300.0, 0.0, 1.0, 0.0], (n, 1))
+    else:
+        table = _ctf(Path(ctf), n, path)
+        box_size, pixel_size = _sampling(Path(ctf), table, stacks, facts, pixel_size_in_angstroms)
     optics, optics_group = _optics_groups(table, box_size, pixel_size)
     return Particles(
         source=path,

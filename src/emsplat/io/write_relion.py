@@ -83,4 +83,6 @@ def _optics_table(groups: Sequence[OpticsGroup]) -> Table:
         "rlnImageDimensionality": ["2"] * len(groups),
         "rlnCtfDataAreCtfPremultiplied": [str(int(g.premultiplied)) for g in groups],
     }
+    if any(g.phase_flipped for g in groups):
+        columns["rlnCtfDataArePhaseFlipped"] = [str(int(g.phase_flipped)) for g in groups]
     return Table(columns | aberration_columns(groups))

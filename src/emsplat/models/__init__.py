@@ -2,7 +2,7 @@
 
 - ``density_model``: what a fit needs of anything that has a density
 - ``gaussian_model``: the set of Gaussians as such a model; ``parameters``: its leaves, in pixels
-- ``densification``: Gaussians that carry nothing are removed, those that the loss pulls at hardest are split
+- ``densification``: removes Gaussians that carry almost nothing, and splits those that the loss pulls at hardest
 - ``optimiser``: Adam
 - ``gaussians``: the Gaussians in Å, as they are stored, merged and put on a grid
 """

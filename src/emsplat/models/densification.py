@@ -1,8 +1,8 @@
-"""Densification: remove Gaussians that carry nothing, split those that the loss pulls at hardest.
+"""Densification: remove Gaussians that carry almost nothing, and split those that the loss pulls at hardest.
 
-A Gaussian whose centre the gradient `T∗V − b` pulls about stands for more than one Gaussian can show: it is split in
-two of half the mass, which leaves the map as it was. That is the criterion of 3D Gaussian splatting (Kerbl et al.
-2023). New Gaussians where the gradient is most negative were measured to do harm: their mass comes on top.
+A Gaussian whose centre the gradient `T∗V − b` pulls about represents more than one Gaussian can show. It is split into
+two of half the mass, which leaves the map as it was. This is the criterion of 3D Gaussian splatting (Kerbl et al.
+2023). New Gaussians where the gradient is most negative did harm when they were measured, because they add mass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emsplat.splat import rotation_of_quaternions
 
 @dataclass(frozen=True)
 class DensificationSchedule:
-    """When the rounds of densification come, in steps."""
+    """The schedule of the rounds of densification, in steps."""
 
     every: int = 12  # steps between two rounds
     first: int = 24  # the step of the first round
@@ -64,10 +64,10 @@ def densified(
 
 
 def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
-    """Two Gaussians for one, half the mass each, set apart along the longest axis so that mean and variance stay.
+    """Two Gaussians for one, with half the mass each, moved apart along the longest axis; mean and variance stay.
 
-    Two copies in one place would be the same map exactly, but get the same gradients and stay one Gaussian for ever.
-    Isotropic ones are set apart along a random axis: they keep the mean, and the variance along that axis only.
+    Two copies in one place would be exactly the same map, but would get the same gradients and stay together for ever.
+    Isotropic ones are moved apart along a random axis. They keep the mean, and the variance along that axis only.
     """
     rows = torch.arange(len(parents), device=parents.centres.device)
     log_scales = parents.log_scales.clone()

@@ -16,19 +16,19 @@ from emsplat.models.parameters import NAMES, Parameters, concatenate
 from emsplat.splat import project, voxelise
 from emsplat.splat.bandlimit import WIDENING
 
-_MIN_SCALE = 0.2  # σ in pixels: no atom that a grid can show is sharper
-_EDGE = 2.0  # voxels between the cube's faces and the ball that centres are kept in
-_WIDEST_PER_SPACING = 0.6  # σ at most, in units of the distance between Gaussians that fill the particle evenly
-# A round Gaussian has no direction: the gradient by its quaternion is nothing but rounding, which Adam would blow up to
-# whole steps, and no two runs whose sums differ by their rounding would come to the same map.
+_MIN_SCALE = 0.2  # smallest σ in pixels; no atom that a grid can show is sharper
+_EDGE = 2.0  # voxels between the faces of the cube and the ball that centres are kept in
+_WIDEST_PER_SPACING = 0.6  # largest σ, in units of the distance between Gaussians that fill the particle evenly
+# A round Gaussian has no direction. The gradient with respect to its quaternion is pure rounding, which Adam would
+# amplify to whole steps, so that runs whose sums differ by rounding would not come to the same map.
 _ROUND = 1e-2
 
 
 @dataclass(frozen=True)
 class GaussianSettings:
-    """What a set of Gaussians may become."""
+    """Limits of a set of Gaussians."""
 
-    n_gaussians: int  # how many densification may lead to
+    n_gaussians: int  # number that densification leads to
     isotropic: bool = False
     cutoff: float = 3.0  # Mahalanobis radius at which they are truncated
     max_scale: float = 2.0  # σ in pixels; wider splats cost much and say little that several narrower ones do not

@@ -18,7 +18,7 @@ from emsplat.runtime.files import open_regular, replacing
 from emsplat.splat import covariances, voxelise
 from emsplat.splat.bandlimit import boosted, widened
 
-_CUTOFF = 5.0  # the inverse of the widening amplifies what truncation leaves out: 5 keeps it below 3 % near Nyquist
+_CUTOFF = 5.0  # keeps below 3 % near Nyquist what truncation leaves out and the inverse of the widening amplifies
 
 _METADATA = {
     "format": "emsplat gaussians 1",
@@ -42,7 +42,7 @@ class Gaussians:
         return len(self.centres)
 
     def rows(self, rows: NDArray[np.intp] | Tensor) -> Gaussians:
-        """Those of these numbers, or of a mask."""
+        """The Gaussians with these numbers, or those of a mask."""
         return Gaussians(*(getattr(self, name)[rows] for name in _TENSORS))
 
     def masses(self) -> Tensor:
@@ -74,16 +74,18 @@ class Gaussians:
         return Gaussians(self.centres * factor, self.log_scales + log, self.quaternions, self.log_masses + 3 * log)
 
     def save(self, path: Path, **metadata: str) -> None:
-        """Write a safetensors file with the units in its metadata; complete or not at all."""
+        """Write a safetensors file, with the units in its metadata, completely or not at all."""
         tensors = {name: getattr(self, name).float().contiguous() for name in _TENSORS}
         with replacing(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata=_METADATA | metadata))  # `save_file` hides a full disk's error
+            temporary.write_bytes(
+                save(tensors, metadata=_METADATA | metadata)
+            )  # `save_file` hides the error of a full disk
 
     @staticmethod
     def load(path: Path) -> Gaussians:
-        """Read what `save` wrote; InputError where the file is something else."""
+        """Read what `save` wrote; InputError if the file is something else."""
         try:
-            open_regular(path).close()  # what follows would wait for a pipe without end
+            open_regular(path).close()  # the following call would wait for a pipe without end
             with safe_open(path, framework="pt") as file:
                 tensors = [file.get_tensor(name) for name in _TENSORS]
             shapes = [tuple(t.shape) for t in tensors]
@@ -102,6 +104,6 @@ _TENSORS = ("centres", "log_scales", "quaternions", "log_masses")
 
 
 def merge(*models: Gaussians) -> Gaussians:
-    """The average of n models, itself a model: the union of all with an n-th of the masses."""
+    """The average of n models, which is itself a model: the union of all with an n-th of the masses."""
     joined = Gaussians(*(torch.cat([getattr(model, n) for model in models]) for n in _TENSORS))
     return replace(joined, log_masses=joined.log_masses - math.log(len(models)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite
 
     def addition(files: RunFolder) -> None:
         paths = write_posed(particles, files.path, by_column=found.settings.ctf is None and not found.settings.no_ctf)
+        configuration = json.loads(files.configuration.read_text(encoding="utf-8"))
+        configuration["ab_initio_settings"] = asdict(found.settings)
+        text = json.dumps(configuration, indent=2, ensure_ascii=False, default=str)
+        files.configuration.write_text(text + "\n", encoding="utf-8")
         names = " and ".join(path.name for path in paths)
         reporter.line(f"{names}: the particles with the poses found; images are named as in {particles.source}")
         if found.settings.invert:

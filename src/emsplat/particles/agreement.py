@@ -13,7 +13,7 @@ from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.versions import versions
 
-_SHOWN = 3  # differences told
+_SHOWN = 3  # number of differences that a message names
 
 
 def check_agreement(particles: Particles, settings: ReconstructSettings, world: World) -> None:

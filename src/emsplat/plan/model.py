@@ -11,20 +11,19 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from emsplat.fourier.insertion import WIDTH, grid_period, grid_shape
+from emsplat.fourier.insertion import OVERSAMPLING, WIDTH, grid_period, grid_shape
+from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.plan.cluster import Cluster
+from emsplat.poses.refine import RefineSettings
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.validation.local_resolution import frequency_bands
 
 if TYPE_CHECKING:
     from emsplat.plan.rates import Card, Rates
 
 STEPS = 35  # steps of a fit, including its share of the search; 28 to 41 were seen, and 90 are possible
-OVERSAMPLING = 1.5  # oversampling of the grids
-SUBSETS = 4  # parts of the accumulation: a training and a held-out part of each half
 FIGURES_SECONDS = 4.0  # seconds for figures and report; 2 to 5 were seen
 ROW_BYTES = 250  # bytes of an image beside its row in the table, for matrices, CTF and order
-BLOCK_BYTES = 48 << 20  # bytes of the images that are worked on together
-ROUNDS = 4  # largest number of rounds of a refinement
 REFINEMENT_PASSES = 16  # number of times that the normal equations of an image are evaluated in a round
 MAPS_WRITTEN = 8
 DISK, PROCESSOR, CARD, NETWORK, ONE = "disk", "processor", "GPU", "network", "one process alone"
@@ -123,21 +122,22 @@ def _pass(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
     parts = {DISK: job.n_images * rates.disk_bytes_per_image / storage(cluster, rates)}
     load, transform = rates.load_seconds_per_image, rates.transform_seconds_per_image
     insert = rates.insert_seconds_per_image * (job.working_box / rates.pass_box) ** 2
-    grids = SUBSETS * grid_bytes(job.working_box, job.reach)
+    grids = HALF_SET_PARTS * grid_bytes(job.working_box, job.reach)
     work, then = grids_work(job.working_box, job.reach), grids_work(rates.pass_box, rates.pass_reach)
     # If there are two processes, each has one half.
     extra = rates.grids_seconds * work / then / min(cluster.ranks, 2) * _slowness(cluster, 2)
     if card:
         parts[PROCESSOR] = each * load * _slowness(cluster)
         parts[CARD] = each * _card_seconds(job, card)
-        extra = SUBSETS * work * card.transform_seconds / min(cluster.ranks, 2)
+        extra = HALF_SET_PARTS * work * card.transform_seconds / min(cluster.ranks, 2)
     else:
         parts[PROCESSOR] = each * (load + transform + insert) * _slowness(cluster)
     extra_of = CARD if card else PROCESSOR
     if cluster.ranks > 1:
         exchange = 2 * grids * (cluster.ranks - 1) / cluster.ranks / (1e9 / 8 * cluster.network)
         extra, extra_of = extra + exchange, NETWORK if exchange > extra else extra_of
-    blocks = 2 * BLOCK_BYTES + BLOCK_BYTES * (job.working_box / job.box) ** 2 * 2
+    block = AccumulationSettings.block_bytes
+    blocks = 2 * block + block * (job.working_box / job.box) ** 2 * 2
     cached = job.n_images * (12 + 2 * job.working_box**2) / cluster.machines if job.cached else 0.0
     inverted = 8 * (OVERSAMPLING * job.reach / 2 + 1) * job.reach**2
     return Stage(
@@ -180,9 +180,13 @@ def _refinement(job: Job, cluster: Cluster, rates: Rates, solving: list[Stage]) 
     each = rates.load_seconds_per_image + rates.transform_seconds_per_image
     each += REFINEMENT_PASSES * rates.insert_seconds_per_image * (job.working_box / rates.pass_box) ** 2 / 2
     again = sum(stage.seconds for stage in solving)
-    work = ROUNDS * job.n_images / cluster.ranks * each * _slowness(cluster)
+    work = RefineSettings.most_rounds * job.n_images / cluster.ranks * each * _slowness(cluster)
     return Stage(
-        "refinement", {PROCESSOR: work}, 96e6 * 2, extra=ROUNDS * again, extra_of="accumulation and fits again"
+        "refinement",
+        {PROCESSOR: work},
+        96e6 * 2,
+        extra=RefineSettings.most_rounds * again,
+        extra_of="accumulation and fits again",
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emsplat.fit.count import supported_count
+from emsplat.fourier.maps import PARTICLE_SHARE
 from emsplat.io import read_input
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
@@ -27,7 +28,6 @@ from emsplat.symmetry import symmetry_operators
 
 _FILLING = 0.35  # share of its sphere that a particle fills
 _SIGMA_PER_SPACING = 0.5  # σ of a Gaussian, relative to the edge of the cube that each has for itself
-_BOX_SHARE = 0.85  # diameter of a particle that the sample does not show, of the box
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def plan(path: Path, settings: ReconstructSettings, cluster: Cluster, reporter: 
                     preview = look_at_sample(table, images, symmetry, settings.seed)
                     preview_seconds = min(preview_seconds, time.perf_counter() - start)
             edge = table.box_size * table.pixel_size_in_angstroms
-            diameter = min(settings.mask_diameter or preview.diameter_in_angstroms or _BOX_SHARE * edge, edge)
+            diameter = min(settings.mask_diameter or preview.diameter_in_angstroms or PARTICLE_SHARE * edge, edge)
             grid = working_grid(table, diameter, symmetry, working_box(table, settings))
             job = job_of(table, settings, grid)
             with reporter.stage("measuring"):

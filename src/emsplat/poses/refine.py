@@ -1,21 +1,22 @@
-"""Local refinement: each image's pose, shift, contrast and defocus against the map of its own half.
+"""Local refinement of the pose, shift, contrast and defocus of each image against the map of its own half.
 
-An image's misfit to a map (`imaging`) is minus the logarithm of its likelihood, and what its file says of it is taken
-as a measurement, too: the values are normally distributed about those of the file. How widely, is learnt from the
-images (the EM algorithm, block by block), so that poses that are right stay where they are, and an image that says
-little moves little. A few Gauss–Newton steps with Levenberg and Marquardt's damping an image minimise
+The negative log-likelihood of an image, given a map, is that of `imaging.likelihood`. The values in the file are
+treated as a measurement: the true values are normally distributed about them. The width of this distribution is learnt
+from the images (by the EM algorithm, block by block), so that correct poses stay where they are, and an image with
+little information moves little. For each image, a few Gauss–Newton steps with the damping of Levenberg and Marquardt
+minimise
 
-    misfit + ½ Σ (change / width)²
+    negative log-likelihood + ½ Σ (change / width)²
 
 from coarse frequencies to the finest that the half maps share. A step that does not lower it is not taken.
 
-The images of a half meet slices of the transform of their own half's Gaussians on a grid: the same definition as
-splatting them, and many times as fast.
+The images of a half are compared with slices of the transform of their own half's Gaussians on a grid. This is the same
+definition as splatting the Gaussians, and many times as fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,24 +29,23 @@ from emsplat.fourier import maps
 from emsplat.fourier.slices import FourierVolume, fourier_volume
 from emsplat.imaging.aberrations import antisymmetric_factors, symmetric_phases
 from emsplat.imaging.ctf import ctf_parameters
-from emsplat.imaging.likelihood import observe
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io.images import reading_order
-from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 from emsplat.poses.refine_kernels import N_PARAMETERS, WINDOW, normal_equations, tap_table
 from emsplat.runtime.ranks import World
 from emsplat.settings import REFINABLE
 
 _COLUMNS = {"poses": (0, 1, 2), "shifts": (3, 4), "contrast": (5,), "defocus": (6,)}
-_BANDS = (0.5, 0.75, 1.0)  # shares of the measurable band, each on top of what the coarser ones found
+_BANDS = (0.5, 0.75, 1.0)  # shares of the measurable band; each starts from what the coarser ones found
 _STEPS = 3  # tries in each band
-_WIDTH_UPDATES = 4  # of the EM algorithm, with each step's slopes and curvatures
-_START_SHARE = 1 / 3  # of the range: the widths to start from
+_WIDTH_UPDATES = 4  # updates of the widths by the EM algorithm with the slopes and curvatures of each step
+_START_SHARE = 1 / 3  # initial widths, as a share of the range
 _PHASE_OF_CONTRAST = 3.0  # a contrast changes by a third at a step
-_LARGEST_PHASE = 1.0  # radians by which one step may turn a measured sample: beyond, the slopes mean nothing
-_CONTRAST_RANGE, _DEFOCUS_RANGE = 0.6, 1500.0  # largest changes: of the contrast 1, Å
+_LARGEST_PHASE = 1.0  # largest phase in radians by which a step may turn a sample; beyond it, the slopes mean nothing
+_CONTRAST_RANGE, _DEFOCUS_RANGE = 0.6, 1500.0  # largest changes of the contrast, which is 1, and of the defocus in Å
 _FIRST_DAMPING, _DAMPING_FACTOR = 1e-2, 10.0  # share of the curvature added to itself
-_SHELLS_BEYOND = 6  # of the map, beyond the finest that is looked at
+_SHELLS_BEYOND = 6  # shells of the map beyond the finest one that is used
 _TAP_TABLE = tap_table()
 
 
@@ -75,35 +75,35 @@ class RefineSettings:
 
     @property
     def columns(self) -> list[int]:
-        """Which of the seven parameters."""
+        """The columns of these quantities among the seven parameters."""
         return [column for name in REFINABLE if name in self.quantities for column in _COLUMNS[name]]
 
     @property
     def ranges(self) -> NDArray[np.float64]:
-        """(7,) radians, Å, 1, Å."""
+        """(7,) largest changes, in radians, Å, 1 and Å."""
         turn, shift = np.deg2rad(self.range_in_degrees), self.range_in_angstroms
         return np.array([turn] * 3 + [shift] * 2 + [_CONTRAST_RANGE, _DEFOCUS_RANGE])
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The map of one half, as its images meet it."""
+    """The map of one half, as its images are compared with it."""
 
     volume: FourierVolume  # box D′ ≤ D
-    limit_shell: int  # the finest that is looked at
+    limit_shell: int  # the finest shell that is used
     diameter_in_angstroms: float
 
 
 def reference(
     half_map: NDArray[np.float32], gain: NDArray[np.float64], limit_shell: int, diameter_in_angstroms: float
 ) -> Reference:
-    """A half's map up to the limit, each shell times its gain.
+    """The map of a half up to the limit, with each shell multiplied by its gain.
 
     Args:
         half_map: (D, D, D); gain: (D//2,) the least-squares factor from this map to the truth, shells from 1.
     """
     full = len(half_map)
-    # Slices are interpolated: what is looked at needs some shells beyond it.
+    # Slices are interpolated, which needs some shells beyond the finest one that is used.
     curve = np.concatenate([gain[:1], gain[:limit_shell], np.full(full // 2 - limit_shell, gain[limit_shell - 1])])
     box_size = min(full, scipy.fft.next_fast_len(2 * (limit_shell + _SHELLS_BEYOND), real=True))
     volume = maps.fourier_resize(maps.radial_filter(half_map, curve), box_size)
@@ -111,32 +111,44 @@ def reference(
 
 
 def refine_half(
-    particles: Particles,
+    recorded: Recorded,
     changes: NDArray[np.float64],
-    images: Images,
     rows: NDArray[np.int64],
-    noise: NDArray[np.float64],
     against: Reference,
     settings: RefineSettings,
-    progress: Callable[[int, int, float], None] = lambda done, total, gain: None,
-    before: tuple[int, float] = (0, 0.0),
     world: World | None = None,
 ) -> float:
+    """Refine the images of one half against its map; arguments as for `refined_blocks`.
+
+    Returns:
+        How much the negative log-likelihood of an image fell, on average.
+    """
+    *_, (_, fallen) = refined_blocks(recorded, changes, rows, against, settings, world)
+    return fallen / len(rows)
+
+
+def refined_blocks(
+    recorded: Recorded,
+    changes: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    against: Reference,
+    settings: RefineSettings,
+    world: World | None = None,
+    before: tuple[int, float] = (0, 0.0),
+) -> Iterator[tuple[int, float]]:
     """Refine the images of one half against its map, block by block.
 
     Args:
-        particles: (N) as their file has them.
-        changes: (N, 7) how they differ from that: turns about the image's axes (radians), shift of the particle x, y
-            (Å), contrast − 1, defocus (Å). Where to start from; filled with what is found.
-        rows: those of the half.
-        noise: (groups, D//2+1) from `noise_spectra`.
-        progress: called with the images done and to do, and how much their misfits fell in all.
-        before: the first and the last of these, of an earlier call that was ended, whose `changes` this one is given.
-        world: the ranks that share the blocks, which are the same for any number of them; by default, one.
-    Returns:
-        How much the misfit fell, in units of log-likelihood an image.
+        recorded: all N images, with the particles as in their file.
+        changes: (N, 7) differences from the file: turns about the axes of the image (radians), shift of the particle
+            x, y (Å), contrast − 1, defocus (Å). They are the start, and are replaced by the result.
+        rows: rows of the half.
+        world: the ranks that share the blocks, which are the same for any number of ranks; by default, one.
+        before: what was yielded last by an earlier call that was interrupted, whose `changes` are given.
+    Yields:
+        After each block, the number of images done, and the gain in log-likelihood of all of them together.
     """
-    order = rows[reading_order(particles.select(rows))]
+    order = rows[reading_order(recorded.particles.select(rows))]
     samples = _samples(against.limit_shell)
     at_once = settings.blocks.images_at_once(len(samples))
     first, fallen = before
@@ -150,18 +162,15 @@ def refine_half(
         found, gains = [np.zeros((len(block), changes.shape[1])) for block in together], np.zeros(len(together))
         if world.rank < len(together):
             block = together[world.rank]
-            problem = _Problem(
-                particles.select(block), images, block, noise, against, samples, settings.blocks.read_bytes
-            )
+            problem = _Problem(recorded, block, against, samples, settings.blocks.read_bytes)
             found[world.rank], gains[world.rank] = _minimised(problem, changes[block], settings)
         world.sum(gains)
         for block, moved, gain in zip(together, found, gains.tolist(), strict=True):
-            world.sum(moved)  # a block's changes come from one rank
+            world.sum(moved)  # the changes of a block come from one rank
             changes[block] = moved
             fallen += gain
             done += len(block)
-        progress(done, len(order), fallen)
-    return fallen / len(rows)
+        yield done, fallen
 
 
 def changed(particles: Particles, changes: NDArray[np.float64]) -> Particles:
@@ -171,7 +180,7 @@ def changed(particles: Particles, changes: NDArray[np.float64]) -> Particles:
 
 
 def _samples(limit_shell: int) -> NDArray[np.int64]:
-    """(m, 2) kx, ky of a half plane within the limit, band after band, neighbours together; not the mean."""
+    """(m, 2) kx, ky of a half plane within the limit, band after band with neighbours together, without the mean."""
     k = np.arange(-limit_shell, limit_shell + 1)
     ky, kx = (a.ravel() for a in np.meshgrid(k, k[limit_shell:], indexing="ij"))
     radius = np.hypot(kx, ky)
@@ -182,19 +191,18 @@ def _samples(limit_shell: int) -> NDArray[np.int64]:
 
 
 class _Problem:
-    """The misfits of a block of images, whose samples are held in memory."""
+    """The negative log-likelihoods of a block of images, whose samples are held in memory."""
 
     def __init__(
         self,
-        particles: Particles,
-        images: Images,
+        recorded: Recorded,
         rows: NDArray[np.int64],
-        noise: NDArray[np.float64],
         against: Reference,
         samples: NDArray[np.int64],
         read_bytes: int = Blocks.read_bytes,
     ) -> None:
-        """Args: rows: (n,) of these particles among all that `images` reads; read_bytes: of the images read at once."""
+        """Args: rows: (n,) the images of the block; read_bytes: of the images read at once."""
+        particles = recorded.particles.select(rows)
         self.particles, self.samples, self.against = particles, samples, against
         self.poses, self.premultiplied = particles.poses, particles.premultiplied
         voltages = np.array([group.voltage_in_kilovolts for group in particles.optics])[particles.optics_group]
@@ -208,7 +216,7 @@ class _Problem:
         self.weights = np.empty((len(particles), len(samples)), dtype=np.float32)
         at_once = max(1, read_bytes // (4 * particles.box_size**2))
         for part in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
-            observed = observe(images.read(rows[part]), particles.select(part), noise, box_size)
+            observed = recorded.observe(rows[part], box_size)
             self.spectra[part] = observed.spectra.numpy()[at]
             self.weights[part] = observed.weights.numpy()[at]
         for image in np.flatnonzero(odd_of >= 0):
@@ -217,7 +225,7 @@ class _Problem:
     def evaluate(
         self, changes: NDArray[np.float64], n_samples: int, with_defocus: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """(n,) misfits to the coarsest samples, their (n, 7) slopes and (n, 7, 7) Gauss–Newton curvatures."""
+        """(n,) negative log-likelihoods of the coarsest samples, their (n, 7) slopes and (n, 7, 7) curvatures."""
         n, particles = len(changes), self.particles
         turned = self.poses.changed(changes[:, :3], changes[:, 3:5]).rotations
         step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
@@ -236,7 +244,7 @@ class _Problem:
 def _minimised(
     problem: _Problem, start: NDArray[np.float64], settings: RefineSettings
 ) -> tuple[NDArray[np.float64], float]:
-    """(n, 7) changes of a block, and how much its misfits fell."""
+    """(n, 7) changes of a block, and its total gain in log-likelihood."""
     against = problem.against
     radius = np.hypot(*problem.samples.T)
     with_defocus = "defocus" in settings.quantities
@@ -265,7 +273,7 @@ def _minimised(
 
 
 class _Prior:
-    """How widely the values are spread about those of the file: one width for all axes of a quantity."""
+    """The spread of the true values about those of the file, with one width for all axes of a quantity."""
 
     def __init__(self, settings: RefineSettings, widths: NDArray[np.float64]) -> None:
         """Args: widths: (p,) of the parameters that are refined."""
@@ -285,7 +293,7 @@ class _Prior:
     def _posterior(
         self, changes: NDArray[np.float64], slopes: NDArray[np.float64], curvatures: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(n, p) slopes and (n, p, p) curvatures of the misfit and the prior together."""
+        """(n, p) slopes and (n, p, p) curvatures of the negative log-likelihood and the prior together."""
         precision = 1 / self.widths**2
         return (
             slopes[:, self.columns] + precision * changes[:, self.columns],
@@ -293,7 +301,7 @@ class _Prior:
         )
 
     def learn(self, changes: NDArray[np.float64], slopes: NDArray[np.float64], curvatures: NDArray[np.float64]) -> None:
-        """The widths that make the images most likely, as far as slopes and curvatures tell: the EM algorithm."""
+        """Update the widths to the most likely ones, by the EM algorithm with slopes and curvatures."""
         for _ in range(_WIDTH_UPDATES):
             g, h = self._posterior(changes, slopes, curvatures)
             spread = np.linalg.inv(h)
@@ -311,10 +319,10 @@ class _Prior:
         damping: NDArray[np.float64],
         measures: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """(n, 7) damped steps, shortened where they would turn a sample's phase too far.
+        """(n, 7) damped steps, shortened if they would turn the phase of a sample too far.
 
         Args:
-            damping: (n,); measures: (n, 7) largest phase a unit of each parameter turns a sample by.
+            damping: (n,); measures: (n, 7) largest phase by which a unit of each parameter turns a sample.
         """
         g, h = self._posterior(changes, slopes, curvatures)
         diagonal = np.einsum("nii->ni", h)
@@ -326,7 +334,7 @@ class _Prior:
 
 
 def _phase_measures(problem: _Problem, limit: float, diameter_in_angstroms: float) -> NDArray[np.float64]:
-    """(n, 7) radians a unit of each parameter turns the phase of a sample at the limit by, at most."""
+    """(n, 7) largest phase in radians by which a unit of each parameter turns a sample at the limit."""
     p = problem.particles
     frequency = limit / (p.box_size * p.pixel_size_in_angstroms)
     per_angstrom = 2 * np.pi * frequency
@@ -335,14 +343,14 @@ def _phase_measures(problem: _Problem, limit: float, diameter_in_angstroms: floa
 
 
 def _turned(changes: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Changes after a step: turns follow one another, the rest adds up."""
+    """Changes after a step: turns are composed, and the rest is added."""
     after = changes + steps
     after[:, :3] = (Rotation.from_rotvec(steps[:, :3]) * Rotation.from_rotvec(changes[:, :3])).as_rotvec()
     return after
 
 
 def _within(changes: NDArray[np.float64], settings: RefineSettings) -> NDArray[np.float64]:
-    """Changes no larger than the ranges, whatever their direction."""
+    """Changes limited to the ranges, whatever their direction."""
     for columns in _COLUMNS.values():
         part, largest = changes[:, columns], settings.ranges[columns[0]]
         changes[:, columns] = part / np.maximum(np.linalg.norm(part, axis=1) / largest, 1)[:, None]

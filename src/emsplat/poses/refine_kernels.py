@@ -1,10 +1,10 @@
-"""The misfit of images to a map and its derivatives by pose, shift, contrast and defocus: one numba kernel.
+"""The negative log-likelihood of images under a map and its derivatives by pose, shift, contrast and defocus.
 
 Slices come from the map's transform on a padded grid (`simulation.slices`), through a window of 4³ taps. The slopes of
-the window give the slopes of the transform from the same 64 grid points, so that an image's derivatives cost little
-more than the image: a row of four complex taps is one vector of eight lanes. Relative errors are 1e-3 for the transform
-and 2e-2 for its slopes. Nothing is stored but sums: the misfit, its slopes by the seven parameters, and the curvatures
-of the Gauss–Newton method.
+the window give the slopes of the transform from the same 64 grid points, so that the derivatives of an image cost
+little more than the image: a row of four complex taps is one vector of eight lanes. Relative errors are 1e-3 for the
+transform and 2e-2 for its slopes. Only sums are stored: the negative log-likelihood, its slopes by the seven
+parameters, and the curvatures of the Gauss–Newton method.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def tap_table() -> np.ndarray:
 def _gather(typingctx, values, offset, to_next_y, to_next_z, table, x_row, x_rest, y_row, y_rest, z_row, z_rest):
     """Re, Im of F and of its slopes by x, y, z from 4³ complex samples.
 
-    Offsets are counted in floats. For each axis: the row of the table that holds its taps, and how far to the next one.
+    Offsets are in floats. Each axis has the row of the table with its taps and the fraction of the way to the next.
     """
     del typingctx
     result = types.UniTuple(types.float32, 8)
@@ -104,7 +104,7 @@ def _gather(typingctx, values, offset, to_next_y, to_next_z, table, x_row, x_res
 
 @numba.njit(inline="always")
 def _place(x):
-    """(first tap, row of the table, distance to the next row) of a coordinate."""
+    """First tap, row of the table, and distance to the next row for a coordinate."""
     first = math.ceil(x - WIDTH / 2)
     position = (first - x + WIDTH / 2) * _STEPS
     row = int(position)
@@ -136,7 +136,7 @@ def normal_equations(
     grid, table, box_size, samples, spectra, weights, parameters, defocus_slopes, symmetric, symmetric_of,
     premultiplied, rotations, centres, contrasts, step, misfits, slopes, curvatures,
 ):  # fmt: skip
-    """Fill (n,) misfits, (n, 7) slopes and (n, 7, 7) curvatures of n images at their present parameters.
+    """Fill (n,) negative log-likelihoods, (n, 7) slopes and (n, 7, 7) curvatures of n images at their parameters.
 
     Args:
         grid: of the map's `FourierVolume`, made with `WINDOW`, box_size D; table: from `tap_table`.
@@ -167,7 +167,7 @@ def _image(
     flat, origin, row, plane, table, samples, spectrum, weights, parameters, defocus_slope,
     symmetric, has_symmetric, times_ctf, a, centre, contrast, step, g, h,
 ):  # fmt: skip
-    """The misfit of one image; adds its slopes to g and its curvatures to h."""
+    """The negative log-likelihood of one image; adds its slopes to g and its curvatures to h."""
     terms = terms_of(parameters)
     ahead = quarter_wave_ahead(terms)
     misfit = 0.0

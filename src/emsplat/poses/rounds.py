@@ -1,8 +1,8 @@
-"""Rounds of local refinement: each half's images against its own map, then both maps anew from the refined images.
+"""Rounds of local refinement: the images of each half against its own map, then new maps from the refined images.
 
-Between the rounds the halves share two numbers and a curve, as the field's refinements do: how far the raw half maps
-agree, whether another round is worth it, and how much of each shell of a half's map is signal. No half ever sees the
-other's images or map.
+Between the rounds the halves share two numbers and a curve, as other refinement programs do: how far the direct
+inversions agree, whether another round is worthwhile, and how much of each shell of a half's map is signal. No half
+ever sees the images or the map of the other.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.particles.batches import Images
+from emsplat.imaging.likelihood import Recorded
 from emsplat.particles.table import Particles
-from emsplat.poses.refine import RefineSettings, changed, reference, refine_half
-from emsplat.runtime.checkpoint import UNKEPT, Checkpoint, State
-from emsplat.runtime.ranks import World
-from emsplat.runtime.reporting import Reporter
+from emsplat.poses.refine import RefineSettings, changed, reference, refined_blocks
+from emsplat.runtime.checkpoint import State
+from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
 from emsplat.validation.validate import Validation
 
@@ -52,11 +51,11 @@ class Refinement:
     """What the rounds have done."""
 
     settings: RefineSettings
-    changes: NDArray[np.float64]  # (N, 7) from the file's values, as `refine.refine_half` has them
-    gains: tuple[float, ...]  # by which each round raised the log-likelihood of an image
+    changes: NDArray[np.float64]  # (N, 7) changes from the values in the file, as in `refine.refine_half`
+    gains: tuple[float, ...]  # gain of each round in log-likelihood per image
 
     def moved(self) -> dict[str, NDArray[np.float64]]:
-        """(N,) by how much each image's quantities changed, by name and unit."""
+        """(N,) changes of the quantities of each image, by name and unit."""
         moved = {
             "poses": ("poses_in_degrees", np.rad2deg(np.linalg.norm(self.changes[:, :3], axis=1))),
             "shifts": ("shifts_in_angstroms", np.linalg.norm(self.changes[:, 3:5], axis=1)),
@@ -66,7 +65,7 @@ class Refinement:
         return dict(named for quantity, named in moved.items() if quantity in self.settings.quantities)
 
     def summary(self, half_set: NDArray[np.int8]) -> dict[str, Any]:
-        """What was allowed, what was gained, and the root mean square changes of both halves."""
+        """The allowed ranges, the gains, and the root mean square changes of both halves."""
         halves = [half_set == half for half in (1, 2)]
         return {
             "quantities": list(self.settings.quantities),
@@ -81,7 +80,7 @@ class Refinement:
 
 
 def refine_settings(settings: ReconstructSettings, diameter_in_angstroms: float) -> RefineSettings:
-    """What was asked for; without a range, 10° and as far as that moves the particle's rim."""
+    """The settings that were asked for. Without a range, 10°, and the distance that 10° move the particle's rim."""
     if settings.refine_range is not None:
         degrees, angstroms = settings.refine_range
     else:
@@ -91,7 +90,7 @@ def refine_settings(settings: ReconstructSettings, diameter_in_angstroms: float)
 
 
 def check_refinable(particles: Particles, settings: ReconstructSettings) -> None:
-    """InputError where the images do not hold what is to be refined."""
+    """InputError if the images no longer contain what is to be refined."""
     fixed = [name for name in settings.refined if name in ("contrast", "defocus")]
     if fixed and particles.premultiplied.any():
         raise InputError(
@@ -102,7 +101,7 @@ def check_refinable(particles: Particles, settings: ReconstructSettings) -> None
 
 @dataclass
 class _Progress:
-    """All that a refinement goes on from, beside the maps of where its present round began."""
+    """Everything that a refinement is resumed from, beside the maps at the beginning of its current round."""
 
     changes: NDArray[np.float64]  # (N, 7) so far
     start: NDArray[np.float64]  # (N, 7) of the particles that the present maps are of
@@ -121,83 +120,66 @@ class _Progress:
         self.half, self.images, self.fallen, self.fallen_before = 1, 0, 0.0, 0.0
 
     def saved(self) -> State:
-        """For a checkpoint."""
+        """The progress as the state of a checkpoint."""
         facts = {name: getattr(self, name) for name in ("gains", "half", "images", "fallen", "fallen_before")}
         return State({name: torch.from_numpy(getattr(self, name)) for name in ("changes", "start")}, facts)
 
     @staticmethod
     def restored(state: State | None, n: int) -> _Progress:
-        """What `saved` was taken from; of n particles that are as they were, if nothing was."""
+        """The progress that a state was made from, or that of n unchanged particles if there is no state."""
         if state is None:
             return _Progress(np.zeros((n, 7)), np.zeros((n, 7)))
         return _Progress(state.tensors["changes"].numpy(), state.tensors["start"].numpy(), **state.facts)
 
 
 def refined(
-    particles: Particles,
+    recorded: Recorded,
     solve: Callable[[Particles], Solution],
-    images: Images,
-    noise: NDArray[np.float64],
     settings: RefineSettings,
     diameter_in_angstroms: float,
-    reporter: Reporter,
-    checkpoint: Checkpoint = UNKEPT,
-    world: World | None = None,
+    task: Task | None = None,
 ) -> tuple[Particles, Solution, Refinement]:
     """Solve, refine and solve in turn, with two to four refinements.
 
     Args:
-        particles: with half sets.
-        solve: makes the half maps of particles.
-        noise: (groups, D//2+1) from `noise_spectra`.
-        checkpoint: is offered the changes again and again; the refinement goes on from those it loads.
-        world: the ranks that do this together, each with the same half maps; by default, one.
+        recorded: the images, and the particles with half sets.
+        solve: makes half maps from particles.
+        task: the ranks that do this together, each with the same half maps. The changes are offered to its checkpoint
+            repeatedly, and the refinement resumes from those it loads.
     """
-    progress = _Progress.restored(checkpoint.load(), len(particles))
+    task, particles = task or Task(), recorded.particles
+    reporter, half_set = task.reporter, particles.half_set
+    progress = _Progress.restored(task.checkpoint.load(), len(particles))
     gains = progress.gains
-    world = world or World()
     reporter.line(
         f"refining {', '.join(settings.quantities)} within {settings.range_in_degrees:.3g}° "
-        f"and {settings.range_in_angstroms:.3g} Å of the file's"
+        f"and {settings.range_in_angstroms:.3g} Å of the values in the file"
     )
     current = particles
     if gains:
-        current = changed(particles, _with_mean_contrast_1(progress.start, particles.half_set))
+        current = changed(particles, _with_mean_contrast_1(progress.start, half_set))
     solution = solve(current)
     while len(gains) < settings.most_rounds and (not gains or gains[-1] > _WORTH_ANOTHER * gains[0]):
         limit = solution.validation.limit_shell
         if limit == 0:
-            reporter.warn("nothing is measurable that images could be refined against; they stay as they are")
+            reporter.warn("nothing is measurable against which images could be refined; they stay as they are")
             break
         with reporter.stage("refinement"):
-            _round(
-                particles,
-                progress,
-                solution,
-                images,
-                noise,
-                settings,
-                diameter_in_angstroms,
-                reporter,
-                checkpoint,
-                world,
-            )
+            _round(recorded, progress, solution, settings, diameter_in_angstroms, task)
         reporter.line(
             f"refinement round {len(gains)}: to {1 / solution.validation.frequency[limit - 1]:.3g} Å, "
             f"log-likelihood +{gains[-1]:.3g} an image"
         )
-        current = changed(particles, _with_mean_contrast_1(progress.changes, particles.half_set))
+        current = changed(particles, _with_mean_contrast_1(progress.changes, half_set))
         solution = solve(current)
-    result = Refinement(settings, _with_mean_contrast_1(progress.changes, particles.half_set), tuple(gains))
-    for name, (first, second) in result.summary(particles.half_set)["rms_changes_of_halves"].items():
-        reporter.line(
-            f"changed by (root mean square, half 1 and 2): {name.replace('_', ' ')} {first:.3g}, {second:.3g}"
-        )
+    result = Refinement(settings, _with_mean_contrast_1(progress.changes, half_set), tuple(gains))
+    for name, (first, second) in result.summary(half_set)["rms_changes_of_halves"].items():
+        reporter.line(f"root mean square change in halves 1 and 2: {name.replace('_', ' ')} {first:.3g}, {second:.3g}")
     return current, solution, result
 
 
 def _with_mean_contrast_1(changes: NDArray[np.float64], half_set: NDArray[np.int8]) -> NDArray[np.float64]:
-    """A common factor of a half's images is its map's."""
+    """The changes with a mean contrast of 1 in each half, because a common factor belongs to the map."""
     changes = changes.copy()
     for half in (1, 2):
         factors = 1 + changes[half_set == half, 5]
@@ -206,36 +188,29 @@ def _with_mean_contrast_1(changes: NDArray[np.float64], half_set: NDArray[np.int
 
 
 def _round(
-    particles: Particles,
+    recorded: Recorded,
     progress: _Progress,
     solution: _Solution,
-    images: Images,
-    noise: NDArray[np.float64],
     settings: RefineSettings,
     diameter_in_angstroms: float,
-    reporter: Reporter,
-    checkpoint: Checkpoint,
-    world: World,
+    task: Task,
 ) -> None:
-    """Both halves against their maps, from where the round has got to; `progress` has the changes and the gain."""
+    """Refine both halves against their maps, from the current state of the round in `progress`, which is updated."""
     v = solution.validation
     # ⟨V₁,t⟩/⟨V₁,V₁⟩ for halves of equal power: the gain of their average, times the average's share of that power.
     to_truth = np.nan_to_num(v.gain * 0.5 * (1 + v.gaussian_half))
     while progress.half <= 2:
         half = progress.half
-        rows = np.flatnonzero(particles.half_set == half)
+        rows = np.flatnonzero(recorded.particles.half_set == half)
         against = reference(solution.halves[half - 1].map, to_truth, v.limit_shell, diameter_in_angstroms)
-        with reporter.bar(f"refining half {half}", "images") as advance:
-
-            def advanced(done: int, total: int, fallen: float) -> None:
-                advance(done, total)
+        before, fallen = (progress.images, progress.fallen), progress.fallen
+        what = recorded, progress.changes, rows, against, settings
+        with task.reporter.bar(f"refining half {half}", "images") as advance:
+            for done, fallen in refined_blocks(*what, task.world, before):
                 progress.images, progress.fallen = done, fallen
-                checkpoint.offer(progress.saved)
-
-            before = progress.images, progress.fallen
-            what = particles, progress.changes, images, rows, noise, against, settings
-            gain = refine_half(*what, advanced, before, world)
-        progress.next_half(gain * len(rows))
+                advance(done, len(rows))
+                task.checkpoint.offer(progress.saved)
+        progress.next_half(fallen)
     progress.next_round()
-    if checkpoint.offer(progress.saved):
-        checkpoint.remove_others()  # the maps of where the round began, and what they were made of
+    if task.checkpoint.offer(progress.saved):
+        task.checkpoint.remove_others()  # the maps at the beginning of the round, and what they were made from

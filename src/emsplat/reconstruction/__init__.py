@@ -3,5 +3,5 @@
 - ``reconstruct``: the job from the table to the result; read it first
 - ``solution``: accumulation, fits and validation of both halves; ``halves``: the fits of one half
 - ``working_grid``: the box and the cube that the work is done on
-- ``job``: what all stages are given; ``identity``: which runs may resume each other
+- ``job``: what all stages are given; ``identity``: which runs may resume each other; ``tuning``: sizes and limits
 """

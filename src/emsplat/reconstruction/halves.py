@@ -25,7 +25,7 @@ from emsplat.runtime.context import Task
 from emsplat.settings import ReconstructSettings
 from emsplat.statistics.sufficient import Statistics
 
-_FITS = 3  # number of fits of a half that are averaged
+_FITS = 2  # number of fits of a half that are averaged
 _STEPS_WITHOUT_SPLIT = 30  # steps if there is no held-out part to say when to stop; so few images need no more
 
 Parts = tuple[Statistics, Statistics | None]  # of a half: of its training and of its held-out images, if it has any

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.fourier import maps
+from emsplat.imaging.likelihood import Recorded
 from emsplat.io import read_input
 from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
@@ -33,7 +34,7 @@ from emsplat.reconstruction.tuning import Tuning
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
-from emsplat.runtime.context import Context
+from emsplat.runtime.context import Context, Task
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
@@ -111,6 +112,7 @@ def reconstruct(
         with reporter.stage("read"):
             table, poses_shared = _table_with_halves(particles, settings, reporter)
             check_agreement(table, settings, world)
+            _check_modelled(table, settings)
         source = stack.enter_context(ImageSource(table, settings.invert))
         if world.watch:
             source.watch = world.watch.reading
@@ -143,10 +145,9 @@ def reconstruct(
                 most_rounds=tuning.refinement_rounds,
                 blocks=tuning.refinement_blocks,
             )
-            kept = checkpoints.named("refinement", world)
-            table, solution, refinement = refined(
-                table, partial(solve, job), images, preview.noise, limits, diameter, reporter, kept, world
-            )
+            task = Task(world, device, reporter, checkpoints.named("refinement", world))
+            recorded = Recorded(table, images, preview.noise)
+            table, solution, refinement = refined(recorded, partial(solve, job), limits, diameter, task)
         else:
             solution = solve(job, table)
         first, second = solution.halves
@@ -210,6 +211,18 @@ def _table_with_halves(
     return table.with_half_sets(settings.seed), not given
 
 
+def _check_modelled(table: Particles, settings: ReconstructSettings) -> None:
+    """InputError where the detail asked for holds aberrations of the table that the program does not model."""
+    coarsest = table.modelled_to_in_angstroms
+    finest = max(settings.max_resolution or 0.0, 2 * table.pixel_size_in_angstroms)
+    if coarsest is not None and finest < coarsest:
+        raise InputError(
+            f"{table.source}: the table gives aberrations that are not modelled, and beyond {coarsest:.3g} Å they turn "
+            f"phases by more than 45°, the same in both halves: look at coarser detail with --max-resolution "
+            f"{np.ceil(10 * coarsest) / 10:.1f}, or export the particles with the aberrations refined in RELION"
+        )
+
+
 def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, reporter: Reporter, world: World) -> str:
     """The point group asked for, in the axes that the images show; InputError if they surely do not have it."""
     if len(symmetry_operators(settings.symmetry)) == 1:
@@ -246,10 +259,12 @@ def _diameter(
     if settings.mask_diameter is not None:
         return min(settings.mask_diameter, box)
     if preview.diameter_in_angstroms is None:
+        diameter = maps.PARTICLE_SHARE * box
         reporter.line(
-            f"the sample shows no outline of the particle; its diameter is taken as 85 % of the box, {0.85 * box:.0f} Å"
+            "the sample shows no outline of the particle; its diameter is taken as "
+            f"{100 * maps.PARTICLE_SHARE:.0f} % of the box, {diameter:.0f} Å"
         )
-        return 0.85 * box
+        return diameter
     reporter.line(
         f"the particle has a diameter of {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample"
     )

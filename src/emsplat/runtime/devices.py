@@ -28,12 +28,14 @@ CPU = torch.device("cpu")
 T = TypeVar("T")
 
 _OLDEST_CAPABILITY = (7, 0)  # lowest compute capability that Triton compiles for
-_SIGNS_OF_A_CARD = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
+SIGNS_OF_A_CARD = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 
 
-def chosen(asked: Choice, reporter: Reporter) -> torch.device:
+def chosen(asked: Choice, reporter: Reporter, signs: Sequence[Path] = SIGNS_OF_A_CARD) -> torch.device:
     """The device that was asked for. "auto" takes a graphics card if one can be used, and says so.
 
+    Args:
+        signs: files of which one exists where a card seems to be.
     Raises:
         InputError: "cuda" was asked for, and no card can be used; the message says why and what to do.
     """
@@ -49,7 +51,7 @@ def chosen(asked: Choice, reporter: Reporter) -> torch.device:
     why, remedy = obstacle
     if asked == "cuda":
         raise InputError(f"--device cuda: {why}; {remedy}, or leave out --device to work on the CPU")
-    if any(sign.exists() for sign in _SIGNS_OF_A_CARD):
+    if any(sign.exists() for sign in signs):
         reporter.warn(f"working on the CPU, although there seems to be a graphics card: {why}; {remedy}")
     else:
         reporter.line(f"device: CPU ({why})")

@@ -42,11 +42,11 @@ def read_models(path: Path, assembly: str | None = None) -> list[gemmi.Model]:
     try:
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError, IndexError, OSError) as error:
-        raise InputError(f"{path}: not an atomic model that gemmi can read: {_one_line(error)}") from error
+        raise InputError(f"{path}: gemmi cannot read it as an atomic model: {_one_line(error)}") from error
     if len(structure) == 0 or any(model.count_atom_sites() == 0 for model in structure):
         raise InputError(f"{path}: holds no atoms; give a PDB or mmCIF file, or an MRC map")
     if not all(math.isfinite(x) for model in structure for site in model.all() for x in site.atom.pos.tolist()):
-        raise InputError(f"{path}: an atom's coordinates are no numbers; mend or remove it")
+        raise InputError(f"{path}: the coordinates of an atom are not numbers; mend or remove it")
     structure.setup_entities()
     if assembly is None:
         return [model.clone() for model in structure]
@@ -150,7 +150,7 @@ def _centre(model: gemmi.Model, box_size: int, pixel_size: float, centre: NDArra
     if radius > (box_size // 2 - 1) * pixel_size:
         enough = 2 * int(np.ceil(radius / pixel_size) + 1)
         raise InputError(
-            f"the model reaches {radius:.0f} Å from its centre and does not fit a box of {box_size} pixels of "
+            f"the model extends {radius:.0f} Å from its centre and does not fit a box of {box_size} pixels of "
             f"{pixel_size:g} Å; use a box of at least {enough} pixels, or larger pixels"
         )
     shift = gemmi.Transform()

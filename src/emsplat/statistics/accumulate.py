@@ -226,27 +226,15 @@ def fill_grids(
         with stopwatch.working("insertion"):
             for number, kind in sorted(grids):
                 entries, slices = prepared[kind]
-                _insert_part(grids[GridId(number, kind)], number, entries, slices, matrices, settings)
+                places, weights = entries.of_part(number)
+                if not len(places):
+                    continue
+                chosen = slices[places] if weights is None else _scaled(slices, places, weights)
+                for operator in settings.symmetry:
+                    grids[GridId(number, kind)].insert(chosen, matrices[entries.rows[places]] @ operator)
         done += len(rows)
         checkpoint.offer(partial(State, tensors, {"images": done}))
         progress(done)
-
-
-def _insert_part(
-    grid: SliceGrid,
-    number: int,
-    entries: Entries,
-    slices: NDArray,
-    matrices: NDArray[np.float64],
-    settings: AccumulationSettings,
-) -> None:
-    """Add a block's slices to the grid of one part, with their weights in it."""
-    places, weights = entries.of_part(number)
-    if not len(places):
-        return
-    chosen = slices[places] if weights is None else _scaled(slices, places, weights)
-    for operator in settings.symmetry:
-        grid.insert(chosen, matrices[entries.rows[places]] @ operator)
 
 
 def statistics_of(

@@ -79,7 +79,15 @@ def accumulate_shared(
         finished = None if len(groups) == 1 else pass_over.checkpoint.piece("done")
         found = _finished(finished, parts, group, owner_of_part, world) if finished else None
         if found is None:
-            filled = _filled(particles, images, parts, settings, mine, pass_over, advance, stopwatch)
+            filled: dict[GridId, FilledGrid]
+            if task.device == CPU:
+                grids = {grid: empty_grid(grid.kind, settings) for grid in sorted(mine.grids)}
+                kept = pass_over.checkpoint
+                fill_grids(grids, particles, images, mine.blocks, parts, settings, advance, stopwatch, kept)
+                filled = dict(grids)
+                del grids  # or they could not be freed one by one
+            else:
+                filled = _filled_on_card(particles, images, parts, settings, mine, pass_over, advance, stopwatch)
             with stopwatch.waiting("finish"):
                 found = _owned(filled, dealt, parts, group, owner_of_part, settings, world)
             if finished and found:
@@ -106,7 +114,7 @@ def _finished(
     return restored_statistics(state) if state else {}
 
 
-def _filled(
+def _filled_on_card(
     particles: Particles,
     images: Images,
     parts: PartWeights,
@@ -116,11 +124,7 @@ def _filled(
     advance: Callable[[int], None],
     stopwatch: Stopwatch,
 ) -> dict[GridId, FilledGrid]:
-    """This rank's grids, full."""
-    if task.device == CPU:
-        grids = {grid: empty_grid(grid.kind, settings) for grid in sorted(share.grids)}
-        fill_grids(grids, particles, images, share.blocks, parts, settings, advance, stopwatch, task.checkpoint)
-        return dict(grids)
+    """This rank's grids, full, on its graphics card."""
     from emsplat.statistics.accumulate_gpu import filled_on_device  # only where there is a card is Triton, too
 
     rows = np.concatenate([np.empty(0, dtype=np.int64), *share.blocks])

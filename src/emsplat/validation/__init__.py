@@ -5,4 +5,5 @@
 - ``combination``: the map as the best combination of Gaussians and direct inversion in every shell
 - ``uncertainty``: the standard error of the map at each voxel
 - ``local_resolution``: the correlation with the truth in windows
+- ``directions``: cells of directions that can vote; ``symmetry_test``: whether the images have a symmetry
 """

@@ -1,18 +1,19 @@
-"""The map handed out: what the Gaussians and the direct inversion say together, weighed shell by shell.
+"""The final map: the Gaussians and the direct inversion, combined shell by shell.
 
-Where images are clean the Gaussians' own bias rules, where they are noisy the noise of the direct inversion does. Both
-errors can be measured from the two halves. Let S be the truth, X_j any estimate of it, the average of an estimate X_j1
-from half 1 and X_j2 from half 2, and r₁, r₂ the direct inversions. With ⟨·,·⟩ the sum over a shell of masked maps,
+Where images are clean, the bias of the Gaussians is the larger error; where they are noisy, the noise of the direct
+inversion is. Both errors can be measured from the two halves. Let S be the truth, X_j any estimate of it, the average
+of an estimate X_j1 from half 1 and X_j2 from half 2, and r₁, r₂ the direct inversions. With ⟨·,·⟩ the sum over a shell
+of masked maps,
 
     ⟨S, X_j⟩ = ½(⟨X_j1, r₂⟩ + ⟨X_j2, r₁⟩)
 
-has no bias, whatever prior made X_j, and ⟨X_j, X_k⟩ is known as it is. So the non-negative weights a_j that bring
-Σ a_j X_j nearest to the truth follow from sums that the halves give for free.
+has no bias, whatever prior made X_j, and ⟨X_j, X_k⟩ is computed directly. The non-negative weights a_j that bring
+Σ a_j X_j nearest to the truth therefore follow from sums that the halves provide.
 
 There are six estimates: the Gaussians and the direct inversion, each in three classes of places, from the emptiest to
-the densest parts of the particle. Errors differ more between those than between anything else at one resolution: the
-inversion's noise is as strong where there is nothing as where there is much. A half's classes come from its own
-Gaussians alone, so that nothing in X_j1 knows of r₂.
+the densest parts of the particle. At one resolution, errors differ more between these classes than between anything
+else, because the noise of the inversion is as strong in empty places as in dense ones. The classes of a half come from
+its own Gaussians alone, so that X_j1 does not depend on r₂.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import optimize
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage, optimize
 
 from emsplat.fourier import maps
 from emsplat.validation.correlation import Curve, inverse, pooling_half_width, variance_of_mean
@@ -32,7 +32,7 @@ from emsplat.validation.correlation import Curve, inverse, pooling_half_width, v
 KINDS = ("gaussians", "inversion")
 _CLASSES = (0.1, 0.5, 0.9)  # quantiles of the local density, over the mask, at which a class is alone
 _DENSITY_BLUR = 1.0  # standard deviation of the window of the local density, in half periods of the last shell
-_RIDGE = 1e-6  # share of each estimate's own power added to it: estimates may be nearly alike
+_RIDGE = 1e-6  # share of the power of each estimate that is added to it, because estimates may be nearly equal
 _CHUNK = 4096  # Fourier voxels that are multiplied at once
 
 Volume = NDArray[np.float32]
@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Combination:
-    """Weights of the estimates in every shell, and the half maps that they make; the map is their average."""
+    """Weights of the estimates in every shell, and the half maps that they make. The map is their average."""
 
     halves: tuple[Volume, Volume]  # (D, D, D)
     weights: Array  # (6, D//2) over shells 1 .. D//2: of the Gaussians in three classes, then of the inversion
@@ -54,7 +54,7 @@ def combine(
 ) -> Combination:
     """The combination of the Gaussian half maps with the direct inversions of the same halves.
 
-    Outside the mask there is nothing of the inversion, and the Gaussians have their weight in the emptiest places.
+    Outside the mask the inversion does not enter, and the Gaussians have the weight of the emptiest places.
 
     Args:
         raw, gaussian: (D, D, D) each, of both halves.
@@ -80,7 +80,7 @@ def combine(
 
 
 def _estimates(raw: Volume, gaussian: Volume, mask: Volume, blur: float) -> list[NDArray[np.complex64]]:
-    """The masked spectra of one half's estimates, those of the Gaussians before those of the inversion."""
+    """The masked spectra of the estimates of one half, those of the Gaussians before those of the inversion."""
     classes = places(gaussian, mask, blur, _CLASSES)
     return [maps.half_spectrum(volume * one) for volume in (gaussian * mask, raw * mask) for one in classes]
 
@@ -89,18 +89,28 @@ def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float
     """(D, D, D) memberships that add up to 1, from the emptiest to the densest places of the mask.
 
     The local density is the root mean square about a place; between the quantiles that stand for two classes a place
-    belongs to both.
+    belongs to both. Places outside the mask, which nobody asks for, belong to the emptiest class.
 
     Args:
         blur: standard deviation of the window of the local density, in voxels.
         quantiles: of the local density over the mask, rising: where a place belongs to one class alone.
     """
-    square: Volume = gaussian_filter(np.square(density), blur, truncate=3)
+    classes = [np.full(mask.shape, number == 0, dtype=np.float32) for number in range(len(quantiles))]
+    within = mask > 0
+    if not within.any():
+        return classes
+    margin = int(np.ceil(3 * blur))
+    (bounds,) = ndimage.find_objects(within.astype(np.int8))
+    near = tuple(slice(max(one.start - margin, 0), one.stop + margin) for one in bounds)
+    square: Volume = ndimage.gaussian_filter(np.square(density[near]), blur, truncate=3)
+    square = square[within[near]]
     level = np.log(np.maximum(square, max(float(square.max()) * 1e-6, float(np.finfo(np.float32).tiny))))
-    inside = level[mask > 0.5]
+    inside = level[mask[within] > 0.5]
     centres = np.quantile(inside if inside.size else level, quantiles)
     centres += 1e-6 * np.arange(len(centres))  # of places that are all alike
-    return [np.interp(level, centres, alone).astype(np.float32) for alone in np.eye(len(centres))]
+    for one, alone in zip(classes, np.eye(len(centres)), strict=True):
+        one[within] = np.interp(level, centres, alone)
+    return classes
 
 
 def _weighted(spectra: list[NDArray[np.complex64]], outside: NDArray[np.complex64], weights: Array) -> Volume:
@@ -115,7 +125,7 @@ def _weighted(spectra: list[NDArray[np.complex64]], outside: NDArray[np.complex6
 
 
 def _at(radius: NDArray[np.float32], curve: Curve) -> NDArray[np.float32]:
-    """A curve over shells 1 .. n at every Fourier voxel; shell 0 takes shell 1's, those beyond n are empty."""
+    """A curve over shells 1 .. n at every Fourier voxel. Shell 0 takes the value of shell 1; beyond n it is 0."""
     padded = np.concatenate([curve[:1], curve, [0.0]])
     return np.interp(radius, np.arange(len(padded)), padded, right=0.0).astype(np.float32)
 
@@ -124,9 +134,9 @@ def _at(radius: NDArray[np.float32], curve: Curve) -> NDArray[np.float32]:
 
 
 def _shell_grams(spectra: list[NDArray[np.complex64]], box_size: int) -> Array:
-    """(D//2, n, n) sums over shells 1 .. D//2 of the full spectra: every map's product with every other one's.
+    """(D//2, n, n) sums over shells 1 .. D//2 of the full spectra: the product of every map with every other map.
 
-    In chunks: so few columns are never shared out among threads, and the sums are the same on any number of them.
+    They are taken in chunks. So few columns are never divided among threads, and the sums do not depend on the threads.
     """
     n, last = len(spectra), box_size // 2
     shell = maps.shell_index(box_size)

@@ -1,8 +1,8 @@
 """Correlations between maps, shell by shell, and how well each of them is known.
 
-`correlation_with_truth` is the heart of the honest resolution: from two regularised maps V₁, V₂ and two raw
-inversions r₁, r₂ of the same halves of the images it gives the correlation of V̄ = ½(V₁ + V₂) with the truth.
-`validation` turns it into curves and a verdict.
+`correlation_with_truth` is the heart of the honest resolution. From two regularised maps V₁, V₂ and two direct
+inversions r₁, r₂ of the same halves of the images, it computes the correlation of V̄ = ½(V₁ + V₂) with the truth.
+`validate` turns it into curves and a verdict.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ def normalised(ab: Curve, aa: Curve, bb: Curve) -> Curve:
 
 
 def resolution_at(curve: Curve, frequency: Curve, threshold: float, first_shell: int = 1) -> float | None:
-    """Å at which the curve first falls below the threshold, linear in frequency between shells; None if it never does.
+    """Resolution in Å at which the curve first falls below the threshold; None if it never does.
+
+    The curve is linear in frequency between shells.
 
     Args:
         curve, frequency: (n,) over shells 1 .. n; frequency in 1/Å.
-        first_shell: crossings before it are not looked at. A curve that starts below the threshold gives its
-            first frequency, for want of a better number.
+        first_shell: crossings before this shell are ignored. A curve that starts below the threshold gives its first
+            frequency, for want of a better number.
     """
     start = first_shell - 1
     below = np.flatnonzero(curve[start:] < threshold) + start
@@ -67,7 +69,7 @@ PAIRS = ("v1v1", "v2v2", "v1v2", "v1r1", "v2r2", "v1r2", "v2r1", "r1r1", "r2r2",
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over shells 1 .. D//2 of the full spectra of the masked maps: V Gaussian, r raw; 1 and 2 the halves."""
+    """Sums over shells 1 .. D//2 of the full spectra of the masked maps V and direct inversions r of halves 1 and 2."""
 
     terms: Curve  # voxels of the shell
     v1v1: Curve
@@ -89,13 +91,14 @@ class Moments:
 
     @property
     def crossed(self) -> Curve:
-        """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩): each Gaussian half against the raw half it has not seen."""
+        """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩): each map against the direct inversion of the half that it has not seen."""
         return 0.5 * (self.v1r2 + self.v2r1)
 
     def normalised(self) -> Moments:
-        """With ⟨V̄,V̄⟩ = 1 and ⟨r₁,r₁⟩⟨r₂,r₂⟩ = 1 in every shell, so that neighbours can be pooled whatever the falloff.
+        """The moments with ⟨V̄,V̄⟩ = 1 and ⟨r₁,r₁⟩⟨r₂,r₂⟩ = 1 in every shell, so that neighbouring shells can be pooled.
 
-        ``r1r2`` is then the raw FSC, and ``products`` 1/terms for noise that is even over the shell.
+        ``r1r2`` is then the FSC of the direct inversions, and ``products`` is 1/terms for noise that is even over the
+        shell.
         """
         v, r = inverse(np.sqrt(self.mean_map)), inverse((self.r1r1 * self.r2r2) ** 0.25)
         factor = {"v": v, "r": r}
@@ -113,14 +116,14 @@ def _power(spectrum: NDArray[np.complex64]) -> NDArray[np.float32]:
 
 
 def moments(spectra: dict[str, NDArray[np.complex64]], box_size: int) -> Moments:
-    """From the half spectra of the four masked maps v1, v2, r1, r2."""
+    """The moments of the half spectra of the four masked maps v1, v2, r1, r2."""
     sums = {p: maps.shell_correlation(spectra[p[:2]], spectra[p[2:]], box_size)[1:] for p in PAIRS}
     products = maps.shell_sum(_power(spectra["r1"]) * _power(spectra["r2"]), box_size)[1:]
     return Moments(terms=maps.shell_size(box_size)[1:], products=products, **sums)
 
 
 def pooling_half_width(n_shells: int) -> int:
-    """How many shells on either side are pooled with a shell, of so many shells in all."""
+    """Number of shells on either side that are pooled with a shell, for this number of shells in all."""
     return max(2, min(3, n_shells // 8), min(8, n_shells // 20))
 
 
@@ -129,7 +132,7 @@ def pooling_matrix(n_shells: int) -> Curve:
 
     ± 2 shells of 16, 3 of 24 to 64, 6 of 128. A plain mean of five shells is off by .1 where the curves bend at the
     resolution, even in its shells' own powers; a parabola over five or seven is not, at the variance of two or three
-    shells. How fast curves bend is a matter of the box, so the reach grows with it.
+    shells. How fast curves bend depends on the box, and the number of pooled shells therefore grows with it.
     """
     half_width = pooling_half_width(n_shells)
     rows = np.zeros((n_shells, n_shells))
@@ -227,7 +230,7 @@ def quotient(x: Curve, z: Curve, errors: tuple[Curve, ...], one_term: Curve) -> 
 
 
 def unevenness(m: Moments) -> Curve:
-    """How much larger variances are than the mean powers say, because few images leave the noise on few slices.
+    """Factor by which variances exceed those of the mean powers, because few images put the noise on few slices.
 
     Σ|r₁|²|r₂|² against its value for powers even over the shell (signal in both halves adds F²), over ± 3 shells.
     """
@@ -247,15 +250,17 @@ def directional_agreement(
     symmetry: NDArray[np.float64] | None = None,
     density: NDArray[np.float64] | None = None,
 ) -> float:
-    """How surely the unmasked halves agree over the shells first .. last, T between ±sqrt(24).
+    """How surely the unmasked halves agree over the shells first .. last, as T between ±sqrt(24).
 
-    The masked FSC alone would be fooled three ways: a mask made from the data picks the voxels where the noise of
-    both halves is high; images with wrong poses still share their spherical average; few images put noise and signal
-    on few slices, where an error counted in voxels means nothing. So: no mask; the spherical average taken out; and
-    each of 24 cells of directions has one vote z_b, T = Σ z_b / sqrt(Σ z_b²). For unrelated halves the sign of every
-    z_b is a coin, so T has the tail of a normal variable whatever the noise looks like (Efron 1969, JASA 64:1278), and
-    T > sqrt(n) needs more than n of the cells to agree. The cells are those of `directions`, so that a direction that
-    no view has measured has no vote, and one that the symmetry repeats has a single one.
+    The masked FSC alone could be deceived in three ways. A mask made from the data picks the voxels where the noise of
+    both halves is high. Images with wrong poses still share their spherical average. Few images put noise and signal on
+    few slices, where an error counted in voxels means nothing. This test therefore uses no mask, removes the
+    spherical average, and gives each of 24 cells of directions one vote z_b, with T = Σ z_b / sqrt(Σ z_b²).
+
+    For unrelated halves the sign of every z_b is a coin, so T has the tail of a normal variable whatever the noise
+    looks like (Efron 1969, JASA 64:1278), and T > sqrt(n) needs more than n of the cells to agree.
+    The cells are those of `directions`, so that a direction that no view has measured has no vote, and one that the
+    symmetry repeats has a single one.
 
     Args:
         raw_1, raw_2: half spectra.

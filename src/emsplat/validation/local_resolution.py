@@ -1,18 +1,19 @@
-"""Where in the map how much can be believed: the honest correlation with the truth, window by window.
+"""How far each place of the map can be trusted: the honest correlation with the truth, window by window.
 
-The same quotient as in `validation`, of the same four maps, with ⟨·,·⟩ the sum over a window of band-passed maps
+It is the same quotient of the same four maps as in `validate`, with ⟨·,·⟩ the sum over a window of band-passed maps
 instead of the sum over a shell:
 
     c_map(x, k) = ½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) / sqrt(⟨V̄,V̄⟩ ⟨r₁,r₂⟩)
 
 The local resolution at x is where c_map(x, k) first falls below 0.5. Bands follow one another by 8 % in frequency and
-are 20 % of it wide at half height; the maps are whitened before, so that a band does not speak for its lower edge
-alone. The window of a band is cos² along each axis, times the mask, and ends four times the band's resolution from x:
-wide enough for hundreds of independent terms, narrow enough to tell domains apart.
+are 20 % of it wide at half height. The maps are whitened first, so that a band does not represent its lower edge alone.
+The window of a band is cos² along each axis, times the mask, and ends four times the band's resolution from x. It is
+wide enough for hundreds of independent terms, and narrow enough to distinguish domains.
 
-No shell beyond the global limit of measurability is looked at. The local limit is the last band before ⟨r₁,r₂⟩ falls
-below two of the standard errors it has without signal. Globally it is three; here the quotient guards itself, because
-its numerator is known so much better than ⟨r₁,r₂⟩ that noise does not reach 0.5 where ⟨r₁,r₂⟩ is high by chance.
+No shell beyond the global limit of measurability is used. The local limit is the last band before ⟨r₁,r₂⟩ falls below
+two of the standard errors that it has without signal. Globally it is three. Here the quotient is safe by itself,
+because its numerator is known so much better than ⟨r₁,r₂⟩ that noise does not reach 0.5 where ⟨r₁,r₂⟩ is high by
+chance.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from emsplat.fourier import maps
 from emsplat.validation.correlation import PAIRS, Curve, Moments, error_terms, inverse, moments, quotient, unevenness
 from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL, SE_MARGIN
 
-BAND_STEP = 1.08  # from one band's frequency to the next
-BAND_SIGMA = 0.085  # standard deviation of a band's weights, of its frequency
+BAND_STEP = 1.08  # factor from the frequency of one band to the next
+BAND_SIGMA = 0.085  # standard deviation of the weights of a band, as a share of its frequency
 WINDOW_REACH = 4.0  # from a window's centre to its end along an axis, in resolutions of the band
-SIGNIFICANCE = 2.0  # standard errors of the local raw correlation that count as signal
-PERCENTILES = (5, 25, 50, 75, 95)  # of the particle's voxels, in the summary
+SIGNIFICANCE = 2.0  # standard errors of the local correlation of the direct inversions that count as signal
+PERCENTILES = (5, 25, 50, 75, 95)  # percentiles over the voxels of the particle in the summary
 
 Spectra = dict[str, NDArray[np.complex64]]
 Axes = Sequence[NDArray[np.float64]]  # places along z, y and x in voxels; a grid is their product
@@ -45,22 +46,22 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class LocalResolution:
-    """Volumes are (D, D, D), lengths in Å."""
+    """The local resolution; volumes are (D, D, D), lengths in Å."""
 
     resolution: NDArray[np.float32]  # NaN outside the mask, and where nothing is measurable in the first band
-    standard_error: NDArray[np.float32]  # NaN, too, where the resolution is a bound
+    standard_error: NDArray[np.float32]  # NaN also where the resolution is a bound
     better_than: NDArray[np.bool_]  # the resolution is a bound: c_map is above 0.5 up to the limit, local or global
     mask: NDArray[np.float32]
     coarsest: float  # resolution of the first band
     finest: float  # of the last
 
     def filled(self) -> NDArray[np.float32]:
-        """(D, D, D) to colour surfaces by: 0 outside the mask, the coarsest value where nothing could be shown."""
+        """(D, D, D) values to colour surfaces by: 0 outside the mask, the coarsest value where nothing was shown."""
         inside = np.where(np.isnan(self.resolution), np.float32(self.coarsest), self.resolution)
         return np.where(self.mask > 0, inside, np.float32(0))
 
     def text(self) -> str:
-        """One line of it."""
+        """The local resolution in one line."""
         found = self.summary()
         low, median, high = (found[f"percentile_{p}"] for p in (5, 50, 95))
         if low is None or median is None or high is None:
@@ -68,7 +69,7 @@ class LocalResolution:
         return f"local resolution: median {median:.2f} Å, {low:.2f} to {high:.2f} Å in 90 % of the particle"
 
     def summary(self) -> dict[str, float | None]:
-        """Å and shares over the voxels in which the mask is at least ½; percentiles over those with a resolution."""
+        """Values in Å and shares, over the voxels in which the mask is at least ½; percentiles over those with one."""
         particle = self.mask >= 0.5
         values, errors = self.resolution[particle], self.standard_error[particle]
         values, errors = values[np.isfinite(values)], errors[np.isfinite(errors)]
@@ -93,7 +94,7 @@ def local_resolution(
     pixel_size: float,
     limit_shell: int,
 ) -> LocalResolution:
-    """The local resolution of the average of two Gaussian half maps, judged by the raw half maps.
+    """The local resolution of the average of two half maps, judged by the direct inversions of the halves.
 
     Args:
         raw_half_1, .. gaussian_half_2, mask: (D, D, D) of one box, as for `validation.validate`.
@@ -131,7 +132,7 @@ def local_resolution(
 
 
 class _FirstFall:
-    """How far curves stay above 0.5, at many points at once, fed with one frequency after the other."""
+    """How far curves stay above 0.5, at many points at once, for one frequency after the other."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.frequency = np.full(shape, np.nan, dtype=np.float32)  # where it fell, or the last one it was above 0.5 at
@@ -158,18 +159,18 @@ class _FirstFall:
 
 @dataclass(frozen=True)
 class Band:
-    """A range of shells with soft ends; products of maps that passed it have Gaussian weights about its centre."""
+    """A range of shells with soft ends. Products of maps that passed it have Gaussian weights about its centre."""
 
     centre: float  # shells
     last: float  # radius in shells beyond which it holds nothing
 
     def weights(self, radius: Array) -> Array:
-        """Of the products at these radii in shells."""
+        """Weights of the products at these radii in shells."""
         return np.exp(-0.5 * ((radius - self.centre) / (BAND_SIGMA * self.centre)) ** 2) * (radius <= self.last)
 
     @property
     def shell(self) -> float:
-        """The mean radius of what it holds, by which it is named."""
+        """The mean radius of what the band holds, by which it is named."""
         radius = self._radii()
         return float(np.average(radius, weights=self.weights(radius) * radius**2))
 
@@ -189,7 +190,7 @@ class Band:
 
 
 def frequency_bands(limit_shell: int) -> list[Band]:
-    """From the first shell that is judged to the limit; none where nothing is measurable."""
+    """The bands from the first shell that is judged to the limit; none if nothing is measurable."""
     if limit_shell < FIRST_SHELL:
         return []
     steps = int(np.ceil(np.log(limit_shell / FIRST_SHELL) / np.log(BAND_STEP)))
@@ -203,9 +204,9 @@ def whitened(
     gaussian_half_1: NDArray[np.float32],
     gaussian_half_2: NDArray[np.float32],
 ) -> tuple[Spectra, Curve]:
-    """Half spectra v1, v2 over the power of their average, r1, r2 over that of the raw maps, shell by shell.
+    """Half spectra v1, v2 over the power of their average, and r1, r2 over that of the direct inversions, by shell.
 
-    Also `unevenness` of the raw maps, (D//2,).
+    Also returns the `unevenness` of the direct inversions, (D//2,).
     """
     box_size = len(raw_half_1)
     volumes = {"r1": raw_half_1, "r2": raw_half_2, "v1": gaussian_half_1, "v2": gaussian_half_2}
@@ -222,7 +223,7 @@ def whitened(
 
 
 def window_centres(mask: NDArray[np.float32], limit_shell: int) -> Axes:
-    """A grid over the box that holds the mask, a resolution element at the limit apart: four to the finest reach."""
+    """A grid over the box that holds the mask, with points a resolution element at the limit apart."""
     step = max(1, len(mask) // limit_shell)
     return [np.arange(float(first), float(last + step), step) for first, last in _extent(mask)]
 
@@ -236,10 +237,10 @@ def _extent(mask: NDArray[np.float32]) -> list[tuple[int, int]]:
 def local_correlation(
     spectra: Spectra, mask: NDArray[np.float32], band: Band, points: Axes, uneven: Curve
 ) -> tuple[Array, Array, Array, Array]:
-    """c_map, its standard error, the raw correlation ⟨r₁,r₂⟩ and its standard error without signal, at the points.
+    """c_map, its standard error, the correlation ⟨r₁,r₂⟩ and its standard error without signal, at the points.
 
-    The band's products are sums over a grid no finer than they need: twice its last shell, and what the window lets
-    pass. The noise of r is taken as stationary in space, the errors are those of `correlation_with_truth`.
+    The products of the band are sums over a grid no finer than needed: twice its last shell, and what the window
+    transmits. The noise of r is taken as stationary in space, and the errors are those of `correlation_with_truth`.
 
     Args:
         spectra, uneven: as from `whitened`.
@@ -285,7 +286,8 @@ def _filtered(spectrum: NDArray[np.complex64], amplitude: Array) -> NDArray[np.f
 def _contract(volume: Array, matrices: Sequence[Array]) -> Array:
     """(Z, Y, X) sums over a (z, y, x) volume with separable weights: matrices (Z, z), (Y, y), (X, x).
 
-    By torch, whose threads `threads` rules: those of numpy's own BLAS would take the cores from the transforms.
+    It uses torch, whose threads are set by `threads`. Those of numpy's own BLAS would take the cores from the
+    transforms.
     """
     along_z, along_y, along_x, values = (
         torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in (*matrices, volume)
@@ -294,8 +296,10 @@ def _contract(volume: Array, matrices: Sequence[Array]) -> Array:
 
 
 def _cosine_square(centres: Array, places: Array, reach: float) -> Array:
-    """(centres, places) 1 at the centre, 0 from the reach on: not 1e-33, whose products take many processors ten times
-    as long (denormal numbers)."""
+    """(centres, places) 1 at the centre and exactly 0 from `reach` on.
+
+    Tiny values such as 1e-33 would make denormal products, which are ten times as slow on many processors.
+    """
     offset = np.subtract.outer(centres, places) / reach
     return np.where(np.abs(offset) < 1, np.cos(0.5 * np.pi * offset) ** 2, 0.0)
 

@@ -107,7 +107,7 @@ class Validation:
         if not bands:
             return "the Gaussians alone"
         parts = [f"{100 * b['inversion']:.0f} % from {b['from']:.3g} to {b['to']:.3g} Å" for b in (bands[0], bands[-1])]
-        return f"the direct inversion brings {' and '.join(parts)}, the Gaussians the rest"
+        return f"the direct inversion brings {' and '.join(parts)} of the map's power; the Gaussians bring the rest"
 
 
 def validate(

@@ -18,7 +18,6 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-import valid_files
 from emsplat.errors import InputError
 from emsplat.io import ImageSource, StackReader, read_map, read_particles, read_star
 from emsplat.io.subset import read_ids
@@ -27,10 +26,12 @@ from emsplat.io.write_back import open_source, write_back
 from emsplat.models.gaussians import Gaussians
 from emsplat.particles.table import Particles
 from emsplat.simulation.atoms import read_atoms
-from mutations import ANY, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
-from valid_files import N
+from spoilt import valid_files
+from spoilt.mutations import ANY, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
+from spoilt.valid_files import N
 
-SECONDS, BYTES = 10, 1 << 30  # for one file, beside what the process has taken before
+SECONDS, BYTES = 10, 1 << 30  # of the processor's time and of memory for one file, beside what was taken before
+LONGEST_WAIT = 120  # seconds by the clock, on a busy machine, for what waits instead of working
 LONGEST_LINE = 1000  # characters of a message
 
 
@@ -45,33 +46,37 @@ class Reader:
 
 
 class Hangs(BaseException):
-    """Not an Exception: no reader shall catch it."""
+    """A reader took too long. It is no Exception, so that no reader catches it."""
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Limits time, and on Linux memory; Hangs or MemoryError beyond."""
+    """Limit the time that the block may take, and on Linux its memory. Beyond, it raises Hangs or MemoryError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, _hangs)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, LONGEST_WAIT)}
+    before = {number: signal.signal(number, _hangs) for number in timers}
     sizes = Path("/proc/self/statm")
     if sizes.exists():
         taken = int(sizes.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (taken + BYTES, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer, _ in timers.values():
+            signal.setitimer(timer, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _hangs(*_: object) -> NoReturn:
-    raise Hangs(f"no end after {SECONDS} s")
+    raise Hangs(f"no end after {SECONDS} s of work or {LONGEST_WAIT} s of waiting")
 
 
 def outcome(reader: Reader, path: Path) -> str:
-    """ "table", "one line", or what went wrong."""
+    """What became of a file: "table" if it was read, "one line" if it was refused in one, or else what went wrong."""
     try:
         with bounded():
             reader.read(path)
@@ -86,7 +91,7 @@ def outcome(reader: Reader, path: Path) -> str:
 
 
 def _check_star(path: Path) -> None:
-    """Rows in the file's order are the tables' rows, where nothing is quoted or commented."""
+    """The rows of the tables are the lines of the file, where nothing is quoted or commented."""
     tables = read_star(path)
     text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     if any(c in text for c in "#'\""):
@@ -100,7 +105,7 @@ def _check_star(path: Path) -> None:
 
 
 def _check_particles(particles: Particles) -> None:
-    """What the rest of the program builds on."""
+    """The table has the properties that the rest of the program relies on."""
     n = len(particles)
     assert n > 0
     for field in fields(particles):
@@ -175,7 +180,7 @@ def _read_cs(path: Path) -> None:
 
 
 def _read_pickle(path: Path) -> None:
-    """The reader by itself, and the images with it."""
+    """Read the images with their pickles, and then the pickle by itself."""
     folder = path.parent
     particles = read_particles(folder / "stack.mrcs", poses=folder / "poses.pkl", ctf=folder / "ctf.pkl")
     _check_particles(particles)
