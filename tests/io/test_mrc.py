@@ -43,7 +43,9 @@ def some_values(mode, shape):
 @pytest.mark.parametrize("mode", VALUE_TYPES)
 def test_every_mode_and_byte_order_in_any_order_of_sections(tmp_path, mode, order, stamp):
     values = some_values(mode, (11, 7, 7))
-    write_raw(tmp_path / "a.mrcs", values, mode, order, extended=b"x" * 96, stamp=stamp)
+    write_raw(
+        tmp_path / "a.mrcs", values, mode, order, extended=b"x" * 96, stamp=stamp, dmin=values.min(), dmax=values.max()
+    )
     wanted = [10, 3, 4, 5, 0, 3, 9]
     with StackReader(tmp_path / "a.mrcs") as stack:
         assert stack.shape == (11, 7, 7)
@@ -140,7 +142,7 @@ def test_an_origin_that_is_nowhere_is_refused(tmp_path, refuses):
 
 def test_missing_and_foreign_files_are_refused(tmp_path, refuses):
     (tmp_path / "text.mrc").write_text("data_\n" * 500)
-    with refuses("text.mrc", "no MRC header"):
+    with refuses("text.mrc", "a star file, not an MRC file"):
         read_map(tmp_path / "text.mrc")
     with refuses("absent.mrc", "cannot be read"):
         read_map(tmp_path / "absent.mrc")

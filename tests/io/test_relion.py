@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from emsplat.imaging.ctf import ctf
 from emsplat.io import ImageSource, read_particles
 
 N_IMAGES, BOX_SIZE = 6, 8  # of the data set fixture
@@ -233,12 +234,26 @@ def test_a_magnification_that_no_header_confirms_is_said(dataset_30, tmp_path, w
     assert "--pixel-size" in warning
 
 
-@pytest.mark.parametrize(("column", "value", "none"), [("rlnCtfDataArePhaseFlipped", 1, 0)])
-def test_optics_not_modelled_are_named(dataset, column, value, none):
-    (warning,) = read_particles(dataset({column: [value]})).warnings
-    assert column in warning
-    assert "\n" not in warning
-    assert read_particles(dataset({column: [none]})).warnings == ()
+def test_phases_that_were_flipped_are_flipped_back(dataset):
+    flipped = read_particles(dataset({"rlnCtfDataArePhaseFlipped": [1]}))
+    plain = read_particles(dataset({"rlnCtfDataArePhaseFlipped": [0]}))
+    assert flipped.optics[0].phase_flipped
+    assert flipped.warnings == plain.warnings == ()
+    rows = np.arange(N_IMAGES)
+    with ImageSource(flipped) as back, ImageSource(plain) as stack:
+        expected = np.fft.rfft2(stack.read(rows)) * np.sign(ctf(plain))
+        found = np.fft.rfft2(back.read(rows[::-1])[::-1])
+    inner = np.s_[:, [0, 1, 2, 3, 5, 6, 7], :4]  # the Nyquist frequency of an even box is its own mirror image
+    np.testing.assert_allclose(found[inner], expected[inner], atol=1e-4)
+
+
+def test_what_would_make_a_wrong_map_is_refused(dataset, refuses):
+    both = {"rlnCtfDataArePhaseFlipped": [1], "rlnCtfDataAreCtfPremultiplied": [1]}
+    with refuses("rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"):
+        read_particles(dataset(both))
+    with refuses("rlnIsFlip"):
+        read_particles(dataset(rlnIsFlip=[0, 0, 1, 0, 0, 0]))
+    assert read_particles(dataset(rlnIsFlip=[0] * N_IMAGES)).warnings == ()
 
 
 def test_repeated_images_and_negative_b_factors_are_named(dataset):

@@ -68,8 +68,12 @@ def alternatives(data: SmallData, pixel_size: float, multiplied: bool) -> list[A
         ),
     ]
     if not multiplied:
-        advice = "use images without phase flipping, or multiply them with |CTF| and say they are CTF-premultiplied"
-        found.append(Alternative("phases flipped already", advice, lambda: _unflipped(data)))
+        advice = "set rlnCtfDataArePhaseFlipped to 1 in the optics table"
+        name = "phases flipped already"
+        if all(group.phase_flipped for group in table.optics):
+            name = "phases not flipped, though the table says so"
+            advice = "set rlnCtfDataArePhaseFlipped to 0 in the optics table"
+        found.append(Alternative(name, advice, lambda: _unflipped(data)))
     shift_rms = float(np.sqrt(np.mean(table.origin_in_angstroms**2)) / table.pixel_size_in_angstroms)
     return found + _alternative_shifts(data, shift_rms, pixel_size)
 

@@ -26,24 +26,51 @@ def outside_circle(box_size: int) -> NDArray[np.float32]:
     return (0.5 - 0.5 * np.cos(np.pi * ramp)).astype(np.float32)
 
 
+def subtract_background(images: NDArray[np.float32], window: NDArray[np.float32]) -> None:
+    """Take off each image, in place, the plane that fits it best over the window: its mean, and a ramp.
+
+    RELION does the same when it extracts particles. Images of other programs may slope, as ice and illumination do,
+    and a slope that is left in them outweighs the particle at the lowest frequencies.
+
+    Args:
+        images: (n, D, D).
+        window: (D, D) weights of the pixels, from `outside_circle`.
+    """
+    axis, inverse = plane_fit(window)
+    _subtract_planes(images, window, axis, inverse)
+
+
+def plane_fit(window: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(D,) coordinates from −1 to 1, and (3, 3) what turns window-weighted sums of 1, x and y into a plane's terms."""
+    size = len(window)
+    axis: NDArray[np.float64] = (np.arange(size, dtype=np.float64) - (size - 1) / 2) * (2 / size)
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y]).reshape(3, -1)
+    inverse: NDArray[np.float64] = np.linalg.inv((terms * window.ravel()) @ terms.T).astype(np.float64)
+    return axis, inverse
+
+
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def subtract_background(images, window):
-    """Subtract from each image its mean over the window, in place. images: (n, D, D) float32, window: (D, D)."""
-    total = np.float64(0)  # numba would sum in one part per thread, with rounding that depends on their number
-    for y in range(window.shape[0]):
-        for x in range(window.shape[1]):
-            total += window[y, x]
+def _subtract_planes(images, window, axis, inverse):
     for i in numba.prange(images.shape[0]):
         image = images[i]
-        mean = np.float32(0)
+        level, along_x, along_y = 0.0, 0.0, 0.0
         for y in range(image.shape[0]):
-            row_sum = np.float64(0)
+            row_sum, row_moment = np.float64(0), np.float64(0)
             for x in range(image.shape[1]):
-                row_sum += image[y, x] * window[y, x]
-            mean += np.float32(row_sum / total)
+                value = image[y, x] * window[y, x]
+                row_sum += value
+                row_moment += value * axis[x]
+            level += row_sum
+            along_x += row_moment
+            along_y += row_sum * axis[y]
+        constant = inverse[0, 0] * level + inverse[0, 1] * along_x + inverse[0, 2] * along_y
+        slope_x = inverse[1, 0] * level + inverse[1, 1] * along_x + inverse[1, 2] * along_y
+        slope_y = inverse[2, 0] * level + inverse[2, 1] * along_x + inverse[2, 2] * along_y
         for y in range(image.shape[0]):
+            start = constant + slope_y * axis[y]
             for x in range(image.shape[1]):
-                image[y, x] -= mean
+                image[y, x] -= np.float32(start + slope_x * axis[x])
 
 
 def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:

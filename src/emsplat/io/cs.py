@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.conventions import euler_angles
+from emsplat.conventions import electron_wavelength_in_angstroms, euler_angles
 from emsplat.errors import InputError
+from emsplat.io.contradictions import Said, all_agree
 from emsplat.io.cs_alignments import Alignment, read_alignment
 from emsplat.io.cs_columns import Columns, read_columns
 from emsplat.io.find_files import renamed
@@ -92,15 +93,36 @@ def read_cs(
         pre_exposure=np.zeros(len(columns)),
         particle=_particle_numbers(columns),
         half_set=_half_sets(columns, alignment),
-        warnings=(*renamed(names.stacks, stacks), *alignment.warnings, *_warnings(columns, alignment, dark)),
+        warnings=(
+            *_said_twice(columns),
+            *renamed(names.stacks, stacks),
+            *alignment.warnings,
+            *_warnings(columns, alignment, dark),
+        ),
         dark=dark if dark.any() else None,
         symmetry_axes="cryoSPARC",
+        modelled_to_in_angstroms=_modelled_to(columns, optics, optics_group),
     )
 
 
 def image_names(path: Path) -> ImageNames:
     """Where the images of a .cs file lie, in the order of its rows; for poses that come from elsewhere."""
     return _image_names(read_columns(path, []))
+
+
+def _said_twice(columns: Columns) -> list[str]:
+    """What two slots say of the microscope, compared."""
+    lines = []
+    for name, what in (
+        ("accel_kv", "voltage"),
+        ("cs_mm", "spherical aberration"),
+        ("amp_contrast", "amplitude contrast"),
+    ):
+        first, second = f"ctf/{name}", _OTHER_NAMES[f"ctf/{name}"]
+        if first in columns and second in columns:
+            said = [Said(slot, columns.numbers(slot)) for slot in (first, second)]
+            lines += all_agree(columns.path, what, said, "export the particles again, with one microscope")
+    return lines
 
 
 def _check_columns(columns: Columns) -> None:
@@ -243,9 +265,40 @@ def _dark(columns: Columns) -> NDArray[np.bool_]:
     return sign > 0
 
 
+def _not_modelled(columns: Columns) -> list[str]:
+    """The columns of aberrations that are not zero."""
+    return [name for name, n in _NOT_MODELLED.items() if columns.numbers(name, 0, (n,)).any()]
+
+
+def _modelled_to(columns: Columns, optics: Sequence[OpticsGroup], optics_group: NDArray[np.int32]) -> float | None:
+    """Å up to which no aberration that is left in the images turns a phase by more than 45°; None: nothing is left.
+
+    Their signs are not known, their sizes are: 2π λ² |t| s³ for tilt and trefoil, ½π λ³ |t| s⁴ for tetrafoil, 2π |t| s
+    for shifts, and 2π s r of what a matrix moves the edge of a particle of half the box by.
+    """
+    if not _not_modelled(columns):
+        return None
+    size = {name: np.abs(columns.numbers(name, 0, (n,))).sum(axis=1) for name, n in _NOT_MODELLED.items()}
+    voltage = np.array([group.voltage_in_kilovolts for group in optics])[optics_group]
+    wavelength = electron_wavelength_in_angstroms(voltage)
+    radius = optics[0].box_size * optics[0].pixel_size_in_angstroms / 4
+    s = np.geomspace(1e-3, 2, 400)[:, None]  # 1/Å
+
+    def largest(values: NDArray[np.float64]) -> float:
+        return float(values.max())
+
+    phase = (
+        2 * np.pi * s**3 * largest(wavelength**2 * (size["ctf/tilt_A"] + size["ctf/trefoil_A"]))
+        + 0.5 * np.pi * s**4 * largest(wavelength**3 * size["ctf/tetra_A"])
+        + 2 * np.pi * s * (largest(size["ctf/shift_A"]) + radius * largest(size["ctf/anisomag"]))
+    )
+    beyond = np.flatnonzero(phase[:, 0] > np.pi / 4)
+    return float(1 / s[beyond[0], 0]) if len(beyond) else None
+
+
 def _warnings(columns: Columns, alignment: Alignment, dark: NDArray[np.bool_]) -> Iterator[str]:
     """What is read but not honoured, or may surprise; one line each."""
-    ignored = [name for name, n in _NOT_MODELLED.items() if columns.numbers(name, 0, (n,)).any()]
+    ignored = _not_modelled(columns)
     if ignored:
         yield f"optics not modelled, their effect stays in the images: {', '.join(ignored)}"
     if dark.any():

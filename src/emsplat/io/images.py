@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import scipy.fft
 from numpy.typing import ArrayLike, NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import StackReader
 from emsplat.particles.table import Particles
+
+_FLIPPED_AT_ONCE = 64  # images whose phases are flipped back together
 
 
 def reading_order(particles: Particles) -> NDArray[np.int64]:
@@ -71,6 +76,14 @@ class ImageSource:
         negated = self.negated(rows)
         if negated.any():
             np.negative(images, out=images, where=negated[:, None, None])
+        flipped = np.flatnonzero(self.phase_flipped(rows))
+        for first in range(0, len(flipped), _FLIPPED_AT_ONCE):
+            here = flipped[first : first + _FLIPPED_AT_ONCE]
+            images[here] = _flipped_back(images[here], self.particles.select(rows[here]))
+
+    def phase_flipped(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether the phases of these images are flipped in the file, and flipped back when it is read."""
+        return np.array([group.phase_flipped for group in self.particles.optics])[self.particles.optics_group[rows]]
 
     def negated(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) whether the sign of these images is flipped."""
@@ -106,6 +119,18 @@ class ImageSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _flipped_back(images: NDArray[np.float32], particles: Particles) -> NDArray[np.float32]:
+    """(n, D, D) images with the sign of the CTF that their phases were rid of: C, where |C| was left.
+
+    It is the CTF that the table gives, with which they were flipped, whatever is refined later.
+    """
+    # The CTF belongs to a room above this one; nothing else of it is needed here.
+    imaging = import_module("emsplat.imaging.ctf")
+    plain = replace(particles, ctf_scale=np.ones(len(particles)))
+    spectra = scipy.fft.rfft2(images) * np.where(imaging.ctf(plain) < 0, np.float32(-1), np.float32(1))
+    return scipy.fft.irfft2(spectra, s=images.shape[1:]).astype(np.float32, copy=False)
 
 
 def check_images(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
+from emsplat.io.contradictions import LIMITS, Said, all_agree
 from emsplat.io.find_files import renamed
 from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, with_aberrations
 from emsplat.io.relion_rows import NOT_MODELLED, Rows, mandatory_columns, read_rows
@@ -26,6 +27,13 @@ from emsplat.io.stacks import (
     parse_image_names,
 )
 from emsplat.particles.table import OpticsGroup, Particles
+
+_BY_MAGNIFICATION = "rlnDetectorPixelSize / rlnMagnification"
+_OPTICS = {
+    "rlnVoltage": "voltage",
+    "rlnSphericalAberration": "spherical aberration",
+    "rlnAmplitudeContrast": "amplitude contrast",
+}
 
 
 def read_relion(
@@ -79,6 +87,8 @@ def particles_of(
     _check_image_sizes(rows, facts.box_size)
     pixel_size, pixel_warnings = _pixel_size(rows, pixel_size_in_angstroms, stacks, facts)
     optics, optics_group = _optics_groups(rows, pixel_size, facts.box_size)
+    origin, origin_warnings = _origins(rows, pixel_size, pixel_size_in_angstroms)
+    twice = _optics_twice(rows)
     dose = rows.numbers("rlnMicrographPreExposure", 0)
     particle = _particle_numbers(rows, dose)
     return Particles(
@@ -90,7 +100,7 @@ def particles_of(
         section=names.section,
         optics_group=optics_group,
         euler_angles_in_degrees=np.stack([rows.numbers(f"rlnAngle{a}", 0) for a in ("Rot", "Tilt", "Psi")], axis=1),
-        origin_in_angstroms=np.stack([_origin(rows, axis, pixel_size) for axis in "XY"], axis=1),
+        origin_in_angstroms=origin,
         defocus_u_in_angstroms=rows.numbers("rlnDefocusU", 0),
         defocus_v_in_angstroms=rows.numbers("rlnDefocusV", 0),
         defocus_angle_in_degrees=_defocus_angle(rows),
@@ -100,7 +110,7 @@ def particles_of(
         pre_exposure=np.where(_varies_within(particle, dose), dose, 0.0),
         particle=_with_original_images(rows, particle),
         half_set=_half_sets(rows, particle),
-        warnings=(*renamed(names.stacks, stacks), *pixel_warnings, *_warnings(rows)),
+        warnings=(*renamed(names.stacks, stacks), *pixel_warnings, *twice, *origin_warnings, *_warnings(rows)),
     )
 
 
@@ -122,31 +132,80 @@ def _pixel_size(
     rows: Rows, override: float | None, stacks: Sequence[Path], facts: StackFacts
 ) -> tuple[float, list[str]]:
     """In Å, as by `agreed_pixel_size`; and what is doubtful about it."""
-    star, source = (None, "rlnImagePixelSize") if override is not None else _pixel_size_of_star(rows)
-    size = agreed_pixel_size(rows.path, override, star, source, stacks, facts)
-    unconfirmed = source == "rlnDetectorPixelSize / rlnMagnification" and not any(facts.pixel_sizes_in_angstroms)
-    return size, [f"pixel size {size:.5g} Å is from {source} alone; if wrong, give --pixel-size"] * unconfirmed
+    said = _pixel_sizes_of_star(rows)
+    in_table = [_one_pixel_size(rows, one) for one in said] if override is None else []
+    star = in_table[0] if in_table else None
+    size = agreed_pixel_size(rows.path, override, star, said[0].source if said else "rlnImagePixelSize", stacks, facts)
+    if override is not None or not said:
+        return size, []
+    confirmed = any(facts.pixel_sizes_in_angstroms)
+    if confirmed and len(said) > 1:  # two that agree stand against the third
+        said = [said[0], *(other for other in said[1:] if _is_near(said[0], other) or " of the " in other.source)]
+    lines = all_agree(rows.path, "pixel size", said, "say which is right with --pixel-size, or remove the wrong column")
+    for other in _pixel_sizes_of_star(rows)[1:]:
+        if confirmed and not _is_near(Said("", size), other):
+            lines.append(
+                f"two pixel sizes: {size:.5g} Å ({said[0].source}, and the stacks' headers) against "
+                f"{float(np.median(other.value)):.5g} Å ({other.source}); the first is taken"
+            )
+    unconfirmed = said[0].source == _BY_MAGNIFICATION and not confirmed
+    doubt = f"pixel size {size:.5g} Å is from {said[0].source} alone; if wrong, give --pixel-size"
+    return size, [*lines, *[doubt] * unconfirmed]
 
 
-def _pixel_size_of_star(rows: Rows) -> tuple[float | None, str]:
-    """In Å, and the columns it is from; InputError where rows differ."""
-    name = next((n for n in ("rlnImagePixelSize", "rlnPixelSize") if n in rows), None)
-    if name:
-        sizes = rows.numbers(name)
-    elif "rlnDetectorPixelSize" in rows and "rlnMagnification" in rows:
-        name = "rlnDetectorPixelSize / rlnMagnification"
+def _is_near(one: Said, other: Said) -> bool:
+    return bool(np.all(np.abs(np.asarray(other.value) / np.asarray(one.value) - 1) <= LIMITS["pixel size"].refused))
+
+
+def _pixel_sizes_of_star(rows: Rows) -> list[Said]:
+    """In Å, (N,) of every place that gives one; the first is what RELION takes."""
+    found = []
+    for name in ("rlnImagePixelSize", "rlnPixelSize"):
+        both = rows.in_both(name)
+        if name in rows:
+            sizes = rows.numbers(name) if both is None else both[0]
+            rows.require(sizes > 0, name, sizes, "must be positive")
+            found.append(Said(name if both is None else f"{name} of data_optics", sizes))
+        if both is not None:
+            rows.require(both[1] > 0, name, both[1], "must be positive")
+            found.append(Said(f"{name} of the particles", both[1]))
+    if "rlnDetectorPixelSize" in rows and "rlnMagnification" in rows:
         magnification = rows.numbers("rlnMagnification")
         rows.require(magnification > 0, "rlnMagnification", magnification, "must be positive")
         sizes = rows.numbers("rlnDetectorPixelSize") * 1e4 / magnification  # µm → Å
-    else:
-        return None, "rlnImagePixelSize"
-    rows.require(sizes > 0, name, sizes, "must be positive")
+        rows.require(sizes > 0, _BY_MAGNIFICATION, sizes, "must be positive")
+        found.append(Said(_BY_MAGNIFICATION, sizes))
+    return found
+
+
+def _one_pixel_size(rows: Rows, said: Said) -> float:
+    """InputError where rows differ."""
+    sizes = np.asarray(said.value)
     if np.ptp(sizes) > 1e-4 * sizes[0]:  # more than the rounding of a printed value
         raise InputError(
-            f"{rows.path}: two pixel sizes, {sizes.min():.5g} and {sizes.max():.5g} Å ({name}); all images must share "
-            "one: reconstruct the optics groups apart, or give --pixel-size"
+            f"{rows.path}: two pixel sizes, {sizes.min():.5g} and {sizes.max():.5g} Å ({said.source}); all images must "
+            "share one: reconstruct the optics groups apart, or give --pixel-size"
         )
-    return float(sizes[0]), name
+    return float(sizes[0])
+
+
+def _optics_twice(rows: Rows) -> list[str]:
+    """What both tables say of the optics, compared."""
+    lines = []
+    for name, what in _OPTICS.items():
+        both = rows.in_both(name)
+        if both is not None:
+            said = [Said(f"{name} of data_optics", both[0]), Said(f"{name} of the particles", both[1])]
+            lines += all_agree(rows.path, what, said, "remove the column that is wrong")
+    for name in ("rlnImageSize", "rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"):
+        both = rows.in_both(name)
+        if both is not None and (both[0] != both[1]).any():
+            row = int(np.argmax(both[0] != both[1]))
+            raise InputError(
+                f"{rows.path}, row {row + 1}: {name} is {both[0][row]:g} in data_optics and {both[1][row]:g} in the "
+                "particles; remove the column that is wrong"
+            )
+    return lines
 
 
 def _optics_groups(rows: Rows, pixel_size: float, box_size: int) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
@@ -157,8 +216,11 @@ def _optics_groups(rows: Rows, pixel_size: float, box_size: int) -> tuple[tuple[
     rows.require((contrast >= 0) & (contrast <= 1), "rlnAmplitudeContrast", contrast, "must be within 0 and 1")
     aberration = rows.numbers("rlnSphericalAberration", 2.7)
     premultiplied = rows.numbers("rlnCtfDataAreCtfPremultiplied", 0)
+    flipped = rows.numbers("rlnCtfDataArePhaseFlipped", 0)
+    both = "must not be set beside rlnCtfDataAreCtfPremultiplied, for nobody knows what the images hold then"
+    rows.require((premultiplied == 0) | (flipped == 0), "rlnCtfDataArePhaseFlipped", flipped, both)
     label = rows.numbers("rlnOpticsGroup", 1)
-    keys = np.stack([label, voltage, aberration, contrast, premultiplied, _own_aberrations(rows)], axis=1)
+    keys = np.stack([label, voltage, aberration, contrast, premultiplied, flipped, _own_aberrations(rows)], axis=1)
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     names = rows.texts("rlnOpticsGroupName") if "rlnOpticsGroupName" in rows else None
     groups = tuple(
@@ -171,6 +233,7 @@ def _optics_groups(rows: Rows, pixel_size: float, box_size: int) -> tuple[tuple[
                 spherical_aberration_in_millimetres=float(aberration[row]),
                 amplitude_contrast=float(contrast[row]),
                 premultiplied=bool(premultiplied[row]),
+                phase_flipped=bool(flipped[row]),
             ),
             {column: rows.text(column, row) for column in ABERRATION_COLUMNS if column in rows},
             f"{rows.path}, row {row + 1}",
@@ -189,11 +252,32 @@ def _own_aberrations(rows: Rows) -> NDArray[np.int64]:
     return np.array([number_of.setdefault(values, len(number_of)) for values in zip(*columns, strict=True)])
 
 
-def _origin(rows: Rows, axis: str, pixel_size: float) -> NDArray[np.float64]:
-    """(N,) Å: RELION 3.1's column, else 3.0's in pixels, else 0."""
-    if f"rlnOrigin{axis}Angst" in rows:
-        return rows.numbers(f"rlnOrigin{axis}Angst")
-    return rows.numbers(f"rlnOrigin{axis}", 0) * pixel_size
+def _origins(rows: Rows, pixel_size: float, override: float | None) -> tuple[NDArray[np.float64], list[str]]:
+    """(N, 2) Å: RELION 3.1's columns, else 3.0's in pixels, else 0; and what is doubtful about them.
+
+    A refinement finds shifts in pixels. Those in Å were made with the table's pixel size: where the user knows it
+    better, they are shifts of so many pixels still.
+    """
+    said = _pixel_sizes_of_star(rows) if override is not None else []
+    of_table = np.asarray(said[0].value) if said else np.full(len(rows), pixel_size)
+    found, lines = [], []
+    for axis in "XY":
+        in_angstroms, in_pixels = f"rlnOrigin{axis}Angst", f"rlnOrigin{axis}"
+        if in_angstroms not in rows:
+            found.append(rows.numbers(in_pixels, 0) * pixel_size)
+            continue
+        pixels = rows.numbers(in_angstroms) / of_table
+        found.append(pixels * pixel_size)
+        if in_pixels in rows:
+            both = [Said(f"{in_angstroms} / pixel size", pixels), Said(in_pixels, rows.numbers(in_pixels))]
+            lines += all_agree(rows.path, "origin", both, f"remove the column that is wrong, {in_pixels} as a rule")
+    scaled = any(f"rlnOrigin{axis}Angst" in rows for axis in "XY") and np.any(found)
+    if said and scaled and np.abs(of_table / pixel_size - 1).max() > 1e-4:
+        lines.append(
+            f"--pixel-size {pixel_size:.5g} in place of {of_table[0]:.5g} Å: the origins in Å are scaled by "
+            f"{pixel_size / of_table[0]:.5g}, so that they stay the same number of pixels"
+        )
+    return np.stack(found, axis=1), lines
 
 
 def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
@@ -266,9 +350,12 @@ def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:
 def _warnings(rows: Rows) -> list[str]:
     """What is read but not honoured, or looks wrong; one line each."""
     lines = []
-    ignored = [name for name, none in NOT_MODELLED.items() if _differs(rows, name, none)]
-    if ignored:
-        lines.append(f"optics not modelled, their effect stays in the images: {', '.join(ignored)}")
+    for name, none in NOT_MODELLED.items():
+        if _differs(rows, name, none):
+            raise InputError(
+                f"{rows.path}: {name} is set, and images of that kind are not modelled: a map of them would be wrong; "
+                "export the particles without it"
+            )
     amplified = int((rows.numbers("rlnCtfBfactor", 0) < 0).sum())
     if amplified:
         lines.append(

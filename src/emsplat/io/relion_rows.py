@@ -28,14 +28,15 @@ def mandatory_columns(poses: bool = True, ctf: bool = True) -> tuple[str, ...]:
 
 
 # All that is read of a file; a name asked for must be here. Zernikes are lists, "[0,0]", so text.
-NOT_MODELLED = {"rlnCtfDataArePhaseFlipped": 0.0}  # optics the program does not model, and the value that means "none"
+NOT_MODELLED = {"rlnIsFlip": 0.0}  # what would make a wrong map, and the value that means "none": mirrored images
 _TEXTS = (
     *("rlnImageName", "rlnImageOriginalName", "rlnOpticsGroupName", "rlnGroupName", "rlnTomoParticleName"),
     *(*ABERRATION_COLUMNS, *NOT_MODELLED),
 )
 _NUMBERS = (
     *_MANDATORY[1:],
-    *("rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor", "rlnCtfDataAreCtfPremultiplied"),
+    *("rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor"),
+    *("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"),
     *("rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst", "rlnMicrographPreExposure"),
     *("rlnImageSize", "rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize", "rlnMagnification"),
     *("rlnOpticsGroup", "rlnRandomSubset"),
@@ -66,6 +67,12 @@ class Rows:
             return self.particles.column(name)
         values = self.optics.column(name)
         return [values[row] for row in self.optics_row]
+
+    def in_both(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """(N,) the numbers of the optics table and of the particles' own column, where both have it."""
+        if self.optics is None or name not in self.particles or name not in self.optics:
+            return None
+        return self.optics.floats(name)[self.optics_row], self.particles.floats(name)
 
     def text(self, name: str, row: int) -> str:
         if name in self.particles or self.optics is None:
@@ -123,8 +130,22 @@ def _optics_rows(rows: Rows, optics: Table) -> NDArray[np.int64]:
             f"{rows.path}: {len(optics)} optics groups and no column rlnOpticsGroup that says which image has which; "
             "add it to the particles"
         )
-    row_of = {int(group): row for row, group in enumerate(optics.integers("rlnOpticsGroup"))}
+    row_of: dict[int, int] = {}
+    for row, group in enumerate(optics.integers("rlnOpticsGroup").tolist()):
+        if row_of.setdefault(group, row) != row:
+            _refuse_different_rows(rows.path, optics, group, row_of[group], row)
     groups = rows.particles.integers("rlnOpticsGroup")
     found = np.array([row_of.get(int(group), -1) for group in groups], dtype=np.int64)
     rows.require(found >= 0, "rlnOpticsGroup", groups, f"must be one of data_optics, {sorted(row_of)}")
     return found
+
+
+def _refuse_different_rows(path: Path, optics: Table, group: int, first: int, second: int) -> None:
+    """InputError where two rows of one optics group say different things."""
+    said = {name: [optics.column(name)[row] for row in (first, second)] for name in optics.columns}
+    different = [f"{name} {a} and {b}" for name, (a, b) in said.items() if a != b and name != "rlnOpticsGroupName"]
+    if different:
+        raise InputError(
+            f"{path}: optics group {group} is there twice in data_optics (rows {first + 1} and {second + 1}), with "
+            f"{', '.join(different)}; remove the row that is wrong, or number the groups anew"
+        )

@@ -25,6 +25,7 @@ class OpticsGroup:
     spherical_aberration_in_millimetres: float
     amplitude_contrast: float
     premultiplied: bool = False  # images already hold CTF × image
+    phase_flipped: bool = False  # their phases were flipped where the CTF is negative; flipped back when read
     beam_tilt_in_milliradians: tuple[float, float] = (0.0, 0.0)  # x, y
     odd_zernike: tuple[float, ...] = ()  # RELION's coefficients of the antisymmetric phase, beyond the beam tilt
     even_zernike: tuple[float, ...] = ()  # RELION's coefficients of the symmetric phase, beyond defocus and Cs
@@ -58,6 +59,9 @@ class Particles:
     half_set: NDArray[np.int8]  # (N,) 1 or 2; 0 where the file gives none
     warnings: tuple[str, ...] = ()  # what the reader could not honour, one line each
     dark: NDArray[np.bool_] | None = None  # (N,) images the file says to be dark, negated when read; None: none
+    modelled_to_in_angstroms: float | None = (
+        None  # finer detail holds aberrations that are not modelled; None: none does
+    )
     symmetry_axes: str = "RELION"  # the program whose axes the name of a point group means
 
     def __len__(self) -> int:

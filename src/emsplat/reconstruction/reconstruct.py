@@ -112,6 +112,7 @@ def reconstruct(
         with reporter.stage("read"):
             table, poses_shared = _table_with_halves(particles, settings, reporter)
             check_agreement(table, settings, world)
+            _check_modelled(table, settings)
         source = stack.enter_context(ImageSource(table, settings.invert))
         if world.watch:
             source.watch = world.watch.reading
@@ -208,6 +209,18 @@ def _table_with_halves(
             "so that the resolution will be an upper bound"
         )
     return table.with_half_sets(settings.seed), not given
+
+
+def _check_modelled(table: Particles, settings: ReconstructSettings) -> None:
+    """InputError where the detail asked for holds aberrations of the table that the program does not model."""
+    coarsest = table.modelled_to_in_angstroms
+    finest = max(settings.max_resolution or 0.0, 2 * table.pixel_size_in_angstroms)
+    if coarsest is not None and finest < coarsest:
+        raise InputError(
+            f"{table.source}: the table gives aberrations that are not modelled, and beyond {coarsest:.3g} Å they turn "
+            f"phases by more than 45°, the same in both halves: look at coarser detail with --max-resolution "
+            f"{np.ceil(10 * coarsest) / 10:.1f}, or export the particles with the aberrations refined in RELION"
+        )
 
 
 def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, reporter: Reporter, world: World) -> str:

@@ -24,7 +24,7 @@ from emsplat.fourier.insertion import frames_of
 from emsplat.fourier.insertion_gpu import DeviceGrid, DeviceGrids, Views
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
 from emsplat.imaging.ctf import critical_dose, ctf_terms
-from emsplat.imaging.noise import inverse_noise, outside_circle
+from emsplat.imaging.noise import inverse_noise, outside_circle, plane_fit
 from emsplat.io.images import check_images, refuse_images
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Kind, PartWeights
@@ -324,7 +324,8 @@ class Weighting:
 
     box_size: int  # D
     working: int  # D′
-    window: Tensor  # (B²,) mean of the background, as weights
+    plane_fit: Tensor  # (B², 3) pixels to the terms of the background's plane
+    plane: Tensor  # (3, B²) these terms to pixels
     monomials: Tensor  # (3, P) float64 kx², kx ky, ky²
     inverse_noise: Tensor  # (groups, P) W², 0 beyond Nyquist and at DC
     times_ctf: Tensor  # (groups,) whether images are premultiplied
@@ -338,7 +339,10 @@ class Weighting:
         """The tables for these particles, with images of B × B pixels, D′ ≤ B ≤ D."""
         box_size, working = particles.box_size, settings.box_size
         ky, kx = np.meshgrid(np.fft.fftfreq(working, 1 / working), np.arange(working // 2 + 1), indexing="ij")
-        window = outside_circle(image_size).astype(np.float64).ravel()
+        window = outside_circle(image_size)
+        axis, inverse = plane_fit(window)
+        y, x = np.meshgrid(axis, axis, indexing="ij")
+        plane = np.stack([np.ones_like(x), x, y]).reshape(3, -1)
         symmetric, antisymmetric = (f(particles, working)[0] for f in (symmetric_phases, antisymmetric_factors))
 
         def table(array: NDArray, dtype: torch.dtype) -> Tensor:
@@ -348,7 +352,8 @@ class Weighting:
         return Weighting(
             box_size,
             working,
-            table(window / window.sum(), torch.float32),
+            table((plane * window.ravel()).T @ inverse, torch.float32),
+            table(plane, torch.float32),
             table(np.stack([kx * kx, kx * ky, ky * ky]).reshape(3, -1), torch.float64),
             table(inverse_noise(settings.noise, working, box_size).reshape(len(settings.noise), -1), torch.float32),
             table(np.array([group.premultiplied for group in particles.optics]), torch.bool),
@@ -365,7 +370,7 @@ class Weighting:
         n, half = len(block.rows), self.working // 2 + 1
         flat = block.images.view(n, -1)
         lowest, highest = flat.amin(dim=1), flat.amax(dim=1)
-        centred = block.images - (flat @ self.window)[:, None, None]
+        centred = block.images - (flat @ self.plane_fit @ self.plane).view_as(block.images)
         spectra = self._cropped(torch.fft.rfft2(centred)).contiguous()  # cuFFT's layout is torch's own affair
         del centred
         groups, odd = block.kinds[:, 0], block.kinds[:, 2]
