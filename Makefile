@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/emsplat demo -o demo --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks

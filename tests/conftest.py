@@ -22,6 +22,25 @@ if TYPE_CHECKING:
 
 relax_openmp()  # before the first test imports torch
 
+# Files that take longest, by the processor's time or by waiting, the longest first.
+LONGEST = (
+    "test_lost_ranks.py",
+    "test_accumulate_gpu.py",
+    "test_rounds.py",
+    "test_resume.py",
+    "test_reconstruction.py",
+    "test_reconstruction_by_images.py",
+    "test_ranks.py",
+    "test_simulate.py",
+    "test_faults.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process works on one of them alone at the end."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -133,7 +133,7 @@ def test_a_watcher_that_fails_is_dropped_with_one_warning() -> None:
         reporter.watch(1, some_parameters(), 2.0)
     assert len(calls) == 1
     [warning] = reporter.warnings
-    assert "no picture" in warning and "goes on" in warning
+    assert "no picture" in warning and "continues" in warning
 
 
 def some_parameters(n: int = 50) -> Parameters:

@@ -1,4 +1,4 @@
-"""Which particle format a file is, told by its content; its name counts only where content says nothing."""
+"""The particle format of a file, determined by its content. The name counts only if the content says nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _START_IN_BYTES = 65536  # the columns' names of a star come well before
 
 
 class Format(Enum):
-    """What a file of particles can be; the value is how messages call it."""
+    """The formats of particle files; the value is their name in messages."""
 
     RELION = "a star file"
     OPTIMISATION_SET = "a RELION optimisation set"
@@ -36,7 +36,7 @@ REMEDY = {
 
 
 def sniff(path: Path) -> Format:
-    """The format of a file; InputError where it cannot be read."""
+    """The format of a file; InputError if it cannot be read."""
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a file; give the file with the particles")
