@@ -66,9 +66,8 @@ def observe(
     """
     # A slice of the working grid's map, whose voxels are larger, is smaller in its own units.
     scale = (box_size / particles.box_size) ** 3
-    if not double:
-        images = images.copy()
-        subtract_background(images, outside_circle(images.shape[-1]))
+    images = images.copy()
+    subtract_background(images, outside_circle(images.shape[-1]))
     spectra = torch.from_numpy(fourier_crop(torch.fft.rfft2(torch.from_numpy(images)).numpy(), box_size)) * scale
     numbers, of_image = np.unique(particles.optics_group, return_inverse=True)
     radius, in_volume = frequency_radii([particles.optics[number] for number in numbers], box_size)

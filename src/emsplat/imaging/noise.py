@@ -87,7 +87,7 @@ def _subtract_planes(images, axis, planes):
         for y in range(images.shape[1]):
             start = planes[i, 0] + planes[i, 2] * axis[y]
             for x in range(images.shape[2]):
-                images[i, y, x] -= np.float32(start + planes[i, 1] * axis[x])
+                images[i, y, x] -= start + planes[i, 1] * axis[x]
 
 
 def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:
