@@ -10,6 +10,7 @@ from scipy.signal import fftconvolve
 
 from emsplat.imaging.aberrations import antisymmetric_phase
 from emsplat.imaging.ctf import ctf
+from emsplat.imaging.noise import outside_circle
 from emsplat.particles.table import Particles
 from emsplat.statistics.sufficient import Statistics
 
@@ -34,9 +35,22 @@ def two_kinds(particles: Particles, premultiplied: bool) -> Particles:
     return replace(particles, optics=(first, second), optics_group=np.arange(len(particles), dtype=np.int32) % 2)
 
 
+def without_plane(images: NDArray) -> NDArray[np.float64]:
+    """(n, D, D) images without the plane that fits each of them best beside the particle."""
+    box_size = images.shape[-1]
+    window = outside_circle(box_size).ravel().astype(np.float64)
+    y, x = np.mgrid[:box_size, :box_size]
+    terms = np.stack([np.ones(x.shape), x, y], axis=-1).reshape(-1, 3)
+    root = np.sqrt(window)
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    fit = np.linalg.lstsq(terms * root[:, None], (flat * root).T, rcond=None)[0]
+    return (flat - (terms @ fit).T).reshape(images.shape)
+
+
 def direct_gradient(volume: NDArray, images: NDArray, particles: Particles, noise: NDArray) -> NDArray[np.float64]:
     """Σ Pᵀ W² C (C P V − y), image by image, sample by sample, in float64; Pᵀ W² (C² P V − y′) if premultiplied."""
     box_size = particles.box_size
+    images = without_plane(images)
     place = np.arange(box_size) - box_size // 2
     k = np.fft.fftfreq(box_size, 1 / box_size)
     kx, ky = (a.ravel() for a in np.meshgrid(k, k))
