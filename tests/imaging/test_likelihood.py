@@ -85,7 +85,7 @@ def test_the_accumulation_weighs_images_as_defined(kind: str, box_size: int, wor
     def entries(block: int):
         return tuple(everything.entries(np.arange(N), what, np.array([True])) for what in accumulate.Kind)
 
-    [((_, found_b), (_, found_t))] = accumulate._prepared_blocks(
+    [((_, found_b), (_, found_t))] = accumulate.prepared_blocks(
         particles, ImagesInMemory(images), 1, entries, settings, Stopwatch()
     )
     subtract_background(images, outside_circle(box_size))
