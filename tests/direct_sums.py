@@ -10,6 +10,7 @@ from scipy.signal import fftconvolve
 
 from emsplat.imaging.aberrations import antisymmetric_phase
 from emsplat.imaging.ctf import ctf
+from emsplat.imaging.noise import outside_circle
 from emsplat.particles.table import Particles
 from emsplat.statistics.sufficient import Statistics
 
@@ -32,6 +33,15 @@ def two_kinds(particles: Particles, premultiplied: bool) -> Particles:
     first = particles.optics[0]
     second = replace(first, name="other", voltage_in_kilovolts=200.0, premultiplied=premultiplied, **ABERRATIONS)
     return replace(particles, optics=(first, second), optics_group=np.arange(len(particles), dtype=np.int32) % 2)
+
+
+def without_plane(image: NDArray) -> NDArray[np.float64]:
+    """An image without the plane that fits it best outside the particle, by least squares in float64."""
+    place = np.arange(len(image)) - len(image) // 2
+    terms = np.stack([np.ones(image.shape), *np.meshgrid(place, place)]).reshape(3, -1)
+    root = np.sqrt(outside_circle(len(image)).astype(np.float64).ravel())
+    found = np.linalg.lstsq((terms * root).T, root * image.astype(np.float64).ravel(), rcond=None)[0]
+    return image - (found @ terms).reshape(image.shape)
 
 
 def direct_gradient(volume: NDArray, images: NDArray, particles: Particles, noise: NDArray) -> NDArray[np.float64]:
@@ -60,7 +70,7 @@ def direct_gradient(volume: NDArray, images: NDArray, particles: Particles, nois
         c = transfer[i][rows, columns]  # even in k
         # The spectrum about the particle's centre.
         towards = np.exp(2j * np.pi / box_size * (kx * centres[i, 0] + ky * centres[i, 1]))
-        seen = np.fft.fft2(images[i].astype(np.float64))[ky.astype(int), kx.astype(int)] * towards
+        seen = np.fft.fft2(without_plane(images[i]))[ky.astype(int), kx.astype(int)] * towards
         seen *= np.exp(-1j * antisymmetric_phase(particles.optics[group], kx * step, ky * step))
         back = weight * (c * c * projection - (1 if particles.optics[group].premultiplied else c) * seen)
         gradient += np.einsum("k,kx,ky,kz->zyx", back, x.conj(), y.conj(), z.conj(), optimize=True).real
