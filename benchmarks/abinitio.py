@@ -14,7 +14,6 @@ from typing import Any
 import mrcfile
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from common import SHARED, Case, Report, arguments, mean_fsc, simulated, truth_and_mask
 from emsplat.abinitio import alignment
@@ -62,19 +61,6 @@ QUICK = Case("7PBL, tiny", "7pbl.pdb.gz", _simulation(240, 7.0, 0.3, box_size=32
 
 
 # --- how right the poses are ------------------------------------------------------------------------------------------
-
-
-def own_symmetry(truth: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(m, 3, 3) rotations that leave the true map as it is, in whatever frame it stands, the identity first."""
-    small = maps.fourier_resize(truth, 28)
-    found = [np.eye(3)]
-    for start in Rotation.random(400, random_state=np.random.default_rng(0)).as_matrix():
-        if any(_angles(start[None], other[None])[0] < 20 for other in found):
-            continue
-        tried = alignment._refined(small, alignment._padded_transform(small), start, np.zeros(3), 12, False)
-        if tried.correlation > 0.95 and all(_angles(tried.rotation[None], o[None])[0] > 10 for o in found):
-            found.append(tried.rotation)
-    return np.array(found)
 
 
 def pose_errors(
@@ -128,7 +114,7 @@ def one_run(case: Case, symmetry: str, seed: int, work: Path, with_truth: bool, 
     start = time.process_time()
     found = ab_initio(hidden, AbInitioSettings(symmetry=symmetry, seed=seed, threads=threads), Reporter())
     seconds = time.process_time() - start
-    symmetries = own_symmetry(truth_and_mask(star)[0])
+    symmetries = alignment.own_rotations(maps.fourier_resize(truth_and_mask(star)[0], 28), 12)
     errors, _ = pose_errors(found.reconstruction.particles.rotations(), true.rotations(), symmetries)
     near = float(np.mean(errors < _RIGHT_IN_DEGREES))
     row: dict[str, Any] = {

@@ -35,18 +35,22 @@ def two_kinds(particles: Particles, premultiplied: bool) -> Particles:
     return replace(particles, optics=(first, second), optics_group=np.arange(len(particles), dtype=np.int32) % 2)
 
 
-def without_plane(image: NDArray) -> NDArray[np.float64]:
-    """An image without the plane that fits it best outside the particle, by least squares in float64."""
-    place = np.arange(len(image)) - len(image) // 2
-    terms = np.stack([np.ones(image.shape), *np.meshgrid(place, place)]).reshape(3, -1)
-    root = np.sqrt(outside_circle(len(image)).astype(np.float64).ravel())
-    found = np.linalg.lstsq((terms * root).T, root * image.astype(np.float64).ravel(), rcond=None)[0]
-    return image - (found @ terms).reshape(image.shape)
+def without_plane(images: NDArray) -> NDArray[np.float64]:
+    """(n, D, D) images without the plane that fits each of them best beside the particle."""
+    box_size = images.shape[-1]
+    window = outside_circle(box_size).ravel().astype(np.float64)
+    y, x = np.mgrid[:box_size, :box_size]
+    terms = np.stack([np.ones(x.shape), x, y], axis=-1).reshape(-1, 3)
+    root = np.sqrt(window)
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    fit = np.linalg.lstsq(terms * root[:, None], (flat * root).T, rcond=None)[0]
+    return (flat - (terms @ fit).T).reshape(images.shape)
 
 
 def direct_gradient(volume: NDArray, images: NDArray, particles: Particles, noise: NDArray) -> NDArray[np.float64]:
     """Σ Pᵀ W² C (C P V − y), image by image, sample by sample, in float64; Pᵀ W² (C² P V − y′) if premultiplied."""
     box_size = particles.box_size
+    images = without_plane(images)
     place = np.arange(box_size) - box_size // 2
     k = np.fft.fftfreq(box_size, 1 / box_size)
     kx, ky = (a.ravel() for a in np.meshgrid(k, k))
@@ -70,7 +74,7 @@ def direct_gradient(volume: NDArray, images: NDArray, particles: Particles, nois
         c = transfer[i][rows, columns]  # even in k
         # The spectrum about the particle's centre.
         towards = np.exp(2j * np.pi / box_size * (kx * centres[i, 0] + ky * centres[i, 1]))
-        seen = np.fft.fft2(without_plane(images[i]))[ky.astype(int), kx.astype(int)] * towards
+        seen = np.fft.fft2(images[i].astype(np.float64))[ky.astype(int), kx.astype(int)] * towards
         seen *= np.exp(-1j * antisymmetric_phase(particles.optics[group], kx * step, ky * step))
         back = weight * (c * c * projection - (1 if particles.optics[group].premultiplied else c) * seen)
         gradient += np.einsum("k,kx,ky,kz->zyx", back, x.conj(), y.conj(), z.conj(), optimize=True).real

@@ -54,3 +54,13 @@ def test_turns_gather_on_mates_of_a_symmetry_and_nowhere_by_chance() -> None:
     assert modes.modes_of(first, second, mates).number == 1
     scattered = modes.modes_of(Rotation.random(800, random_state=rng).as_matrix(), second, np.eye(3)[None])
     assert scattered.total < 0.1
+
+
+@pytest.mark.parametrize(("group", "order"), [("C1", 1), ("C3", 3)])
+def test_a_map_shows_its_own_symmetry(group: str, order: int) -> None:
+    first = blobs.map_of(N)
+    mates = [alignment.moved(first, operator, np.zeros(3)) for operator in symmetry_operators(group)]
+    found = alignment.own_rotations(np.mean(mates, axis=0), GRID.n_rings)
+    assert len(found) == order
+    for operator in symmetry_operators(group):
+        assert min(np.abs(operator - other).max() for other in found) < 0.05

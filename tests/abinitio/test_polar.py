@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from emsplat.abinitio.look import look_at
 from emsplat.abinitio.polar import PolarGrid, read_polar
-from emsplat.abinitio.run import without_ctf
+from emsplat.abinitio.transfer import without_ctf
 from phantom import ImagesInMemory, imagined_particles
 
 

@@ -9,8 +9,7 @@ from scipy.spatial.transform import Rotation
 import blobs
 from emsplat.abinitio import volume
 from emsplat.abinitio.polar import PolarGrid, read_polar
-from emsplat.abinitio.run import without_ctf
-from emsplat.abinitio.transfer import own_ctfs_win
+from emsplat.abinitio.transfer import own_ctfs_win, without_ctf
 from emsplat.imaging.ctf import ctf
 from emsplat.particles.table import Particles
 from phantom import ImagesInMemory, imagined_particles

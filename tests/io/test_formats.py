@@ -74,7 +74,7 @@ def test_what_is_not_read_is_refused_with_its_remedy(shared_data, tmp_path, refu
     os.mkfifo(tmp_path / "pipe")
     for path, culprits in (
         (tmp_path / "table.csv", ["unknown format", "convert"]),
-        (tmp_path / "packed.star.gz", ["unknown format"]),
+        (tmp_path / "packed.star.gz", ["compressed with gzip", "gunzip -k"]),
         (tmp_path / "list.txt", ["a list of stacks", "--poses"]),
         (shared_data / "real/relion31-5/relion31.mrcs", ["a stack of images", "--poses", "--ctf"]),
         (shared_data / "metadata/pose.cs.pkl", ["a pickle", "--poses"]),

@@ -69,4 +69,4 @@ def test_ranks_that_would_not_do_the_same_are_refused() -> None:
     assert said == "rank 0 on h0 and rank 1 on h1 differ: --seed 3 against 4; start all ranks with the same command"
     assert agreed((two, FEW), (two, FEW)) == {""}
     [said] = agreed(*[(two, FEW)] * 3)
-    assert said == f"{particles.source}: 2 images for 3 ranks; each needs one: start fewer"
+    assert said == f"{particles.source}: 2 images for 3 ranks; each needs one; start fewer ranks"

@@ -70,6 +70,36 @@ def align_near(first: NDArray[np.float32], second: NDArray[np.float32], n_rings:
     return _refined(first, _padded_transform(second), np.eye(3), np.zeros(3), n_rings, mirrored=False)
 
 
+def own_rotations(volume: NDArray[np.float32], n_rings: int, least: float = 0.9) -> NDArray[np.float64]:
+    """(m, 3, 3) rotations about voxel N//2 that leave a map as it is, the identity first.
+
+    Args:
+        least: correlation with the turned map from which on it counts as the same.
+    """
+    coarse = min(n_rings, _COARSE_RINGS)
+    points, source = _lattice(len(volume), coarse), _padded_transform(volume)
+    against = _whitened(_sample(source, points), points, coarse).conj()
+    grid = _rotation_grid()
+    turned = [float((_whitened(_sample(source, points @ r), points, coarse) * against).real.sum()) for r in grid]
+    found, tried = [np.eye(3)], [np.eye(3)]
+    for i in np.argsort(turned)[::-1]:
+        if turned[i] < 0.5:
+            break
+        if any(_near(grid[i], other, 3 * _COARSE_STEP) for other in tried):
+            continue
+        tried.append(grid[i])
+        candidate = _refined(volume, source, grid[i], np.zeros(3), n_rings, mirrored=False)
+        is_new = not any(_near(candidate.rotation, other, _COARSE_STEP) for other in found)
+        if is_new and candidate.correlation >= least:
+            found.append(candidate.rotation)
+    return np.array(found)
+
+
+def _near(a: NDArray[np.float64], b: NDArray[np.float64], degrees: float) -> bool:
+    """Whether two rotations (3, 3) differ by less than an angle."""
+    return bool(np.trace(a.T @ b) > 1 + 2 * np.cos(np.deg2rad(degrees)))
+
+
 def moved(
     volume: NDArray[np.float32], rotation: NDArray[np.float64], shift: NDArray[np.float64], mirrored: bool = False
 ) -> NDArray[np.float32]:

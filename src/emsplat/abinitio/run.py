@@ -22,7 +22,7 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
 from emsplat.abinitio.scales import full_settings, information, scales_of, stochastic_settings
 from emsplat.abinitio.stochastic import StageSettings
 from emsplat.abinitio.symmetric import onto_axes
-from emsplat.abinitio.transfer import own_ctfs_win
+from emsplat.abinitio.transfer import own_ctfs_win, without_ctf
 from emsplat.abinitio.verdict import REMEDY, Ending, Verdict, judged
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
@@ -177,24 +177,6 @@ def _table(source: Path | str | Particles, settings: AbInitioSettings, reporter:
         f"{n:,} images, box {table.box_size}, {table.pixel_size_in_angstroms:.4g} Å/px; poses in the table are ignored"
     )
     return table
-
-
-def without_ctf(table: Particles) -> Particles:
-    """The particles with a CTF of 1."""
-    zero = np.zeros(len(table))
-    flat = [
-        replace(group, spherical_aberration_in_millimetres=0.0, amplitude_contrast=1.0, even_zernike=())
-        for group in table.optics
-    ]
-    return replace(
-        table,
-        optics=tuple(flat),
-        defocus_u_in_angstroms=zero,
-        defocus_v_in_angstroms=zero,
-        defocus_angle_in_degrees=zero,
-        phase_shift_in_degrees=zero,
-        b_factor_in_square_angstroms=zero,
-    )
 
 
 def _diameter(look: Look, table: Particles, settings: AbInitioSettings, reporter: Reporter) -> float:

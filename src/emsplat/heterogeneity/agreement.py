@@ -46,10 +46,10 @@ def seen_by(space: Subspace, components: NDArray[np.float32], observations: Obse
     """
     count = len(components)
     model = replace(space, components=components)
-    nuisance = np.concatenate([[model.contrast.sigma**2], model.variances()[count:]])
+    nuisance = np.concatenate([[model.contrast.sigma**2], model.variances()[count:-1]])
     kept = nuisance > 1e-12
     of_nuisance = np.concatenate([[0], np.arange(count + 1, count + len(nuisance))])[kept]
-    nothing = np.where(np.arange(count + 5) < count, 0.0, model.variances())
+    nothing = np.where(np.arange(count + 6) < count, 0.0, model.variances())
     volumes = volumes_of(model)
     scores, grams, particles = [], [], []
     for part in parts_of(observations):
@@ -80,8 +80,26 @@ def seen_from(scores: NDArray[np.float64], grams: NDArray[np.float64], weights: 
     inverse = vectors / np.sqrt(np.maximum(values, 1e-12 * values.max()))
     power, turned = np.linalg.eigh(root.T @ (0.5 * (covariance + covariance.T)) @ root)
     power, turned = power[::-1], turned[:, ::-1]
-    basis = inverse @ turned
     claimed = np.einsum("kj,k,kj->j", turned, np.maximum(values, 1e-12 * values.max()), turned)
-    along = np.einsum("kj,nkl,lj->nj", basis, grams, basis, optimize=True)
-    error = np.sqrt(2 / np.einsum("n,nj->j", weights, along**2))
-    return Seen(basis, power / claimed, power / error)
+    error = _errors(scores, grams, weights, covariance, operator, root @ turned)
+    return Seen(inverse @ turned, power / claimed, power / error)
+
+
+def _errors(
+    scores: NDArray[np.float64],
+    grams: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    operator: NDArray[np.float64],
+    directions: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(K,) standard errors of ``uᵀ Λ u`` along the columns u, from what the images leave of the fitted moments.
+
+    A strong component makes those beside it uncertain, which the variance of noise alone would not show.
+    """
+    count = scores.shape[1]
+    left = scores[:, :, None] * scores[:, None, :] - grams - grams @ covariance @ grams
+    left = (weights[:, None, None] * left).reshape(len(scores), count**2)
+    pairs = np.einsum("kj,lj->klj", directions, directions).reshape(count**2, -1)
+    influence = left @ np.linalg.solve(operator, pairs)
+    return np.sqrt((influence**2).sum(axis=0))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from emsplat.heterogeneity.observations import Observations
 
 CONTRASTS = np.append(0.0, np.linspace(0.3, 1.9, 17))  # of an image without particle, and of those with one
+BETWEEN_CONTRASTS = 0.05  # standard deviation of a contrast about a value of the grid, as a share of it
 _LEAST_SIGMA, _LARGEST_SIGMA = 0.02, 0.4
 _LEAST_JUNK, _MOST_JUNK = 1e-4, 0.6
 
@@ -88,6 +89,7 @@ def posterior(inner: Inner, variances: NDArray[np.float64], prior: ContrastPrior
     """The latents of images.
 
     Args:
+        inner: the last column is V₀ once more: a latent that the contrast differs by from a value of the grid.
         variances: (K,) of the prior of each latent; columns of variance 0 are left out of the image.
     """
     scale = np.sqrt(variances)
@@ -127,8 +129,9 @@ def posterior(inner: Inner, variances: NDArray[np.float64], prior: ContrastPrior
     covariance = square - mean[:, :, None] * mean[:, None, :]
     particle = weights[:, 1:]
     junk = weights[:, 0]
-    contrast = (particle @ c[1:]) / np.maximum(1 - junk, 1e-12)
+    contrast = (particle @ c[1:] + cz[:, -1]) / np.maximum(1 - junk, 1e-12)
+    squared = particle @ (c[1:] - 1) ** 2 + 2 * (ccz[:, -1] - cz[:, -1]) + cczz[:, -1, -1]
     return Posterior(
         mean, covariance, contrast, junk, (top + np.log(total))[:, 0], weights @ c, weights @ c**2, cz, ccz, cczz,
-        particle @ (c[1:] - 1) ** 2,
+        np.maximum(squared, 0),
     )  # fmt: skip

@@ -215,7 +215,8 @@ def _components(work: _Work, spaces: tuple[Subspace, Subspace]) -> Components:
         work.reporter.warn(
             f"{asked} components were asked for; the halves agree on {found} only, so others may be noise"
         )
-    work.reporter.line(f"{count} components" + ("" if asked is None else " as asked for"))
+    noun = "component" if count == 1 else "components"
+    work.reporter.line(f"{count} {noun}" + ("" if asked is None else ", as asked for"))
     canonical = canonical_correlations(spaces[0].components, spaces[1].components)
     return Components(count, found, (seen[0], seen[1]), canonical, pose)
 

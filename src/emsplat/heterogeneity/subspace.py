@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from emsplat.fourier import maps
 from emsplat.fourier.insertion import SliceGrid
 from emsplat.heterogeneity.observations import Observations
-from emsplat.heterogeneity.posterior import ContrastPrior, Posterior, inner_products, posterior
+from emsplat.heterogeneity.posterior import BETWEEN_CONTRASTS, ContrastPrior, Posterior, inner_products, posterior
 from emsplat.heterogeneity.slices import Volumes, add_pose_columns, residual_slices
 
 STAGES = ((16, 6, 12), (24, 10, 8), (32, 15, 5), (48, 23, 3))  # box, last shell, iterations
@@ -73,8 +73,9 @@ class Subspace:
         return len(self.mean)
 
     def variances(self) -> NDArray[np.float64]:
-        """(K + 5,) of the prior of all columns but V₀'s."""
-        return np.concatenate([np.ones(self.count), np.full(3, self.turn_sigma**2), np.full(2, self.shift_sigma**2)])
+        """(K + 6,) of the prior of all columns but V₀'s."""
+        pose = [self.turn_sigma**2] * 3 + [self.shift_sigma**2] * 2
+        return np.concatenate([np.ones(self.count), pose, [BETWEEN_CONTRASTS**2]])
 
     def resized(self, box_size: int) -> Subspace:
         """The same maps on another number of voxels."""
@@ -129,7 +130,7 @@ def learn(
 
 
 def embed(space: Subspace, observations: Observations) -> Posterior:
-    """The latents of images: the first K of each moment are the components', the last five the pose's."""
+    """The latents of images: the first K of each moment are the components'."""
     volumes = volumes_of(space)
     parts = [
         posterior(inner_products(columns_of(volumes, part), part), space.variances(), space.contrast)
@@ -186,7 +187,7 @@ class _Step:
             second = found.second_moment
             moments += second[:, :count, :count].sum(axis=0)
             if not blank:
-                pose += np.einsum("nkk->k", second[:, count:, count:])
+                pose += np.einsum("nkk->k", second[:, count:-1, count:-1])
             squared += float(found.squared_contrast.sum())
             junk += float(found.junk.sum())
             number += len(part)
@@ -194,7 +195,7 @@ class _Step:
         components = np.array(
             [self._moved(u, grid, self.prior) * self.mask for u, grid in zip(space.components, grids[1:], strict=True)]
         )
-        pose = space.variances()[count:] if blank else pose / number
+        pose = space.variances()[count:-1] if blank else pose / number
         return replace(
             space,
             mean=mean,
@@ -224,11 +225,11 @@ class _Step:
     def _moved(
         self, volume: NDArray[np.float32], gradient: SliceGrid, prior: NDArray[np.float32] | float
     ) -> NDArray[np.float32]:
-        """A map after one preconditioned step, within the band."""
+        """A map after one preconditioned step within the band; beyond it, it stays as it is."""
         spectrum = maps.half_spectrum(volume)
         step = maps.half_spectrum(gradient.backprojection()) - prior * spectrum
         spectrum += np.where(self.band, step / (self.transfer + prior), 0)
-        return maps.from_half_spectrum(np.where(self.band, spectrum, 0), self.stage.box_size)
+        return maps.from_half_spectrum(spectrum, self.stage.box_size)
 
 
 def _random(found: Posterior, count: int, rng: np.random.Generator) -> Posterior:
@@ -265,10 +266,11 @@ def volumes_of(space: Subspace) -> Volumes:
 
 
 def columns_of(volumes: Volumes, part: Observations) -> NDArray[np.float32]:
-    """(n, m, 2, 1 + K + 5) of the linear model."""
+    """(n, m, 2, 1 + K + 5 + 1) of the linear model; the last one is V₀ again, for contrasts between the grid's."""
     slices = volumes.slices(part.matrices, part.samples)
-    out = np.empty((*slices.shape[:3], slices.shape[3] + 2), dtype=np.float32)
-    add_pose_columns(slices, part.matrices, part.samples, volumes.box_size, out)
+    out = np.empty((*slices.shape[:3], slices.shape[3] + 3), dtype=np.float32)
+    add_pose_columns(slices, part.matrices, part.samples, volumes.box_size, out[..., :-1])
+    out[..., -1] = slices[..., 0]
     return out
 
 

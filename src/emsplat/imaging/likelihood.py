@@ -25,7 +25,6 @@ from torch import Tensor
 
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.imaging.forward import ForwardModel, frequency_radii, shift_factors
-from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.particles.batches import Images, Rows
 from emsplat.particles.table import Particles
 
@@ -58,7 +57,7 @@ def observe(
     """Recorded images, ready for `negative_log_likelihoods`.
 
     Args:
-        images: (n, B, B) images as they are read, perhaps cropped to B ≥ D′; their background is subtracted.
+        images: (n, B, B) images as they are read, perhaps cropped to B ≥ D′; their mean does not matter, a ramp does.
         particles: the same n rows.
         noise: (groups, D//2+1) from `noise_spectra`, of the uncropped images.
         box_size: D′ of the working box that the images are cropped to in Fourier space.
@@ -66,9 +65,6 @@ def observe(
     """
     # A slice of the working grid's map, whose voxels are larger, is smaller in its own units.
     scale = (box_size / particles.box_size) ** 3
-    if not double:
-        images = images.copy()
-        subtract_background(images, outside_circle(images.shape[-1]))
     spectra = torch.from_numpy(fourier_crop(torch.fft.rfft2(torch.from_numpy(images)).numpy(), box_size)) * scale
     numbers, of_image = np.unique(particles.optics_group, return_inverse=True)
     radius, in_volume = frequency_radii([particles.optics[number] for number in numbers], box_size)

@@ -8,7 +8,9 @@
 - ``pkl``, ``unpickle``: cryoDRGN
 - ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles handed back
 - ``find_files``: where a named file lies; ``repeats``: rows that show the same image
-- ``mrc``: maps and stacks; ``stacks``: which stack an image's name means; ``images``: the images of any rows
+- ``kinds``: files of another kind than expected; ``contradictions``: facts that a file states twice and differently
+- ``mrc``: maps and stacks; ``masks``: masks and maps on the grid of another map
+- ``stacks``: which stack an image's name means; ``images``: the images of any rows
 - ``cache``, ``cache_folder``: small copies of the images on a local disk
 """
 

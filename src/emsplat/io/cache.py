@@ -1,13 +1,13 @@
-"""A cache of images on a local disk: as small as the box that is worked in, in float16, filled as they are read.
+"""A cache of images on a local disk, cropped to the working box and stored in float16. It is filled as images are read.
 
-For stacks on a shared file system that is slower than the work. The file of a data set is a row of records of one
-size, one an image in reading order: a checksum, the mean and standard deviation in float32, and the pixels in units of
-these, which no float16 overflows. What was not yet read is a hole in the file. A record depends on no other, whoever
-writes it writes the same bytes, and where it is not whole its checksum is wrong: runs may share a data set, and may be
-killed at any moment. Its place is named after all that decides its content (`_name`), so a stack that has changed is
-another data set.
+It is meant for stacks on a shared file system that is slower than the work. The file of a data set is a row of records
+of the same size, one for each image in reading order: a checksum, the mean and standard deviation in float32, and the
+pixels in units of these, which do not overflow float16. What has not been read yet is a hole in the file. A record
+depends on no other, every run writes the same bytes, and an incomplete record has a wrong checksum. Runs may therefore
+share a data set, and may be killed at any moment. The name of a data set contains everything that decides its content
+(`_name`), so that a stack that has changed is another data set.
 
-float16 rounds a pixel by 2⁻¹² of its value at most, 2·10⁻⁴ of it in the mean: noise 10⁻⁷ times that of the image.
+float16 rounds a pixel by at most 2⁻¹² of its value, and by 2·10⁻⁴ on average: 10⁻⁷ times the noise of the image.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _CHECKSUM_BYTES = 4
 class CachedImages:
     """An `ImageSource` that keeps what it has read, for one thread at a time.
 
-    Images are cropped in Fourier space: the transform of one of B² pixels is the middle of that of the recorded one of
-    D². All are rounded as the cache rounds them, whether they come from it or not.
+    Images are cropped in Fourier space: the transform of an image of B² pixels is the middle of that of the recorded
+    image of D² pixels. All images are rounded as in the cache, whether they come from it or not.
     """
 
     def __init__(
         self, source: ImageSource, box_size: int, folder: Path, most_gigabytes: float | None, reporter: Reporter
     ) -> None:
-        """Args: box_size: B ≤ D; most_gigabytes: of all data sets of the cache together; None: what the disk has.
+        """Args: box_size: B ≤ D; most_gigabytes: limit of all data sets together; None: the free space of the disk.
 
         Raises:
-            InputError: the folder is none, cannot be written, or its disk is too small.
+            InputError: the folder is not a folder or cannot be written, or its disk is too small.
         """
         self.box_size = box_size
         self._source, self._folder, self._reporter = source, folder, reporter
@@ -73,7 +73,7 @@ class CachedImages:
             )
 
     def read(self, rows: ArrayLike) -> NDArray[np.float32]:
-        """(n, B, B) the images of these rows (numbers or a mask), in that order; InputError as `ImageSource.read`."""
+        """(n, B, B) images of these rows (numbers or a mask), in that order; InputError as in `ImageSource.read`."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         images = np.empty((len(rows), self.box_size, self.box_size), dtype=np.float32)
@@ -81,7 +81,7 @@ class CachedImages:
         return images
 
     def read_into(self, rows: NDArray[np.int64], images: NDArray[np.float32]) -> None:
-        """Put the images of these rows into (n, B, B) memory, checked when they were taken from their stacks."""
+        """Put the images of these rows into (n, B, B) memory. They were checked when their stacks were read."""
         missing = self._read_kept(self._slot[rows], images)
         if len(missing):
             recorded = fourier_cropped(self._source.read(rows[missing]), self.box_size)
@@ -92,7 +92,7 @@ class CachedImages:
         self._from_source += len(missing)
 
     def _read_kept(self, slots: NDArray[np.int64], images: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Fills in what the cache has of these slots; returns the places of the rest."""
+        """Fill in what the cache has of these slots, and return the places of the rest."""
         missing = np.flatnonzero(slots >= self._most)
         kept = np.flatnonzero(slots < self._most)
         order = kept[np.argsort(slots[kept], kind="stable")]
@@ -110,7 +110,7 @@ class CachedImages:
         return np.sort(np.concatenate(lost))
 
     def _fill(self, records: NDArray, first: int) -> None:
-        """Reads records from slot `first` on; what the file does not hold, or the disk not give, stays 0."""
+        """Read records from slot `first` on. What the file does not hold or the disk does not deliver stays 0."""
         target = records.view(np.uint8).data
         offset, filled = first * self._record.itemsize, 0
         while filled < len(target):
@@ -123,7 +123,7 @@ class CachedImages:
             filled += got
 
     def _keep(self, slots: NDArray[np.int64], records: NDArray) -> None:
-        """Writes records to their slots, as long as the disk takes them."""
+        """Write records to their slots, as long as the disk takes them."""
         kept = np.flatnonzero(slots < self._most)
         order = kept[np.argsort(slots[kept], kind="stable")]
         for run in consecutive_runs(order, slots[order], len(order)):
@@ -153,7 +153,7 @@ class CachedImages:
         return records
 
     def _checksums(self, records: NDArray, slots: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """(n,) of all but the checksum itself, and of the slot: a record in another's place is damage, too. Never 0."""
+        """(n,) checksums, never 0, of the other fields and the slot, so that misplaced records are found."""
         content = records.view(np.uint8).reshape(len(records), -1)[:, _CHECKSUM_BYTES:]
         return np.array(
             [max(zlib.crc32(line.data, int(slot)), 1) for line, slot in zip(content, slots, strict=True)],
@@ -170,8 +170,8 @@ class CachedImages:
         self._damaged += len(places)
 
     def close(self) -> None:
-        """Says where the images came from; the data set may be removed by others from now on."""
-        damaged = f", {self._damaged:,} of them for damage" if self._damaged else ""
+        """Report where the images came from. Other runs may remove the data set from now on."""
+        damaged = f", {self._damaged:,} of them because of damage" if self._damaged else ""
         self._reporter.line(
             f"cache {self._folder}: {self._from_cache:,} images read from it, {self._from_source:,} from the "
             f"stacks{damaged}"
@@ -205,7 +205,7 @@ def _write_all(file: int, records: NDArray, offset: int) -> None:
 
 
 def _name(source: ImageSource, order: NDArray[np.int64], box_size: int) -> str:
-    """Of all that decides what the records hold: stacks by path, size and time of change, images, signs, the box."""
+    """A name from everything that decides the records: path, size and time of the stacks, images, signs and box."""
     particles = source.particles
     digest = hashlib.sha256(f"{_FORMAT} {particles.box_size} {box_size}".encode())
     for path in particles.stacks:

@@ -1,8 +1,8 @@
-"""The folder of a cache that runs share: which data sets are in it, who uses them, and whether there is room for more.
+"""The folder of a cache that runs share: its data sets, their users, and the room for more.
 
-Each data set has a folder of its own in it, with two files: ``images``, a file with holes that is locked (shared) by
-every run that uses it, and ``facts.json``, which says how much it may grow to and whose time is that of its last use.
-What is added or removed is added and removed under the lock of the whole cache, which no run holds for long.
+Each data set has a folder of its own with two files: ``images``, a sparse file that every run that uses it locks
+(shared), and ``facts.json``, which says how large it may grow, and whose modification time is that of its last use.
+Data sets are added and removed under the lock of the whole cache, which no run holds for long.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pathlib import Path
 from emsplat.errors import InputError
 from emsplat.runtime.files import reason, replacing
 
-_PREFIX = "emsplat-"  # of the folders that are ours: what else lies there is not touched
+_PREFIX = "emsplat-"  # prefix of the folders of data sets; nothing else in the folder is touched
 _LOCK, _IMAGES, _FACTS = ".emsplat-cache", "images", "facts.json"
-_SPARE_SHARE = 0.02  # of the disk's free room, left to others
+_SPARE_SHARE = 0.02  # share of the free space of the disk that is left to others
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a data set's images are kept, for as long as the descriptor is open."""
+    """Where the images of a data set are kept, as long as the descriptor is open."""
 
     descriptor: int
     most_images: int  # that may be kept: the first ones
@@ -50,7 +50,7 @@ class _DataSet:
 
     @property
     def planned_in_bytes(self) -> int:
-        """What it may grow to; 0 where a run was killed before it had said so."""
+        """The size that it may grow to; 0 if a run was killed before it wrote this down."""
         try:
             return int(json.loads(self.facts.read_text())["bytes"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -62,14 +62,14 @@ class _DataSet:
 
     @property
     def held_in_bytes(self) -> int:
-        """What it takes of the disk."""
+        """The space that it takes on the disk."""
         try:
             return self.images.stat().st_blocks * 512
         except OSError:
             return 0
 
     def is_idle(self) -> bool:
-        """Whether no run uses it. Where there are no locks nobody can tell, and it stays."""
+        """Whether no run uses it. Without locks this is unknown, and it stays."""
         try:
             descriptor = os.open(self.images, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -84,14 +84,14 @@ class _DataSet:
 
 
 def place(folder: Path, name: str, n_images: int, bytes_an_image: int, most_bytes: float, say: Say) -> Place:
-    """A place for a data set, for which others give way: the one first that was not used for longest.
+    """A place for a data set. Others give way to it, first the one that has been unused for longest.
 
     Args:
-        name: tells data sets apart; letters and digits.
-        most_bytes: of all data sets together; where this one does not fit, only its first images are kept.
-        say: told, a line each, which data sets give way.
+        name: name of the data set, of letters and digits.
+        most_bytes: limit of all data sets together. If this one does not fit, only its first images are kept.
+        say: called with a line on each data set that gives way.
     Raises:
-        InputError: the folder cannot be one or cannot be written, or the disk has no room.
+        InputError: the folder cannot be made or written, or the disk has no room.
     """
     _make(folder)
     mine = _DataSet(folder / f"{_PREFIX}{name}")
@@ -122,7 +122,7 @@ def _kept(
     most_bytes: float,
     say: Say,
 ) -> int:
-    """How many images there is room for, once idle data sets have given way."""
+    """Number of images that there is room for when idle data sets have given way."""
     in_use = sum(d.planned_in_bytes for d in others if d not in idle)
     kept = int(max(0, min(n_images, (most_bytes - in_use) // bytes_an_image)))
     needed = kept * bytes_an_image
@@ -161,7 +161,7 @@ def _why(error: OSError) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of the whole cache, waiting for it."""
+    """Wait for the lock of the whole cache, and hold it."""
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with suppress(OSError):  # not every network's file system has locks

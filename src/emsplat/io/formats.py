@@ -1,4 +1,4 @@
-"""Which particle format a file is, told by its content; its name counts only where content says nothing."""
+"""The particle format of a file, determined by its content. The name counts only if the content says nothing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from enum import Enum
 from pathlib import Path
 
 from emsplat.errors import InputError
+from emsplat.io.kinds import kind_of_file
 
 _START_IN_BYTES = 65536  # the columns' names of a star come well before
 
 
 class Format(Enum):
-    """What a file of particles can be; the value is how messages call it."""
+    """The formats of particle files; the value is their name in messages."""
 
     RELION = "a star file"
     OPTIMISATION_SET = "a RELION optimisation set"
@@ -35,7 +36,7 @@ REMEDY = {
 
 
 def sniff(path: Path) -> Format:
-    """The format of a file; InputError where it cannot be read."""
+    """The format of a file; InputError if it cannot be read."""
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a file; give the file with the particles")
@@ -43,6 +44,11 @@ def sniff(path: Path) -> Format:
             start = file.read(_START_IN_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+    other = kind_of_file(start)
+    if other and not start.startswith((b"data_", b"\x93NUMPY")):
+        raise InputError(f"{path}: {other.name}, not a particle file; {other.remedy.format(path=path)}")
+    if path.suffix == ".csg":
+        raise InputError(f"{path}: a group of cryoSPARC outputs, not a table; give the .cs file that it names")
     if start.startswith((b"\x93NUMPY", b"\x94CSDAT")):
         return Format.CRYOSPARC
     if start[208:211] == b"MAP" or (b"\0" in start and path.suffix in (".mrc", ".mrcs")):
@@ -52,13 +58,21 @@ def sniff(path: Path) -> Format:
     if b"\0" in start:
         return Format.UNKNOWN
     if re.search(rb"^[ \t]*data_", start, re.MULTILINE) or path.suffix == ".star":
-        return _sniff_star(start)
+        try:
+            return _sniff_star(start)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     first_line = start.strip().split(b"\n", 1)[0].strip()
     return Format.STACK_LIST if first_line.endswith((b".mrcs", b".mrc")) else Format.UNKNOWN
 
 
 def _sniff_star(start: bytes) -> Format:
     columns = set(re.findall(rb"^[ \t]*_(\w+)", start, re.MULTILINE))
+    if any(name.startswith(b"cisTEM") for name in columns) and not any(name.startswith(b"rln") for name in columns):
+        raise InputError(
+            "a star file of cisTEM, whose columns and signs are its own; export the refinement package from cisTEM in "
+            "RELION's format"
+        )
     if b"rlnTomoParticlesFile" in columns:
         return Format.OPTIMISATION_SET
     if columns & {b"rlnTomoVisibleFrames", b"rlnTomoSubTomosAre2DStacks"} and b"rlnDefocusU" not in columns:

@@ -24,7 +24,7 @@ _STARTS = (
     (b"II*\0", Kind("a TIFF file", "convert it, with IMOD: tif2mrc {path} particles.mrcs")),
     (b"MM\0*", Kind("a TIFF file", "convert it, with IMOD: tif2mrc {path} particles.mrcs")),
     (b"II+\0", Kind("a BigTIFF file", "convert it, with IMOD: tif2mrc {path} particles.mrcs")),
-    (b"\x89PNG", Kind("a PNG picture", "give the stack of images")),
+    (b"\x89PNG", Kind("a PNG picture", "give the stack of images that belongs there")),
     (b"SIMPLE  =", Kind("a FITS file", "convert it to MRC")),
     (b"\x93NUMPY", Kind("a NumPy array or a cryoSPARC table", "give the stack of images that it names")),
     (b"version https://git-lfs", Kind(

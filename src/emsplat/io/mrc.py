@@ -5,13 +5,20 @@ Source: Cheng et al. (2015), J. Struct. Biol. 192, 146 (MRC2014).
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import math
 import os
+import zlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
@@ -26,6 +33,7 @@ _VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # by mode
 _MRC2014 = 20140  # the first version of the standard
 _IMOD_STAMP, _IMOD_AT = 1146047817, 152  # and its place in the header; the flags come after it
 _IMOD_SIGNED_BYTES, _IMOD_STANDARD_ORIGIN, _IMOD_HALF_BYTES = 1, 4, 16
+_LARGEST_PIECE_IN_BYTES = 8 << 20  # of a compressed file, unpacked at once
 _SMALLEST_PIXEL, _LARGEST_PIXEL = 1e-3, 1e4  # Å; beyond them a header says nothing
 
 
@@ -274,6 +282,36 @@ class Map:
     origin_in_angstroms: NDArray[np.float64]  # (3,) x, y, z of the first voxel
 
 
+_UNPACKERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b\x08": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+
+
+def _unpackers(path: Path) -> Callable[..., Any] | None:
+    """What opens a compressed file; None for one that is not."""
+    with open_regular(path) as file:
+        start = file.read(8)
+    return next((opener for magic, opener in _UNPACKERS.items() if start.startswith(magic)), None)
+
+
+def _unpacked_map(path: Path, opener: Callable[..., Any], cubic: bool) -> Map:
+    """A compressed map, as EMDB hands them out, by way of a temporary file."""
+    with TemporaryDirectory() as folder:
+        plain = Path(folder) / path.stem
+        try:
+            with opener(path) as packed, plain.open("wb") as file:
+                while block := packed.read(_LARGEST_PIECE_IN_BYTES):
+                    file.write(block)
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise InputError(f"{path}: cannot be unpacked: {error}; copy or write it again") from None
+        try:
+            return read_map(plain, cubic=cubic)
+        except InputError as error:
+            raise InputError(str(error).replace(str(plain), str(path))) from None
+
+
 def read_map(path: str | Path, *, cubic: bool = True) -> Map:
     """A map, its axes turned to (z, y, x).
 
@@ -282,6 +320,9 @@ def read_map(path: str | Path, *, cubic: bool = True) -> Map:
             `cubic`, edges of unequal length.
     """
     path = Path(path)
+    opener = _unpackers(path)
+    if opener:
+        return _unpacked_map(path, opener, cubic)
     with StackReader(path) as reader:
         header = reader._header
         sections, rows, columns = header.shape

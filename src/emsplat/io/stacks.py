@@ -1,4 +1,4 @@
-"""From "000001@path" to a stack on this disk and a section in it, checked against the stacks' headers."""
+"""From "000001@path" to a stack on this disk and a section in it, checked against the headers of the stacks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from emsplat.io.find_files import Finder
 from emsplat.io.mrc import StackReader
 from emsplat.particles.table import Particles
 
-_LARGEST_DISAGREEMENT = 0.01  # of two pixel sizes for the same images
+_LARGEST_DISAGREEMENT = 0.01  # relative difference of two pixel sizes for the same images
 
 
 @dataclass(frozen=True)
 class ImageNames:
-    """Where N images lie, as their metadata file says."""
+    """The places of N images according to their metadata file."""
 
     source: Path
     stacks: tuple[str, ...]  # as written
@@ -31,7 +31,7 @@ class ImageNames:
 
 @dataclass(frozen=True)
 class StackFacts:
-    """What the headers of a set of stacks say together."""
+    """The facts in the headers of a set of stacks."""
 
     box_size: int
     pixel_sizes_in_angstroms: tuple[float | None, ...]  # one a stack; None = unset
@@ -39,7 +39,7 @@ class StackFacts:
 
 
 def parse_image_names(names: Sequence[str], source: Path) -> ImageNames:
-    """Splits RELION's image names; InputError names the row whose name is not "number from 1 @ stack"."""
+    """Split RELION's image names; InputError names the row whose name is not "number from 1 @ stack"."""
     number_of_stack: dict[str, int] = {}
     stack = np.empty(len(names), dtype=np.int32)
     section = np.empty(len(names), dtype=np.int64)
@@ -60,7 +60,7 @@ def find_stacks(names: ImageNames, datadir: Path | None, strip_prefix: str | Non
     """The path of each stack, looked for as `find_files.Finder` does.
 
     Args:
-        datadir: the folder that names are relative to, where the user gives one.
+        datadir: the folder that names are relative to, if the user gives one.
         strip_prefix: leading text of the stacks' names that is not part of their path any more.
     Raises:
         InputError: a stack that is nowhere or could be two different files, two stacks of one name that only one file
@@ -100,7 +100,7 @@ def find_file(name: str, source: Path, datadir: Path | None, strip_prefix: str |
 
 
 def check_stacks(names: ImageNames, paths: Sequence[Path]) -> StackFacts:
-    """Opens every stack once; InputError for an image beyond the end, images not square, or two box sizes."""
+    """Open every stack once; InputError for an image beyond the end, images that are not square, or two box sizes."""
     highest = np.full(len(paths), -1, dtype=np.int64)
     np.maximum.at(highest, names.stack, names.section)
     shapes: list[tuple[int, int]] = []
@@ -142,7 +142,7 @@ def agreed_pixel_size(
     """
     if override is not None:
         if not (np.isfinite(override) and override > 0):
-            raise InputError(f"--pixel-size {override}: a pixel size is a positive number of Å; give that")
+            raise InputError(f"--pixel-size {override}: it must be a positive number of Å; give that")
         return float(override)
     size = said
     for stack, header in zip(stacks, facts.pixel_sizes_in_angstroms, strict=True):
@@ -167,13 +167,13 @@ def agreed_pixel_size(
 class StackRead:
     """A stack whose images were used, as it lay on the disk."""
 
-    path: str  # absolute
-    n_images: int  # used of it
-    size_in_bytes: int | None  # None: it is gone
+    path: str  # absolute path
+    n_images: int  # number of images that were used
+    size_in_bytes: int | None  # None: the file is gone
     modified: str | None
 
     def line(self) -> str:
-        """As a log has it."""
+        """The stack as a line of the log."""
         size = "gone" if self.size_in_bytes is None else f"{self.size_in_bytes:,} bytes, of {self.modified}"
         return f"{self.path}: {self.n_images:,} images, {size}"
 

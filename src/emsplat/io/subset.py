@@ -1,4 +1,4 @@
-"""Part of a particle file, chosen by the ids of its particles."""
+"""Writes a part of a particle file, which is chosen by the ids of its particles."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from emsplat.settings import InputSettings
 def subset(
     source: Path, out: Path, keep: Path | None = None, drop: Path | None = None, settings: InputSettings | None = None
 ) -> tuple[int, int, tuple[str, ...]]:
-    """Writes the particles that a list keeps, or does not drop, in the format of `source` or as a RELION star.
+    """Write the particles that a list keeps, or does not drop, in the format of `source` or as a RELION star.
 
     Args:
-        out: what its name ends in says the format: that of `source`, or .star.
-        keep, drop: files of ids, one of them at most; neither: all particles are written.
-        settings: how to read a source that is converted to a star; as in `read_particles`.
+        out: the file to write; its ending decides the format, which is that of `source` or .star.
+        keep, drop: files of ids, of which at most one may be given. Without any, all particles are written.
+        settings: how to read a source that is converted to a star, as in `read_particles`.
     Returns:
-        How many were written, how many there were, and what was lost in the conversion, one line each.
+        The number of particles that were written and of all, and a line on everything that was lost in the conversion.
     Raises:
-        InputError: a list that is empty, repeats an id or names one the source does not have; nothing left to write.
+        InputError: a list is empty, repeats an id or names an unknown one, or no particle is left to write.
     """
     settings = settings or InputSettings()
     if keep is not None and drop is not None:
-        raise InputError("--keep and --drop: give one of them")
+        raise InputError("--keep and --drop: both were given; give only one of them")
     check_other_file(source, out)
     if settings.poses is not None or settings.ctf is not None:
         return _converted(source, out, keep, drop, settings)
     table = open_source(source)
     if out.suffix == table.suffix:
         if keep is None and drop is None:
-            raise InputError(f"{source}: nothing said of what to leave out; give a list with --keep or --drop")
+            raise InputError(f"{source}: no particles to leave out were given; give a list with --keep or --drop")
         ids = _chosen(table.ids, keep, drop, source)
         return write_back(source, out, ids), len(table.ids), ()
     if table.suffix == ".pkl":
-        raise InputError(f"{source}: alone makes no {out.suffix}; give the stack instead, with --poses and --ctf")
+        raise InputError(f"{source}: is not enough for a {out.suffix}; give the stack instead, with --poses and --ctf")
     return _converted(source, out, keep, drop, settings)
 
 
@@ -63,7 +63,7 @@ def _converted(
 
 
 def _unsaid(particles: Particles) -> list[str]:
-    """What a star cannot say of the images."""
+    """Lines on what a star cannot say about the images."""
     if particles.dark is None or not particles.dark.any():
         return []
     if not particles.dark.all():
@@ -106,7 +106,7 @@ def _listed(path: Path, ids: Sequence[str], source: Path) -> list[str]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids of a list: one a line, or the column ``id`` of a CSV; not empty."""
+    """The ids of a list, with one in each line or in the column ``id`` of a CSV file. The list is not empty."""
     try:
         with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, skipinitialspace=True) if any(cell.strip() for cell in row)]

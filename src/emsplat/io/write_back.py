@@ -1,6 +1,6 @@
-"""Particles back into the format, the columns and the order of the file they were read from.
+"""Writes particles back in the format, the columns and the order of the file that they were read from.
 
-Star files are copied line by line, cryoSPARC tables row by row, so that what nobody asked to change does not change.
+Star files are copied line by line, and cryoSPARC tables row by row, so that nothing changes without being asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Writer = Callable[[Path, NDArray[np.int64], Mapping[str, NDArray]], None]
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A particle file as rows that can be written again."""
+    """A particle file as rows that can be written back."""
 
     suffix: str  # of the format: .star, .cs, .pkl
     ids: Sequence[str]  # (N,) as in `Particles.ids`; rows of a pickle have no name: their number from 1
@@ -35,7 +35,7 @@ class SourceTable:
 
 
 def open_source(path: str | Path) -> SourceTable:
-    """A RELION star of any version, a cryoSPARC table, or cryoDRGN's poses or ctf; told by its content."""
+    """Open a RELION star of any version, a cryoSPARC table, or cryoDRGN's poses or ctf, which its content decides."""
     path = Path(path)
     kind = sniff(path)
     openers = {
@@ -55,17 +55,17 @@ def write_back(
     ids: Sequence[str] | None = None,
     updates: Mapping[str, ArrayLike] | None = None,
 ) -> int:
-    """Writes rows of a particle file as they are, but for the columns that are updated; returns their number.
+    """Write rows of a particle file unchanged, except for the columns that are updated, and return their number.
 
     Args:
-        source: the file the particles were read from (`Particles.source`).
-        out: the file to write; another one.
-        ids: (n,) `Particles.ids` of the rows to write, in any order: they are written in the file's. Where rows share
-            an id, its k-th mention is the k-th of them. None: all rows, in the file's order.
-        updates: by the format's own name of the column (``rlnAngleRot``, ``alignments3D/pose``), one value for each
-            of `ids`: (n,), or (n, ...) in a .cs, where it takes the type that is there. New columns are added.
+        source: the file that the particles were read from (`Particles.source`).
+        out: the file to write, which must be another one.
+        ids: (n,) `Particles.ids` of the rows to write, in any order; they are written in the order of the file. If rows
+            share an id, its k-th mention means the k-th of them. None: all rows.
+        updates: values by the format's own name of the column (``rlnAngleRot``, ``alignments3D/pose``), one for each of
+            `ids`: (n,), or (n, ...) in a .cs, where they take the type of the column. New columns are added.
     Raises:
-        InputError: an id that the file does not have (so often), or `out` is `source`.
+        InputError: the file does not have an id, or not so often, or `out` is `source`.
     """
     source, out = Path(source), Path(out)
     check_other_file(source, out)
@@ -81,7 +81,7 @@ def write_back(
 
 
 def check_other_file(source: Path, out: Path) -> None:
-    """InputError where the output would replace what it is made from."""
+    """InputError if the output would replace the file that it is made from."""
     if out.exists() and out.samefile(source):
         raise InputError(f"{out}: is the file that is read; choose another name for the output")
 
@@ -92,13 +92,13 @@ def _rows_of(present: Sequence[str], wanted: Sequence[str], source: Path) -> NDA
     if (rows < 0).any():
         raise InputError(
             f"{source}: has no particle {wanted[int(np.argmin(rows))]!r}, or not so often; "
-            f"its ids read like {present[0]!r}: give the file the particles were read from"
+            f"its ids read like {present[0]!r}: give the file that the particles were read from"
         )
     return rows
 
 
 def _numbered(ids: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Each id with the number of times it came before: what tells rows apart that show one image."""
+    """Each id with the number of its earlier occurrences, which distinguishes rows that show one image."""
     seen: Counter[str] = Counter()
     for name in ids:
         yield name, seen[name]
@@ -130,7 +130,7 @@ def _texts(values: NDArray) -> list[str]:
 
 
 def _open_cs(path: Path) -> SourceTable:
-    uids = read_columns(path, []).integers("uid")  # checks the file, so that NumPy can be let loose on it
+    uids = read_columns(path, []).integers("uid")  # checks the file, so that NumPy can read it safely
 
     def write(out: Path, rows: NDArray[np.int64], updates: Mapping[str, NDArray]) -> None:
         table = np.load(path, allow_pickle=False, max_header_size=path.stat().st_size)
@@ -142,7 +142,7 @@ def _open_cs(path: Path) -> SourceTable:
 
 
 def _with_columns(table: NDArray, updates: Mapping[str, NDArray], path: Path) -> NDArray:
-    """The rows with some columns replaced, or added at the end."""
+    """The rows with some columns replaced, or with new columns at the end."""
     if not updates:
         return table
     names = table.dtype.names or ()
@@ -173,5 +173,5 @@ def _open_pickle(path: Path) -> SourceTable:
 
 
 def _pickled(content: NDArray | tuple[NDArray, ...]) -> bytes:
-    """A pickle that NumPy 1 opens too: NumPy 2 moved the module that the first array's constructor is found in."""
+    """A pickle that NumPy 1 can open too, although NumPy 2 moved the module of the array's constructor."""
     return pickle.dumps(content, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)

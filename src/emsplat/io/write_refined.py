@@ -1,4 +1,4 @@
-"""Refined particles in the format they came in: new values in the columns of what was refined, the rest untouched."""
+"""Writes refined particles in their original format: new values for what was refined, and everything else unchanged."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ NAMES = ("particles.star", "particles.cs")
 def write_refined(
     refined: Particles, contrast: NDArray[np.float64], quantities: Collection[str], folder: Path, by_column: bool = True
 ) -> Path:
-    """Writes particles.star or particles.cs into a folder and returns its path.
+    """Write particles.star or particles.cs into a folder and return its path.
 
-    A source that has no columns for an image's pose, a tomography's or cryoDRGN's, gives a RELION star of all that is
-    known of the particles.
+    A source without columns for the pose of an image (tomography, cryoDRGN) gives a RELION star of everything that is
+    known about the particles.
 
     Args:
-        refined: as they are now.
-        contrast: (N,) factor by which it changed.
-        quantities: which were refined, of `settings.REFINABLE`.
-        by_column: False: the values are not those of the source's columns.
+        refined: the refined particles.
+        contrast: (N,) factor by which the contrast changed.
+        quantities: the quantities that were refined, of `settings.REFINABLE`.
+        by_column: False if the values are not those of the source's columns.
     """
     kind = sniff(refined.source) if by_column and refined.source.exists() else Format.UNKNOWN
     if kind is Format.RELION:
@@ -46,7 +46,7 @@ def write_refined(
 
 
 def write_posed(particles: Particles, folder: Path, by_column: bool = True) -> list[Path]:
-    """Writes particles whose poses were found into a folder: particles.star, and particles.cs if they come from one.
+    """Write particles whose poses were found into a folder: particles.star, and particles.cs if they come from one.
 
     The particles' own format keeps every other column; poses, shifts and half sets are filled in, or added.
 
@@ -89,7 +89,7 @@ def _of_star(p: Particles, quantities: Collection[str]) -> dict[str, ArrayLike]:
 
 
 def _origins(p: Particles) -> dict[str, ArrayLike]:
-    """In the columns the star has: RELION 3.0's are in pixels."""
+    """The origins for the columns that the star has. Those of RELION 3.0 are in pixels."""
     names = {name: f"rlnOrigin{name}" for name in "XY"}
     kept = {"rlnImageName": str} | {column: str for name in names.values() for column in (name, f"{name}Angst")}
     present = {column for table in read_star(p.source, kept).values() for column in table.columns}
@@ -104,7 +104,7 @@ def _origins(p: Particles) -> dict[str, ArrayLike]:
 
 
 def _of_cs(p: Particles, contrast: NDArray[np.float64], quantities: Collection[str]) -> dict[str, ArrayLike]:
-    """With the conventions that `read_cs` reads, in single precision as cryoSPARC's."""
+    """The values in the conventions that `read_cs` expects, in single precision as in cryoSPARC."""
     table = read_columns(p.source, []).tables[0]
     row_of = {str(uid): row for row, uid in enumerate(table["uid"].tolist())}
     rows = np.array([row_of[name] for name in p.ids.tolist()])

@@ -1,4 +1,4 @@
-"""Particles of any source as a RELION 3.1 star, which RELION 3.1, 4 and 5 read.
+"""Writes particles of any source as a RELION 3.1 star, which RELION 3.1, 4 and 5 read.
 
 Source: the label definitions of RELION 3.1 (``relion_refine --print_metadata_labels``).
 """
@@ -18,18 +18,18 @@ from emsplat.particles.table import OpticsGroup, Particles
 
 
 def write_relion(particles: Particles, path: str | Path, project: str | Path | None = None) -> None:
-    """Writes particles as a star with an optics block.
+    """Write particles as a star with an optics block.
 
     Args:
-        project: the folder RELION is started in; image names are relative to it where the stacks lie below it, else
-            absolute, for RELION looks nowhere else. Default: the working directory.
+        project: the folder that RELION is started in; by default the working directory. Image names are relative to it
+            if the stacks lie below it, and otherwise absolute, because RELION looks nowhere else.
     """
     names = [_stack_name(stack, Path(project or ".").absolute()) for stack in particles.stacks]
     write_star(path, {"optics": _optics_table(particles.optics), "particles": _particle_table(particles, names)})
 
 
 def _stack_name(stack: Path, project: Path) -> str:
-    """As RELION finds it; a stack that is not called .mrcs needs to be told one, or it is refused as a map."""
+    """The name by which RELION finds a stack. A name without .mrcs is marked, or RELION would take it for a map."""
     name = os.path.relpath(stack, project)
     if name.startswith(".."):
         name = str(stack.absolute())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _BETAS, _EPSILON = (0.8, 0.99), 1e-12
-_KINDS = ("mean", "square", "age")
+_AGE = "age."
 
 Leaves = Mapping[str, Tensor]
 
@@ -30,7 +30,8 @@ class Adam:
         self.step_sizes, self.floors = dict(step_sizes), dict(floors or {})
         self._mean = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in leaves.items()}
         self._square = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in leaves.items()}
-        self._age = {name: leaf.detach().new_zeros(len(leaf)) for name, leaf in leaves.items()}  # steps of every row
+        # Steps of every row, by the number of rows: leaves of as many rows gain and lose them together.
+        self._age = {len(leaf): leaf.detach().new_zeros(len(leaf)) for leaf in leaves.values()}
 
     @torch.no_grad()
     def step(self, leaves: Leaves, rate: float | Tensor) -> None:
@@ -38,41 +39,49 @@ class Adam:
 
         All is done in place. Where the rate is a tensor no value is looked at, so that a CUDA graph can hold the step.
         """
+        corrections = {}
+        for rows, age in self._age.items():
+            age += 1
+            corrections[rows] = torch.sqrt(1 - _BETAS[1] ** age) / (1 - _BETAS[0] ** age)
         for name, size in self.step_sizes.items():
             leaf, mean, square = leaves[name], self._mean[name], self._square[name]
-            age = self._age[name].add_(1)
             gradient, leaf.grad = leaf.grad, None
             if gradient is None:
                 continue
             mean.lerp_(gradient, 1 - _BETAS[0])
             square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-            correction = torch.sqrt(1 - _BETAS[1] ** age) / (1 - _BETAS[0] ** age)
             divisor = square.sqrt()
             if name in self.floors:
                 other, share = self.floors[name]
                 divisor += share * self._square[other].sum(dim=1, keepdim=True).sqrt()
-            step = (mean * _by_row(correction, leaf)).div_(divisor.add_(_EPSILON))
+            step = (mean * _by_row(corrections[len(leaf)], leaf)).div_(divisor.add_(_EPSILON))
             leaf.sub_(step.mul_(rate * size))
 
     def gradient_sizes(self, name: str) -> Tensor:
         """(rows,) root mean square of the gradient that each row of a leaf has lately had."""
-        share = 1 - _BETAS[1] ** self._age[name].clamp_min(1)
-        return (self._square[name].flatten(start_dim=1).sum(dim=1) / share).sqrt()
+        square = self._square[name]
+        share = 1 - _BETAS[1] ** self._age[len(square)].clamp_min(1)
+        return (square.flatten(start_dim=1).sum(dim=1) / share).sqrt()
 
     def replace_rows(self, keep: Tensor, n_added: int) -> None:
-        """Keep the memory of these rows (a mask) of all leaves, and append rows without any."""
-        for memory in (self._mean, self._square, self._age):
+        """Keep the memory of these rows (a mask) of all leaves, which have as many, and append rows without any."""
+        for memory in (self._mean, self._square):
             for name, values in memory.items():
                 memory[name] = torch.cat([values[keep], values.new_zeros((n_added, *values.shape[1:]))])
+        [age] = self._age.values()
+        age = torch.cat([age[keep], age.new_zeros(n_added)])
+        self._age = {len(age): age}
 
     def tensors(self) -> dict[str, Tensor]:
         """All the memory by name, for a checkpoint."""
-        memories = zip(_KINDS, (self._mean, self._square, self._age), strict=True)
-        return {f"{kind}.{name}": values for kind, memory in memories for name, values in memory.items()}
+        memories = {"mean": self._mean, "square": self._square}
+        tensors = {f"{kind}.{name}": values for kind, memory in memories.items() for name, values in memory.items()}
+        return tensors | {f"{_AGE}{rows}": age for rows, age in self._age.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the memory that `tensors` gave, of an optimiser of leaves of the same names."""
-        self._mean, self._square, self._age = ({name: tensors[f"{k}.{name}"] for name in self._mean} for k in _KINDS)
+        self._mean, self._square = ({name: tensors[f"{k}.{name}"] for name in self._mean} for k in ("mean", "square"))
+        self._age = {len(age): age for name, age in tensors.items() if name.startswith(_AGE)}
 
 
 def _by_row(values: Tensor, leaf: Tensor) -> Tensor:

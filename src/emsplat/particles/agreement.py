@@ -1,4 +1,4 @@
-"""Whether all ranks run the same program on the same particles, and what one rank alone was warned of."""
+"""Checks that all ranks run the same program on the same particles, and forwards the warnings of other ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 3  # number of differences that a message names
 
 
 def check_agreement(particles: Particles, settings: ReconstructSettings, world: World) -> None:
-    """InputError, the same on every rank, where they would not do the same, or are more than the images."""
+    """InputError, the same on every rank, if the ranks would not do the same or there are more ranks than images."""
     if world.size == 1:
         return
     same = versions() | {"the program's code": _code()}
@@ -29,11 +29,11 @@ def check_agreement(particles: Particles, settings: ReconstructSettings, world: 
     table = {"images": f"{len(particles):,}", "content": particles.fingerprint()}
     _refuse_different(table, world, "give all ranks the same file", f"{source}: ")
     if world.size > len(particles):
-        raise InputError(f"{source}: {len(particles)} images for {world.size} ranks; each needs one: start fewer")
+        raise InputError(f"{source}: {len(particles)} images for {world.size} ranks; each needs one; start fewer ranks")
 
 
 def forward_warnings(reporter: Reporter, world: World) -> None:
-    """Let the first rank warn of what only others were warned of."""
+    """Let the first rank repeat the warnings that only other ranks had."""
     for rank, warnings in enumerate(world.gather(reporter.warnings)):
         if world.is_first:
             for text in warnings:
@@ -53,7 +53,7 @@ def _refuse_different(facts: dict[str, str], world: World, remedy: str, about: s
 
 
 def _code() -> str:
-    """Eight digits that change with the package's sources."""
+    """Eight digits that change with the sources of the package."""
     folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

@@ -1,9 +1,8 @@
 """Mini-batches of images in a random order, read in the order of the disk.
 
-Images that lie together are read together, in runs. Every epoch deals the runs anew into buffers, each of which is read
-in one sweep while the one before is worked on, and shuffles the images within a buffer: whatever the number of
-particles, two buffers are in memory. The order follows from the seed and the epoch alone, so that a fit can go on
-anywhere in it.
+Images that lie together are read together, in runs. Every epoch deals the runs into new buffers. Each buffer is read in
+one sweep while the previous one is worked on, and its images are shuffled. Two buffers are in memory, whatever the
+number of particles. The order follows from the seed and the epoch alone, so that a fit can be resumed anywhere in it.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BUFFER_BYTES = 96 << 20
-_RUN_BYTES = 1 << 20  # long enough for a disk's full speed
-_FEWEST_BATCHES = 4  # in a buffer, where there are as many
+_RUN_BYTES = 1 << 20  # bytes of a run, enough for the full speed of a disk
+_FEWEST_BATCHES = 4  # smallest number of batches in a buffer, if there are as many
 
 Rows = NDArray[np.int64]
 Block = tuple[Rows, NDArray[np.float32]]  # (n,) rows and the images (n, D, D) of these, or of a share of them
@@ -28,30 +27,30 @@ U = TypeVar("U")
 
 
 class Images(Protocol):
-    """`io.images.ImageSource`, or what stands in for it."""
+    """What can read images: `io.images.ImageSource`, or a substitute for it."""
 
     @property
     def box_size(self) -> int:
-        """B of the images: the table's box, or less where they are cropped in Fourier space."""
+        """B of the images: the box of the table, or less if they are cropped in Fourier space."""
         ...
 
     def read(self, rows: Rows) -> NDArray[np.float32]:
-        """(n, B, B) the images of these rows."""
+        """(n, B, B) images of these rows."""
         ...
 
     def read_into(self, rows: Rows, images: NDArray[np.float32]) -> None:
-        """The same into (n, B, B) memory; whether they are images at all may be left to who uses them."""
+        """Read the images of these rows into (n, B, B) memory. The caller may have to check whether they are valid."""
         ...
 
 
 @dataclass(frozen=True)
 class Batches:
-    """How rows become batches; a batch holds positions in `rows`."""
+    """The division of rows into batches. A batch holds positions in `rows`."""
 
     rows: Rows  # (N,) in reading order
-    size: int  # images of a batch, or one less
+    size: int  # images of a batch, or one more than some batches have
     run: int  # images that stay together on the way into a buffer
-    buffer: int  # images of a buffer, or a few less
+    buffer: int  # images of a buffer, or a few more than some buffers have
     seed: int
 
     @staticmethod
@@ -91,10 +90,10 @@ class Batches:
 
 
 class Loader:
-    """Reads images ahead of their use, in a thread of its own: an ImageSource is for one thread at a time."""
+    """Reads images ahead of their use, in a thread of its own, because an ImageSource serves one thread at a time."""
 
     def __init__(self, images: Images, share: Callable[[int], slice] = lambda n: slice(n)) -> None:
-        """Args: share: which part of a batch of n images is this process's."""
+        """Args: share: the part of a batch of n images that belongs to this process."""
         self._images, self._share = images, share
         self._thread = ThreadPoolExecutor(1)
 
@@ -115,7 +114,7 @@ class Loader:
         yield from self._ahead(lambda block: (block, self._images.read(block)), blocks)
 
     def _ahead(self, read: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-        """What `read` makes of the items, the next being read while one is worked on."""
+        """The results of `read` for the items, of which the next is read while one is worked on."""
         following = None
         for item in items:
             ready, following = following, self._thread.submit(read, item)

@@ -1,8 +1,9 @@
 """How evenly the views cover Fourier space.
 
-The slice of a view v holds the directions u across it. With S(u) the number of slices through a small patch about u,
-over its mean, the noise of the map goes as 1/S(u), so n uneven views give its mean noise the value of n / mean(1/S)
-even ones: `efficiency`. Source: Baldwin & Lyumkis (2020), Prog. Biophys. Mol. Biol. 150, 160 (their SCF).
+The slice of a view v holds the directions u across it. Let S(u) be the number of slices through a small patch about u,
+divided by its mean. The noise of the map is proportional to 1/S(u), so that the mean noise of n uneven views is that of
+n / mean(1/S) even views; 1 / mean(1/S) is the `efficiency`. Source: Baldwin & Lyumkis (2020), Prog. Biophys. Mol. Biol.
+150, 160 (their SCF).
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PATCH = 0.05  # half width of a slice as a sine: one voxel at shell 10
-_DIRECTIONS, _VIEWS = 1500, 20_000  # that are tried; views are drawn where there are more
+_DIRECTIONS, _VIEWS = 1500, 20_000  # numbers that are used; if there are more views, some are drawn at random
 _EMPTY, _FLOOR = 0.1, 0.02  # S of a direction that counts as empty; S is not taken as less than the floor
 CAP_IN_DEGREES = 30.0
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Of Fourier space by the views."""
+    """The coverage of Fourier space by the views."""
 
     efficiency: float  # 1 for even views
     empty: float  # share of the directions in Fourier space with less than a tenth of the mean
-    gap_in_degrees: float  # angle from the loneliest direction to the nearest view, v and −v being one
-    densest_cap: float  # share of the views within 30° of the direction they prefer
-    preferred: tuple[float, float]  # rot, tilt of that direction, degrees
+    gap_in_degrees: float  # largest angle from a direction to the nearest view, where v and −v are the same view
+    densest_cap: float  # share of the views within 30° of the preferred direction
+    preferred: tuple[float, float]  # rot and tilt of that direction in degrees
 
 
 def measure_coverage(rotations: NDArray[np.float64], symmetry: NDArray[np.float64], seed: int) -> Coverage:
-    """Coverage by the views of matrices A, (n, 3, 3), with all symmetry mates, operators (m, 3, 3)."""
+    """Coverage by views with the matrices A, (n, 3, 3), and by all symmetry mates, with operators (m, 3, 3)."""
     affordable = max(1, _VIEWS // len(symmetry))
     if len(rotations) > affordable:
         rotations = rotations[np.random.default_rng(seed).choice(len(rotations), affordable, replace=False)]

@@ -1,8 +1,8 @@
-"""Parts of the data, and how much every image weighs in each of them.
+"""Parts of the data, and the weight of every image in each of them.
 
-A part is what one map is made of: the training images of a half set, or what a soft class or a latent bin has of them.
-Half sets are the simple case, in which every image belongs to one part with the weight 1: nothing but the number of
-that part is stored of an image, and nothing is multiplied.
+A part is what one map is made from: the training images of a half set, or their share in a soft class or a latent bin.
+Half sets are the simple case, in which every image belongs to one part with the weight 1. Only the number of that part
+is then stored for an image, and nothing is multiplied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from emsplat.particles.table import Particles
 
-HALF_SET_PARTS = 4  # at most: the training and the held-out images of each half
+HALF_SET_PARTS = 4  # largest number of parts: the training and the held-out images of each half
 _HELD_OUT_SHARE = 5  # one particle in five of a half is held out
 _FEWEST_TO_SPLIT = 40  # images of a half below which none is held out
 
@@ -24,7 +24,7 @@ Rows = NDArray[np.int64]
 
 
 class Split(IntEnum):
-    """What the images of a part are for."""
+    """The purpose of the images of a part."""
 
     TRAINING = 0
     HELD_OUT = 1

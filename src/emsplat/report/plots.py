@@ -20,8 +20,18 @@ CURVES = (
     ("c_map", "honest", "c_map", "the map and the truth, ± 1 standard error: the resolution is read here"),
     ("truth", "truth", "true correlation", "the map and the truth, which is known because this is a simulation"),
     ("c_half", "half", "c_half", "one half map and the truth"),
-    ("c_gaussians", "alone", "Gaussians alone", "the Gaussians and the truth: what the direct inversion is worth"),
-    ("inversion_share", "share", "direct inversion", "the share of the map's power that it brings; Gaussians the rest"),
+    (
+        "c_gaussians",
+        "alone",
+        "Gaussians alone",
+        "the Gaussians and the truth; c_map is above it by what the inversion is worth",
+    ),
+    (
+        "inversion_share",
+        "share",
+        "direct inversion",
+        "its share of the power of the map; the rest comes from the Gaussians",
+    ),
     ("gaussian_half", "gaussian", "FSC, Gaussian halves", "overstates: both halves share the errors of the prior"),
     ("raw_half_masked", "masked", "FSC, direct inversions, masked", "includes what the mask itself correlates"),
     (

@@ -307,7 +307,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
             f"emsplat export {name} --format mrc --pixel-size {finer:.3g}",
         ),
         (
-            "The raw half maps and the mask under RELION's names, and RELION's own post-processing",
+            "The direct inversions of the halves and the mask under RELION's names, and RELION's own post-processing",
             f"emsplat export {name} --format relion && relion_postprocess --mask {relion}/mask.mrc "
             f"--i {relion}/run_half1_class001_unfil.mrc --o {relion}/postprocess",
         ),

@@ -1,4 +1,4 @@
-"""What the microscope would have recorded of each particle: pose, shift, CTF; drawn, or taken from a star."""
+"""The pose, shift and CTF of each simulated image, drawn at random or taken from a star."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PREFERRED_SPREAD = 0.35  # standard deviation of each coordinate added to the u
 
 
 def acquire(settings: SimulationSettings, star: Path, stack: Path) -> Particles:
-    """The particles of a simulation, the i-th row being the i-th image of `stack`; half sets are drawn anew."""
+    """The particles of a simulation. Row i is image i of `stack`; half sets are drawn at random."""
     rng = np.random.default_rng([settings.seed, 0])
     values = _drawn(settings, rng) if settings.like is None else _taken(settings, settings.like, rng)
     n = settings.n_images
@@ -41,7 +41,7 @@ def acquire(settings: SimulationSettings, star: Path, stack: Path) -> Particles:
 
 
 def with_pose_errors(particles: Particles, settings: SimulationSettings) -> Particles:
-    """What a pose search would have made of the true poses: turned and shifted a little, each image by itself."""
+    """The particles with errors like those of a pose search: each image is turned and shifted a little by itself."""
     angle, shift = settings.angle_error_in_degrees, settings.shift_error_in_angstroms
     if angle == 0 and shift == 0:
         return particles
@@ -56,7 +56,7 @@ def with_pose_errors(particles: Particles, settings: SimulationSettings) -> Part
 
 
 def star_tables(particles: Particles) -> dict[str, Table]:
-    """RELION 3.1's two blocks of a simulation's particles."""
+    """The two blocks of RELION 3.1 for the particles of a simulation."""
     optics = {
         "rlnOpticsGroupName": [group.name for group in particles.optics],
         "rlnOpticsGroup": [str(i + 1) for i in range(len(particles.optics))],
@@ -98,7 +98,7 @@ def _optics(settings: SimulationSettings, name: str, voltage: float, cs: float, 
 
 
 def _drawn(settings: SimulationSettings, rng: np.random.Generator) -> dict:
-    """The fields of Particles that a microscope decides, drawn at random."""
+    """The fields of Particles that the microscope determines, drawn at random."""
     n = settings.n_images
     lowest, highest = settings.defocus_range_in_angstroms
     mean_defocus = rng.uniform(lowest, highest, n)
@@ -145,12 +145,13 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 def _taken(settings: SimulationSettings, star: Path, rng: np.random.Generator) -> dict:
     """The same fields from a RELION 3.0 or 3.1 star, whose images need not exist.
 
-    Fewer images than rows: rows drawn at random, in the star's order; more: the rows over and over.
+    If there are fewer images than rows, rows are drawn at random and kept in the order of the star. If there are more,
+    the rows are repeated.
     """
     blocks = read_star(star)
     table = _particle_table(blocks, star)
     if len(table) == 0:
-        raise InputError(f"{star}: holds no particles to take poses from")
+        raise InputError(f"{star}: holds no particles to take poses from; give a RELION particle star")
     n = settings.n_images
     rows = np.arange(n) % len(table)
     if n < len(table):
@@ -227,7 +228,7 @@ def _rows_of_optics(optics: Table, table: Table, rows: NDArray[np.int64]) -> NDA
 
 
 def _finite(table: Table, name: str) -> NDArray[np.float64]:
-    """(rows,) a column of the table, all of it numbers one can reckon with."""
+    """(rows,) a column of the table, all of whose values are finite."""
     values = table.floats(name)
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values)))

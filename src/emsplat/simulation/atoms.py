@@ -1,7 +1,7 @@
 """The electrostatic potential of an atomic model, in volts, band-limited to a box.
 
 Independent atoms with electron scattering factors ``f(s) exp(−B s²/4)`` (International Tables C 4.3.2.2, Peng et al.
-1996, as tabulated in gemmi), and optionally the vitreous ice the molecule displaces.
+1996, as tabulated in gemmi), and optionally the vitreous ice that the molecule displaces.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def potential_of_atoms(
     Args:
         centre: (3,) x, y, z in Å of the point that lies at voxel D//2; the model's centre of mass if absent.
         b_factor_in_square_angstroms: B of every atom; None takes the file's, clipped to 10–300 Å².
-        solvent: subtract the ice the molecule displaces, so that contrast is that of a particle in ice.
+        solvent: subtract the ice that the molecule displaces, so that the contrast is that of a particle in ice.
     Raises:
         InputError: the model does not fit into the box.
     """
@@ -106,14 +106,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _prepared(model: gemmi.Model, b_factor: float | None) -> gemmi.Model:
-    """A copy with clean B-factors, elements that have a scattering factor, and the hydrogens the file left out."""
+    """A copy with clean B-factors, elements that have a scattering factor, and the hydrogens missing in the file."""
     model = model.clone()
     for site in model.all():
         atom = site.atom
         atom.b_iso = float(np.clip(atom.b_iso, *_B_RANGE)) if b_factor is None else b_factor
         atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
         if atom.element.atomic_number == 0 or atom.element.c4322 is None:
-            atom.element = gemmi.Element("C")  # an unknown atom is best taken for the commonest one
+            atom.element = gemmi.Element("C")  # the best guess for an unknown atom is the most frequent one
     for chain in model:
         for residue in chain:
             _add_missing_hydrogens(residue)
@@ -121,10 +121,10 @@ def _prepared(model: gemmi.Model, b_factor: float | None) -> gemmi.Model:
 
 
 def _add_missing_hydrogens(residue: gemmi.Residue) -> None:
-    """Spread the hydrogens of a standard residue without any over its carbons and nitrogens, smeared about them.
+    """Spread the hydrogens of a standard residue that has none over its carbons and nitrogens, smeared about them.
 
-    They are half of a protein's atoms and a fifth of its scattering: without them a particle's contrast against ice
-    would be near half of what it is.
+    They are half of the atoms of a protein and a fifth of its scattering. Without them the contrast of a particle
+    against ice would be about half as large.
     """
     known = gemmi.find_tabulated_residue(residue.name)
     if known is None or not known.found() or any(atom.is_hydrogen() for atom in residue):
@@ -142,7 +142,7 @@ def _add_missing_hydrogens(residue: gemmi.Residue) -> None:
 
 
 def _centre(model: gemmi.Model, box_size: int, pixel_size: float, centre: NDArray[np.float64] | None) -> None:
-    """Move the centre to voxel D//2 of the box whose first voxel lies at 0, in Å; refuse what does not fit."""
+    """Move the centre to voxel D//2 of a box whose first voxel lies at 0 Å; refuse a model that does not fit."""
     positions = np.array([site.atom.pos.tolist() for site in model.all()])
     if centre is None:
         centre = np.array(model.calculate_center_of_mass().tolist())
@@ -159,7 +159,7 @@ def _centre(model: gemmi.Model, box_size: int, pixel_size: float, centre: NDArra
 
 
 def _sampling_blur(spacing: float) -> float:
-    """B added while atoms are sampled and taken off again afterwards, so that σ ≥ one grid step and none aliases."""
+    """B that is added while atoms are sampled and removed afterwards, so that σ ≥ one grid step and none aliases."""
     return 8 * np.pi**2 * spacing**2
 
 
@@ -175,7 +175,7 @@ def _atom_density(model: gemmi.Model, n: int, spacing: float) -> NDArray[np.floa
 
 
 def _solvent_mask(model: gemmi.Model, n: int, spacing: float) -> NDArray[np.float32]:
-    """(n, n, n) [z, y, x], 1 where the molecule keeps the ice out."""
+    """(n, n, n) [z, y, x] mask, 1 where the molecule displaces the ice."""
     grid = gemmi.FloatGrid()
     grid.set_unit_cell(_cell(n, spacing))
     grid.set_size(n, n, n)

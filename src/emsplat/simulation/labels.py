@@ -1,4 +1,4 @@
-"""What each simulated image shows beyond its pose and CTF: its conformation, its contrast, or junk."""
+"""What each simulated image shows beyond its pose and CTF: its conformation and contrast, or junk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emsplat.simulation.conformations import Conformations
 PARTICLE, EMPTY, NEIGHBOURS = 0, 1, 2
 _KINDS = ("", "empty", "neighbours")
 _LEAST_CONTRAST = 0.1
-_NEIGHBOUR_DISTANCE = (0.3, 0.45)  # of the box's edge, from the centre
+_NEIGHBOUR_DISTANCE = (0.3, 0.45)  # distance of neighbours from the centre, in units of the box's edge
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def draw_labels(conformations: Conformations, settings: SimulationSettings) -> L
 
 
 def neighbours(particles: Particles, rows: NDArray[np.int64], seed: int, which: int) -> Particles:
-    """The particles of these rows with other poses and far from the centre; `which` tells several of them apart."""
+    """The particles of these rows with other poses and far from the centre; `which` numbers several neighbours."""
     places = [_place(particles, np.random.default_rng([seed, 4, which, row])) for row in rows.tolist()]
     angles, origins = (np.array(values).reshape(len(rows), -1) for values in zip(*places, strict=True))
     return replace(particles.select(rows), euler_angles_in_degrees=angles, origin_in_angstroms=origins)
@@ -63,7 +63,7 @@ def _place(particles: Particles, rng: np.random.Generator) -> tuple[NDArray[np.f
 
 
 def write_labels(path: Path, labels: Labels, conformations: Conformations, particles: Particles) -> None:
-    """One row an image, in the star's order: what it shows, and the pose it was made with (degrees, Å)."""
+    """Write a row for each image in the order of the star: what it shows, and its true pose (degrees, Å)."""
     header = ("image", "state", "model", "contrast", "junk", "rot", "tilt", "psi", "origin_x", "origin_y")
     poses = np.concatenate([particles.euler_angles_in_degrees, particles.origin_in_angstroms], axis=1)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -24,8 +24,8 @@ from emsplat.simulation.truth import soft_mask
 
 _STAR, _STACK = "particles.star", "particles.mrcs"
 LABELS, TRUTHS = "labels.csv", "truths"
-_PIXELS_IN_A_BLOCK = 1 << 22  # 16 MB of float32: memory does not grow with the number of images
-_IMAGES_FOR_SNR = 512  # enough to know the mean signal variance to better than 1 %
+_PIXELS_IN_A_BLOCK = 1 << 22  # 16 MB of float32, so that memory does not grow with the number of images
+_IMAGES_FOR_SNR = 512  # images that give the mean signal variance to better than 1 %
 
 
 def simulate(
@@ -35,28 +35,30 @@ def simulate(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Simulates particle images of an atomic model or a map, or of a particle that takes several conformations.
+    """Simulate particle images of an atomic model or a map, or of a particle with several conformations.
 
-    Writes ``particles.star`` (RELION 3.1), ``particles.mrcs``, ``truth.mrc`` (what the images are projections of: sums
-    over its voxels) and ``mask.mrc`` into `output`. Where images differ by more than poses and CTFs, ``labels.csv``
-    says what each one shows. Of several conformations, ``truths/001.mrc`` and so on hold the maps, ``truth.mrc`` is
-    their average over the images, and ``mask.mrc`` holds all of them. The same settings give the same files.
+    The function writes ``particles.star`` (RELION 3.1), ``particles.mrcs``, ``truth.mrc`` (the images are projections
+    of it: sums over its voxels) and ``mask.mrc`` into `output`. If images differ by more than poses and CTFs,
+    ``labels.csv`` says what each one shows. If there are several conformations, ``truths/001.mrc`` and so on hold their
+    maps, ``truth.mrc`` is their average over the images, and ``mask.mrc`` covers all of them. The same settings give
+    the same files.
 
     Args:
-        model: PDB or mmCIF, also ``.gz``, or a cubic MRC map; or several. Each MODEL of a file is a conformation.
-        progress: called with (images done, images in all) after each block.
+        model: a PDB or mmCIF file, also compressed, or a cubic MRC map; or several. Each MODEL of a file is a
+            conformation.
+        progress: called with the numbers of images done and in total after each block.
     Returns:
         The path of the star.
     Raises:
-        InputError: unusable model or settings, or an output folder that holds a simulation already.
+        InputError: the model or the settings cannot be used, or the output folder already holds a simulation.
     """
     settings, output = settings or SimulationSettings(), Path(output)
     check_folder(output, (_STAR, _STACK), overwrite, "simulation")
     models = [model] if isinstance(model, str | Path) else list(model)
     conformations = read_conformations([Path(m) for m in models], settings)
-    truth = conformations.map(0, settings)  # refuses a model that does not fit before anything is written
+    truth = conformations.map(0, settings)  # refuses a model that does not fit, before anything is written
     pixel_size = settings.pixel_size_in_angstroms
-    with filling(output, last=_STAR) as folder:  # a star means that all the rest is there
+    with filling(output, last=_STAR) as folder:  # if there is a star, all other files exist
         particles = acquire(settings, folder / _STAR, folder / _STACK)
         labels = draw_labels(conformations, settings)
         envelope = truth

@@ -25,13 +25,14 @@ def bundled_model() -> Path:
 
 
 def molecular_map(model: str | Path, settings: SimulationSettings) -> NDArray[np.float32]:
-    """(D, D, D) [z, y, x] true map, holding no frequency at or beyond Nyquist's radius.
+    """(D, D, D) [z, y, x] true map, without frequencies at or beyond Nyquist's radius.
 
-    An atomic model (the first of several MODELs) becomes its electrostatic potential in volts, minus that of the ice it
-    displaces, its centre of mass at voxel D//2. A map keeps its units, and its voxel D0//2 becomes voxel D//2.
+    An atomic model (the first of several MODELs) becomes its electrostatic potential in volts, minus that of the ice
+    that it displaces, with its centre of mass at voxel D//2. A map keeps its units, and its voxel D0//2 becomes voxel
+    D//2.
 
     Raises:
-        InputError: not a model, or a model that the box does not hold (the line says which would).
+        InputError: the file is no model, or the model does not fit in the box (the line says which box would hold it).
     """
     model = Path(model)
     if not model.is_file():
@@ -56,7 +57,7 @@ def map_of_file(path: Path, settings: SimulationSettings) -> NDArray[np.float32]
 
 
 def _pixel_size_of_header(model: Path) -> float:
-    """Å. Unlike for a stack, 1 is taken at its word: a model has no star to say otherwise."""
+    """Pixel size in Å. Unlike in a stack, a value of 1 is trusted, because a model has no star that says otherwise."""
     with StackReader(model) as reader:
         size = reader._header.voxel_in_angstroms[0]
     if not size > 0:

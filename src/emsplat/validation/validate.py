@@ -59,8 +59,8 @@ class Validation:
     """Curves over shells 1 .. D//2, and the resolution they allow. NaN where a quotient has no value."""
 
     frequency: Curve  # 1/Å
-    raw_half_unmasked: Curve  # FSC of the raw half maps, whole box
-    raw_half_masked: Curve  # FSC of the raw half maps within the mask; mask effects included
+    raw_half_unmasked: Curve  # FSC of the direct inversions in the whole box
+    raw_half_masked: Curve  # FSC of the direct inversions within the mask; mask effects included
     raw_half_corrected: Curve  # the same less what the mask alone correlates (phase randomisation)
     gaussian_half: Curve  # FSC of the Gaussian half maps: overstates, both share the prior's errors
     c_half: Curve  # correlation of one half's Gaussian map with the truth
@@ -179,7 +179,7 @@ def validate_combination(
 ) -> Validation:
     """The validation of the Gaussian half maps, with c_map, c_half and the resolution those of their combination.
 
-    What can be measured at all is a matter of the raw half maps alone, and stays as it was.
+    What can be measured at all depends on the direct inversions alone, and stays as it was.
 
     Args:
         raw_half_1, raw_half_2, mask: (D, D, D) as for `validate`.
@@ -212,7 +212,7 @@ class _Judgement:
 
 @dataclass(frozen=True)
 class _Yardstick:
-    """The raw half maps within a mask, which other half maps are held against."""
+    """The direct inversions within a mask, which other half maps are held against."""
 
     raw: tuple[NDArray[np.complex64], NDArray[np.complex64]]  # masked spectra
     mask: NDArray[np.float32]
