@@ -201,7 +201,7 @@ def test_a_block_that_does_not_fit_is_halved(most: int, monkeypatch: pytest.Monk
     [found] = on_device(particles, images, one_set(particles), settings, say=said.append)
     assert sizes[0] == 5
     assert sum(size for size in sizes if size <= most) == 6
-    assert said[0] == "out of memory on the card with 5 images at once: going on with 3"
+    assert said[0] == "out of memory on the card with 5 images at once; continuing with 3"
     assert len(said) == {1: 3, 4: 1}[most]
     assert relative(found.backprojection, expected.backprojection) < 1e-5
     assert relative(found.kernel, expected.kernel) < 1e-5
