@@ -74,7 +74,7 @@ def until_changed(
     page: Any, before: NDArray[np.float64], so_that: Callable[[NDArray[np.float64]], bool] = lambda picture: True
 ) -> NDArray[np.float64]:
     """What the scene shows once it rests, is another picture, and as it should be: those in between are not."""
-    for _ in range(150):
+    for _ in range(1500):  # on a busy machine; it ends as soon as the picture is as it should be
         page.wait_for_timeout(100)
         now = below(page)
         if np.abs(now - before).mean() > CHANGED and so_that(now) and so_that(rested := seen(page)):
