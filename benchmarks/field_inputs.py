@@ -87,7 +87,7 @@ _INPUTS = (
     Input(_C01, "twice_other_half.star", _NONE, "no resolution"),
     Input(_C01, "expanded_C4.star", {"symmetry": "C4"}, "no resolution"),
     Input(_C01, "twice.star", {"poses": "poses.pkl", "ctf": "ctf.pkl"}, "no resolution"),
-    Input(_C01, "twice.star", _NONE, "warned: they explain nothing", checked=True),
+    Input(_C01, "twice.star", _NONE, "warned: explain nothing", checked=True),
     Input("C02-optics-twice", "p.star", _NONE, "refused: group 1 is there twice"),
     Input("C02-optics-twice", "p_other_order.star", _NONE, "refused: group 1 is there twice"),
     Input("C03-unsigned-bytes", "imod.star", _NONE, 0.955),
