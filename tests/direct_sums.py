@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
+from emsplat.fourier.background import outside_circle
 from emsplat.imaging.aberrations import antisymmetric_phase
 from emsplat.imaging.ctf import ctf
-from emsplat.imaging.noise import outside_circle
 from emsplat.particles.table import Particles
 from emsplat.statistics.sufficient import Statistics
 

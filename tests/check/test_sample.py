@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from emsplat.check.oddities import find_odd_images, image_findings, masked_findings, ramp_findings
 from emsplat.check.sample import Sample, choose_rows, look_at_images, take_sample
-from emsplat.imaging.noise import outside_circle, subtract_background
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.io import ImageSource, read_particles
 from emsplat.io.mrc import StackWriter
 from emsplat.particles.table import Particles

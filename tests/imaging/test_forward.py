@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.slices import fourier_volume
 from emsplat.imaging.aberrations import slice_matrices
 from emsplat.imaging.ctf import ctf
@@ -21,7 +22,6 @@ from emsplat.imaging.forward import (
     shifts_in_pixels,
 )
 from emsplat.imaging.likelihood import negative_log_likelihoods, observe
-from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
 from emsplat.particles.table import Particles

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.slices import FourierVolume, central_slices, fourier_volume
 from emsplat.imaging.forward import ForwardModel, shift_factors
 from emsplat.imaging.likelihood import Observed, Recorded, negative_log_likelihoods, observe, slice_statistics
-from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.particles.parts import PartWeights
 from emsplat.particles.table import Particles
 from emsplat.poses import refine

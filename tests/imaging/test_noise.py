@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.imaging.ctf import ctf
-from emsplat.imaging.noise import noise_spectra, outside_circle, shell_means, subtract_background
+from emsplat.imaging.noise import noise_spectra, shell_means
 from emsplat.simulation.run import coloured_spectrum, noise_images
 from phantom import imagined_particles
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop, fourier_cropped
 from emsplat.imaging.likelihood import observe
 from emsplat.io import ImageSource, StackWriter, Table, cache, read_particles, write_star
@@ -122,6 +123,7 @@ def test_cropped_images_say_the_same_to_refinement_and_solver(data_set, working)
     images /= images.std(axis=(1, 2), dtype=np.float64, keepdims=True)
     noise = np.random.default_rng(2).uniform(1, 2, (1, BOX // 2 + 1))
     whole = observe(images, particles, noise, working)
+    subtract_background(images, outside_circle(BOX))  # as the cache does before it crops
     small = observe(fourier_cropped(images, cropped), particles, noise, working)
     assert torch.equal(small.weights, whole.weights)
     ky, kx = np.fft.fftfreq(working, 1 / working)[:, None], np.arange(working // 2 + 1)

@@ -28,7 +28,7 @@ def assert_equal(found: Particles, expected: Particles) -> None:
         a, b = getattr(found, field.name), getattr(expected, field.name)
         if field.name in ("source", "ids", "stacks", "warnings", "dark", "optics"):
             continue
-        assert a == b if isinstance(a, str) else np.allclose(a, b, atol=1e-6), field.name
+        assert a == b if isinstance(a, str | None) else np.allclose(a, b, atol=1e-6), field.name
     assert found.optics == expected.optics
     assert [path.resolve() for path in found.stacks] == [path.resolve() for path in expected.stacks]
 

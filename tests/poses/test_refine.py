@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.slices import central_slices, fourier_volume
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
 from emsplat.imaging.ctf import ctf
@@ -43,6 +44,7 @@ def test_slopes_and_curvatures_are_those_of_the_misfit(kind: str) -> None:
     particles = particles_of(n, **KINDS[kind])
     noise = rng.uniform(50, 200, (2, BOX // 2 + 1))
     images = 100 * rng.standard_normal((n, BOX, BOX)).astype(np.float32)
+    subtract_background(images, outside_circle(BOX))
     volume, samples = fourier_volume(lopsided_map(BOX)), refine._samples(LIMIT)
     at = (slice(None), samples[:, 1] % BOX, samples[:, 0])
     radius = np.hypot(*samples.T)

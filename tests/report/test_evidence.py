@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emsplat.imaging.noise import outside_circle, subtract_background
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.io.images import ImageSource
 from emsplat.models.gaussians import Gaussians
 from emsplat.outputs.evidence import Evidence, gather_evidence

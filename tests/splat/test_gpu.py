@@ -55,9 +55,9 @@ except InputError as error:
 
 def test_a_tensor_elsewhere_is_refused() -> None:
     model, view = gaussians(3, 8), poses(2)
-    with pytest.raises(ValueError, match="takes tensors on a CUDA device, these are on cpu; use 'auto'"):
+    with pytest.raises(ValueError, match="takes tensors on a CUDA device, and these are on cpu; use 'auto'"):
         voxelise(*model, 8, implementation="gpu")
-    with pytest.raises(ValueError, match="takes tensors on a CUDA device, these are on cpu; use 'auto'"):
+    with pytest.raises(ValueError, match="takes tensors on a CUDA device, and these are on cpu; use 'auto'"):
         project(*model, *view, 8, implementation="gpu")
     with pytest.raises(ValueError, match="'gpu'"):
         voxelise(*model, 8, implementation="cuda")

@@ -13,10 +13,10 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop
-from emsplat.fourier.maps import PARTICLE_SHARE
 from emsplat.imaging.ctf import ctf
-from emsplat.imaging.noise import noise_spectra, outside_circle, subtract_background
+from emsplat.imaging.noise import noise_spectra
 from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
@@ -24,6 +24,7 @@ _SAMPLE, _SAMPLE_BYTES = 2000, 192 << 20
 _BOX = 32  # pixels that images are cropped to: all that a diameter needs
 _OUTLINE = 0.04  # share of the largest excess variance that still belongs to the particle
 _SURE = 5.0  # standard errors
+_UNSEEN = 0.5  # share of the box: a circle within the particle shows its contrast, a wider one dilutes it
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def look_at(particles: Particles, images: Images, seed: int) -> Look:
     gathered = _gathered(block, chosen, noise, min(full, _BOX))
     scale = full / gathered.shape[1]
     diameter = _outline(gathered)
-    contrast = _contrast(gathered, diameter or PARTICLE_SHARE * gathered.shape[1])
+    contrast = _contrast(gathered, diameter or _UNSEEN * gathered.shape[1])
     return Look(n, noise, None if diameter is None else diameter * scale, contrast)
 
 

@@ -20,10 +20,10 @@ import scipy.fft
 import torch
 from numpy.typing import NDArray
 
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.imaging.aberrations import antisymmetric_factors
 from emsplat.imaging.ctf import ctf
-from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 

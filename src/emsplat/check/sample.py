@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from emsplat.check.thon import phase_powers
 from emsplat.errors import InputError
+from emsplat.fourier.background import background_slopes, outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.imaging.ctf import ctf_parameters
-from emsplat.imaging.noise import background_slopes, outside_circle, subtract_background
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.table import Particles
 

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emsplat.fourier.background import subtract_recorded_background
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.imaging.forward import ForwardModel, frequency_radii, shift_factors
-from emsplat.imaging.noise import outside_circle, subtract_background
 from emsplat.particles.batches import Images, Rows
 from emsplat.particles.table import Particles
 
@@ -67,7 +67,7 @@ def observe(
     # A slice of the working grid's map, whose voxels are larger, is smaller in its own units.
     scale = (box_size / particles.box_size) ** 3
     images = images.copy()
-    subtract_background(images, outside_circle(images.shape[-1]))
+    subtract_recorded_background(images, particles.box_size)
     spectra = torch.from_numpy(fourier_crop(torch.fft.rfft2(torch.from_numpy(images)).numpy(), box_size)) * scale
     numbers, of_image = np.unique(particles.optics_group, return_inverse=True)
     radius, in_volume = frequency_radii([particles.optics[number] for number in numbers], box_size)

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from emsplat.errors import InputError
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_cropped
 from emsplat.io.cache_folder import place
 from emsplat.io.images import ImageSource, reading_order
@@ -29,7 +30,7 @@ from emsplat.io.mrc import consecutive_runs
 from emsplat.runtime.files import reason
 from emsplat.runtime.reporting import Reporter
 
-_FORMAT = "emsplat image cache 1"
+_FORMAT = "emsplat image cache 2"
 _LARGEST_READ_IN_BYTES = 8 << 20
 _CHECKSUM_BYTES = 4
 
@@ -38,7 +39,8 @@ class CachedImages:
     """An `ImageSource` that keeps what it has read, for one thread at a time.
 
     Images are cropped in Fourier space: the transform of an image of B² pixels is the middle of that of the recorded
-    image of D² pixels. All images are rounded as in the cache, whether they come from it or not.
+    image of D² pixels, whose background is subtracted first. All images are rounded as in the cache, whether they come
+    from it or not.
     """
 
     def __init__(
@@ -84,7 +86,10 @@ class CachedImages:
         """Put the images of these rows into (n, B, B) memory. They were checked when their stacks were read."""
         missing = self._read_kept(self._slot[rows], images)
         if len(missing):
-            recorded = fourier_cropped(self._source.read(rows[missing]), self.box_size)
+            recorded = self._source.read(rows[missing])
+            if self.box_size < recorded.shape[-1]:  # what cropping leaves of a plane is a plane no more
+                subtract_background(recorded, outside_circle(recorded.shape[-1]))
+            recorded = fourier_cropped(recorded, self.box_size)
             records = self._encoded(recorded, self._slot[rows[missing]])
             images[missing] = _decoded(records)
             self._keep(self._slot[rows[missing]], records)

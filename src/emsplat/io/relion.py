@@ -132,7 +132,7 @@ def _pixel_size(
     rows: Rows, override: float | None, stacks: Sequence[Path], facts: StackFacts
 ) -> tuple[float, list[str]]:
     """In Å, as by `agreed_pixel_size`; and what is doubtful about it."""
-    said = _pixel_sizes_of_star(rows)
+    said = pixel_sizes_of_star(rows)
     in_table = [_one_pixel_size(rows, one) for one in said] if override is None else []
     star = in_table[0] if in_table else None
     size = agreed_pixel_size(rows.path, override, star, said[0].source if said else "rlnImagePixelSize", stacks, facts)
@@ -142,7 +142,7 @@ def _pixel_size(
     if confirmed and len(said) > 1:  # two that agree stand against the third
         said = [said[0], *(other for other in said[1:] if _is_near(said[0], other) or " of the " in other.source)]
     lines = all_agree(rows.path, "pixel size", said, "say which is right with --pixel-size, or remove the wrong column")
-    for other in _pixel_sizes_of_star(rows)[1:]:
+    for other in pixel_sizes_of_star(rows)[1:]:
         if confirmed and not _is_near(Said("", size), other):
             lines.append(
                 f"two pixel sizes: {size:.5g} Å ({said[0].source}, and the stacks' headers) against "
@@ -157,7 +157,7 @@ def _is_near(one: Said, other: Said) -> bool:
     return bool(np.all(np.abs(np.asarray(other.value) / np.asarray(one.value) - 1) <= LIMITS["pixel size"].refused))
 
 
-def _pixel_sizes_of_star(rows: Rows) -> list[Said]:
+def pixel_sizes_of_star(rows: Rows) -> list[Said]:
     """In Å, (N,) of every place that gives one; the first is what RELION takes."""
     found = []
     for name in ("rlnImagePixelSize", "rlnPixelSize"):
@@ -258,7 +258,7 @@ def _origins(rows: Rows, pixel_size: float, override: float | None) -> tuple[NDA
     A refinement finds shifts in pixels. Those in Å were made with the table's pixel size: where the user knows it
     better, they are shifts of so many pixels still.
     """
-    said = _pixel_sizes_of_star(rows) if override is not None else []
+    said = pixel_sizes_of_star(rows) if override is not None else []
     of_table = np.asarray(said[0].value) if said else np.full(len(rows), pixel_size)
     found, lines = [], []
     for axis in "XY":

@@ -11,6 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from emsplat.io.cs_columns import read_columns
 from emsplat.io.formats import Format, sniff
+from emsplat.io.relion import pixel_sizes_of_star
+from emsplat.io.relion_rows import read_rows
 from emsplat.io.star import read_star
 from emsplat.io.write_back import write_back
 from emsplat.io.write_relion import write_relion
@@ -89,18 +91,33 @@ def _of_star(p: Particles, quantities: Collection[str]) -> dict[str, ArrayLike]:
 
 
 def _origins(p: Particles) -> dict[str, ArrayLike]:
-    """The origins for the columns that the star has. Those of RELION 3.0 are in pixels."""
+    """The origins for the columns that the star has. Those of RELION 3.0 are in pixels.
+
+    Where the user gave another pixel size than the star has, the origins in Å are those of the star's: read again, they
+    are the same number of pixels.
+    """
     names = {name: f"rlnOrigin{name}" for name in "XY"}
     kept = {"rlnImageName": str} | {column: str for name in names.values() for column in (name, f"{name}Angst")}
     present = {column for table in read_star(p.source, kept).values() for column in table.columns}
     columns: dict[str, ArrayLike] = {}
+    scale = _pixel_sizes_of_star(p) / p.pixel_size_in_angstroms
     for i, name in enumerate(names.values()):
         origin = p.origin_in_angstroms[:, i]
         if name in present:
             columns[name] = origin / p.pixel_size_in_angstroms
         if f"{name}Angst" in present or name not in present:
-            columns[f"{name}Angst"] = origin
+            columns[f"{name}Angst"] = origin * scale
     return columns
+
+
+def _pixel_sizes_of_star(p: Particles) -> NDArray[np.float64]:
+    """(N,) Å, as the star itself says for each image; that of the particles if it says nothing."""
+    rows = read_rows(p.source, mandatory=())
+    said = pixel_sizes_of_star(rows)
+    if not said:
+        return np.full(len(p), p.pixel_size_in_angstroms)
+    size_of = dict(zip(rows.texts("rlnImageName"), np.asarray(said[0].value).tolist(), strict=True))
+    return np.array([size_of[name] for name in p.ids.tolist()])
 
 
 def _of_cs(p: Particles, contrast: NDArray[np.float64], quantities: Collection[str]) -> dict[str, ArrayLike]:

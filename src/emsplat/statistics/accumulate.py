@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from emsplat.fourier.background import subtract_recorded_background
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.fourier.insertion import SliceGrid, grid_period, grid_shape
 from emsplat.fourier.transforms import transforms_of
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
 from emsplat.imaging.ctf import ctf_along, ctf_parameters, terms_of
-from emsplat.imaging.noise import inverse_noise, outside_circle, subtract_background
+from emsplat.imaging.noise import inverse_noise
 from emsplat.io.images import reading_order
 from emsplat.particles.batches import Images, Rows
 from emsplat.particles.parts import Entries, Kind, Part, PartWeights
@@ -288,8 +289,7 @@ def prepared_blocks(
             with stopwatch.working("transforms and weights"):
                 spectra = np.empty((0, working, working // 2 + 1), dtype=np.complex64)
                 if len(of_b.rows):
-                    # Images from a cache are smaller than the box.
-                    subtract_background(block, outside_circle(block.shape[-1]))
+                    subtract_recorded_background(block, box_size)
                     spectra = fourier_crop(transforms_of(block, numba.get_num_threads()), working)
                 weights = np.empty((len(of_t.rows), *spectra.shape[1:]), dtype=np.float32)
                 rows = np.union1d(of_b.rows, of_t.rows)

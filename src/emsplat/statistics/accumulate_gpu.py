@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emsplat.errors import InputError
+from emsplat.fourier.background import outside_circle, plane_fit
 from emsplat.fourier.insertion import frames_of
 from emsplat.fourier.insertion_gpu import DeviceGrid, DeviceGrids, Views
 from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
 from emsplat.imaging.ctf import critical_dose, ctf_terms
-from emsplat.imaging.noise import inverse_noise, outside_circle, plane_fit
+from emsplat.imaging.noise import inverse_noise
 from emsplat.io.images import check_images, refuse_images
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Kind, PartWeights
@@ -352,7 +353,8 @@ class Weighting:
         return Weighting(
             box_size,
             working,
-            table((plane * window.ravel()).T @ inverse, torch.float32),
+            # A cache subtracted the plane before it cropped the images.
+            table((plane * window.ravel()).T @ inverse * (image_size == box_size), torch.float32),
             table(plane, torch.float32),
             table(np.stack([kx * kx, kx * ky, ky * ky]).reshape(3, -1), torch.float64),
             table(inverse_noise(settings.noise, working, box_size).reshape(len(settings.noise), -1), torch.float32),

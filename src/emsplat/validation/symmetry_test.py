@@ -21,8 +21,9 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat.fourier import maps
+from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_cropped
-from emsplat.imaging.noise import noise_spectra, outside_circle, subtract_background
+from emsplat.imaging.noise import noise_spectra
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles, split_by_particle
