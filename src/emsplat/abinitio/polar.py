@@ -39,7 +39,7 @@ class PolarGrid:
     n_rings: int  # R
     n_angles: int  # Q, on the half circle
     n_orders: int  # M ≤ Q: angular frequencies m = 0 … M−1 that are kept
-    diameter: float  # of the particle's circle, as a share of the box
+    diameter: float  # diameter of the particle's circle, as a share of the box
 
     @staticmethod
     def of(n_rings: int, diameter: float) -> PolarGrid:

@@ -41,7 +41,7 @@ _UNSEEN_DIAMETER, _LARGEST_DIAMETER = 0.8, 0.95  # shares of the box
 _MAX_SHIFT = 0.1  # share of the box
 _EDGE = 0.1  # share of the box by which the circle that is kept exceeds the particle's, beyond its shift
 _MOST_SEARCHES = 3  # largest number of searches on refined maps
-_SETTLED = 0.02  # share of the images that a search moves, below which no other one is worthwhile
+_SETTLED = 0.02  # share of the images that a search moves, below which no other search is worthwhile
 _FEWEST_IMAGES = 40  # smallest number in each half set
 
 

@@ -41,7 +41,7 @@ class Criterion:
         return "converged" if self.value >= self.converged else "uncertain"
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json."""
+        """The entries of summary.json."""
         return {
             "value": round(self.value, 4),
             "converged_from": self.converged,
@@ -78,7 +78,7 @@ class Verdict:
         return f"{self.status}: {'; '.join(self.doubts)}"
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json."""
+        """The entries of summary.json."""
         return {"status": self.status, "criteria": {c.name: c.summary() for c in self.criteria}}
 
 

@@ -14,7 +14,7 @@ diagonal, up to a factor.
 
 Several ranks have the same model and go through the same batches; each renders its share of a batch, the gradients are
 summed, and all take the same step. What is summed is cut into the same pieces for any number of ranks up to four, and
-added in their order, so that these come to the same bits.
+added in their order, so that these numbers of ranks give the same bits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _PIECES = 4  # smallest number of pieces of a batch
 class Schedule:
     """The schedule of a fit to images, beyond `FitSettings`."""
 
-    round: int = 25  # batches
+    round: int = 25  # batches in a round
     batch: tuple[int, int] = (16, 256)  # fewest and most images; between them, a round takes every image once
     max_rounds: int = 12  # before annealing
     anneal_rounds: int = 10

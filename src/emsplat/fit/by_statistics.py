@@ -37,7 +37,7 @@ class FitSettings:
     patience: int = 2  # checks without an improvement that end the search
     step_sizes: dict[str, float] = field(
         default_factory=lambda: {"centres": 0.6, "log_scales": 0.05, "quaternions": 0.05, "log_masses": 0.07}
-    )  # by the name of each of the model's leaves
+    )  # step sizes by the names of the model's leaves
     densification: DensificationSchedule = field(default_factory=DensificationSchedule)
     seed: int = 0
 

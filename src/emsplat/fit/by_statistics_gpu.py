@@ -1,4 +1,4 @@
-"""What a fit to statistics does differently on a graphics card: the loss stays there, and a step is one launch.
+"""The parts of a fit to statistics that differ on a graphics card: the loss stays there, and a step is one launch.
 
 A step is a hundred small launches, which the processor requests more slowly than the card does them. Between two rounds
 of densification they are always the same, so that they are recorded as a CUDA graph.

@@ -18,7 +18,7 @@ from emsplat.heterogeneity.observations import Observations
 from emsplat.heterogeneity.posterior import inner_products, posterior
 from emsplat.heterogeneity.subspace import Subspace, columns_of, parts_of, volumes_of
 
-LEAST_VARIANCE = 0.3  # of a component's latents in the other half; its own half finds 1
+LEAST_VARIANCE = 0.3  # least variance of a component's latents in the other half; its own half finds 1
 LEAST_SIGNIFICANCE = 6.0  # standard deviations: the strongest of several directions of noise reaches 3 to 4
 
 

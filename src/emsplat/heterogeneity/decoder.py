@@ -38,7 +38,7 @@ _STEEPEST = 8.0  # largest change of a log mass; exp(8) is all or nothing
 class Decoder:
     """J Gaussians as functions of K latents; lengths in Å."""
 
-    gaussians: Gaussians  # at z = 0
+    gaussians: Gaussians  # Gaussians at z = 0
     mass_slopes: Tensor  # (J, K)
     displacements: Tensor  # (J, K, 3) Å
 

@@ -25,7 +25,7 @@ class Half:
 
     space: Subspace
     decoder: Decoder
-    histories: tuple[tuple[DecoderHistory, ...], ...]  # of every decoder fit, with the chosen variant first
+    histories: tuple[tuple[DecoderHistory, ...], ...]  # for every decoder fit, with the chosen variant first
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _FEWEST = 20  # least number of these images
 class Trajectory:
     """Points along one component; the other components follow the images that lie there."""
 
-    component: int  # from 0
+    component: int  # number of the component, from 0
     points: NDArray[np.float64]  # (n, K)
     images: NDArray[np.int64]  # (n,) how many images lie nearest to each point along the component
 

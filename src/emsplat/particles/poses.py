@@ -1,7 +1,7 @@
 """Poses: how the particle of each image is turned, and where in the image it lies.
 
 All computation works with them. Euler angles and RELION's origins, which are the shifts that centre an image, stay in
-the table as its file has them, and are converted only where files are read and written.
+the table as its file has them; only the reading and writing of files uses them directly.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _squares(precisions, peaks, at, here):
 @triton.jit
 def _anchor(place, box_size):
     """The coordinate of the box's voxel nearest to a centre, and the distance from the centre to it."""
-    nearest = tl.minimum(tl.maximum(tl.floor(place + 0.5), 0.0), box_size - 1)  # as floats: a place may be anywhere
+    nearest = tl.minimum(tl.maximum(tl.floor(place + 0.5), 0.0), box_size - 1)  # in floats: a centre may lie anywhere
     return nearest.to(tl.int32), (nearest - place).to(tl.float32)
 
 

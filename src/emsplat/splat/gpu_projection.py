@@ -233,7 +233,7 @@ def _chunks(per_a, last, limit, LANES: tl.constexpr):
 
 @triton.jit
 def _row(r, dx, dy, per_a, slope, b, limit):
-    """dy, B dy², and the first column within the cut-off (counted from the first column of the extent) with its t."""
+    """dy, its term of the exponent, the first column within the cut-off (from the extent's first column), and its t."""
     dy = dy + r
     along = b * dy * dy
     middle = -dx - slope * dy
