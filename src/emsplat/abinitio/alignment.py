@@ -1,7 +1,7 @@
-"""Two small maps of one particle, found independently, brought together by rotation, shift and hand.
+"""Alignment of two small, independently found maps of one particle by rotation, shift and hand.
 
-Shells are whitened, so that none drowns the others. An even grid of all rotations is tried with coarse shells, at each
-rotation all shifts by one inverse FFT; the best ones are then refined with all shells.
+Shells are whitened, so that none outweighs the others. An even grid of all rotations is tried with coarse shells; one
+inverse FFT tries all shifts at each rotation. The best rotations are then refined with all shells.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from emsplat.fourier import maps
 
 _COARSE_RINGS = 6
 _COARSE_STEP = 12.0  # degrees
-_REFINED, _REFINED_TO_THE_END = 12, 2  # of the best rotations of each hand: with coarse shells, then with all
-_MIRROR = np.diag([1.0, 1.0, -1.0])  # of z, which turns one hand into the other
+_REFINED, _REFINED_TO_THE_END = 12, 2  # best rotations of each hand that are refined with coarse shells, then with all
+_MIRROR = np.diag([1.0, 1.0, -1.0])  # negates z, which turns one hand into the other
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Alignment:
 
     rotation: NDArray[np.float64]  # (3, 3)
     shift: NDArray[np.float64]  # (3,) x, y, z in voxels of the box that the maps span
-    mirrored: bool  # the second is of the other hand
-    correlation: float  # of the whitened maps
+    mirrored: bool  # whether the second map has the other hand
+    correlation: float  # correlation of the whitened maps
 
     def poses(
         self, rotations: NDArray[np.float64], centres: NDArray[np.float64], scale: float
@@ -39,14 +39,14 @@ class Alignment:
         """Poses of images in the second map as poses in the first.
 
         Args:
-            rotations: (n, 3, 3); centres: (n, 2) x, y in pixels; scale: pixels of the image a voxel of the maps.
+            rotations: (n, 3, 3); centres: (n, 2) x, y in pixels; scale: pixels of the image per voxel of the maps.
         """
         if self.mirrored:
-            # An image x is A v. Of the mirror image M v it is M A M (M v) but for the sign of the depth, which no
-            # projection shows.
+            # An image is x = A v. For the mirror image M v it is M A M (M v), except for the sign of the depth, which
+            # no projection shows.
             rotations = _MIRROR @ rotations @ _MIRROR
         in_first = rotations @ self.rotation.T
-        # x_first = R x + s: the image's centre of the second map is A x = A Rᵀ (x_first − s).
+        # x_first = R x + s gives A x = A Rᵀ (x_first − s), so the centre in the image moves by −A Rᵀ s.
         return in_first, centres - scale * (in_first @ self.shift)[:, :2]
 
     def applied(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -55,7 +55,7 @@ class Alignment:
 
 
 def align(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int) -> Alignment:
-    """The rotation, shift and hand that bring the second map (N, N, N) onto the first, to this shell."""
+    """The rotation, shift and hand that bring the second map (N, N, N) onto the first, with shells up to `n_rings`."""
     best: Alignment | None = None
     for mirrored in (False, True):
         found = _best_of_hand(first, maps.mirrored(second) if mirrored else second, n_rings, mirrored)
@@ -66,7 +66,7 @@ def align(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int)
 
 
 def align_near(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int) -> Alignment:
-    """The small rotation and shift that bring the second map onto the first; of one hand already."""
+    """The small rotation and shift that bring the second map onto the first, if both have the same hand."""
     return _refined(first, _padded_transform(second), np.eye(3), np.zeros(3), n_rings, mirrored=False)
 
 
@@ -74,7 +74,7 @@ def own_rotations(volume: NDArray[np.float32], n_rings: int, least: float = 0.9)
     """(m, 3, 3) rotations about voxel N//2 that leave a map as it is, the identity first.
 
     Args:
-        least: correlation with the turned map from which on it counts as the same.
+        least: least correlation with the turned map at which the two count as the same.
     """
     coarse = min(n_rings, _COARSE_RINGS)
     points, source = _lattice(len(volume), coarse), _padded_transform(volume)
@@ -177,7 +177,7 @@ def _refined(
 
 
 def _rotation_grid() -> NDArray[np.float64]:
-    """(n, 3, 3) all rotations, evenly."""
+    """(n, 3, 3) rotations, spread evenly over all of them."""
     points = grids.directions(grids.number_of_directions(_COARSE_STEP, 1), np.eye(3), np.eye(3)[None])
     psi = grids.turns(round(360 / _COARSE_STEP))
     return np.concatenate([grids.turned(grids.frames(points), np.full(len(points), angle)) for angle in psi])
@@ -192,7 +192,7 @@ def _lattice(box_size: int, rings: int) -> NDArray[np.float64]:
 
 
 def _whitened(values: NDArray[np.complex64], points: NDArray[np.float64], rings: int) -> NDArray[np.complex64]:
-    """Values with equal power in all shells, 1 in all."""
+    """The values with equal power in all shells and a total power of 1."""
     shell = np.rint(np.linalg.norm(points, axis=1)).astype(int)
     power = np.bincount(shell, values.real**2 + values.imag**2, minlength=rings + 1)
     scaled = values / np.sqrt(np.maximum(power, 1e-300))[shell]
@@ -211,7 +211,7 @@ def _padded_transform(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
 
 
 def _sample(transform: NDArray[np.complex64], points: NDArray[np.float64]) -> NDArray[np.complex64]:
-    """(n,) at points (n, 3) x, y, z in units of 1/N."""
+    """(n,) values of a transform at points (n, 3) x, y, z in units of 1/N."""
     return _trilinear(transform, 2.0 * points)
 
 

@@ -1,7 +1,8 @@
 """The second stage: EM over all images, on a coarse grid of poses that is refined where posteriors have mass.
 
-In every round each image meets all coarse poses on the first rings; the directions that hold nearly all of its
-posterior give way to their finer families, which meet all rings. Rounds go on until the likelihood stops rising.
+In every round each image is compared with all coarse poses on the first rings. The directions that hold nearly all of
+its posterior are replaced by their finer families, which are compared on all rings. Rounds go on until the
+likelihood stops rising.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from emsplat.abinitio import grids, search, volume
 from emsplat.abinitio.polar import PolarImages
 from emsplat.abinitio.stochastic import StageSettings, Trace, limited, power_share, shift_prior
 
-_KEPT_MASS = 0.999  # of an image's coarse posterior
-_FALLEN = 0.05  # share of the likelihood whose loss is a fault, and stepped back from
-_NOTHING = 0.3  # nats an image: no map is hidden in images that say less
-_SCORES_AT_ONCE = 24 << 20  # numbers held by a block of images
+_KEPT_MASS = 0.999  # share of an image's coarse posterior that is searched further
+_FALLEN = 0.05  # a loss of this share of the likelihood is a fault; the round before is then taken
+_NOTHING = 0.3  # nats per image; images that say less hold no map
+_SCORES_AT_ONCE = 24 << 20  # number of scores held for a block of images
 
 
 @dataclass(frozen=True)
 class FullSettings:
-    """How fine the second stage's grids are, and when it ends."""
+    """The fineness of the second stage's grids, and the criterion for its end."""
 
     coarse_rings: int
     coarse_directions: int
@@ -41,13 +42,13 @@ class FullSettings:
 
 @dataclass
 class Found:
-    """What the search knows of n images."""
+    """What the search has found out about n images."""
 
-    rotations: NDArray[np.float64]  # (n, 3, 3) most probable
-    centres: NDArray[np.float64]  # (n, 2) x, y in pixels from the image's middle, of the most probable pose
-    top: NDArray[np.float32]  # (n,) its posterior
-    evidence: NDArray[np.float32]  # (n,) log-likelihood over that of no particle
-    likelihood: NDArray[np.float32]  # (n,) of the most probable pose alone
+    rotations: NDArray[np.float64]  # (n, 3, 3) rotation of the most probable pose
+    centres: NDArray[np.float64]  # (n, 2) x, y of the most probable pose, in pixels from the image's middle
+    top: NDArray[np.float32]  # (n,) posterior of the most probable pose
+    evidence: NDArray[np.float32]  # (n,) log-likelihood, less that of no particle
+    likelihood: NDArray[np.float32]  # (n,) log-likelihood of the most probable pose alone
 
     @staticmethod
     def empty(n: int) -> Found:
@@ -69,8 +70,8 @@ def full_stage(
     """The map (N, N, N), the sums it solves, and the images' poses against the map before it.
 
     Args:
-        map_: to start from, on the box of `volume.map_box`.
-        centres: (n, 2) x, y in pixels; filled with what is found.
+        map_: the map to start from, on the box of `volume.map_box`.
+        centres: (n, 2) x, y in pixels; replaced by the centres that are found.
     """
     kept: tuple[NDArray[np.float32], volume.SliceSums, Found] | None = None
     for done in range(settings.most_rounds):
@@ -107,7 +108,7 @@ def round_of(
     sums: volume.SliceSums | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
-    """One search of all images against a map; their slices are added to `sums`."""
+    """Search all images once against a map; their slices are added to `sums`."""
     grid, turn_of_grids = images.grid, grids.random_turn(rng)
     coarse_grid = grid.coarser(settings.coarse_rings)
     coarse = grids.directions(settings.coarse_directions, turn_of_grids, stage.symmetry)
@@ -145,7 +146,7 @@ class _Search:
     coarse: search.Slices
     fine: search.Slices
     frames: NDArray[np.float64]  # (fine, 3, 3)
-    families: list[NDArray[np.int64]]  # of each coarse direction
+    families: list[NDArray[np.int64]]  # fine directions of each coarse direction
     coarse_turn: torch.Tensor
     fine_turn: torch.Tensor
     coarse_offsets: NDArray[np.float64]
@@ -162,11 +163,11 @@ def _search_block(
     back: NDArray[np.complex64],
     weight: NDArray[np.float32],
 ) -> None:
-    """Search one block of images; fills `found` at the rows, and adds to `back` and `weight`."""
+    """Search one block of images; fill in `found` at the rows, and add to `back` and `weight`."""
     moved = search.shifted(block.coarser(s.coarse.grid.n_rings), centres, s.coarse_offsets, s.stage.box_size)
     _, coarse = search.e_step(s.coarse, moved, s.coarse_turn, shift_prior(s.coarse_offsets, s.stage), 1.0)
     kept = _directions_with_mass(coarse.of_direction)
-    # Images that say little keep many directions: their fine posteriors are held by fewer at a time.
+    # Images that say little keep many directions, so the fine posteriors of fewer images are held at a time.
     per_direction = len(s.fine_turn) * len(s.fine_offsets) * -(-len(s.frames) // len(s.families))
     part = np.cumsum(kept.sum(axis=0) * per_direction) // _SCORES_AT_ONCE
     for number in np.unique(part):
@@ -218,7 +219,7 @@ def _search_families(
 
 
 def _directions_with_mass(of_direction: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(d, n) the fewest directions that together hold nearly all of each image's posterior."""
+    """(d, n) mask of the fewest directions that together hold nearly all of each image's posterior."""
     order = np.argsort(of_direction, axis=0)[::-1]
     mass = np.cumsum(np.take_along_axis(of_direction, order, axis=0), axis=0)
     needed = np.vstack([np.zeros(of_direction.shape[1]), mass[:-1]]) < _KEPT_MASS

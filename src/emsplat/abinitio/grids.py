@@ -1,7 +1,7 @@
 """Grids of poses: directions spread evenly over the sphere, turns within the image, shifts.
 
 A pose is a direction d, a turn ψ about it and a shift t. The frame of a direction is the rotation matrix of ψ = 0,
-whose rows are the image's axes and d; its turn by ψ is ``_about_z(ψ) @ frame``, RELION's psi added.
+whose rows are the image's axes and d. Turned by ψ it is ``_about_z(ψ) @ frame``, which adds ψ to RELION's psi.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def directions(number: int, turn: NDArray[np.float64], symmetry: NDArray[np.floa
     """(≈ number, 3) unit vectors spread evenly over one asymmetric unit of the sphere.
 
     Args:
-        number: how many are wanted; with symmetry a few more or fewer are returned.
+        number: the number that is wanted; with symmetry a few more or fewer are returned.
         turn: (3, 3) rotation of the grid before the asymmetric unit is cut out of it.
         symmetry: (m, 3, 3) operators of the point group.
     """
@@ -48,7 +48,7 @@ def frames(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def turns(number: int) -> NDArray[np.float64]:
-    """(number,) angles ψ in radians, evenly over the circle."""
+    """(number,) angles ψ in radians, spread evenly over the circle."""
     return 2 * np.pi * np.arange(number) / number
 
 
@@ -66,14 +66,14 @@ def random_turn(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def families(fine: NDArray[np.float64], coarse: NDArray[np.float64]) -> list[NDArray[np.int64]]:
-    """For every coarse direction, the fine directions that are nearest to it; every fine one is in one family."""
+    """For every coarse direction, the fine directions that are nearest to it; each fine one is in one family."""
     parent = cKDTree(coarse).query(fine)[1]
     order = np.argsort(parent, kind="stable")
     return np.split(order, np.searchsorted(parent[order], np.arange(1, len(coarse))))
 
 
 def number_of_directions(step_in_degrees: float, order: int) -> int:
-    """How many directions cover the asymmetric unit of a group of this order at this spacing."""
+    """Number of directions that cover the asymmetric unit of a group of this order at this spacing."""
     return max(12, round(4 * np.pi / np.deg2rad(step_in_degrees) ** 2 / order))
 
 

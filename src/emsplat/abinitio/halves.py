@@ -1,9 +1,9 @@
-"""Two searches that share no image, and how far what they found agrees.
+"""Two searches that share no image, and how far their results agree.
 
-Each half set is started for itself, from random poses of its own. The second half's map is then brought onto the
-first one's by rotation, shift and hand, and three things are looked at: whether the two unregularised inversions
-correlate; whether the images of one half, which the other half's map has never seen, are as likely under it as under
-their own; and whether they are given the same poses there.
+Each half set is searched by itself, from random poses of its own. The second half's map is then brought onto that of
+the first by rotation, shift and hand, and three questions are asked: whether the two unregularised inversions
+correlate; whether the images of one half are as likely under the other half's map, to which they did not contribute, as
+under their own; and whether they get the same poses there.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from emsplat.abinitio.polar import PolarImages
 from emsplat.abinitio.stochastic import NOTHING, StageSettings, StochasticSettings, Trace, first_stage
 from emsplat.fourier import maps
 
-_COMPARED = 4000  # images of each half that are posed in the other's map, at most
+_COMPARED = 4000  # largest number of images of a half that are posed in the other half's map
 _FEW, _IMITATED = 150, 600
 
 
 @dataclass(frozen=True)
 class Start:
-    """What one search of one half has come to."""
+    """The result of one search of one half."""
 
     map: NDArray[np.float32]  # (N, N, N)
     inversion: NDArray[np.float32]  # (N, N, N) unregularised
@@ -41,7 +41,7 @@ class Start:
 
     @property
     def evidence(self) -> float:
-        """Mean log-likelihood of an image over that of no particle."""
+        """Mean log-likelihood of an image, less that of no particle."""
         return float(self.found.evidence.mean())
 
 
@@ -49,18 +49,18 @@ class Start:
 class Agreement:
     """How far two halves agree."""
 
-    alignment: Alignment  # of the second map onto the first
+    alignment: Alignment  # alignment of the second map onto the first
     correlations: NDArray[np.float64]  # (R,) FSC of the unregularised inversions, rings from 1
-    modes: Modes  # of the turns between the poses an image has in either map
-    own_evidence: float  # of images under their own half's map
-    other_evidence: float  # under the other half's
+    modes: Modes  # modes of the turns between the poses of an image in the two maps
+    own_evidence: float  # evidence of images under their own half's map
+    other_evidence: float  # evidence of the same images under the other half's map
     top: float  # mean largest posterior in the other half's map
-    imitation: Imitation  # what the first map's own images would show
+    imitation: Imitation  # what images of the first map itself would show
 
 
 @dataclass(frozen=True)
 class Search:
-    """What the search of a half needs, beside its images."""
+    """What the search of a half needs besides its images."""
 
     coarse: StageSettings
     fine: StageSettings
@@ -74,7 +74,7 @@ def start(
     rng: np.random.Generator,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Start:
-    """Search for the poses of one half's images, from random ones."""
+    """Search for the poses of one half's images, starting from random poses."""
     centres = np.zeros((len(images), 2))
     pictures: list[NDArray[np.float32]] = []
     n_iterations = settings.stochastic.iterations
@@ -98,7 +98,7 @@ def start(
 def _nothing(
     map_: NDArray[np.float32], n: int, first: Trace, pictures: list[NDArray[np.float32]], rng: np.random.Generator
 ) -> Start:
-    """What a search has come to that found nothing: a map that explains no image, and poses drawn at random."""
+    """The result of a search that found nothing: a map that explains no image, and poses drawn at random."""
     found = Found.empty(n)
     found.rotations[:] = Rotation.random(n, random_state=rng).as_matrix()
     found.evidence[:] = first.evidence[-1]
@@ -107,7 +107,7 @@ def _nothing(
 
 
 def on_box(volume_: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
-    """A map on another number of voxels, its transform unchanged where both have it."""
+    """A map with another number of voxels; its transform is unchanged at the frequencies that both have."""
     return maps.fourier_resize(volume_, box_size) * np.float32((len(volume_) / box_size) ** 3)
 
 
@@ -123,7 +123,7 @@ def compare(
     alignment = align(first.map, second.map, n_rings)
     sphere = volume.sphere(len(first.map), settings.fine.diameter)
     correlations = shell_correlations(first.inversion * sphere, alignment.applied(second.inversion) * sphere, n_rings)
-    # Posteriors of images that say nothing are spread over all poses, which takes time and tells no more of many.
+    # Posteriors of images that say nothing are spread over all poses; many of them take time and tell no more.
     most = _COMPARED if min(first.evidence, second.evidence) > 10 * NOTHING else _FEW
     rows = np.sort(rng.permutation(len(images[1]))[:most])
     unseen = images[1].select(rows)

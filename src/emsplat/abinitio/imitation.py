@@ -1,8 +1,8 @@
-"""What the search would show if a map were right: the map's own images, imitated, searched and found again or not.
+"""What the search would show if a map were correct: imitated images of the map, whose poses are searched for.
 
-Imitated images have the CTFs, the noise and the shifts of real ones, and poses that are known. If the map is right,
-real images that it has not seen have as much likelihood under it as its own have; an image of something else has
-less. And where even the map's own images are not found again, no search could tell that it is right.
+Imitated images have the CTFs, the noise and the shifts of real images, and known poses. If the map is correct, real
+images that did not contribute to it are as likely under it as the imitated ones; an image of something else is less
+likely. If not even the poses of the imitated images are found, no search could tell that the map is correct.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from emsplat.abinitio import full, volume
 from emsplat.abinitio.polar import PolarImages
 from emsplat.abinitio.stochastic import StageSettings
 
-NEAR_IN_DEGREES = 15.0  # poses that agree to this are one pose, found twice
+NEAR_IN_DEGREES = 15.0  # poses that agree to within this count as the same pose
 
 
 @dataclass(frozen=True)
 class Imitation:
-    """How the imitated images fare, beside which the real ones are looked at."""
+    """The results for the imitated images, with which those of real images are compared."""
 
-    evidence: float  # mean log-likelihood an image over that of no particle
-    evidence_spread: float  # standard deviation over the images
+    evidence: float  # mean log-likelihood of an image, less that of no particle
+    evidence_spread: float  # its standard deviation over the images
     top: float  # mean largest posterior
     recovered: float  # share of the images whose pose is found to within 15°
     median_error_in_degrees: float
@@ -42,8 +42,8 @@ def imitate(
     """Search for imitated images of a map, one for each of some real ones.
 
     Args:
-        like: real images, whose CTFs and noise the imitated ones have.
-        centres: (n, 2) of the particles in them, in pixels.
+        like: real images, whose CTFs and noise the imitated images have.
+        centres: (n, 2) x, y of the particles in them, in pixels.
     """
     n = len(like)
     rotations = Rotation.random(n, random_state=rng).as_matrix()
@@ -68,10 +68,10 @@ def images_of(
     box_size: int,
     rng: np.random.Generator,
 ) -> PolarImages:
-    """Images of a map in these poses, with CTF and noise like those of others.
+    """Images of a map in these poses, with the CTFs and noise of other images.
 
-    The noise of a ring of 2πr independent Fourier pixels is put on Q independent angles of the half circle: with a
-    variance of c² Q/(πr) each, it disturbs every score as much as that of the pixels.
+    The noise of a ring of 2πr independent Fourier pixels is put on Q independent angles of the half circle. With a
+    variance of c² Q/(πr) each, it disturbs every score as much as the noise of the pixels does.
     """
     grid = like.grid
     clean = volume.slices(map_, grid, rotations)
@@ -85,6 +85,6 @@ def images_of(
 def distances_in_degrees(
     found: NDArray[np.float64], true: NDArray[np.float64], symmetry: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(n,) angles between rotations (n, 3, 3), the smallest over the operators of the group."""
+    """(n,) angles between rotations (n, 3, 3), each the smallest over the operators of the group."""
     traces = np.max([np.einsum("nij,nij->n", found, true @ operator) for operator in symmetry], axis=0)
     return np.rad2deg(np.arccos(np.clip((traces - 1) / 2, -1, 1)))

@@ -1,8 +1,8 @@
 """A first look at images without poses: the noise, the particle's diameter, the sign of its contrast.
 
-All are statistics of ``z``, the image times its CTF over the noise power, which gathers what the CTF has spread: its
-variance over the images stands out where there is a particle, and its mean over the images is the particle's average
-over all directions and turns, a disc that is bright where particles are white.
+All are statistics of ``z``, the image times its CTF over the noise power, which gathers what the CTF has spread. The
+variance of z over the images stands out where there is a particle. The mean of z over the images is the average of the
+particle over all directions and turns, a disc that is bright if particles are white.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
 _SAMPLE, _SAMPLE_BYTES = 2000, 192 << 20
-_BOX = 32  # pixels that images are cropped to: all that a diameter needs
+_BOX = 32  # pixels that images are cropped to, which suffices for a diameter
 _OUTLINE = 0.04  # share of the largest excess variance that still belongs to the particle
-_SURE = 5.0  # standard errors
+_SURE = 5.0  # standard errors that leave no doubt
 _UNSEEN = 0.5  # share of the box: a circle within the particle shows its contrast, a wider one dilutes it
 
 
@@ -33,7 +33,7 @@ class Look:
 
     n_sampled: int
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`
-    diameter: float | None  # of the circle about the image's middle that holds the particles, in pixels; None: not seen
+    diameter: float | None  # pixels: circle about the image's middle that holds the particles; None: not visible
     contrast: float  # standard errors by which the middle is brighter than its surroundings
 
     @property
@@ -43,7 +43,7 @@ class Look:
 
     @property
     def surely_white(self) -> bool:
-        """Whether they are white beyond doubt."""
+        """Whether the particles are white beyond doubt."""
         return self.contrast > _SURE
 
 
@@ -67,7 +67,7 @@ def look_at(particles: Particles, images: Images, seed: int) -> Look:
 def _gathered(
     block: NDArray[np.float32], chosen: Particles, noise: NDArray[np.float64], box_size: int
 ) -> NDArray[np.float32]:
-    """(n, B, B) z, its origin at pixel B//2, smoothed to half of Nyquist's frequency."""
+    """(n, B, B) z with its origin at pixel B//2, smoothed to half of Nyquist's frequency."""
     full = chosen.box_size
     ky, kx = np.meshgrid(np.fft.fftfreq(box_size, 1 / box_size), np.arange(box_size // 2 + 1), indexing="ij")
     radius = np.hypot(kx, ky)
@@ -88,18 +88,18 @@ def _gathered(
 
 
 def _outline(gathered: NDArray[np.float32]) -> float | None:
-    """Pixels; twice the distance to which the variance over the images stands out from the border's."""
+    """Diameter in pixels: twice the distance to which the variance over the images exceeds that at the border."""
     n, box_size = gathered.shape[:2]
     ring, sizes = _rings(box_size)
     variance = np.bincount(ring.ravel(), gathered.var(axis=0, dtype=np.float64).ravel()) / sizes
     outside = np.arange(len(sizes)) >= 0.47 * box_size
     excess = variance - np.average(variance[outside], weights=sizes[outside])
-    # Neighbouring pixels of a smoothed image are alike: a quarter of them count.
+    # Neighbouring pixels of a smoothed image are alike, so only a quarter of them count.
     error = variance * np.sqrt(2 / n / np.maximum(sizes / 4, 1))
     stands_out = (excess > _OUTLINE * excess.max()) & (excess > 4 * error)
     if np.count_nonzero(stands_out[: box_size // 2]) < 2 or excess.max() < 8 * error[excess.argmax()]:
         return None
-    # Where all images are alike, as in the middle of some, there is no variance: half of the rings are enough.
+    # Where all images are alike, as in the middle of some particles, there is no variance; half of the rings suffice.
     rings = np.arange(1, box_size // 2 + 1)
     share = np.cumsum(stands_out[: len(rings)]) / rings
     reached = np.flatnonzero(stands_out[: len(rings)] & (share >= 0.5))
@@ -107,7 +107,7 @@ def _outline(gathered: NDArray[np.float32]) -> float | None:
 
 
 def _contrast(gathered: NDArray[np.float32], diameter: float) -> float:
-    """By how many standard errors the circle is brighter, in the mean over the images, than what surrounds it."""
+    """Number of standard errors by which the mean over the images is brighter in the circle than around it."""
     box_size = gathered.shape[1]
     axis = np.arange(box_size) - box_size // 2
     inside = (np.hypot(axis[:, None], axis) <= 0.35 * diameter).astype(np.float32)

@@ -1,7 +1,7 @@
 """Turns between the poses that two maps give the same images: one for all, several under a symmetry, or none.
 
-A particle whose symmetry was not imposed may have its images found on any mate: the turns then gather about the
-operators of its group, which nobody has named. Turns of images that mean nothing gather nowhere.
+The images of a particle whose symmetry was not imposed may be found on any symmetry mate. The turns then gather about
+the operators of its group, although the group is unknown. Turns of meaningless poses gather nowhere.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 _NEAR_IN_DEGREES = 15.0
-_LEAST_SHARE = 0.01  # of the images, by which turns gather: twelve times as many as by chance
-_MOST_MODES = 60  # of an icosahedron's group
+_LEAST_SHARE = 0.01  # share of the images that makes a mode: twelve times as many as by chance
+_MOST_MODES = 60  # order of the icosahedral group
 
 
 @dataclass(frozen=True)
 class Modes:
-    """Where turns gather."""
+    """The rotations about which turns gather."""
 
     rotations: NDArray[np.float64]  # (k, 3, 3) x_first = Q x_second beyond the alignment, the most frequent first
-    shares: NDArray[np.float64]  # (k,) of the images
+    shares: NDArray[np.float64]  # (k,) shares of the images
 
     @property
     def main(self) -> float:
-        """Share of the images in the most frequent one."""
+        """Share of the images in the most frequent mode."""
         return float(self.shares[0]) if len(self.shares) else 0.0
 
     @property
     def total(self) -> float:
-        """Share of the images in any."""
+        """Share of the images in any mode."""
         return float(self.shares.sum())
 
     @property
     def number(self) -> int:
-        """How many hold a tenth of the most frequent one's share, at least."""
+        """Number of modes with at least a tenth of the share of the most frequent one."""
         return int(np.count_nonzero(self.shares > 0.1 * self.main)) if len(self.shares) else 0
 
 
 def modes_of(in_first: NDArray[np.float64], in_second: NDArray[np.float64], symmetry: NDArray[np.float64]) -> Modes:
     """Modes of the turns Q between poses (n, 3, 3), ``in_first = in_second Qᵀ``, modulo the operators of a group."""
     turns = np.swapaxes(in_first, 1, 2) @ in_second
-    if len(symmetry) > 1:  # of equivalent turns, the smallest
+    if len(symmetry) > 1:  # the smallest of the equivalent turns is taken
         equivalent = np.einsum("gij,njk->gnik", symmetry, turns)
         smallest = np.einsum("gnii->gn", equivalent).argmax(axis=0)
         turns = equivalent[smallest, np.arange(len(turns))]

@@ -1,12 +1,12 @@
-"""Particle images on polar grids of Fourier space, as the search for poses meets them.
+"""Particle images on polar grids of Fourier space, on which the search for poses works.
 
-An image y with CTF C and noise power σ² enters as ``I = C y / σ²`` (``y′ / σ²`` where it is premultiplied) on rings
+An image y with CTF C and noise power σ² enters as ``I = C y / σ²`` (``y′ / σ²`` if it is premultiplied) on rings
 r = 1 … R of the units 1/D, at Q angles of a half circle, and ``c²(r)``, the mean of ``C²/σ²`` over a ring. The full
-CTF is applied on the image's side, so that astigmatism is kept. A soft circle that holds the particle takes the noise
-beyond it away; it follows the multiplication with C, which gathers what the CTF has spread.
+CTF is applied on the image's side, so that astigmatism is kept. A soft circle that holds the particle removes the
+noise outside it; it follows the multiplication by C, which gathers what the CTF has spread.
 
-The log-likelihood of a projection P against no projection is ``Σ_k [Re P* I − ½ c² |P|²]`` over all Fourier pixels,
-and a ring of Fourier pixels is the mean over its angles times 2πr.
+The log-likelihood of a projection P against no projection is ``Σ_k [Re P* I − ½ c² |P|²]`` over all Fourier pixels;
+the sum over a ring of Fourier pixels is the mean over its angles times 2πr.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
 _BLOCK_BYTES = 32 << 20
-_MOST_IN_MEMORY = 512 << 20  # bytes of the samples of one half set
-_SPARE_SHELLS = 3  # beyond the last ring, so that the circle's edge smears nothing into it
+_MOST_IN_MEMORY = 512 << 20  # size of the samples of one half set, above which they lie in a file
+_SPARE_SHELLS = 3  # shells beyond the last ring, so that the circle's edge smears nothing into it
 
 
 @dataclass(frozen=True)
 class PolarGrid:
-    """Where images and slices are sampled; radii in units of 1/D of the particle's box."""
+    """The points at which images and slices are sampled; radii in units of 1/D of the particle's box."""
 
     n_rings: int  # R
     n_angles: int  # Q, on the half circle
     n_orders: int  # M ≤ Q: angular frequencies m = 0 … M−1 that are kept
-    diameter: float  # of the particle's circle, as a share of the box
+    diameter: float  # diameter of the particle's circle, as a share of the box
 
     @staticmethod
     def of(n_rings: int, diameter: float) -> PolarGrid:
-        """As many angles as a projection of this diameter (share of the box) needs on the last ring."""
+        """The grid with as many angles as a projection of this diameter (share of the box) needs on the last ring."""
         n = _orders_for(n_rings, diameter)
         return PolarGrid(n_rings, n, n, diameter)
 
@@ -54,25 +54,25 @@ class PolarGrid:
 
     @property
     def radii(self) -> NDArray[np.float64]:
-        """(R,) from 1."""
+        """(R,) radii of the rings, from 1."""
         return np.arange(1, self.n_rings + 1, dtype=np.float64)
 
     @property
     def angles(self) -> NDArray[np.float64]:
-        """(Q,) radians, from 0 to below π."""
+        """(Q,) angles in radians, from 0 to below π."""
         return np.pi * np.arange(self.n_angles) / self.n_angles
 
     @property
     def points(self) -> NDArray[np.float64]:
-        """(R, Q, 2) kx, ky."""
+        """(R, Q, 2) kx, ky of the samples."""
         angle = self.angles
         return self.radii[:, None, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
     def to_orders(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Matrices (2·even orders, Q) and (2·odd orders, Q): to real and imaginary parts of angular coefficients.
+        """Matrices (2·even orders, Q) and (2·odd orders, Q) to the real and imaginary parts of angular coefficients.
 
-        What lies on the other half of the circle is the complex conjugate: coefficients of even order come from the
-        real part of the half circle, those of odd order from its imaginary part.
+        The other half of the circle holds the complex conjugates. Coefficients of even order therefore come from the
+        real part of the half circle, and those of odd order from its imaginary part.
         """
         angle, q = self.angles, self.n_angles
         even, odd = (m[:, None] * angle for m in (np.arange(0, self.n_orders, 2), np.arange(1, self.n_orders, 2)))
@@ -81,7 +81,7 @@ class PolarGrid:
         return tuple(np.ascontiguousarray(a.reshape(-1, q), dtype=np.float32) for a in (of_even, of_odd))  # type: ignore[return-value]
 
     def from_orders(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The inverses: (Q, 2·even orders) gives the real part at the angles, (Q, 2·odd orders) the imaginary part."""
+        """The inverses of `to_orders`: (Q, 2·even orders) to the real part, (Q, 2·odd orders) to the imaginary part."""
         of_even, of_odd = self.to_orders()
         scale = np.where(np.arange(self.n_orders) == 0, 1, 2)[:, None] * self.n_angles
         even, odd = (np.repeat(scale[first::2], 2, axis=0) * a for first, a in ((0, of_even), (1, of_odd)))
@@ -89,13 +89,13 @@ class PolarGrid:
 
 
 def _orders_for(n_rings: int, diameter: float) -> int:
-    """The rim of the particle turns the phase of the last ring's samples by π R d a radian of ψ; and three more."""
+    """Number of orders: π R d, by which a radian of ψ turns the phase of the last ring for the rim, plus three."""
     return max(2 * n_rings, int(np.ceil(np.pi * n_rings * diameter)) + 3)
 
 
 @dataclass(frozen=True)
 class PolarImages:
-    """What n images say, ready for any pose."""
+    """The data of n images, ready for the comparison with any pose."""
 
     grid: PolarGrid
     signal: NDArray[np.complex64]  # (n, R, Q) I
@@ -105,11 +105,11 @@ class PolarImages:
         return len(self.signal)
 
     def select(self, rows: NDArray) -> PolarImages:
-        """Those of these rows."""
+        """The images of these rows."""
         return PolarImages(self.grid, self.signal[rows], self.power[rows])
 
     def coarser(self, n_rings: int) -> PolarImages:
-        """On the first rings alone."""
+        """The images on the first rings alone."""
         grid = self.grid.coarser(n_rings)
         return PolarImages(grid, self.signal[:, : grid.n_rings], self.power[:, : grid.n_rings])
 
@@ -118,12 +118,12 @@ class PolarImages:
 class Spectra:
     """Radial powers that the images show by themselves; (R,), rings from 1, units of an unnormalised DFT."""
 
-    image_power: NDArray[np.float64]  # ⟨|y|²⟩ of an optics-group average
+    image_power: NDArray[np.float64]  # ⟨|y|²⟩ over the images
     noise: NDArray[np.float64]
     ctf_power: NDArray[np.float64]  # ⟨C²⟩
 
     def mean(self, other: Spectra) -> Spectra:
-        """Of two sets of equally many images."""
+        """The mean of the spectra of two sets with equal numbers of images."""
         return Spectra(
             0.5 * (self.image_power + other.image_power),
             0.5 * (self.noise + other.noise),
@@ -132,7 +132,7 @@ class Spectra:
 
     @property
     def signal(self) -> NDArray[np.float64]:
-        """S(r): power of a projection, at least a hundredth of its largest value's share that the noise hides."""
+        """S(r): power of a projection; at least a thousandth of its largest value, where the noise hides it."""
         found = (self.image_power - self.noise) / np.maximum(self.ctf_power, 1e-3)
         return np.maximum(found, 1e-3 * max(found.max(), 1e-30))
 
@@ -149,7 +149,7 @@ def polar_blocks(
 
     Args:
         noise: (groups, D//2+1) from `noise_spectra`.
-        circle_in_pixels: diameter of the circle that is kept of each image.
+        circle_in_pixels: diameter of the circle of each image that is kept.
     """
     full, box_size = particles.box_size, working_box(grid, particles.box_size)
     transform = _to_polar(grid, box_size)
@@ -168,8 +168,8 @@ def polar_blocks(
         factors = fourier_crop(ctf(chosen).astype(np.complex64), box_size).real
         premultiplied = np.array([g.premultiplied for g in chosen.optics])[chosen.optics_group]
         shells = np.arange(noise.shape[1])
-        # The background was taken off, and with it the noise of the mean: that of its neighbours stands for it. Without
-        # a mean, the circle would cut a disc out of what lies below zero, and put that into the first rings.
+        # The subtraction of the background removed the noise of the mean; that of the next shell stands in. Without
+        # the mean, the area around the particle would be negative, and the circle would add a disc to the first rings.
         sigma2 = np.array([np.interp(np.maximum(radius, 1), shells, values) for values in noise], np.float32)
         sigma2 = sigma2[chosen.optics_group]
         sums = _ring_sums(spectra, sigma2, factors, premultiplied, ring, grid.n_rings)
@@ -198,7 +198,7 @@ def read_polar(
 ) -> tuple[PolarImages, Spectra]:
     """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`.
 
-    The samples take 8 R Q bytes an image: 4 kB on 14 rings. Where that is much, they lie in a file.
+    The samples take 8 R Q bytes per image, which is 4 kB on 14 rings. If that is too much, they lie in a file.
     """
     signal = _room((len(rows), grid.n_rings, grid.n_angles))
     power = np.empty((len(rows), grid.n_rings), np.float32)
@@ -212,19 +212,19 @@ def read_polar(
 
 
 def _room(shape: tuple[int, int, int]) -> NDArray[np.complex64]:
-    """Memory for the samples of all images; a file without a name, on the temporary disk, where they are many."""
+    """Memory for the samples of all images; if they are many, an unnamed file on the temporary disk."""
     if 8 * int(np.prod(shape)) <= _MOST_IN_MEMORY:
         return np.empty(shape, np.complex64)
     return np.memmap(tempfile.TemporaryFile(), dtype=np.complex64, mode="w+", shape=shape)
 
 
 def working_box(grid: PolarGrid, box_size: int) -> int:
-    """Pixels of the box that images are cropped to in Fourier space."""
+    """Edge in pixels of the box that images are cropped to in Fourier space."""
     return min(box_size, 2 * (grid.n_rings + _SPARE_SHELLS))
 
 
 def _to_polar(grid: PolarGrid, box_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Real and imaginary part of (B², R·Q): the transform of an image about pixel B//2, exactly."""
+    """Real and imaginary part of the (B², R·Q) matrix of the exact transform of an image about pixel B//2."""
     axis = np.arange(box_size) - box_size // 2
     k = grid.points.reshape(-1, 2)
     along_x = np.exp(-2j * np.pi * np.outer(axis, k[:, 0]) / box_size)
@@ -247,10 +247,10 @@ def _ring_means(values: NDArray[np.float32], ring: NDArray[np.int64], n_rings: i
 
 
 def _ring_sums(spectra, sigma2, factors, premultiplied, ring, n_rings) -> NDArray[np.float64]:
-    """(4, R) sums over images; what premultiplied images hold is C times that of others."""
+    """(4, R) sums over images, as in `polar_blocks`; premultiplied images hold C times the others' values."""
     image_power = _ring_means(spectra.real**2 + spectra.imag**2, ring, n_rings)
     squared = _ring_means(factors**2, ring, n_rings)
-    # ⟨|C y|²⟩ ≈ ⟨C²⟩ (σ² + …): the ring's own C² is divided out, near enough for a prior.
+    # ⟨|C y|²⟩ ≈ ⟨C²⟩ (σ² + …), so the ring's own C² is divided out, which is accurate enough for a prior.
     image_power = np.where(premultiplied[:, None], image_power / np.maximum(squared, 1e-3), image_power)
     parts = (image_power, _ring_means(sigma2, ring, n_rings), squared, np.ones_like(squared))
     return np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])

@@ -1,7 +1,7 @@
-"""Global search of all images on refined maps, which local refinement cannot replace: it leaves no wrong basin.
+"""Global search of all images on refined maps. Local refinement cannot replace it, because it never leaves a basin.
 
-Each image meets all poses on a grid against its own half's map, as far as the halves agree; where the best of them is
-far from the present pose and more likely than it, the image moves there.
+Each image is compared with its own half's map in all poses on a grid, to the frequency at which the halves agree. If
+the best pose is far from the present one and more likely, the image moves there.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def likelihoods(
     box_size: int,
     inner: int = 0,
 ) -> NDArray[np.float32]:
-    """(n,) log-likelihoods of images in given poses over that of no particle.
+    """(n,) log-likelihoods of images in given poses, less that of no particle.
 
     Args:
-        rotations: (n, 3, 3); centres: (n, 2) x, y in pixels; inner: number of rings that are left out, from the first.
+        rotations: (n, 3, 3); centres: (n, 2) x, y in pixels; inner: number of first rings that are left out.
     """
     grid = images.grid
     per_ring = np.pi * grid.radii / grid.n_angles
@@ -51,10 +51,10 @@ def search_again(
     settings: full.FullSettings,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.bool_], full.Found]:
-    """(n,) which images have a more likely pose far from theirs, and all that the search has found.
+    """(n,) mask of the images with a more likely pose far from their present one, and the results of the search.
 
     Args:
-        rotations: (n, 3, 3), centres: (n, 2) x, y in pixels: the present poses.
+        rotations: (n, 3, 3), centres: (n, 2) x, y in pixels of the present poses.
     """
     present = likelihoods(images, map_, rotations, centres, stage.box_size)
     found = full.round_of(images, map_, centres.copy(), stage, settings, rng)

@@ -1,7 +1,7 @@
-"""The job: particle images without poses → poses, and whether to believe them.
+"""The job that finds poses for particle images, and decides whether to believe them.
 
-Read it top to bottom: read the table, look at a sample, search each half for itself, compare, refine locally and
-search again in turn, reconstruct, judge.
+The code reads from top to bottom: it reads the table, looks at a sample, searches each half by itself, compares them,
+refines locally and searches again in turn, reconstructs, and judges.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from emsplat.runtime.threads import threads
 from emsplat.settings import AbInitioSettings, ReconstructSettings
 from emsplat.symmetry import symmetry_operators
 
-_OUTLINE_MARGIN = 1.15  # the variance shows a little less than the particle
+_OUTLINE_MARGIN = 1.15  # factor on the outline, because the variance shows a little less than the particle
 _UNSEEN_DIAMETER, _LARGEST_DIAMETER = 0.8, 0.95  # shares of the box
 _MAX_SHIFT = 0.1  # share of the box
-_EDGE = 0.1  # share of the box by which the circle kept of an image exceeds the particle's, beside its shift
-_MOST_SEARCHES = 3  # on refined maps
-_SETTLED = 0.02  # share of the images moved by a search that is not worth another one
-_FEWEST_IMAGES = 40  # of each half set
+_EDGE = 0.1  # share of the box by which the circle that is kept exceeds the particle's, beyond its shift
+_MOST_SEARCHES = 3  # largest number of searches on refined maps
+_SETTLED = 0.02  # share of the images that a search moves, below which no other search is worthwhile
+_FEWEST_IMAGES = 40  # smallest number in each half set
 
 
 @dataclass(frozen=True)
 class AbInitio:
-    """What a run hands back."""
+    """The result of a run."""
 
-    reconstruction: Reconstruction  # of the particles with the poses that were found
+    reconstruction: Reconstruction  # reconstruction from the poses that were found
     verdict: Verdict
     agreement: Agreement
-    starts: tuple[Start, Start]  # the ones that were gone on with
-    n_starts: tuple[int, int]  # how many were made of each half
+    starts: tuple[Start, Start]  # the starts with which the run continued
+    n_starts: tuple[int, int]  # number of starts of each half
     moved: tuple[float, ...]  # share of the images that each search on refined maps moved
     certainty: NDArray[np.float32]  # (N,) largest posterior of each image in the first search
     look: Look
@@ -64,11 +64,11 @@ class AbInitio:
 
     @property
     def status(self) -> str:
-        """converged, uncertain or failed."""
+        """The status of the verdict: converged, uncertain or failed."""
         return self.verdict.status
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json, under ab_initio."""
+        """The entries of summary.json under ab_initio."""
         modes = self.agreement.modes
         return {
             **self.verdict.summary(),
@@ -90,12 +90,12 @@ class AbInitio:
 
 
 def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, reporter: Reporter | None = None) -> AbInitio:
-    """Find the poses of particle images from none.
+    """Find the poses of particle images without initial poses.
 
     Args:
         source: a particle file, whose poses are ignored, or the table read from one.
-        settings: defaults are found from the data.
-        reporter: told of progress; silent by default.
+        settings: values that are not given are found from the data.
+        reporter: receiver of progress; silent by default.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
@@ -142,7 +142,7 @@ def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, report
 
 
 def _table(source: Path | str | Particles, settings: AbInitioSettings, reporter: Reporter) -> Particles:
-    """The particles with half sets, their poses forgotten."""
+    """The particles with half sets and without their poses."""
     if isinstance(source, Particles):
         table = source
     else:
@@ -180,7 +180,7 @@ def _table(source: Path | str | Particles, settings: AbInitioSettings, reporter:
 
 
 def _diameter(look: Look, table: Particles, settings: AbInitioSettings, reporter: Reporter) -> float:
-    """Å; refuses particles that are surely dark, and says where the sign of the contrast is not sure."""
+    """The diameter in Å. Particles that are surely dark are refused; an uncertain sign of the contrast is reported."""
     reporter.line(f"contrast from {look.n_sampled:,} images: {look.contrast:+.1f} standard errors (white is positive)")
     if look.surely_dark:
         raise InputError(
@@ -208,7 +208,7 @@ Halves = tuple[PolarImages, PolarImages]
 
 
 class _Job:
-    """What all stages of one run share."""
+    """The data and settings that all stages of one run share."""
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ class _Job:
         self.scales = scales_of(self.diameter, len(self.symmetry), table.box_size, self.max_ring)
         max_shift = _MAX_SHIFT * box if settings.max_shift is None else settings.max_shift
         self.max_shift = max_shift / table.pixel_size_in_angstroms
-        # Of each image, the particle's circle is kept, wherever the particle lies.
+        # The circle that is kept of each image holds the particle, wherever it lies.
         self.circle = (self.diameter + _EDGE) * table.box_size + 2 * min(self.max_shift, 0.1 * table.box_size)
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
@@ -245,7 +245,7 @@ class _Job:
         return (first, second), of_first.mean(of_second)
 
     def stage(self, spectra: Spectra, n_rings: int) -> StageSettings:
-        """Settings of a stage that looks at these rings."""
+        """Settings of a stage that uses these rings."""
         return StageSettings(
             box_size=self.table.box_size,
             diameter=self.diameter,
@@ -256,7 +256,7 @@ class _Job:
         )
 
     def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:
-        """Settings of the search, and what an image tells in nats."""
+        """Settings of the search, and the information of an image in nats."""
         coarse, order = self.scales.coarse_rings, len(self.symmetry)
         polar = halves[0]
         nats = information(polar.grid.radii[:coarse], polar.power[:, :coarse], spectra.signal[:coarse])
@@ -279,7 +279,7 @@ class _Job:
 def _independent_starts(
     job: _Job, halves: Halves, search: Search
 ) -> tuple[tuple[Start, Start], Agreement, Verdict, tuple[int, int]]:
-    """The best starts of both halves, how far they agree, what to think of it, and how many starts were made."""
+    """The best starts of both halves, their agreement, the verdict on it, and the numbers of starts."""
     best: list[Start] = []
     seed = job.settings.seed
     for attempt in range(job.settings.starts):
@@ -307,7 +307,7 @@ def _independent_starts(
 
 
 def _own_ctfs(job: _Job, found: Start, spectra: Spectra) -> float:
-    """Whether the CTFs belong to the images, from those of the first half; 1 where there are none."""
+    """The value of `own_ctfs_win` for images of the first half; 1 if there are no CTFs."""
     if job.settings.no_ctf:
         return 1.0
     grid = PolarGrid.of(job.scales.fine_rings, job.diameter)
@@ -319,7 +319,7 @@ def _own_ctfs(job: _Job, found: Start, spectra: Spectra) -> float:
 
 
 def _in_words(found: Start) -> str:
-    """What a start has come to, for the log."""
+    """The result of a start in words, for the log."""
     first, second = found.first, found.second
     faults = len(first.steps_back) + len(second.steps_back)
     return (
@@ -353,11 +353,11 @@ def with_poses(table: Particles, rotations: NDArray[np.float64], centres: NDArra
 
 
 def _refined(job: _Job, table: Particles, verdict: Verdict) -> tuple[Reconstruction, tuple[float, ...]]:
-    """Local refinement and global search in turn until no image jumps, then the reconstruction."""
+    """Refine locally and search globally in turn until hardly any image jumps, then reconstruct."""
     moved: list[float] = []
     if verdict.status != "failed":
         for number in range(_MOST_SEARCHES):
-            # One fit of each half is enough to search on: the final reconstruction averages several.
+            # One fit of each half suffices for the search; the final reconstruction averages several.
             on_the_way = replace(_reconstruct_settings(job, refine=True), n_fits=1)
             found = reconstruct(table, on_the_way, job.reporter, contrast_is_known=True)
             table = _brought_together(found.particles, found, job)
@@ -376,7 +376,7 @@ def _refined(job: _Job, table: Particles, verdict: Verdict) -> tuple[Reconstruct
 
 def _reconstruct_settings(job: _Job, refine: bool) -> ReconstructSettings:
     s = job.settings
-    # The search's last step is half as wide as this: farther than that no local refinement need go.
+    # The search's last step is half as wide as this, so local refinement need not go farther.
     reach = job.scales.coarse_step
     rim = float(np.deg2rad(reach)) * job.diameter_in_angstroms / 2
     return ReconstructSettings(
@@ -393,7 +393,7 @@ def _reconstruct_settings(job: _Job, refine: bool) -> ReconstructSettings:
 
 
 def _searched_again(job: _Job, table: Particles, found: Reconstruction, number: int) -> tuple[Particles, float]:
-    """The particles with the images moved that a global search on their half's map has moved, and their share."""
+    """The particles after a global search on the map of their half, and the share of the images that it moved."""
     box_size = table.box_size
     finest = min(int(found.validation.limit_shell), round(1.5 * job.scales.fine_rings), int(job.max_ring))
     halves, spectra = job.read(finest)
@@ -417,9 +417,9 @@ def _searched_again(job: _Job, table: Particles, found: Reconstruction, number: 
 
 
 def _brought_together(table: Particles, found: Reconstruction, job: _Job) -> Particles:
-    """The particles, those of the second half moved as a whole so that its map lies on the first one's.
+    """The particles, with the second half moved as a whole so that its map lies on that of the first.
 
-    Each half is refined against its own map alone, so nothing else keeps the two from drifting apart.
+    Each half is refined against its own map alone, and nothing else keeps the two from drifting apart.
     """
     limit = found.validation.limit_shell
     if limit == 0:

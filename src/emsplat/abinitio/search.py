@@ -1,12 +1,12 @@
-"""The E-step on a grid of poses, and what the M-step needs of it: batched matrix products over angular frequencies.
+"""E-step and M-step on a grid of poses, as batched matrix products over angular frequencies.
 
-With hats for angular Fourier coefficients on ring r, the score of a pose is
+Hats denote angular Fourier coefficients on ring r. The score of a pose is
 
     s(d, ψ, t) = Σ_m [Re c_m cos mψ + Im c_m sin mψ] − ½ Σ_r 2πr c²(r) A_d(r),    c_m = Σ_r 2πr P̂*_d(r, m) Î_t(r, m)
 
-one product over the rings for every m, and a second one over m. The M-step is the adjoint: with p the posterior and
-``ŵ_m = Σ_ψ p e^{−imψ}``, a direction's slice of b is ``Σ ŵ_m Î_t(r, m)``, so that one slice is inserted a direction,
-not one an image.
+which takes one product over the rings for every m, and a second one over m. The M-step takes the same products in the
+opposite direction: with p the posterior and ``ŵ_m = Σ_ψ p e^{−imψ}``, a direction's slice of b is ``Σ ŵ_m Î_t(r, m)``,
+so that one slice is inserted for each direction and not for each image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Slices:
     """Slices of a map in the directions of a search, as angular coefficients."""
 
     grid: PolarGrid
-    products: Tensor  # (M, 2·d, 2·R) float32: rows give Re c, then Im c, of columns [Re Î; Im Î]
+    products: Tensor  # (M, 2·d, 2·R) float32: from columns [Re Î; Im Î] to rows Re c, then Im c
     power: NDArray[np.float32]  # (d, R) 2πr ⟨|P|²⟩ over a ring
 
     @property
@@ -37,7 +37,7 @@ class Slices:
         return len(self.power)
 
     def select(self, directions: NDArray[np.int64]) -> Slices:
-        """Those of some directions."""
+        """The slices in some of the directions."""
         both = torch.from_numpy(np.concatenate([directions, directions + self.n_directions]))
         return Slices(self.grid, self.products[:, both], self.power[directions])
 
@@ -51,7 +51,7 @@ class Shifted:
     n_shifts: int
 
     def select(self, rows: NDArray[np.int64]) -> Shifted:
-        """Those of some images."""
+        """The coefficients of some of the images."""
         orders, parts = self.coefficients.shape[:2]
         of_images = self.coefficients.reshape(orders, parts, self.n_shifts, len(self.power))
         chosen = of_images[..., torch.from_numpy(rows)].reshape(orders, parts, -1)
@@ -59,7 +59,7 @@ class Shifted:
 
 
 def slices_of(samples: NDArray[np.complex64], grid: PolarGrid) -> Slices:
-    """(d, R, Q) samples of slices as the E-step takes them."""
+    """The slices with these (d, R, Q) samples, in the form that the E-step takes."""
     d, rings, q = samples.shape
     flat = torch.from_numpy(samples.reshape(-1, q))
     spectra = torch.empty(grid.n_orders, 2, d, rings)
@@ -95,27 +95,27 @@ def shifted(images: PolarImages, centres: NDArray[np.float64], offsets: NDArray[
 
 
 def turn_matrix(n_orders: int, n_turns: int) -> Tensor:
-    """(ψ, 2·M) cosines and sines of mψ, in turn."""
+    """(ψ, 2·M) cosines and sines of mψ, alternating."""
     angle = grids.turns(n_turns)[:, None] * np.arange(n_orders)
     return torch.from_numpy(np.stack([np.cos(angle), np.sin(angle)], axis=2).reshape(n_turns, -1).astype(np.float32))
 
 
 def scores_of(slices: Slices, images: Shifted, turn: Tensor) -> Tensor:
-    """(ψ, d, T, n) log-likelihoods but for the penalty."""
+    """(ψ, d, T, n) log-likelihoods without the penalty."""
     c = torch.bmm(slices.products, images.coefficients)  # (M, 2·d, T·n)
     d, n = slices.n_directions, len(images.power)
     return (turn @ c.reshape(turn.shape[1], -1)).reshape(len(turn), d, images.n_shifts, n)
 
 
 def penalty_of(slices: Slices, images: Shifted) -> NDArray[np.float32]:
-    """(d, n) half the power of each slice in each image."""
+    """(d, n) penalty: half the power of each slice in each image."""
     return 0.5 * (slices.power @ images.power.T)
 
 
 def e_step(
     slices: Slices, images: Shifted, turn: Tensor, log_prior: NDArray[np.float32], beta: float
 ) -> tuple[Tensor, Posterior]:
-    """(ψ, d, T, n) posterior, not normalised, and its sums."""
+    """(ψ, d, T, n) posterior before normalisation, and its sums."""
     scores = scores_of(slices, images, turn)
     return scores, posterior(scores.numpy(), penalty_of(slices, images), log_prior, beta)
 
@@ -123,7 +123,7 @@ def e_step(
 def m_step(
     probabilities: Tensor, images: Shifted, normalisation: NDArray[np.float32], turn: Tensor, grid: PolarGrid
 ) -> NDArray[np.complex64]:
-    """(d, R, Q) slices of b, from probabilities (ψ, d, T, n) over a normalisation (n,)."""
+    """(d, R, Q) slices of b, from probabilities (ψ, d, T, n) divided by a normalisation (n,)."""
     n_turns, d, n_shifts, n = probabilities.shape
     w = (turn.T @ probabilities.reshape(n_turns, -1)).reshape(grid.n_orders, 2 * d, n_shifts * n)
     scale = torch.from_numpy(1 / normalisation).repeat(n_shifts)
@@ -136,7 +136,7 @@ def m_step(
 
 
 def samples_of(real: Tensor, imaginary: Tensor, grid: PolarGrid) -> NDArray[np.complex64]:
-    """(d, R, Q) samples of angular coefficients (M, d, R)."""
+    """(d, R, Q) samples from angular coefficients (M, d, R)."""
     d, rings = real.shape[1:]
     spectra = torch.stack([real, imaginary], dim=1)
     parts = [

@@ -1,7 +1,7 @@
-"""The posterior of every image over a grid of poses, from scores, in place.
+"""The posterior of every image over a grid of poses, computed from scores in place.
 
-Scores are ``(ψ, d, t, n)`` with the images innermost, so that one pass of vector instructions serves many images; a
-pass finds each image's largest score, a second one exponentiates and sums whatever the search needs.
+Scores are ``(ψ, d, t, n)`` with the images innermost, so that one pass of vector instructions serves many images. A
+first pass finds each image's largest score; a second one exponentiates and takes the sums that the search needs.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_LANES = 32  # images that are worked on together: their sums stay in the first cache
+_LANES = 32  # images that are worked on together; their sums stay in the first-level cache
 # 2^f on [−½, ½], constant term first: relative error 2e-7 (least-squares fit).
 _EXP2 = tuple(
     np.float32(c) for c in (1.0, 0.693147180, 0.240226507, 0.0555041087, 0.00961812911, 0.00133335581, 0.000154035304)
 )
 _LOG2_E = np.float32(1.4426950408889634)
-_FLOOR = np.float32(-100.0)  # 2^−100 is nothing beside 1
+_FLOOR = np.float32(-100.0)  # exponent of 2; 2^−100 is negligible beside 1
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Sums over the poses of n images; probabilities themselves have taken the place of the scores, times `total`."""
+    """Sums over the poses of n images; the probabilities times `total` have replaced the scores."""
 
-    largest: NDArray[np.float32]  # (n,) score
+    largest: NDArray[np.float32]  # (n,) largest score
     total: NDArray[np.float32]  # (n,) Σ exp(β (score − largest)), the normalisation
     entropy: NDArray[np.float32]  # (n,) nats
     evidence: NDArray[np.float32]  # (n,) ln Σ prior exp(score), at β = 1
-    of_direction: NDArray[np.float32]  # (d, n) normalised
-    of_shift: NDArray[np.float32]  # (t, n) normalised
+    of_direction: NDArray[np.float32]  # (d, n) normalised posterior of each direction
+    of_shift: NDArray[np.float32]  # (t, n) normalised posterior of each shift
     best: NDArray[np.int64]  # (n,) flat index (ψ, d, t) of the largest score
 
 
 def posterior(
     scores: NDArray[np.float32], penalty: NDArray[np.float32], log_prior: NDArray[np.float32], beta: float
 ) -> Posterior:
-    """Turns scores into probabilities (not normalised), in place.
+    """Turn scores into probabilities, in place and before normalisation.
 
     Args:
-        scores: (ψ, d, t, n) log-likelihoods but for the penalty.
-        penalty: (d, n) what is taken off: half the power that a projection has in the image.
-        log_prior: (t,) of the shifts; its exponentials over all poses sum to the number of poses.
+        scores: (ψ, d, t, n) log-likelihoods without the penalty.
+        penalty: (d, n) half the power that a projection has in the image, which is subtracted.
+        log_prior: (t,) log prior of the shifts; its exponentials over all poses sum to the number of poses.
         beta: inverse temperature.
     """
     n_psi, n_directions, n_shifts, n = scores.shape

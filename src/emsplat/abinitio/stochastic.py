@@ -1,9 +1,9 @@
 """The first stage: from random poses to a coarse map, batch by batch.
 
-Each batch is searched over the whole grid of poses against the present map; its slices join those of the batches
-before, which fade. The temperature follows from what the images tell: where posteriors would be spikes on a map that
-knows nothing yet, it is raised until their entropy is a set share of the grid's, which falls to nothing over the
-first half of the stage; where images are poor their posteriors are wide by themselves, and β is 1 from the start.
+Each batch is searched over the whole grid of poses against the present map; its slices are added to those of earlier
+batches, which fade. The temperature follows from the information of the images. If posteriors would be spikes on a map
+that is still arbitrary, it is raised until their entropy is a set share of the grid's; this share falls to 0 over the
+first half of the stage. Images with little information have wide posteriors anyway, and β is 1 from the start.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from numpy.typing import NDArray
 from emsplat.abinitio import grids, search, volume
 from emsplat.abinitio.polar import PolarImages
 
-_SMOOTHED = 8  # iterations whose mean likelihood is looked at
-_FALLEN, _TOO_MUCH_POWER = 0.25, 1.2  # share of the likelihood lost, and the map's power over the images': faults
-_MOST_STEPS_BACK, _WARMER = 3, 1.5  # and by how much the entropies' floor is raised after one
-NOTHING = 0.02  # nats an image: after a third of the batches, no map comes out of images that say less
-_FOR_BETA = 24  # images that the temperature is taken from
+_SMOOTHED = 8  # iterations over which the likelihood is averaged
+_FALLEN, _TOO_MUCH_POWER = 0.25, 1.2  # faults: loss of this share of the likelihood; map's power over the images'
+_MOST_STEPS_BACK, _WARMER = 3, 1.5  # largest number of steps back; factor on the entropies' floor after each
+NOTHING = 0.02  # nats per image; images that say less after a third of the batches give no map
+_FOR_BETA = 24  # number of images from which the temperature is found
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What both stages need to know; found from the data."""
+    """Settings of both stages, found from the data."""
 
     box_size: int  # D of the particle's images
-    diameter: float  # of the particle's sphere, as a share of the box
+    diameter: float  # diameter of the particle's sphere, as a share of the box
     signal: NDArray[np.float64]  # (R,) S, power of a projection
     symmetry: NDArray[np.float64]  # (m, 3, 3)
-    max_shift: float  # pixels: the farthest a particle may lie from its image's middle
-    shift_sigma: float  # pixels: how far they lie, for the prior
+    max_shift: float  # pixels: largest distance of a particle from its image's middle
+    shift_sigma: float  # pixels: standard deviation of this distance in the prior
 
 
 @dataclass(frozen=True)
 class StochasticSettings:
-    """How the first stage goes about it."""
+    """Settings of the first stage."""
 
     n_directions: int
     n_turns: int
     shift_step: float  # pixels
     batch: int
     iterations: int
-    memory: float = 0.8  # share of the batches before that stays
-    first_entropy: float = 0.4  # share of the grid's entropy that posteriors keep at least, falling to 0
+    memory: float = 0.8  # share of the earlier batches that is kept at each iteration
+    first_entropy: float = 0.4  # least entropy of posteriors at first, as a share of the grid's; falls to 0
     annealed: float = 0.5  # share of the iterations over which it falls
 
 
 @dataclass
 class Trace:
-    """What an iteration of either stage has shown; means over its images."""
+    """What each iteration of either stage has shown; values are means over its images."""
 
-    evidence: list[float] = field(default_factory=list)  # log-likelihood an image over that of no particle
+    evidence: list[float] = field(default_factory=list)  # log-likelihood per image, less that of no particle
     entropy: list[float] = field(default_factory=list)
     top: list[float] = field(default_factory=list)  # largest posterior
     beta: list[float] = field(default_factory=list)
-    power: list[float] = field(default_factory=list)  # of the map over S, outer half of the rings
+    power: list[float] = field(default_factory=list)  # power of the map over S, in the outer half of the rings
     steps_back: list[int] = field(default_factory=list)  # iterations at which a fault was noticed
 
 
@@ -71,18 +71,18 @@ def first_stage(
     rng: np.random.Generator,
     watch: Callable[[int, NDArray[np.float32], Trace], None] = lambda done, map_, trace: None,
 ) -> tuple[NDArray[np.float32], Trace]:
-    """(N, N, N) map, and how it came about.
+    """(N, N, N) map, and the trace of the iterations.
 
     Args:
-        centres: (n, 2) x, y in pixels, where the particles lie in their images: where to start from; filled with what
-            is found.
+        centres: (n, 2) x, y in pixels: initial positions of the particles in their images; replaced by those that are
+            found.
     """
     search_for = _Stochastic(images, centres, stage, settings, rng)
     order = _order(len(images), settings.batch * settings.iterations, rng)
     trace, sums = Trace(), volume.SliceSums.empty(volume.map_box(images.grid))
     map_: NDArray[np.float32] | None = None
     best = _Best()
-    floor_factor, since = 1.0, 0  # of the entropies' floor, and the iteration it fell from
+    floor_factor, since = 1.0, 0  # factor on the entropies' floor; iteration from which it falls
     for iteration in range(settings.iterations):
         rows = order[iteration * settings.batch : (iteration + 1) * settings.batch]
         annealing = max(0.0, 1 - (iteration - since) / (settings.annealed * (settings.iterations - since)))
@@ -105,7 +105,7 @@ def first_stage(
 
 @dataclass
 class _Best:
-    """The state of the highest likelihood so far, to step back to."""
+    """The state of the highest likelihood so far, to which a fault leads back."""
 
     evidence: float = -np.inf
     map: NDArray[np.float32] | None = None
@@ -138,7 +138,7 @@ class _Best:
 
 @dataclass(frozen=True)
 class _Stochastic:
-    """One batch after another."""
+    """The search of one batch after another."""
 
     images: PolarImages
     centres: NDArray[np.float64]
@@ -154,7 +154,7 @@ class _Stochastic:
         sums: volume.SliceSums,
         trace: Trace,
     ) -> None:
-        """Search a batch on the map, and insert its slices; None: in random poses."""
+        """Search a batch against the map and insert its slices; without a map, in random poses."""
         batch, grid, stage = self.images.select(rows), self.images.grid, self.stage
         points = grids.directions(self.settings.n_directions, grids.random_turn(self.rng), stage.symmetry)
         frames = grids.frames(points)
@@ -179,7 +179,7 @@ class _Stochastic:
 
 
 def power_share(map_: NDArray[np.float32], signal: NDArray[np.float64]) -> float:
-    """Power of a map over that of the projections, in the outer half of the rings."""
+    """Power of a map divided by that of the projections, in the outer half of the rings."""
     half = len(signal) // 2
     return float(volume.shell_powers(map_, len(signal))[half:].sum() / signal[half:].sum())
 
@@ -191,13 +191,13 @@ def shift_prior(offsets: NDArray[np.float64], stage: StageSettings) -> NDArray[n
 
 
 def limited(centres: NDArray[np.float64], farthest: float) -> NDArray[np.float64]:
-    """Centres no farther from the middle than this."""
+    """The centres, moved to within this distance of the middle."""
     distance = np.linalg.norm(centres, axis=1, keepdims=True)
     return centres / np.maximum(distance / max(farthest, 1e-9), 1)
 
 
 def _order(n: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows, each as often as any other to within one, in random order."""
+    """Rows in random order; their frequencies differ by at most one."""
     return np.concatenate([rng.permutation(n) for _ in range(-(-wanted // n))])[:wanted]
 
 

@@ -1,4 +1,4 @@
-"""Alignments that respect an imposed symmetry: axes onto axes, and shifts only where the group leaves freedom."""
+"""Alignments under an imposed symmetry, which take axes to axes and shift only where the group leaves freedom."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def onto_axes(alignment: Alignment, symmetry: NDArray[np.float64]) -> Alignment:
         correction = _shortest_turn(images[0], targets[0])
     else:
         correction = Rotation.align_vectors(targets, images)[0].as_matrix()
-    free = symmetry.mean(axis=0)  # projects onto what all operators leave in place
+    free = symmetry.mean(axis=0)  # projects onto the vectors that all operators leave in place
     return replace(alignment, rotation=correction @ alignment.rotation, shift=free @ alignment.shift)
 
 
@@ -46,7 +46,7 @@ def _axes(symmetry: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _shortest_turn(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(3, 3) the rotation that takes one unit vector to another by the shortest way."""
+    """(3, 3) rotation that takes one unit vector to another by the shortest way."""
     axis, cosine = np.cross(start, end), float(np.clip(start @ end, -1, 1))
     length = np.linalg.norm(axis)
     return np.eye(3) if length < 1e-9 else Rotation.from_rotvec(axis / length * np.arccos(cosine)).as_matrix()

@@ -1,9 +1,9 @@
-"""Whether the CTFs belong to their images: images must be more likely with their own than with one another's.
+"""Whether the CTFs belong to their images: images must be more likely with their own CTFs than with exchanged ones.
 
-At the resolution of a search most CTFs have one sign, so poses can be right although the CTFs are not. With ρ the share
-of the signal that another image's CTF transmits in its place, a projection's log-likelihood falls by the factor
-``2ρ − 1`` if CTFs are right and exchanged, and not at all if they never belonged to the images. Only the outer half of
-the rings is looked at: on the inner ones all CTFs are alike.
+At the resolution of a search most CTFs have the same sign, so poses can be right although the CTFs are not. Let ρ be
+the share of the signal that another image's CTF transmits in its place. If correct CTFs are exchanged, a projection's
+log-likelihood falls by the factor ``2ρ − 1``; if they never belonged to the images, it does not fall. Only the outer
+half of the rings is used, because on the inner ones all CTFs are alike.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
 _SAMPLE = 500
-_LEAST_DIFFERENCE = 0.1  # 1 − ρ: where CTFs are more alike than that, exchanging them tells nothing
+_LEAST_DIFFERENCE = 0.1  # 1 − ρ; if CTFs are more alike than that, exchanging them tells nothing
 _OF_AN_IMAGE = (
     "defocus_u_in_angstroms",
     "defocus_v_in_angstroms",
@@ -45,8 +45,9 @@ def own_ctfs_win(
     signal: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> float:
-    """By how much images are likelier with their own CTFs than with one another's, over what it should be: near 1 if
-    they belong together, near 0 if not; 1 where nothing can be said.
+    """How much likelier images are with their own CTFs than with exchanged ones, divided by the expected value.
+
+    It is near 1 if CTFs and images belong together, near 0 if not, and 1 if nothing can be said.
 
     Args:
         rows: (n,) images with known poses: rotations (n, 3, 3) and centres (n, 2) in pixels from the image's middle.
@@ -83,7 +84,7 @@ def own_ctfs_win(
 
 
 def _alike(own: Particles, exchanged: Particles, signal: NDArray[np.float64], inner: int) -> float:
-    """ρ: ⟨C C′⟩ over ⟨C²⟩ beyond the inner rings, each weighted by its pixels and the signal's power."""
+    """ρ: ⟨C C′⟩ over ⟨C²⟩ beyond the inner rings, with each ring weighted by its pixels and the signal's power."""
     box_size = min(own.box_size, 2 * (len(signal) + 2))
     first, second = (fourier_crop(ctf(p).astype(np.complex64), box_size).real for p in (own, exchanged))
     ky, kx = np.meshgrid(np.fft.fftfreq(box_size, 1 / box_size), np.arange(box_size // 2 + 1), indexing="ij")

@@ -1,9 +1,9 @@
-"""Whether to believe what was found: `converged`, `uncertain` or `failed`, and why.
+"""The verdict on whether to believe the result: `converged`, `uncertain` or `failed`, and why.
 
-No single number tells. Half maps that agree can share an error, a likelihood can rise on a wrong map, and a map can
-be right to a resolution at which poses mean little. So a run has converged only if every criterion holds; it has
-failed if one is missed by far; what lies between is uncertain. Each criterion has a value, the least that `converged`
-asks for and the least that is not yet `failed`.
+No single number decides. Half maps that agree can share an error, the likelihood can rise on a wrong map, and a map can
+be right to a resolution at which poses mean little. A run has therefore converged only if every criterion holds; it has
+failed if one is missed by far; anything between is uncertain. Each criterion has a value, the least value for
+`converged`, and the least value that is not `failed`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Criterion:
 
     name: str
     value: float
-    converged: float  # at least this
-    failed: float  # less than this
+    converged: float  # least value for converged
+    failed: float  # values below this mean failed
     what: str  # the number in words
 
     @property
     def status(self) -> Status:
-        """What this number alone says."""
+        """The status that this number alone implies."""
         if not self.value >= self.failed:
             return "failed"
         return "converged" if self.value >= self.converged else "uncertain"
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json."""
+        """The entries of summary.json."""
         return {
             "value": round(self.value, 4),
             "converged_from": self.converged,
@@ -58,13 +58,13 @@ class Verdict:
 
     @property
     def status(self) -> Status:
-        """The worst of the criteria."""
+        """The worst status of the criteria."""
         found = {criterion.status for criterion in self.criteria}
         return "failed" if "failed" in found else "uncertain" if "uncertain" in found else "converged"
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against believing it, a phrase each."""
+        """The reasons against believing the result, one phrase each."""
         return [
             f"{c.what} is {c.value:.3g} (converged from {c.converged:.3g}, failed below {c.failed:.3g})"
             for c in self.criteria
@@ -72,31 +72,31 @@ class Verdict:
         ]
 
     def text(self) -> str:
-        """One line for the log."""
+        """The verdict in one line for the log."""
         if self.status == "converged":
             return "converged: both halves found the same map and the same poses from independent starts"
         return f"{self.status}: {'; '.join(self.doubts)}"
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json."""
+        """The entries of summary.json."""
         return {"status": self.status, "criteria": {c.name: c.summary() for c in self.criteria}}
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What refinement and reconstruction have shown."""
+    """The evidence from refinement and reconstruction."""
 
     moved: float | None  # share of the images that the last global search moved to another pose; None: there was none
-    measurable: float  # the finest shell that the final half maps share, over the finest ring of the first stage
-    own_ctfs: float  # by how much images are likelier with their own CTFs, from `transfer.own_ctfs_win`
-    looks_dark: bool  # the final map is surely that of a dark particle, although the images are not
+    measurable: float  # finest shell that the final half maps share, divided by the finest ring of the first stage
+    own_ctfs: float  # how much likelier images are with their own CTFs, from `transfer.own_ctfs_win`
+    looks_dark: bool  # whether the final map surely shows a dark particle, although the images do not
 
 
 def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | None) -> Verdict:
     """The verdict on two halves that were searched independently.
 
     Args:
-        ending: of the whole run; None while the search is on.
+        ending: the evidence from the rest of the run; None during the search.
     """
     imitation = agreement.imitation
     rings = len(agreement.correlations)
@@ -141,15 +141,15 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
 
 
 def _views(starts: tuple[Start, Start]) -> float:
-    """Share of Fourier space that the views of the worse half cover: of one view alone, any two maps agree."""
+    """Share of Fourier space that the views of the worse half cover; maps of a single view would always agree."""
     no_mates = np.eye(3)[None]
     return min(1 - measure_coverage(start.found.rotations, no_mates, 0).empty for start in starts)
 
 
 def _mates(agreement: Agreement) -> float:
-    """1 where poses gather in one place, or evenly on several as a symmetry has it; less for an uneven spread.
+    """1 if poses gather in one place, or evenly on several as under a symmetry; less for an uneven spread.
 
-    Mates of a pseudo-symmetry are mixed up unevenly; those of a true one are as good as each other.
+    Images mix unevenly between the mates of a pseudo-symmetry, and evenly between those of a true symmetry.
     """
     shares = agreement.modes.shares
     if not len(shares):

@@ -1,7 +1,7 @@
-"""A small map in Fourier space: polar slices of it, the insertion of slices, and the map that solves for them.
+"""A small map in Fourier space: its polar slices, the insertion of slices, and the map that solves for them.
 
-The map is N³ voxels, its period the particle's box, so that Fourier voxels are those of the images. Slices are read
-from, and inserted into, a grid of twice the sampling by trilinear interpolation, whose transform is divided out.
+The map has N³ voxels and the period of the particle's box, so that Fourier voxels are those of the images. Slices are
+read from, and inserted into, a grid of twice the sampling by trilinear interpolation, whose transform is divided out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OVERSAMPLING = 2
 
 @dataclass
 class SliceSums:
-    """b and T of slices, on the oversampled grid, frequencies in fft order."""
+    """b and T of inserted slices on the oversampled grid, with frequencies in fft order."""
 
     back_projection: NDArray[np.complex64]  # (2N, 2N, 2N) [kz, ky, kx]
     weight: NDArray[np.float32]  # the same shape
@@ -31,13 +31,13 @@ class SliceSums:
         return SliceSums(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
 
     def fade(self, memory: float) -> None:
-        """Let what is there count for less."""
+        """Reduce the weight of the slices that are already there."""
         self.back_projection *= np.float32(memory)
         self.weight *= np.float32(memory)
 
 
 def map_box(grid: PolarGrid) -> int:
-    """N of the map that slices of these rings are taken from."""
+    """N of the map from which slices with these rings are taken."""
     return 2 * (grid.n_rings + 2)
 
 
@@ -62,7 +62,7 @@ def insert(
     frames: NDArray[np.float64],
     symmetry: NDArray[np.float64],
 ) -> None:
-    """Adds slices under a group.
+    """Add slices in all symmetry mates of a group.
 
     Args:
         back_projection: (d, R, Q) Σ p I of each direction; weight: (d, R) Σ p c²; frames: (d, 3, 3).
@@ -76,11 +76,11 @@ def insert(
 
 
 def solve(sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: float = 1.0) -> NDArray[np.float32]:
-    """(N, N, N) the map ``b / (T + 1/S)`` within a soft sphere.
+    """(N, N, N) map ``b / (T + 1/S)`` within a soft sphere.
 
     Args:
         signal: (R,) S, rings from 1; beyond them the map is empty.
-        diameter: of the sphere, as a share of the box.
+        diameter: diameter of the sphere, as a share of the box.
         scale: factor on S.
     """
     n = len(sums.weight)
@@ -89,7 +89,7 @@ def solve(sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: 
     rings = np.arange(1, len(signal) + 1)
     inverse = 1 / (scale * np.interp(radius, rings, signal)).astype(np.float32)
     inside = (radius <= len(signal) + 0.5) & (radius > 0.5)
-    density = np.float32(_OVERSAMPLING**3)  # what is spread over 2³ grid points is one Fourier voxel
+    density = np.float32(_OVERSAMPLING**3)  # 2³ grid points make one Fourier voxel
     spectrum = np.where(inside, density * sums.back_projection / (density * sums.weight + inverse), 0)
     padded = scipy.fft.ifftn(spectrum.astype(np.complex64)).real
     place = (np.arange(box_size) - box_size // 2) % n
@@ -98,7 +98,7 @@ def solve(sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: 
 
 
 def unregularised(sums: SliceSums, n_rings: int) -> NDArray[np.float32]:
-    """(N, N, N) ``b / (T + 0.1 × shell mean of T)``: the direct inversion, touched by no prior."""
+    """(N, N, N) ``b / (T + 0.1 × shell mean of T)``, the direct inversion without any prior."""
     n = len(sums.weight)
     box_size, radius = n // _OVERSAMPLING, _radii(n) / _OVERSAMPLING
     shell = np.rint(radius).astype(int)

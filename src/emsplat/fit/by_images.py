@@ -1,4 +1,4 @@
-"""A density model from the images themselves, one batch after another: the classical way of splatting.
+"""Fit of a density model to the images themselves, one batch after another: the classical way of splatting.
 
 A step projects the model into a batch of images, compares, and takes the gradient back through the projection. It works
 in rounds of some batches, after each of which the model is densified, the negative log-likelihood of the held-out
@@ -14,7 +14,7 @@ diagonal, up to a factor.
 
 Several ranks have the same model and go through the same batches; each renders its share of a batch, the gradients are
 summed, and all take the same step. What is summed is cut into the same pieces for any number of ranks up to four, and
-added in their order, so that these come to the same bits.
+added in their order, so that these numbers of ranks give the same bits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from emsplat.particles.table import Particles
 from emsplat.runtime.context import Task
 from emsplat.runtime.ranks import World
 
-_AT_ONCE_BYTES = 8 << 20  # bytes of the images that are rendered together, which a step needs beside its buffers
+_AT_ONCE_BYTES = 8 << 20  # size of the images that are rendered together; a step needs this much beside its buffers
 _PIECES = 4  # smallest number of pieces of a batch
 
 
@@ -50,19 +50,19 @@ _PIECES = 4  # smallest number of pieces of a batch
 class Schedule:
     """The schedule of a fit to images, beyond `FitSettings`."""
 
-    round: int = 25  # batches
-    batch: tuple[int, int] = (16, 256)  # images at least and at most; between, a round sees every image once
+    round: int = 25  # batches in a round
+    batch: tuple[int, int] = (16, 256)  # fewest and most images; between them, a round takes every image once
     max_rounds: int = 12  # before annealing
     anneal_rounds: int = 10
-    anneal_epochs: int = 2  # of all images, where that is more
-    step_share: float = 0.1  # of the step sizes of a fit to statistics, whose gradients have no noise
+    anneal_epochs: int = 2  # passes over all images; annealing lasts at least this long
+    step_share: float = 0.1  # share of the step sizes of a fit to statistics, whose gradients have no noise
     improvement: float = 2e-3  # relative fall of the held-out images' loss between rounds that counts as one
     patience: int = 2  # rounds without improvement before annealing
     rounds_without_held_out: int = 4  # rounds if nothing says when to stop; so few images need no more
     most_held_out: int = 4096  # largest number of held-out images that are used
     densification: DensificationSchedule = field(
         default_factory=lambda: DensificationSchedule(every=1, first=0)
-    )  # in rounds
+    )  # counted in rounds
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class HalfSet:
     particles: Particles  # the whole table
     images: Images
     training: Rows
-    held_out: Rows  # rows that only decide when to anneal and are then fitted too; may be none
+    held_out: Rows  # rows that first decide when to anneal and are then fitted too; may be empty
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`
     box_size: int  # D′ of the working box
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
@@ -91,7 +91,7 @@ class HalfLoss:
     ) -> tuple[Tensor, Tensor]:
         """(n,) ``½ ‖W C p‖² − ⟨W² C y, p⟩`` of these images, and (n, D′, D′) the projections.
 
-        Args: operators: (n,) numbers of the symmetry mates that the images are taken to be of.
+        Args: operators: (n,) number of the symmetry mate that each image is taken to show.
         """
         half = self._half
         chosen = half.particles.select(rows)
@@ -103,7 +103,7 @@ class HalfLoss:
         return losses, projections
 
     def ramped(self, residuals: Tensor, exponent: float) -> Tensor:
-        """Gradients by projections (n, D′, D′), times |k| to this power, 1 at half of Nyquist's radius."""
+        """Gradients by projections (n, D′, D′), times a power of |k|, which is 1 at half of Nyquist's radius."""
         if exponent == 0:
             return residuals
         filtered = torch.fft.rfft2(residuals) * (4 * self._radius) ** exponent
@@ -116,11 +116,11 @@ def fit_images(
     """Fit a density model to the images of one half.
 
     Args:
-        start: the model as it is before the first step; it stays so.
+        start: the model before the first step; it is not changed.
         settings: the step sizes and the seed; the numbers of steps are the schedule's.
-        task: the ranks that do this together, and who is told. Its checkpoint, of which only the first rank's counts,
-            is offered the state after every round; the fit goes on from the one it loads, to the same result. Its
-            progress is told batches, and its watcher is shown the model after every round.
+        task: the ranks that share the work, and the receivers of progress. Its checkpoint (only the first rank's
+            counts) is offered the state after every round. A fit that resumes from a loaded state comes to the same
+            result. Its progress counts batches, and its watcher is shown the model after every round.
     Returns:
         The fitted model and what the figures show of the fit.
     Raises:
@@ -159,7 +159,7 @@ def fit_images(
             task.watch(state.model)
             task.checkpoint.offer(state.saved)
 
-        # The annealing: falling steps on all images.
+        # The annealing: steps of falling size on all images.
         batches = _batches(half, np.concatenate([half.training, half.held_out]), schedule, settings.seed + 1)
         total = max(schedule.anneal_rounds * length, schedule.anneal_epochs * batches.per_epoch)
         first = (state.done - state.anneal_from) * length
@@ -185,13 +185,13 @@ def _batches(half: HalfSet, rows: Rows, schedule: Schedule, seed: int) -> Batche
 
 @dataclass(frozen=True)
 class Cut:
-    """How images are cut into pieces, each of which one rank renders at once.
+    """How images are cut into pieces, each of which is rendered at once by one rank.
 
     Sums are taken piece by piece, in order: as long as there are at most `_PIECES` ranks the pieces are the same for
     any number of them, and so is each bit of the sum.
     """
 
-    at_once: int  # images at most
+    at_once: int  # largest number of images in a piece
     world: World
 
     def pieces(self, n: int) -> list[slice]:
@@ -208,7 +208,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class _SharedLoss:
-    """The loss of many images, of which every rank evaluates its share, and steps down it."""
+    """The loss of many images, of which every rank evaluates its share, and the steps that lower it."""
 
     half: HalfSet
     loss: HalfLoss
@@ -216,7 +216,7 @@ class _SharedLoss:
     cut: Cut
 
     def step(self, state: FitState, rows: Rows, images: NDArray[np.float32], rate: float) -> None:
-        """One step along the preconditioned gradient of a batch; images: (m, D, D) of this rank's share of the rows."""
+        """Take one step down the preconditioned gradient of a batch; images: (m, D, D) of this rank's share of it."""
         n, world = len(rows), self.cut.world
         operators = state.rng.integers(len(self.half.symmetry), size=n)
         model, pieces = state.model, self.cut.pieces(n)
@@ -242,7 +242,7 @@ class _SharedLoss:
 
     @torch.no_grad()
     def of_held_out(self, model: DensityModel, most: int) -> float:
-        """The mean loss of the held-out images, or of `most` of them, spread evenly, where that is enough."""
+        """Mean loss of the held-out images, or of at most `most` of them, evenly spread."""
         held_out, world = self.half.held_out, self.cut.world
         rows = held_out[:: -(-len(held_out) // most)]
         pieces = [rows[piece] for piece in self.cut.pieces(len(rows))]
@@ -265,7 +265,7 @@ class _SharedLoss:
 
 
 def _taken_gradient(leaves: dict[str, Tensor]) -> Tensor:
-    """(length,) the gradient of all leaves in one vector; it is removed from the leaves."""
+    """(length,) gradient of all leaves in one vector; it is removed from the leaves."""
     parts = []
     for leaf in leaves.values():
         parts.append(torch.zeros(leaf.numel()) if leaf.grad is None else leaf.grad.reshape(-1))

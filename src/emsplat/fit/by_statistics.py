@@ -1,9 +1,9 @@
-"""A density model from statistics: full-batch minimisation of the quadratic loss.
+"""Fit of a density model to statistics: full-batch minimisation of the quadratic loss.
 
-A step costs one density, two FFTs and one back-propagation, whatever the number of images. How many are taken is what
-keeps the noise out, and it is searched for within the half: steps down the loss of the training images, until that of
-the held-out ones no longer falls. The fit then begins again, on all images, and its steps add up to as many as were
-best.
+A step costs one density, two FFTs and one back-propagation, whatever the number of images. The number of steps is what
+keeps the noise out, and it is searched for within the half: steps lower the loss of the training images until that of
+the held-out images no longer falls. The fit then begins again on all images, and its steps add up to the best number
+that the search found.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from emsplat.statistics.sufficient import Statistics
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a model is fitted; what it may become is for the model to say."""
+    """How a model is fitted; the limits of what it may become belong to the model."""
 
     max_steps: int = 90
-    anneal_steps: int = 18  # the last steps, whose size falls to nothing; together worth half as many
-    approach_steps: int | None = None  # steps before annealing; None: searched for
+    anneal_steps: int = 18  # last steps, whose size falls to 0; together they are worth half as many whole steps
+    approach_steps: int | None = None  # steps before annealing; None: their number is searched for
     check_every: int = 4  # steps of the search between two looks at the held-out images
     improvement: float = 2e-3  # relative fall of the held-out images' loss between checks that counts as one
     patience: int = 2  # checks without an improvement that end the search
     step_sizes: dict[str, float] = field(
         default_factory=lambda: {"centres": 0.6, "log_scales": 0.05, "quaternions": 0.05, "log_masses": 0.07}
-    )  # by the name of the model's leaves
+    )  # step sizes by the names of the model's leaves
     densification: DensificationSchedule = field(default_factory=DensificationSchedule)
     seed: int = 0
 
     @property
     def annealing(self) -> int:
-        """Number of steps whose size falls."""
+        """Number of steps with a falling size."""
         return min(self.anneal_steps, self.max_steps)
 
 
@@ -53,12 +53,12 @@ def fit_statistics(
     """Fit a density model to the images of one half.
 
     Args:
-        training, held_out: a split of the half, for the search; all of it is fitted. Without held-out images all steps
-            are taken.
-        start: the model as it is before the first step; it stays so.
+        training, held_out: a split of the half for the search; the final fit uses all of it. Without held-out images
+            all steps are taken.
+        start: the model before the first step; it is not changed.
         settings: the number of steps and their sizes.
-        task: the device that does the work, and who is told. Its checkpoint is offered the state after every step; the
-            fit goes on from the one it loads, to the same result.
+        task: the device that does the work, and the receivers of progress. Its checkpoint is offered the state after
+            every step. A fit that resumes from a loaded state comes to the same result.
     Returns:
         The fitted model, on the CPU, and what the figures show of the fit.
     Raises:
@@ -75,7 +75,7 @@ def fit_statistics(
     elif state.anneal_from is None and held_out is None:
         state.anneal_from, state.history.stopped_by = most, "no split"
 
-    # The search: whole steps down the loss of the training images, until that of the held-out ones no longer falls.
+    # The search: whole steps lower the loss of the training images until that of the held-out ones no longer falls.
     if state.anneal_from is None:
         assert held_out
         check = loss_on(task.device, held_out, start.extent)
@@ -87,13 +87,13 @@ def fit_statistics(
             descent.end_step(most + annealing)
         waited = state.waited >= settings.patience
         state.history.stopped_by = "loss of held-out images" if waited else "maximum number of steps"
-        # A step that falls to nothing is worth half a whole one. Half of the best ones are taken whole at least: the
-        # first steps bring what is strong, which rules the loss.
+        # A step of the annealing is worth half a whole one on average. At least half of the best number are whole
+        # steps, because the first steps fit the strong features, which dominate the loss.
         state.anneal_from = max(state.best_at - annealing // 2, state.best_at // 2)
         state.begin_again(start, settings.seed, task.device)
-        del check, descent  # two losses are large
+        del check, descent  # two losses take much memory
 
-    # The fit proper: whole steps down the loss of all images, then falling ones.
+    # The fit proper: whole steps on the loss of all images, then steps of falling size.
     state.history.anneal_from = state.anneal_from
     loss = loss_on(task.device, training + held_out if held_out else training, start.extent)
     descent = _Descent(state, loss, state.anneal_from, settings, task)
@@ -104,7 +104,7 @@ def fit_statistics(
 
 
 class _Descent:
-    """Steps of a fit down one loss; on a graphics card each is the launch of a recorded graph."""
+    """Steps that lower one loss; on a graphics card each step is the launch of a recorded graph."""
 
     def __init__(
         self, state: FitState, loss: QuadraticLoss | DeviceLoss, anneal_from: int, settings: FitSettings, task: Task
@@ -114,7 +114,7 @@ class _Descent:
         self._launch = Replayed(partial(_step_down, state, loss, self._rate), task.device, task.reporter.line)
 
     def step(self, share: float) -> Tensor:
-        """Take a step of this share of the step sizes; returns the density before it."""
+        """Take a step with this share of the step sizes; return the density before it."""
         state = self._state
         self._rate.fill_(share)
         value, density = self._launch()
@@ -122,11 +122,11 @@ class _Descent:
         state.record(float(value))
         if self._settings.densification.is_due(state.done, self._anneal_from):
             state.model.densify(state.optimiser, state.rng)
-            self._launch.forget()  # the leaves are others now
+            self._launch.forget()  # densification has replaced the leaves
         return density
 
     def end_step(self, total: int) -> None:
-        """Count the step and tell of it. Args: total: steps of the search and the fit together, as far as is known."""
+        """Count and report the step. Args: total: number of steps of search and fit together, as far as known."""
         self._state.done += 1
         self._task.progress(self._state.history.n_steps, total)
         self._task.watch(self._state.model)
@@ -134,10 +134,10 @@ class _Descent:
 
 
 def _step_down(state: FitState, loss: QuadraticLoss | DeviceLoss, rate: Tensor) -> tuple[float | Tensor, Tensor]:
-    """One step, as a CUDA graph can hold it; returns the loss and the density before it."""
+    """Take one step in a way that a CUDA graph can record; return the loss and the density before it."""
     model, optimiser = state.model, state.optimiser
     for leaf in model.leaves.values():
-        leaf.grad = None  # an interrupted step may have left some
+        leaf.grad = None  # an interrupted step may have left a gradient
     density = model.density()
     value, gradient = loss.at(density.detach())
     density.backward(gradient)

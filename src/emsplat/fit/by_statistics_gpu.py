@@ -1,7 +1,7 @@
-"""What a fit to statistics does differently on a graphics card: the loss stays there, and a step is one launch.
+"""The parts of a fit to statistics that differ on a graphics card: the loss stays there, and a step is one launch.
 
 A step is a hundred small launches, which the processor requests more slowly than the card does them. Between two rounds
-of densification all of them are the same, so that they are recorded as a CUDA graph.
+of densification they are always the same, so that they are recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from emsplat.statistics.sufficient import Statistics
 
 T = TypeVar("T")
 
-# Devices that would not record. They are not tried again, because torch's allocator counts a failed recording as one
+# Devices that failed to record. They are not tried again, because torch's allocator counts a failed recording as one
 # that is still running.
 _REFUSED: set[torch.device] = set()
 _WARM_UP = 2  # steps before the recorded one, because what is made at first use must not be part of the recording
 
 
 def loss_on(device: torch.device, statistics: Statistics, extent: int) -> QuadraticLoss | DeviceLoss:
-    """The loss of densities in a cube of this edge, as a fit evaluates it on a device."""
+    """The loss of densities in a cube of this edge, in the form that suits the device."""
     period = fitting_period(extent)
     if device == CPU:
         return QuadraticLoss(statistics, extent, period)
@@ -60,12 +60,12 @@ class DeviceLoss:
         return torch.fft.irfft(f, n=n, dim=2)[:, :, :d]
 
     def at(self, volume: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, a tensor without dimensions, and ``T∗V − b``, (d, d, d)."""
+        """The loss as a tensor without dimensions, and ``T∗V − b`` of shape (d, d, d)."""
         convolved = self.convolve(volume)
         return (volume * (0.5 * convolved - self.backprojection)).sum(), convolved - self.backprojection
 
     def best_mass(self, volume: Tensor) -> float:
-        """The factor of this volume that makes the loss least."""
+        """The factor on this volume that minimises the loss."""
         return float((self.backprojection * volume).sum() / (volume * self.convolve(volume)).sum())
 
 
@@ -78,7 +78,7 @@ class Replayed(Generic[T]):
     """Repeated work, which is recorded as a CUDA graph after the first few times and then replayed.
 
     The work must not wait for anything, must work in place on tensors that stay, and returns tensors, which the next
-    call overwrites. On other devices it is simply done.
+    call overwrites. On devices other than graphics cards the work is simply done.
     """
 
     def __init__(self, work: Callable[[], T], device: torch.device, say: Callable[[str], None]) -> None:
@@ -106,7 +106,7 @@ class Replayed(Generic[T]):
         return self._result
 
     def _aside(self) -> T:
-        """Do the work on a stream of its own, as PyTorch requires of what is to be recorded."""
+        """Do the work on a stream of its own, which PyTorch requires before a recording."""
         current = torch.cuda.current_stream(self._device)
         assert self._stream is not None
         self._stream.wait_stream(current)
@@ -125,7 +125,7 @@ class Replayed(Generic[T]):
         recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
         here = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.stream(here), recording:  # one that fails does not come back from its own stream
+            with torch.cuda.stream(here), recording:  # a failed recording does not return from its own stream
                 self._result = self._work()
         except torch.OutOfMemoryError:
             raise

@@ -21,7 +21,7 @@ _SHARE_OF_SEVERAL = 0.56  # share of that count if fits are averaged
 FEWEST, MOST = 300, 200_000
 _POOL = 2  # shells pooled on either side
 _AGREEMENT = 0.01  # FSC between the uneven parts of a half below which a shell is lost
-_FIRST_SHELL = 5  # in the shells before, the outline of the particle agrees
+_FIRST_SHELL = 5  # in earlier shells the mere outline of the particle agrees
 
 
 def measurable_shell(training: Statistics, held_out: Statistics, mask: NDArray[np.float32]) -> int:

@@ -1,4 +1,4 @@
-"""Where a fit of Gaussians begins: drawn from the low-resolution inversion of the images."""
+"""The Gaussians that a fit begins with, drawn from the low-resolution inversion of the images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from emsplat.runtime.devices import CPU
 from emsplat.statistics.loss import cube
 from emsplat.statistics.sufficient import Statistics
 
-_START_PER_WIDEST = 0.6  # σ, in units of the largest that is allowed
-_BLUR = 1.0  # pixels, of the inversion that centres are drawn from
+_START_PER_WIDEST = 0.6  # initial σ in units of the largest σ that is allowed
+_BLUR = 1.0  # pixels; smoothing of the inversion that centres are drawn from
 
 
 def initial_gaussians(
@@ -35,15 +35,15 @@ def initial_gaussians(
     Args:
         mask: (D, D, D) soft mask of the particle; centres are drawn within it.
         extent: edge of the cube, in voxels, in which the Gaussians live.
-        symmetry: (m, 3, 3) operators; one m-th of the Gaussians is drawn and replicated by them.
-        device: where they are, and where their mass is found.
+        symmetry: (m, 3, 3) operators; one m-th of the Gaussians is drawn, and the operators replicate it.
+        device: where the Gaussians are stored and their mass is found.
     Raises:
         InputError: the inversion has no positive density to draw from.
     """
     middle = cube(statistics.box_size, extent)
     mask = mask[middle]
     smooth = gaussian_filter(statistics.raw_map(), _BLUR)[middle] * mask
-    # A little weight everywhere in the mask: the inversion's weak parts must not be left empty.
+    # Everywhere in the mask there is a little weight, because weak parts of the inversion must not be left empty.
     weight = np.maximum(smooth - 0.1 * smooth.max(), 0) + 0.02 * smooth.max() * (mask > 0.5)
     log_scale = math.log(max(_START_PER_WIDEST * settings.max_scale, 1.0))
     operators = np.eye(3)[None] if symmetry is None else symmetry

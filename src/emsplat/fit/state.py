@@ -1,4 +1,4 @@
-"""All that a fit, to statistics or to images, goes on from."""
+"""Everything that a fit to statistics or to images is resumed from."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from emsplat.models.optimiser import Adam
 from emsplat.runtime.checkpoint import State
 from emsplat.runtime.devices import CPU
 
-_PARAMETERS = "parameters."  # of the names of a model's leaves in a checkpoint
+_PARAMETERS = "parameters."  # prefix of the names of a model's leaves in a checkpoint
 
 
 @dataclass
 class FitHistory:
-    """What the log and the figures show of a fit; losses are per image."""
+    """What the log and the figures show of a fit. Losses are per image."""
 
     losses: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
@@ -31,12 +31,12 @@ class FitHistory:
 
     @property
     def n_steps(self) -> int:
-        """Number of all steps, those of the search included."""
+        """Number of all steps, including those of the search."""
         return len(self.searched) + len(self.losses)
 
     @staticmethod
     def restored(saved: dict) -> FitHistory:
-        """From what `asdict` made, by way of JSON, which has no tuples."""
+        """The history that `asdict` and JSON have saved; JSON has no tuples, so they are restored here."""
         history = FitHistory(**saved)
         history.checks = [(step, value) for step, value in history.checks]
         return history
@@ -44,17 +44,17 @@ class FitHistory:
 
 @dataclass
 class FitState(Generic[Model]):
-    """All that a fit goes on from; every step changes it."""
+    """Everything that a fit is resumed from; every step changes it."""
 
     model: Model
     optimiser: Adam
     rng: np.random.Generator
     history: FitHistory = field(default_factory=FitHistory)
-    done: int = 0  # steps, or rounds of them
-    anneal_from: int | None = None  # step or round; None: not yet known
-    best: float = math.inf  # loss of the held-out images
-    best_at: int = 0  # step it was found at
-    waited: int = 0  # checks since one was better by enough
+    done: int = 0  # number of steps, or of rounds
+    anneal_from: int | None = None  # step or round at which annealing starts; None: not yet known
+    best: float = math.inf  # least loss of the held-out images
+    best_at: int = 0  # step or round at which it was found
+    waited: int = 0  # checks since the last sufficient improvement
 
     @staticmethod
     def beginning(start: Model, step_sizes: dict[str, float], seed: int, device: torch.device = CPU) -> FitState[Model]:
@@ -64,7 +64,7 @@ class FitState(Generic[Model]):
         return FitState(model, optimiser, np.random.default_rng(seed))
 
     def begin_again(self, start: Model, seed: int, device: torch.device) -> None:
-        """Take the first step anew; what was found out about the number of steps, and the history, stay."""
+        """Return to the state before the first step; the history and the best number of steps are kept."""
         fresh = FitState.beginning(start, self.optimiser.step_sizes, seed, device)
         self.model, self.optimiser, self.rng, self.done = fresh.model, fresh.optimiser, fresh.rng, 0
         self.history.searched, self.history.losses, self.history.counts = self.history.losses, [], []
@@ -75,7 +75,7 @@ class FitState(Generic[Model]):
         self.history.counts.append(len(self.model))
 
     def check(self, step: int, loss: float, least_improvement: float) -> None:
-        """Take notice of the held-out images' loss; `waited` starts again where it is a relative improvement."""
+        """Record the held-out images' loss; `waited` returns to 0 if the relative improvement is large enough."""
         checks = self.history.checks
         checks.append((step, loss))
         improved = not checks[1:] or loss < self.best - least_improvement * abs(self.best)
@@ -93,19 +93,19 @@ class FitState(Generic[Model]):
         return self.model.with_leaves({name: leaf.detach().to(CPU) for name, leaf in self.model.leaves.items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The leaves and the optimiser's memory by name."""
+        """The leaves and the optimiser's memory, by name."""
         leaves = {_PARAMETERS + name: leaf.detach() for name, leaf in self.model.leaves.items()}
         return leaves | self.optimiser.tensors()
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device = CPU) -> None:
-        """Take over what `tensors` gave."""
+        """Restore what `tensors` returned."""
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         names = [name for name in tensors if name.startswith(_PARAMETERS)]
         self.model = _with_gradients(self.model, {n.removeprefix(_PARAMETERS): tensors[n] for n in names}, device)
         self.optimiser.restore(tensors)
 
     def saved(self) -> State:
-        """For a checkpoint."""
+        """The state as a checkpoint stores it."""
         facts = {name: getattr(self, name) for name in ("done", "anneal_from", "best", "best_at", "waited")}
         return State(self.tensors(), facts | {"rng": self.rng.bit_generator.state, "history": asdict(self.history)})
 
@@ -113,7 +113,7 @@ class FitState(Generic[Model]):
     def restored(
         saved: State, start: Model, step_sizes: dict[str, float], device: torch.device = CPU
     ) -> FitState[Model]:
-        """What `saved` was taken from, on this device. Args: start: a model of the same kind."""
+        """The state that `saved` was taken from, on this device. Args: start: a model of the same kind."""
         facts = dict(saved.facts)
         rng = np.random.default_rng()
         rng.bit_generator.state = facts.pop("rng")

@@ -1,4 +1,4 @@
-"""Images in other box sizes, by cropping or padding in Fourier space."""
+"""Conversion of images to other box sizes, by cropping or padding in Fourier space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from emsplat.fourier.transforms import images_of, transforms_of
 
 
 def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.complex64]:
-    """(n, D, D//2+1) half planes as (n, D', D'//2+1), ky in fft order: cropped, or padded with zeros.
+    """(n, D', D'//2+1) half planes from (n, D, D//2+1), ky in fft order: cropped, or padded with zeros.
 
     The Nyquist row of the smaller box is kept only in part.
     """
@@ -28,7 +28,7 @@ def fourier_crop(spectra: NDArray[np.complex64], box_size: int) -> NDArray[np.co
 def fourier_cropped(images: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
     """(n, B, B) images whose transforms are the middle of the transforms of (n, D, D) images; B ≤ D.
 
-    Sums over pixels are therefore kept, not grey values, and origins stay at the same fraction of the edge.
+    Sums over pixels are therefore kept and grey values are not; origins stay at the same fraction of the edge.
     """
     if box_size == images.shape[-1]:
         return images

@@ -30,7 +30,7 @@ OVERSAMPLING = 1.5  # grid points per voxel of the cube that is wanted, along an
 HALO = 3  # grid points kept beyond ±n/2, as far as a kernel can extend
 STEPS = 512  # number of steps in the table of the kernel
 _TILE = 12
-_FAST = {"nnan", "ninf", "nsz"}  # none of these changes the rounding; see `simd.spread_sample`
+_FAST = {"nnan", "ninf", "nsz"}  # none of these flags changes the rounding; see `simd.spread_sample`
 
 
 @dataclass
@@ -60,7 +60,7 @@ class SliceGrid:
 
         Args:
             slices: (n, D, D//2+1) half planes of the grid's type, ky in fft order.
-            matrices: (n, 3, 3) B; rotations, or rotations of a plane that is stretched and sheared.
+            matrices: (n, 3, 3) B: rotations, or rotations of a plane that is stretched and sheared.
 
         Samples at or beyond Nyquist's radius, |k| ≥ D/2 in the slice or in the volume, are left out.
         """
@@ -99,7 +99,7 @@ class SliceGrid:
         return volume
 
     def _plane(self, z: int) -> NDArray[np.complex64]:
-        """(n, n) plane z of the periodic grid in fft order. What was spread beyond the borders is folded back."""
+        """(n, n) plane z of the periodic grid in fft order. Samples spread beyond the borders are folded back."""
         n = self.period
         plane = self._wrapped(z)
         if z >= n // 2 - HALO:
@@ -121,7 +121,7 @@ class SliceGrid:
 
 
 def grid_period(extent: int, box_size: int, oversampling: float = OVERSAMPLING) -> int:
-    """n for a cube of this edge: even, fast to transform, and never coarser than the sampling of the slices."""
+    """n for a cube of this edge: even, fast to transform, and at least as fine as the sampling of the slices."""
     period = max(scipy.fft.next_fast_len(int(np.ceil(oversampling * extent)), real=True), box_size)
     while period % 2 or scipy.fft.next_fast_len(period, real=True) != period:
         period += 1
@@ -135,7 +135,7 @@ def grid_shape(period: int) -> tuple[int, int, int]:
 
 
 def frames_of(matrices: NDArray[np.float64]) -> NDArray[np.float32]:
-    """(n, 3, 2) x, y, z of the slices' axes: ``k_volume = Bᵀ (kx, ky, 0)``, so the rows 0 and 1 of (n, 3, 3) B."""
+    """(n, 3, 2) x, y, z of the slices' axes: rows 0 and 1 of (n, 3, 3) B, since ``k_volume = Bᵀ (kx, ky, 0)``."""
     return np.ascontiguousarray(matrices[:, :2, :].transpose(0, 2, 1), dtype=np.float32)
 
 
@@ -146,13 +146,13 @@ def taps_and_slopes(window: Window) -> NDArray[np.float32]:
 
 
 def _tiles(planes: int, rows: int, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(tiles, 2) first plane and row of every tile, colour by colour, and (5,) the start of each colour, and the end.
+    """(tiles, 2) first plane and row of every tile, colour by colour; (5,) the start of each colour and the end.
 
     The tiles of a colour are dealt out so that every thread gets some with many samples and some with few.
     """
     z, y = np.meshgrid(np.arange(0, planes - WIDTH + 1, _TILE), np.arange(0, rows - WIDTH + 1, _TILE), indexing="ij")
     tiles = np.stack([z.ravel(), y.ravel()], axis=1)
-    # The sample density falls as 1/k from the x axis: sort by distance from it, then deal.
+    # The sample density falls as 1/k from the x axis, so tiles are sorted by their distance from it and then dealt out.
     distance = np.hypot(tiles[:, 0] + _TILE / 2 - HALO, tiles[:, 1] + _TILE / 2 - rows / 2)
     tiles = tiles[np.argsort(distance, kind="stable")]
     colour = tiles // _TILE % 2 @ [2, 1]
@@ -177,7 +177,7 @@ def row_ends(frames: NDArray[np.float64], box_size: int) -> NDArray[np.float32]:
     discriminant = xx * box_size**2 / 4 - (xx * yy - xy**2) * ky**2
     half = np.sqrt(np.maximum(discriminant, 0)) / xx
     first, last = np.maximum(-disc, -xy * ky / xx - half), np.minimum(disc, -xy * ky / xx + half)
-    last = np.where(discriminant < 0, -box_size, last)  # a row that misses the ellipse
+    last = np.where(discriminant < 0, -box_size, last)  # for a row that misses the ellipse
     return np.stack([np.ceil(first), np.floor(last)], axis=2).astype(np.float32)
 
 
@@ -231,7 +231,7 @@ def _rows_in_stack(i, ky, box_size, columns):
 def _insert(grid, slices, frames, ends, taps, tiles, colours):
     """Spread all samples of all slices, tile by tile.
 
-    frames: (n, 3, 2), the in-plane axes in grid points; ends: `row_ends`; tiles, colours: `_tiles`.
+    frames: (n, 3, 2), the in-plane axes in grid points; ends: from `row_ends`; tiles, colours: from `_tiles`.
 
     No function that is called for each sample takes an array. If it branched, it would count references to the array
     with atomic increments, for which all threads would wait.

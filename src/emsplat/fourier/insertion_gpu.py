@@ -36,7 +36,7 @@ _halo = tl.constexpr(HALO)
 
 @dataclass(frozen=True)
 class Views:
-    """The places of slices in the volume, as the kernel reads them, on one device."""
+    """The positions of slices in the volume on one device, in the form that the kernel reads."""
 
     frames: Tensor  # (n, 3, 2) float32 from `insertion.frames_of`
     ends: Tensor  # (n, 2r+1, 2) float32 from `insertion.row_ends`
@@ -70,7 +70,7 @@ class DeviceGrids:
 
     @staticmethod
     def bytes_needed(n_sets: int, extent: int, box_size: int, dtype: torch.dtype) -> int:
-        """Of the grids, and of the transforms in the end."""
+        """Number of bytes of the grids and of the final transforms."""
         period = grid_period(extent, box_size)
         planes, rows, columns = grid_shape(period)
         finish = 8 * (period // 2 + 1) * extent**2 + 4 * extent**3 + 3 * max(_AT_ONCE_BYTES, 8 * rows * columns)
@@ -79,15 +79,15 @@ class DeviceGrids:
     def insert(
         self, slices: Tensor, views: Views, sets: Tensor, images: Tensor | None = None, weights: Tensor | None = None
     ) -> None:
-        """Add slices at ``k_volume = Bᵀ (k_x, k_y, 0)``, each to one set, or as often as it is listed; takes no memory.
+        """Add slices at ``k_volume = Bᵀ (k_x, k_y, 0)``, each once or as often as it is listed; takes no memory.
 
         Args:
             slices: (n, D, D//2+1) half planes of the grids' type, contiguous, ky in fft order.
-            sets: (m,) int32 the set each addition goes to.
-            images: (m,) int32 which slice is added; with weights. None: m = n, and every slice is added once.
-            weights: (m,) float32 what it is multiplied by; None: 1.
+            sets: (m,) int32 number of the set that each addition goes to.
+            images: (m,) int32 number of each added slice; it needs weights. None: m = n, and each slice is added once.
+            weights: (m,) float32 factor on the slice in each addition; None: 1.
         Raises:
-            ValueError: slices of another type or layout: the kernel would read them wrong.
+            ValueError: the slices have another type or layout, which the kernel would misread.
 
         Samples at or beyond Nyquist's radius, |k| ≥ D/2 in the slice or in the volume, are left out.
         """
@@ -117,7 +117,7 @@ class DeviceGrids:
 
 @dataclass(frozen=True)
 class DeviceGrid:
-    """`insertion.SliceGrid` on a device, filled."""
+    """A filled `insertion.SliceGrid` on a device."""
 
     extent: int
     period: int
@@ -126,7 +126,7 @@ class DeviceGrid:
     def backprojection(self) -> NDArray[np.float32]:
         """(extent,)*3 real-space sum ``Σ value · exp(+2πi k·r / D)`` over all samples, r from −(extent//2).
 
-        Some planes are transformed at a time, so that the whole complex grid never exists.
+        Only some planes are transformed at a time, so that the whole complex grid never exists.
         """
         n, e, device = self.period, self.extent, self.values.device
         r = torch.arange(e, device=device) - e // 2
@@ -148,7 +148,7 @@ class DeviceGrid:
         return volume.mul_(scale[:, None, None]).mul_(scale[:, None]).mul_(scale).cpu().numpy()
 
     def _planes(self, first: int, last: int) -> Tensor:
-        """(last − first, n, n) planes of a periodic grid in fft order, with what lies beyond the edge folded back."""
+        """(last − first, n, n) planes of a periodic grid in fft order; samples beyond the edge are folded back."""
         n = self.period
         planes = self._wrapped(first, last)
         for z in range(max(first, n // 2 - HALO), last):
@@ -195,7 +195,7 @@ def _weight(taps, row, f, tap):
 
 @triton.jit
 def _add_rows(points, along_x, weight, y0, y1, y2, y3, stride, inside):
-    """Add the kernel's four rows in a plane. Takes (BLOCK, lanes) pointers to the first row, and values."""
+    """Add the kernel's four rows in a plane, from (BLOCK, lanes) pointers to the first row and values."""
     tl.atomic_add(points, along_x * (weight * y0)[:, None], mask=inside[:, None], sem="relaxed")
     tl.atomic_add(points + stride, along_x * (weight * y1)[:, None], mask=inside[:, None], sem="relaxed")
     tl.atomic_add(points + 2 * stride, along_x * (weight * y2)[:, None], mask=inside[:, None], sem="relaxed")
@@ -235,7 +235,7 @@ def _insert(
 ):  # fmt: skip
     """Spread some samples of one slice: program (block of samples, addition). Complex values are pairs of floats.
 
-    Where additions are LISTED, each is of one of the images, times a weight; else addition i is of image i.
+    If additions are LISTED, each adds one of the images times a weight; otherwise addition i adds image i.
     """
     number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     addition = tl.program_id(1).to(tl.int64)

@@ -17,7 +17,7 @@ from scipy import fft, ndimage
 
 from emsplat.errors import InputError
 
-PARTICLE_SHARE = 0.85  # of the box: the diameter of a particle that nothing shows the size of
+PARTICLE_SHARE = 0.85  # share of the box: the assumed diameter of a particle of unknown size
 GUINIER_START_IN_ANGSTROMS = 10.0  # beyond this the amplitudes of proteins fall as exp(−B s²/4)
 
 

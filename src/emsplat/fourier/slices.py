@@ -83,13 +83,13 @@ def central_slices(
 
 
 def transform_at(volume: FourierVolume, frequencies: NDArray[np.float64]) -> NDArray[np.complex64]:
-    """F at any points: (n, 3) as (kx, ky, kz) in units of 1/D, |k| ≤ D/2 on each axis → (n,) complex64."""
+    """(n,) complex64 F at any (n, 3) points (kx, ky, kz) in units of 1/D, |k| ≤ D/2 on each axis."""
     return _transform_at(volume.grid, _TABLE, np.ascontiguousarray(frequencies), volume.box_size)
 
 
 @numba.njit(inline="always")
 def _taps(table, x, weights):
-    """Fill the W weights of coordinate x; returns the first tap."""
+    """Fill in the W weights of coordinate x; return the first tap."""
     first = np.ceil(x - _HALF)
     position = (first - x + _HALF) * _STEPS
     row = int(position)
@@ -101,7 +101,7 @@ def _taps(table, x, weights):
 
 @numba.njit(fastmath=True)
 def _gather(grid, table, kx, ky, kz, box_size, weights):
-    """F at (kx, ky, kz), units of 1/D; weights: (3, W) float32 scratch."""
+    """F at (kx, ky, kz) in units of 1/D; weights: (3, W) float32 scratch memory."""
     flip = kx < 0.0  # only kx ≥ 0 is stored
     sign = -PADDING if flip else PADDING
     margin = MARGIN

@@ -1,9 +1,9 @@
 """The job that looks for heterogeneity: a latent for every particle, maps of states, Gaussians that follow the latents.
 
-- ``run``: the job, from top to bottom; ``result``: what it hands back
-- ``observations``: what the images say below a limit of frequency; ``slices``: slices of many volumes at once
-- ``subspace``: a linear subspace of maps; ``posterior``: latents under it, contrast and pose errors integrated out
-- ``agreement``: how many components there are, decided by the other half's images; ``alignment``: one frame for both
+- ``run``: the whole job; ``result``: its result
+- ``observations``: the data of the images below a limit of frequency; ``slices``: slices of many volumes at once
+- ``subspace``: a linear subspace of maps; ``posterior``: its latents, with contrast and pose errors integrated out
+- ``agreement``: the number of components, decided by the other half's images; ``alignment``: one frame for both
 - ``bins``: statistics of neighbourhoods; ``decoder``: Gaussians as functions of latents; ``fit_decoder``: their fit
 - ``gtm``: posteriors over points of latent space under the decoder
 - ``latents``, ``states``, ``trajectories``: the results; ``protection``: what latents must not encode

@@ -1,10 +1,10 @@
-"""Does the other half see the same components? Images that had no part in finding them decide how many there are.
+"""The number of components, decided by images that had no part in finding them.
 
-Components U of one half are put to the images of the other one. With r an image's residual to its own half's consensus,
-and Σ the covariance of noise, contrast and pose errors, ``h = Uᵀ Σ⁻¹ r`` has the covariance ``A = Uᵀ Σ⁻¹ U`` if the
-images do not vary along U, and ``A + A Λ A`` if they do, Λ being the covariance of their latents. So Λ follows from
-``Σ_i (h hᵀ − A)`` over the images, without bias and with a known error. A real component has a variance near 1 there,
-one that was made of noise has 0, however much the two halves' noise may look alike.
+Components U of one half are tested on the images of the other half. Let r be an image's residual to its own half's
+consensus, and Σ the covariance of noise, contrast and pose errors. Then ``h = Uᵀ Σ⁻¹ r`` has the covariance
+``A = Uᵀ Σ⁻¹ U`` if the images do not vary along U, and ``A + A Λ A`` if they do, where Λ is the covariance of their
+latents. Therefore Λ follows from ``Σ_i (h hᵀ − A)`` over the images, without bias and with a known error. A real
+component has a variance near 1 there, and one that was made of noise has 0, however similar the two halves' noise is.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from emsplat.heterogeneity.observations import Observations
 from emsplat.heterogeneity.posterior import inner_products, posterior
 from emsplat.heterogeneity.subspace import Subspace, columns_of, parts_of, volumes_of
 
-LEAST_VARIANCE = 0.3  # of a component's latents in the other half, where its own half finds 1
+LEAST_VARIANCE = 0.3  # least variance of a component's latents in the other half; its own half finds 1
 LEAST_SIGNIFICANCE = 6.0  # standard deviations: the strongest of several directions of noise reaches 3 to 4
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one half's images make of the other half's components, rotated so that each varies by itself there."""
+    """One half's components, tested on the other half's images and rotated so that their latents are uncorrelated."""
 
     basis: NDArray[np.float64]  # (K, K) columns: the rotated components in terms of the given ones, clearest first
-    variance: NDArray[np.float64]  # (K,) of the latents along each, in units of what their own half finds
+    variance: NDArray[np.float64]  # (K,) variance of the latents along each, in units of what their own half finds
     significance: NDArray[np.float64]  # (K,) standard deviations above no variance
 
     @property
     def count(self) -> int:
-        """How many of the components, from the clearest on, are beyond doubt."""
+        """Number of components, from the clearest on, that are beyond doubt."""
         sure = (self.variance > LEAST_VARIANCE) & (self.significance > LEAST_SIGNIFICANCE)
         return len(sure) if sure.all() else int(np.argmin(sure))
 
 
 def seen_by(space: Subspace, components: NDArray[np.float32], observations: Observations) -> Seen:
-    """Put components to images.
+    """Test components on the images of the other half.
 
     Args:
-        space: of the half the images belong to, whose consensus, contrasts and pose errors are taken.
-        components: (K, D′, D′, D′) of the other half, which latents of unit variance belong to.
+        space: the space of the images' own half, whose consensus, contrasts and pose errors are used.
+        components: (K, D′, D′, D′) of the other half, scaled for latents of unit variance.
     """
     count = len(components)
     model = replace(space, components=components)
@@ -68,13 +68,13 @@ def seen_by(space: Subspace, components: NDArray[np.float32], observations: Obse
 def seen_from(scores: NDArray[np.float64], grams: NDArray[np.float64], weights: NDArray[np.float64]) -> Seen:
     """The variance of latents from scores and their covariances.
 
-    Args: scores: (n, K) h; grams: (n, K, K) A; weights: (n,) how surely each image shows a particle at all.
+    Args: scores: (n, K) h; grams: (n, K, K) A; weights: (n,) probability that each image shows a particle.
     """
     count = scores.shape[1]
     excess = np.einsum("n,nk,nl->kl", weights, scores, scores) - np.einsum("n,nkl->kl", weights, grams)
     operator = np.einsum("n,nab,ncd->acbd", weights, grams, grams, optimize=True).reshape(count**2, count**2)
     covariance = np.linalg.solve(operator, excess.ravel()).reshape(count, count)
-    # In the metric in which every direction's variance is known equally well.
+    # This is the metric in which every direction's variance is known equally well.
     values, vectors = np.linalg.eigh(np.einsum("n,nkl->kl", weights, grams) / weights.sum())
     root = vectors * np.sqrt(np.maximum(values, 1e-12 * values.max()))
     inverse = vectors / np.sqrt(np.maximum(values, 1e-12 * values.max()))
@@ -93,9 +93,9 @@ def _errors(
     operator: NDArray[np.float64],
     directions: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """(K,) standard errors of ``uᵀ Λ u`` along the columns u, from what the images leave of the fitted moments.
+    """(K,) standard errors of ``uᵀ Λ u`` along the columns u, from the images' residuals to the fitted moments.
 
-    A strong component makes those beside it uncertain, which the variance of noise alone would not show.
+    A strong component makes the other ones uncertain, which the variance of noise alone would not show.
     """
     count = scores.shape[1]
     left = scores[:, :, None] * scores[:, None, :] - grams - grams @ covariance @ grams

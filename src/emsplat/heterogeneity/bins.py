@@ -1,6 +1,6 @@
-"""Bins of latent space: which images lie near which point, and what they say together.
+"""Bins of latent space: the images near each point, and their statistics.
 
-Landmarks are spread over the latents of both halves; an image has a share in each landmark that its latent may lie at.
+Landmarks are spread over the latents of both halves. An image has a share in each landmark at which its latent may lie.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from emsplat.particles.table import Particles
 from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from emsplat.statistics.sufficient import Statistics
 
-LEAST_WEIGHT = 0.02  # shares below are dropped
+LEAST_WEIGHT = 0.02  # shares below this are dropped
 _BANDWIDTH = 1.5
-_SAMPLE = 20_000  # latents that landmarks are found from
-_FEWEST = 20.0  # images of a bin, below which it is left out
+_SAMPLE = 20_000  # number of latents from which landmarks are found
+_FEWEST = 20.0  # number of images below which a bin is left out
 
 
 def landmarks(latents: NDArray[np.float64], count: int, seed: int) -> NDArray[np.float64]:
-    """(G, K) centres of k-means, G at most the count: those that any latent is nearest to."""
+    """(G, K) centres of k-means that are nearest to any latent; G is at most the count."""
     rng = np.random.default_rng(seed)
     if len(latents) > _SAMPLE:
         latents = latents[rng.choice(len(latents), _SAMPLE, replace=False)]
@@ -48,7 +48,7 @@ def shares(
 
 
 def sparse(weights: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Rows that add up to 1, without their smallest entries."""
+    """The rows without their smallest entries, normalised to a sum of 1."""
     weights = weights / weights.sum(axis=1, keepdims=True)
     weights = np.where(weights < LEAST_WEIGHT, 0, weights)
     return (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
@@ -65,11 +65,11 @@ def fill_bins(
     extent: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Bin]:
-    """The bins of one half, those that hold too few images left out.
+    """The bins of one half, without those that hold too few images.
 
     Args:
         weights: (N, G) share of every image in every bin; latents: (N, K).
-        split: into the training and the held-out images of both halves.
+        split: the training and the held-out images of both halves.
     """
     rows = particles.half_set == half
     chosen = np.where(rows[:, None], weights, 0)

@@ -1,7 +1,7 @@
-"""The decoder: Gaussians whose masses and places follow the latents; one model holds the maps of all particles.
+"""The decoder: Gaussians whose masses and positions follow the latents. One model holds the maps of all particles.
 
 ``V(z) = Σ_j exp(α_j + w_j·z) N(r; μ_j + u_j z, Σ_j)``: every Gaussian has a slope w_j of its log mass and a
-displacement u_j for each latent. Where all states share mass, all images say where it lies.
+displacement u_j for each latent. All images contribute to the position of mass that all states share.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _METADATA = {
     "mass_slopes": "change of the log mass with each latent",
     "displacements": "Å, x y z: movement of the centre with each latent",
 }
-_STEEPEST = 8.0  # change of a log mass that is followed: exp(8) is all or nothing
+_STEEPEST = 8.0  # largest change of a log mass; exp(8) is all or nothing
 
 
 @dataclass(frozen=True)
 class Decoder:
     """J Gaussians as functions of K latents; lengths in Å."""
 
-    gaussians: Gaussians  # at z = 0
+    gaussians: Gaussians  # Gaussians at z = 0
     mass_slopes: Tensor  # (J, K)
     displacements: Tensor  # (J, K, 3) Å
 
@@ -49,11 +49,11 @@ class Decoder:
 
     @property
     def moves(self) -> bool:
-        """Whether any Gaussian changes its place."""
+        """Whether any Gaussian changes its position."""
         return bool(self.displacements.any())
 
     def at(self, z: NDArray[np.floating] | Tensor) -> Gaussians:
-        """The Gaussians of one point. Args: z: (K,)."""
+        """The Gaussians at one point z, (K,)."""
         point = torch.as_tensor(np.asarray(z), dtype=torch.float32)
         base = self.gaussians
         return replace(
@@ -63,7 +63,7 @@ class Decoder:
         )
 
     def save(self, path: Path, **metadata: str) -> None:
-        """Write a safetensors file with the units in its metadata; complete or not at all."""
+        """Write a safetensors file, with the units in its metadata, completely or not at all."""
         tensors = {name: getattr(self.gaussians, name) for name in _GAUSSIANS}
         tensors |= {name: getattr(self, name) for name in _SLOPES}
         data = save({n: t.detach().float().contiguous() for n, t in tensors.items()}, metadata=_METADATA | metadata)
@@ -72,7 +72,7 @@ class Decoder:
 
     @staticmethod
     def load(path: Path) -> Decoder:
-        """Read what `save` wrote; InputError where the file is something else."""
+        """Read what `save` wrote; InputError if the file is something else."""
         try:
             open_regular(path).close()
             with safe_open(path, framework="pt") as file:

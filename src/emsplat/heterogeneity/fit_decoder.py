@@ -1,8 +1,8 @@
-"""Fitting a decoder to the statistics of latent bins: full-batch, without touching an image.
+"""Full-batch fit of a decoder to the statistics of latent bins, without reading an image.
 
-``Σ_g π_g [½⟨V(z_g), T_g∗V(z_g)⟩ − ⟨b_g, V(z_g)⟩]`` is what the images of all bins say about a nonlinear model, as long
-as every image of a bin g is taken to show V(z_g). Steps go down the loss of most of the images until that of those held
-out no longer falls; some falling steps on all of them end the fit.
+``Σ_g π_g [½⟨V(z_g), T_g∗V(z_g)⟩ − ⟨b_g, V(z_g)⟩]`` is the loss of a nonlinear model for the images of all bins, if each
+image of a bin g is taken to show V(z_g). Steps lower the loss of the training images until that of the held-out images
+no longer falls; some steps of falling size on all images end the fit.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ VARIANTS = ("mass", "both")
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """Every number of the fit."""
+    """The settings of the fit."""
 
-    mass_step: float = 0.14  # of the slopes, over √K
-    displacement_step: float = 0.3  # voxels, over √K
+    mass_step: float = 0.14  # step size of the slopes; divided by √K
+    displacement_step: float = 0.3  # voxels; divided by √K
     base_steps: tuple[float, float, float, float] = (0.15, 0.015, 0.015, 0.02)  # centres, scales, quaternions, masses
     most_steps: int = 60
     check_every: int = 5
     patience: int = 2
-    improvement: float = 2e-4  # of the held-out loss, relative
+    improvement: float = 2e-4  # relative fall of the held-out loss
     anneal_steps: int = 12
     cutoff: float = 3.0
-    max_scale: float = 4.0  # voxels
+    max_scale: float = 4.0  # largest σ in voxels
 
 
 @dataclass(frozen=True)
 class Bin:
-    """What the images near a point of latent space say."""
+    """The data of the images near a point of latent space."""
 
     z: NDArray[np.float64]  # (K,) mean latent of its images
     weight: float  # share of all images
     training: QuadraticLoss
     held_out: QuadraticLoss
-    held_out_share: float  # of the bin's images
+    held_out_share: float  # share of the bin's images that are held out
 
 
 @dataclass
 class DecoderHistory:
-    """What the log and the figures show; losses are per image, averaged over the bins."""
+    """What the log and the figures show. Losses are per image, averaged over the bins."""
 
     variant: str
     losses: list[float] = field(default_factory=list)
@@ -68,7 +68,7 @@ class DecoderHistory:
 
 
 def make_bin(z: NDArray[np.float64], total: float, training: Statistics, held_out: Statistics, extent: int) -> Bin:
-    """Args: total: the sum of all bins' weights; extent: voxels of the cube in which the Gaussians live."""
+    """A bin from its statistics. Args: total: sum of all bins' weights; extent: voxels of the Gaussians' cube."""
     period = fitting_period(extent)
     weight = training.divisor + held_out.divisor
     first, second = (QuadraticLoss(s, extent, period) for s in (training, held_out))
@@ -76,7 +76,7 @@ def make_bin(z: NDArray[np.float64], total: float, training: Statistics, held_ou
 
 
 class DecoderFit:
-    """Leaves in voxels, and Adam; one fit of one variant."""
+    """One fit of one variant: its leaves in voxels, and Adam."""
 
     def __init__(self, start: Decoder, pixel_size: float, extent: int, variant: str, settings: DecoderSettings) -> None:
         model = start.gaussians
@@ -116,7 +116,7 @@ class DecoderFit:
         return (p.centres, p.log_scales, p.quaternions, p.log_masses)
 
     def density(self, z: NDArray[np.float64]) -> Tensor:
-        """(d, d, d) splat at a point, which the losses boost."""
+        """(d, d, d) splat at a point; the losses undo its widening."""
         point = torch.as_tensor(z, dtype=torch.float32)
         p = self.base
         return voxelise(
@@ -129,7 +129,7 @@ class DecoderFit:
         )
 
     def step(self, bins: Sequence[Bin], rate: float, on_all: bool) -> float:
-        """One step; returns the loss before it."""
+        """Take one step; return the loss before it."""
         self.optimiser.zero_grad()
         total = 0.0
         for one in bins:
@@ -143,7 +143,7 @@ class DecoderFit:
             total += one.weight * value
             volume.backward(one.weight * gradient)
         for group in self.optimiser.param_groups:
-            # The consensus was fitted to the held-out images, too: it moves only where all images are fitted.
+            # The consensus was also fitted to the held-out images, so it moves only while all images are fitted.
             group["lr"] = rate * group["size"] if on_all or group["follows_latents"] else 0.0
         self.optimiser.step()
         with torch.no_grad():
@@ -163,18 +163,18 @@ class DecoderFit:
             leaf.copy_(value)
 
     def decoder(self) -> Decoder:
-        """The model in Å."""
+        """The decoder in Å."""
         displacements = self.displacements.detach() * self.pixel_size
         return Decoder(self.base.gaussians(self.pixel_size), self.mass_slopes.detach().clone(), displacements)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A decoder, and what it came from."""
+    """A decoder and its history."""
 
-    decoder: Decoder  # ended on all images
-    training: Decoder  # as the held-out images have not seen it: where the next round starts
-    histories: tuple[DecoderHistory, ...]  # of all variants, the chosen one first
+    decoder: Decoder  # fitted to all images in the end
+    training: Decoder  # decoder before the steps on all images; the next round starts from it
+    histories: tuple[DecoderHistory, ...]  # histories of all variants, the chosen one first
 
 
 def fit_decoder(
@@ -186,10 +186,10 @@ def fit_decoder(
     variants: Sequence[str] = VARIANTS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fitted:
-    """The variant with the least held-out loss.
+    """Fit all variants and return that with the least held-out loss.
 
     Args:
-        start: lengths in Å; pixel_size: Å a voxel of the bins' losses.
+        start: the decoder to start from, in Å; pixel_size: Å per voxel of the bins' losses.
     """
     most = settings.most_steps + settings.anneal_steps
     found: list[tuple[float, DecoderFit, DecoderHistory]] = []
@@ -211,7 +211,7 @@ def _within(progress: Callable[[int, int], None], before: int, total: int, done:
 
 
 def _search(fit: DecoderFit, bins: Sequence[Bin], history: DecoderHistory, progress: Callable[[int], None]) -> None:
-    """Steps until the held-out loss no longer falls; leaves the fit where it was best."""
+    """Take steps until the held-out loss no longer falls; leave the fit in its best state."""
     settings = fit.settings
     history.best = fit.held_out_loss(bins)
     history.checks.append((0, history.best))

@@ -1,7 +1,7 @@
-"""Rounds of a generative topographic map: how likely is each image under the decoder's map at each of many points?
+"""Rounds of a generative topographic map: the likelihood of each image under the decoder's maps at many points.
 
-``log p(y | z_p) = log ∫ p(c) exp(c v_p − ½ c² A_pp) dc`` from slices of V(z_p); with the points' populations it gives
-every image a posterior over the points, and from that its latent, without any linearity.
+``log p(y | z_p) = log ∫ p(c) exp(c v_p − ½ c² A_pp) dc`` follows from slices of V(z_p). With the points' populations
+it gives every image a posterior over the points, and from that its latent, without assuming linearity.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from emsplat.heterogeneity.slices import Volumes
 
 _AT_ONCE = 16  # volumes whose transforms are held together
 _IMAGES = 256
-_MIXING_ROUNDS = 5  # of EM for the points' populations
+_MIXING_ROUNDS = 5  # rounds of EM for the points' populations
 
 
 @dataclass(frozen=True)
 class PointPosterior:
-    """Where on a set of points n images lie."""
+    """The posterior of n images over a set of points."""
 
-    weights: NDArray[np.float32]  # (n, P), rows add up to 1
-    log_likelihood: NDArray[np.float64]  # (n,) under the whole model, less that of an image without particle
+    weights: NDArray[np.float32]  # (n, P) posterior; rows add up to 1
+    log_likelihood: NDArray[np.float64]  # (n,) under the whole model, less that of an image without a particle
     junk: NDArray[np.float64]  # (n,) probability that an image shows no particle
-    contrast: NDArray[np.float64]  # (n,) mean, should it show one
+    contrast: NDArray[np.float64]  # (n,) mean, if the image shows a particle
 
     def mean(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n, K)."""
+        """(n, K) mean of each image's latent."""
         return self.weights.astype(np.float64) @ points
 
     def covariance(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n, K, K)."""
+        """(n, K, K) covariance of each image's latent."""
         mean = self.mean(points)
         square = self.weights.astype(np.float64) @ (points[:, :, None] * points[:, None, :]).reshape(len(points), -1)
         return square.reshape(len(mean), *2 * points.shape[1:]) - mean[:, :, None] * mean[:, None, :]
@@ -93,7 +93,7 @@ def point_posterior(
 
 
 def shares_of_bins(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(P, G) how the points are shared among the bins: those within about a bin's distance of a landmark, softly."""
+    """(P, G) soft shares of the points in the bins; a bin takes the points within about its width of its landmark."""
     apart = np.sqrt(((points[:, None] - centres) ** 2).sum(axis=2))
     if len(centres) == 1:
         return np.ones_like(apart)

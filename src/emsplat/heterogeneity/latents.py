@@ -1,4 +1,4 @@
-"""The latents of all particles: what is known of each image, in the order of the particle table."""
+"""The latents of all particles and what else is known of each image, in the order of the particle table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emsplat.runtime.files import replacing
 
 @dataclass(frozen=True)
 class Latents:
-    """One row an image."""
+    """The table of latents, with one row for each image."""
 
     ids: NDArray[np.str_]  # (N,) as in the particle file
     half: NDArray[np.int8]  # (N,)
@@ -28,12 +28,12 @@ class Latents:
 
     @property
     def count(self) -> int:
-        """K."""
+        """Number of latents, K."""
         return self.mean.shape[1]
 
     @staticmethod
     def empty(table: Particles, count: int) -> Latents:
-        """Nothing known yet."""
+        """A table in which nothing is known yet."""
         n = len(table)
         nowhere = np.full(n, -1, dtype=np.int32)
         return Latents(
@@ -43,7 +43,7 @@ class Latents:
 
     @staticmethod
     def nothing(table: Particles) -> Latents:
-        """Of particles that do not vary."""
+        """The table for particles that do not vary."""
         return Latents.empty(table, 0)
 
     def put(
@@ -55,13 +55,13 @@ class Latents:
         junk: NDArray[np.float64],
         log_likelihood: NDArray[np.float64],
     ) -> None:
-        """Fill in what was found of some images."""
+        """Fill in the results for some images."""
         self.mean[rows], self.covariance[rows] = mean, covariance
         self.contrast[rows], self.junk[rows], self.log_likelihood[rows] = contrast, junk, log_likelihood
 
 
 def write_latents(path: Path, latents: Latents) -> None:
-    """A CSV table; the covariance as its upper triangle, row by row."""
+    """Write a CSV table, in which the covariance is given as its upper triangle, row by row."""
     k = latents.count
     upper = np.triu_indices(k)
     header = [

@@ -1,4 +1,4 @@
-"""What the images say below a limit of frequency, kept in memory: all that latents need."""
+"""The data of the images below a limit of frequency, kept in memory: all that latents need."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from emsplat.statistics.accumulate import AccumulationSettings, blocks_of, prepa
 
 @dataclass(frozen=True)
 class Observations:
-    """Samples of n images, centred, in the units of a working box D′; 12 bytes a sample."""
+    """Samples of n images, centred, in the units of a working box D′; they take 12 bytes per sample."""
 
-    rows: NDArray[np.int64]  # (n,) of the particle table
+    rows: NDArray[np.int64]  # (n,) rows of the particle table
     samples: NDArray[np.int64]  # (m, 2) kx, ky in units of 1/D′
     spectra: NDArray[np.complex64]  # (n, m) C W² y
     weights: NDArray[np.float32]  # (n, m) C² W²
@@ -33,11 +33,11 @@ class Observations:
 
     @property
     def multiplicity(self) -> NDArray[np.float32]:
-        """(m,) how often a sample of the half plane stands in the whole plane: twice, for k and −k."""
+        """(m,) number of times that a sample of the half plane counts in the whole plane: 2, for k and −k."""
         return np.full(len(self.samples), 2, dtype=np.float32)
 
     def part(self, chosen: slice | NDArray) -> Observations:
-        """Those of some of the images."""
+        """The observations of some of the images."""
         return Observations(
             self.rows[chosen], self.samples, self.spectra[chosen], self.weights[chosen], self.matrices[chosen],
             self.box_size,

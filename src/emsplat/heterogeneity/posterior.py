@@ -1,9 +1,9 @@
-"""Latents of images under a linear model, their contrast marginalised.
+"""Latents of images under a linear model, with the contrast integrated out.
 
 ``y = c · C P (V₀ + Σ_k z_k U_k) + noise`` with ``z ~ N(0, S)`` and a contrast c. For a given c the posterior of z is
 normal: precision ``S⁻¹ + c² A_zz``, mean ``(S⁻¹ + c² A_zz)⁻¹ (c v_z − c² A_z0)``, where ``A_kl = ⟨F_k, C²W² F_l⟩`` and
-``v_k = ⟨F_k, CW² y⟩`` are sums over the image's samples of the slices F of V₀ and U. They are all that is needed of an
-image. c runs over a grid of values: a normal prior about 1, and a share of images of contrast 0, without a particle.
+``v_k = ⟨F_k, CW² y⟩`` are sums over the image's samples of the slices F of V₀ and U. No more is needed of an image.
+c runs over a grid of values, with a normal prior about 1 and a share of images with contrast 0, without a particle.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from numpy.typing import NDArray
 
 from emsplat.heterogeneity.observations import Observations
 
-CONTRASTS = np.append(0.0, np.linspace(0.3, 1.9, 17))  # of an image without particle, and of those with one
-BETWEEN_CONTRASTS = 0.05  # standard deviation of a contrast about a value of the grid, as a share of it
+CONTRASTS = np.append(0.0, np.linspace(0.3, 1.9, 17))  # contrast without a particle, then those with one
+BETWEEN_CONTRASTS = 0.05  # standard deviation of a contrast about the grid's value, as a share of this
 _LEAST_SIGMA, _LARGEST_SIGMA = 0.02, 0.4
 _LEAST_JUNK, _MOST_JUNK = 1e-4, 0.6
 
 
 @dataclass(frozen=True)
 class ContrastPrior:
-    """What is known of an image's contrast before it is looked at; learnt from all of them."""
+    """The prior of an image's contrast, learnt from all images."""
 
     sigma: float = 0.1  # standard deviation about 1
     junk: float = 0.02  # share of images that show no particle
 
     def log(self) -> NDArray[np.float64]:
-        """(grid,) log probability of every contrast."""
+        """(grid,) log prior probability of every contrast."""
         log = -0.5 * ((CONTRASTS[1:] - 1) / self.sigma) ** 2
         log += np.log1p(-self.junk) - np.log(np.exp(log).sum())
         return np.append(np.log(self.junk), log)
 
     @staticmethod
     def learnt(squared: float, junk: float, number: int) -> ContrastPrior:
-        """The prior that makes the images most likely, one step of EM; from sums over the images' posteriors."""
+        """The most likely prior by one step of EM, from sums over the images' posteriors."""
         sigma = np.sqrt(squared / max(number - junk, 1e-9))
         return ContrastPrior(
             float(np.clip(sigma, _LEAST_SIGMA, _LARGEST_SIGMA)), float(np.clip(junk / number, _LEAST_JUNK, _MOST_JUNK))
@@ -45,14 +45,14 @@ class ContrastPrior:
 
 @dataclass(frozen=True)
 class Inner:
-    """Inner products of n images with the columns of a linear model, column 0 being V₀."""
+    """Inner products of n images with the columns of a linear model, of which column 0 is V₀."""
 
     gram: NDArray[np.float64]  # (n, L, L) A
     data: NDArray[np.float64]  # (n, L) v
 
 
 def inner_products(columns: NDArray[np.float32], observations: Observations) -> Inner:
-    """Args: columns: (n, m, 2, L) slices of the columns at the observations' samples."""
+    """The inner products. Args: columns: (n, m, 2, L) slices of the columns at the observations' samples."""
     n, m, _, count = columns.shape
     twice = observations.multiplicity
     root = np.sqrt(observations.weights * twice)
@@ -65,19 +65,19 @@ def inner_products(columns: NDArray[np.float32], observations: Observations) -> 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Moments of the latents of n images, the contrast integrated out."""
+    """Moments of the latents of n images, with the contrast integrated out."""
 
     mean: NDArray[np.float64]  # (n, K) E[z]
     covariance: NDArray[np.float64]  # (n, K, K)
-    contrast: NDArray[np.float64]  # (n,) E[c], should the image show a particle
+    contrast: NDArray[np.float64]  # (n,) E[c], if the image shows a particle
     junk: NDArray[np.float64]  # (n,) probability that it shows none
-    log_evidence: NDArray[np.float64]  # (n,) log p(y), less that of an image without particle
+    log_evidence: NDArray[np.float64]  # (n,) log p(y), less that of an image without a particle
     c: NDArray[np.float64]  # (n,) E[c], 0 for junk
     cc: NDArray[np.float64]  # (n,) E[c²]
     cz: NDArray[np.float64]  # (n, K) E[c z]
     ccz: NDArray[np.float64]  # (n, K) E[c² z]
     cczz: NDArray[np.float64]  # (n, K, K) E[c² z zᵀ]
-    squared_contrast: NDArray[np.float64]  # (n,) E[(c − 1)²] over the particles, times the probability of one
+    squared_contrast: NDArray[np.float64]  # (n,) E[(c − 1)²] given a particle, times the probability of one
 
     @property
     def second_moment(self) -> NDArray[np.float64]:
@@ -89,8 +89,8 @@ def posterior(inner: Inner, variances: NDArray[np.float64], prior: ContrastPrior
     """The latents of images.
 
     Args:
-        inner: the last column is V₀ once more: a latent that the contrast differs by from a value of the grid.
-        variances: (K,) of the prior of each latent; columns of variance 0 are left out of the image.
+        inner: inner products whose last column is V₀ again, for the difference of the contrast from the grid's value.
+        variances: (K,) variance of the prior of each latent; columns with variance 0 are left out.
     """
     scale = np.sqrt(variances)
     gram = inner.gram[:, 1:, 1:] * scale[:, None] * scale

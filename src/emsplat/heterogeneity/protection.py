@@ -1,4 +1,4 @@
-"""What latents must not encode: how an image was taken. Each is tested, and the result is printed."""
+"""Tests that latents do not encode how an image was taken; each result is printed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MOST_GROUPS = 2000
 
 @dataclass(frozen=True)
 class Leak:
-    """How much of the latents' variance something explains that has nothing to do with the particle's state."""
+    """The share of the latents' variance explained by a quantity unrelated to the particle's state."""
 
     what: str
-    r_squared: float  # of the best linear prediction of the latents, averaged over them, corrected for chance
+    r_squared: float  # R² of the best linear prediction, averaged over the latents and corrected for chance
     meaning: str
 
     @property

@@ -1,4 +1,4 @@
-"""What a search for heterogeneity hands back."""
+"""The result of a search for heterogeneity."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from emsplat.settings import HeterogeneitySettings
 
 @dataclass(frozen=True)
 class Half:
-    """What one half found; latents are in the frame that both halves share."""
+    """The result of one half; latents are in the frame that both halves share."""
 
     space: Subspace
     decoder: Decoder
-    histories: tuple[tuple[DecoderHistory, ...], ...]  # of every decoder fit, the chosen variant first
+    histories: tuple[tuple[DecoderHistory, ...], ...]  # for every decoder fit, with the chosen variant first
 
 
 @dataclass(frozen=True)
 class Components:
-    """How many components there are, and why."""
+    """The number of components, and the reasons for it."""
 
     count: int  # K
-    found: int  # by the data, whatever was asked for
-    seen: tuple[Seen, Seen]  # half 1's components by half 2's images, and the other way round
+    found: int  # number that the data show, whatever number was asked for
+    seen: tuple[Seen, Seen]  # half 1's components in half 2's images, and the reverse
     canonical: NDArray[np.float64]  # (6,) correlations of the halves' subspaces
     pose_errors: tuple[float, float]  # standard deviations learnt from the images: degrees, pixels
 
     @property
     def why_none(self) -> str:
-        """What is said where there are none."""
+        """The explanation for the user if there are no components."""
         strongest = min(float(seen.significance.max(initial=0)) for seen in self.seen)
         if strongest < LEAST_SIGNIFICANCE:
             return "neither half's components vary among the other half's images"
@@ -52,14 +52,14 @@ class Components:
 
 @dataclass(frozen=True)
 class Heterogeneity:
-    """What a run hands back."""
+    """The result of a run."""
 
     consensus: Reconstruction
     components: Components
-    halves: tuple[Half, Half] | None  # None where nothing varies
+    halves: tuple[Half, Half] | None  # None if nothing varies
     latents: Latents
     states: tuple[State, ...]
     leaks: tuple[Leak, ...]
-    log_likelihoods: tuple[float, ...]  # of a held-out image, after the subspace's bins and every round
+    log_likelihoods: tuple[float, ...]  # per held-out image, after the subspace's bins and every round
     settings: HeterogeneitySettings
     reporter: Reporter

@@ -1,4 +1,4 @@
-"""The job, top to bottom: consensus, subspace, how many components, bins, decoder, rounds, states."""
+"""The whole job: consensus, subspace, number of components, bins, decoder, rounds, states."""
 
 from __future__ import annotations
 
@@ -43,35 +43,35 @@ from emsplat.symmetry import symmetry_operators
 
 Found = TypeVar("Found")
 
-_SOUGHT = 6  # components that are learnt at first; those that the halves do not share are dropped
-_FEWEST_IMAGES = 200  # of a half
-_LEARNT_FROM = 25_000  # images of a half at most: more would not make the components clearer by much, and take memory
-_BLOCK = 4096  # images whose samples are held at once, where all are looked at
-_FINEST_SHELL = 23  # of the subspace and of the rounds
-_GRID_BYTES = 600 << 20  # of the grids of bins that are filled at once
+_SOUGHT = 6  # number of components that are learnt at first; those that the halves do not share are dropped
+_FEWEST_IMAGES = 200  # smallest number of images in a half
+_LEARNT_FROM = 25_000  # largest number of images of a half; more would take memory and hardly help the components
+_BLOCK = 4096  # images whose samples are held at once when all images are used
+_FINEST_SHELL = 23  # finest shell of the subspace and of the rounds
+_GRID_BYTES = 600 << 20  # size of the grids of bins that are filled at once
 _MOST_ROUNDS = 2
-_WORTH_A_ROUND = 0.02  # log-likelihood an image that a round must bring for its latents to be taken
-# Standard deviations in pixels, of the rim's movement by turns and of shifts, from which on poses look wrong. With
-# exact poses, 0.1 and 0.06 to 0.08 were learnt; with errors of 2° and 0.57 pixels, 0.11 and 0.32.
+_WORTH_A_ROUND = 0.02  # gain in log-likelihood per image above which a round's latents are taken
+# Standard deviations in pixels, of the rim's movement by turns and of shifts, above which poses look wrong. With exact
+# poses, 0.1 and 0.06 to 0.08 were learnt; with errors of 2° and 0.57 pixels, 0.11 and 0.32.
 _RIM_WARNING, _SHIFT_WARNING = 0.4, 0.2
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What all stages need."""
+    """The data and settings that all stages need."""
 
     table: Particles
     images: ImageSource
     noise: NDArray[np.float64]
     consensus: Reconstruction
     grid: Grid
-    sphere: NDArray[np.float32]  # (D, D, D) where components are sought
+    sphere: NDArray[np.float32]  # (D, D, D) mask within which components are sought
     limit_shell: int
     settings: HeterogeneitySettings
     reporter: Reporter
 
     def rows(self, half: int) -> NDArray[np.int64]:
-        """Those of a half, as they lie on the disk."""
+        """The rows of a half, in the order of the disk."""
         order = reading_order(self.table)
         return order[self.table.half_set[order] == half]
 
@@ -82,7 +82,7 @@ class _Work:
         return self.observe(rows, stage.box_size, stage.limit_shell)
 
     def mean(self, half: int) -> NDArray[np.float32]:
-        """(D, D, D) the half's consensus, on the scale of the images."""
+        """(D, D, D) consensus of the half, on the scale of the images."""
         return self.consensus.half_maps[half - 1]
 
     @property
@@ -101,7 +101,7 @@ def find_heterogeneity(
         InputError: one line on what is wrong with the input and what to do.
     """
     settings, reporter = settings or HeterogeneitySettings(), reporter or Reporter()
-    focus = None if settings.mask is None else _focus(settings.mask)  # refused before any work
+    focus = None if settings.mask is None else _focus(settings.mask)  # a bad mask is refused before any work
     consensus = reconstruct(particles, settings.for_consensus(), reporter)
     table = consensus.particles
     if len(np.unique(table.particle)) < len(table):
@@ -135,7 +135,7 @@ def _work(
     box_size, pixel_size = table.box_size, table.pixel_size_in_angstroms
     edge = box_size * pixel_size
     diameter = settings.mask_diameter or consensus.preview.diameter_in_angstroms or maps.PARTICLE_SHARE * edge
-    diameter = min(1.15 * diameter, 0.95 * edge)  # what moves may reach beyond the consensus
+    diameter = min(1.15 * diameter, 0.95 * edge)  # moving parts may extend beyond the consensus
     finest = 2 * pixel_size if settings.max_resolution is None else settings.max_resolution
     working = _box_for(table, finest)
     grid = working_grid(table, diameter, symmetry_operators("C1"), working)
@@ -151,7 +151,7 @@ def _work(
 
 
 def _box_for(table: Particles, finest: float) -> int:
-    """Voxels of the box that holds this resolution (Å)."""
+    """Edge in voxels of the box that holds this resolution (Å)."""
     full = table.box_size
     needed = int(np.ceil(2 * full * table.pixel_size_in_angstroms / finest))
     return min(full, max(16, scipy.fft.next_fast_len(needed, real=True)))
@@ -189,7 +189,7 @@ def _sample(rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 
 def _components(work: _Work, spaces: tuple[Subspace, Subspace]) -> Components:
-    """How many components both halves see."""
+    """The components that both halves have in common."""
     seen = []
     with work.reporter.stage("components"):
         for other, half in ((0, 1), (1, 0)):
@@ -233,7 +233,7 @@ def _warn_of_pose_errors(work: _Work, components: Components) -> None:
 
 
 def _nothing(work: _Work, components: Components | None) -> Heterogeneity:
-    """The result where nothing varies: the consensus."""
+    """The result if nothing varies, which is the consensus."""
     empty = components or Components(0, 0, (_UNSEEN, _UNSEEN), np.zeros(0), (0.0, 0.0))
     latents = Latents.nothing(work.table)
     return Heterogeneity(work.consensus, empty, None, latents, (), (), (), work.settings, work.reporter)
@@ -299,7 +299,7 @@ def _with_components(work: _Work, spaces: tuple[Subspace, Subspace], components:
 def _kept_components(
     work: _Work, spaces: tuple[Subspace, Subspace], components: Components
 ) -> tuple[Subspace, Subspace]:
-    """The components that both halves see, learnt on by themselves for some more iterations."""
+    """The components that both halves have in common, learnt for some more iterations without the others."""
     out = []
     for half in (1, 2):
         space, basis = spaces[half - 1], components.seen[half - 1].basis[:, : components.count]
@@ -317,7 +317,7 @@ def _kept_components(
 
 
 def _embedded(work: _Work, spaces: tuple[Subspace, Subspace], alignment: Alignment) -> Latents:
-    """The linear latents of all images, half 2's in the frame of half 1's."""
+    """The linear latents of all images, with those of half 2 in the frame of half 1."""
     latents = Latents.empty(work.table, spaces[0].count)
     for half in (1, 2):
         space = spaces[half - 1]
@@ -336,7 +336,7 @@ def _embedded(work: _Work, spaces: tuple[Subspace, Subspace], alignment: Alignme
 def _in_blocks(
     work: _Work, half: int, of: Callable[[Observations], Found]
 ) -> Iterator[tuple[NDArray[np.int64], Found]]:
-    """What a function makes of the images of a half, block after block, and the rows of each."""
+    """The rows of each block of a half's images, and the result of a function of these images."""
     rows = work.rows(half)
     stage = work.stages[-1]
     for first in range(0, len(rows), _BLOCK):

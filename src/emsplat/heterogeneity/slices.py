@@ -32,7 +32,7 @@ class Volumes:
 
     @staticmethod
     def of(volumes: Sequence[NDArray[np.float32]]) -> Volumes:
-        """Volumes of one box D; takes about 64 bytes a voxel of each."""
+        """The transforms of volumes with one box size D; each takes about 64 bytes per voxel."""
         box_size = len(volumes[0])
         n = 2 * (box_size + MARGIN)
         grid = np.empty((n, n, box_size + 2 * MARGIN, 2, len(volumes)), dtype=np.float32)
@@ -57,7 +57,7 @@ class Volumes:
 
 
 def half_plane(limit_shell: int) -> NDArray[np.int64]:
-    """(m, 2) kx, ky of one of each pair ±k within the limit; not the mean."""
+    """(m, 2) kx, ky of one sample of each pair ±k within the limit, without the mean."""
     k = np.arange(-limit_shell, limit_shell + 1)
     ky, kx = (a.ravel() for a in np.meshgrid(k, k[limit_shell:], indexing="ij"))
     chosen = (kx**2 + ky**2 <= limit_shell**2) & ((kx > 0) | (ky > 0))
@@ -66,7 +66,7 @@ def half_plane(limit_shell: int) -> NDArray[np.int64]:
 
 @numba.njit(inline="always", error_model="numpy")
 def _taps(table, x, weights):
-    """Fill the window's weights about x; returns the first tap."""
+    """Fill in the window's weights about x; return the first tap."""
     first = math.ceil(x - _WIDTH / 2)
     position = (first - x + _WIDTH / 2) * _STEPS
     row = int(position)
@@ -122,12 +122,12 @@ def _gather_all(grid, table, matrices, samples, box_size, out):
 
 @numba.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
 def add_pose_columns(slices, matrices, samples, box_size, out):
-    """Columns of the linear model: the volumes' slices, and how the first one's changes with the pose.
+    """Fill in the columns of the linear model: the volumes' slices, and the derivatives of the first one by the pose.
 
     Args:
-        slices: (n, m, 2, C), the last three of x·V₀, y·V₀ and z·V₀, coordinates in voxels.
-        out: (n, m, 2, C + 2): the first C − 3 as they are, then turns about the image's x, y, z (radians), then shifts
-            in x and y (voxels).
+        slices: (n, m, 2, C); the last three are those of x·V₀, y·V₀ and z·V₀, with coordinates in voxels.
+        out: (n, m, 2, C + 2): the first C − 3 slices unchanged, then turns about the image's x, y, z (radians), then
+            shifts in x and y (voxels).
     """
     kept = slices.shape[3] - 3
     step = np.float32(-2 * np.pi / box_size)
@@ -138,7 +138,7 @@ def add_pose_columns(slices, matrices, samples, box_size, out):
             for part in range(2):
                 for c in range(kept):
                     out[i, s, part, c] = slices[i, s, part, c]
-                # dF/dk = −2πi/D times the transform of r·V₀: real and imaginary parts change places.
+                # dF/dk is −2πi/D times the transform of r·V₀, so real and imaginary parts change places.
                 other = 1 - part
                 turned = -step if part == 0 else step
                 x, y, z = slices[i, s, other, kept], slices[i, s, other, kept + 1], slices[i, s, other, kept + 2]
@@ -154,7 +154,7 @@ def add_pose_columns(slices, matrices, samples, box_size, out):
 
 @numba.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
 def residual_slices(columns, samples, spectra, weights, of_data, of_columns, out):
-    """Fill what each image leaves unexplained, times each latent: ``a_k · C W² y − C² W² Σ_l B_kl column_l``.
+    """Fill in the residual of each image, times each latent: ``a_k · C W² y − C² W² Σ_l B_kl column_l``.
 
     Args:
         columns: (n, m, 2, L); spectra: (n, m) C W² y; weights: (n, m) C² W².
@@ -174,5 +174,5 @@ def residual_slices(columns, samples, spectra, weights, of_data, of_columns, out
                     imaginary += of_columns[i, k, c] * columns[i, s, 1, c]
                 value = of_data[i, k] * spectra[i, s] - weights[i, s] * complex(real, imaginary)
                 out[k, i, row, kx] = value
-                if kx == 0:  # the other one of the pair
+                if kx == 0:  # the other sample of the pair
                     out[k, i, box_size - row if row else 0, 0] = value.conjugate()

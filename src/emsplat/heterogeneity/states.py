@@ -1,8 +1,8 @@
-"""States: neighbourhoods of latent space, with the map of each, its half maps, and how far these can be believed.
+"""States: neighbourhoods of latent space, with the map of each, its half maps, and their validation.
 
 The posterior of every image over the points says how much of it belongs to each state. A half's map of a state is the
 average of its decoder's maps over the state's images; direct inversions of the same images, weighted in the same way,
-judge it. What is judged is the average over the neighbourhood: motion within it blurs both, and no half map shows it.
+judge it. They judge the average over the neighbourhood: motion within it blurs both half maps, and neither shows it.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from emsplat.validation.validate import Validation, validate
 
 _MOST_STATES = 12
-_IMAGES_OF_A_STATE = 250  # at least, on average
+_IMAGES_OF_A_STATE = 250  # least average number of images in a state
 _LEAST_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How a state's direct inversion differs from that of all images, and how surely."""
+    """The difference between a state's direct inversion and that of all images, with its significance."""
 
     map: NDArray[np.float32]  # (D, D, D) mean of the halves, low-passed
     error: NDArray[np.float32]  # (D, D, D) standard error, from the halves' difference
-    correlation: float  # of the halves' difference maps within the mask
+    correlation: float  # correlation of the halves' difference maps within the mask
     significance: float  # standard deviations above no agreement
 
 
 @dataclass(frozen=True)
 class State:
-    """One state; maps are (D, D, D)."""
+    """One state. Maps are (D, D, D)."""
 
     z: NDArray[np.float64]  # (K,) mean latent of its images
     spread: NDArray[np.float64]  # (K,) standard deviation of the latents within it
@@ -52,7 +52,7 @@ class State:
     half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]
     raw: tuple[NDArray[np.float32], NDArray[np.float32]]
     mask: NDArray[np.float32]
-    gaussians: Gaussians  # at z
+    gaussians: Gaussians  # Gaussians at z
     validation: Validation
     difference: Difference
 
@@ -71,7 +71,7 @@ def make_states(
 ) -> tuple[tuple[State, ...], NDArray[np.int32]]:
     """The states, the most populated first, and the state of each image.
 
-    Args: posterior: (N, P) of each image over the points, (P, K).
+    Args: posterior: (N, P) posterior of each image over the points, (P, K).
     """
     of_point = _states_of_points(latents, points, posterior, settings)
     n_states = int(of_point.max()) + 1
@@ -109,7 +109,7 @@ def make_states(
 def _states_of_points(
     latents: Latents, points: NDArray[np.float64], posterior: NDArray[np.float32], settings: HeterogeneitySettings
 ) -> NDArray[np.int64]:
-    """(P,) state of each point: that of the nearest of some landmarks among the latents."""
+    """(P,) state of each point, given by the nearest of some landmarks among the latents."""
     surely = latents.junk < 0.5
     count = settings.n_states or int(np.clip(surely.sum() // (2 * _IMAGES_OF_A_STATE), 2, _MOST_STATES))
     centres = landmarks(latents.mean[surely], min(count, len(points)), settings.seed + 2)
@@ -154,7 +154,7 @@ def _difference(
     mask: NDArray[np.float32],
     limit_shell: int,
 ) -> Difference:
-    """Each half's inversion less that of all its images, up to a shell; products of the halves are free of noise."""
+    """Each half's inversion minus that of all its images, up to a shell; products of the halves have no noise bias."""
     box_size = len(mask)
     curve = np.where(np.arange(box_size // 2 + 1) <= limit_shell, 1.0, 0.0)
     first, second = (maps.radial_filter(r - w, curve) for r, w in zip(raw, whole, strict=True))

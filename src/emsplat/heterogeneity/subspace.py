@@ -1,13 +1,13 @@
-"""A linear subspace of maps from the images of one half: probabilistic PCA in which each image is seen through its CTF.
+"""A linear subspace of maps from the images of one half: probabilistic PCA with the CTF of each image.
 
-``y_i = c_i C_i P_i (V₀ + Σ_k z_ik U_k + pose errors) + noise``, ``z ~ N(0, I)``. EM: the E-step finds the latents from
-the inner products of slices (`posterior`); the M-step moves the components U along the gradient of the expected
-log-likelihood, divided by its curvature in Fourier space. With whitened latents that curvature is the same T for all
-components, so one such step nearly solves the M-step. Frequencies come in by stages, from coarse to fine.
+``y_i = c_i C_i P_i (V₀ + Σ_k z_ik U_k + pose errors) + noise``, ``z ~ N(0, I)``. It is learnt by EM. The E-step finds
+the latents from the inner products of slices (`posterior`); the M-step moves the components U along the gradient of the
+expected log-likelihood, divided by its curvature in Fourier space. With whitened latents that curvature is the same T
+for all components, so one such step nearly solves the M-step. Frequencies are added in stages, from coarse to fine.
 
 Two effects look like motion and are not: a contrast that differs between images, which is integrated out, and errors
-of the poses. How V₀ changes with an image's own pose and shift makes five more columns of the linear model. Their
-variances are learnt from the images; what these columns explain is not left for the components to explain.
+of the poses. The derivatives of V₀ by an image's pose and shift make five more columns of the linear model. Their
+variances are learnt from the images; the components need not explain what these columns explain.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from emsplat.heterogeneity.slices import Volumes, add_pose_columns, residual_sli
 
 STAGES = ((16, 6, 12), (24, 10, 8), (32, 15, 5), (48, 23, 3))  # box, last shell, iterations
 _BLOCK = 256  # images whose slices are held at once
-_PRIOR_POWER = 0.1  # of the components in every shell, as a share of V₀'s
+_PRIOR_POWER = 0.1  # prior power of the components in every shell, as a share of V₀'s
 _START_TURN, _START_SHIFT = np.deg2rad(1.0), 0.1  # standard deviations: radians, and voxels of the first stage
 _N_POSE = 5
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A working box and how far the images are looked at."""
+    """A working box, the last shell of the images that is used, and the number of iterations."""
 
     box_size: int
     limit_shell: int
@@ -42,7 +42,7 @@ class Stage:
 
 
 def stages(box_size: int, limit_shell: int) -> list[Stage]:
-    """Those that fit the images' box and the finest shell that is looked at, the last one ending with that."""
+    """The stages that fit the images' box and the finest shell that is used; the last one ends with this shell."""
     found: list[Stage] = []
     for box, last, iterations in STAGES:
         at_end = last >= limit_shell
@@ -59,10 +59,10 @@ class Subspace:
     """A linear model of one half's maps, on a working box D′."""
 
     mean: NDArray[np.float32]  # (D′, D′, D′) V₀
-    components: NDArray[np.float32]  # (K, D′, D′, D′), so that latents have unit variance
+    components: NDArray[np.float32]  # (K, D′, D′, D′), scaled so that latents have unit variance
     contrast: ContrastPrior
     turn_sigma: float  # radians: standard deviation of the pose errors about each axis
-    shift_sigma: float  # voxels of D′
+    shift_sigma: float  # voxels of the box D′: standard deviation of the shift errors
 
     @property
     def count(self) -> int:
@@ -73,12 +73,12 @@ class Subspace:
         return len(self.mean)
 
     def variances(self) -> NDArray[np.float64]:
-        """(K + 6,) of the prior of all columns but V₀'s."""
+        """(K + 6,) variances of the prior of all columns except V₀."""
         pose = [self.turn_sigma**2] * 3 + [self.shift_sigma**2] * 2
         return np.concatenate([np.ones(self.count), pose, [BETWEEN_CONTRASTS**2]])
 
     def resized(self, box_size: int) -> Subspace:
-        """The same maps on another number of voxels."""
+        """The same space with maps of another number of voxels."""
         return replace(
             self,
             mean=maps.fourier_resize(self.mean, box_size),
@@ -104,9 +104,9 @@ def learn(
     Args:
         observe: reads the half's images for a stage.
         mean: (D, D, D) V₀, the half's consensus on the scale of the images.
-        mask: (D, D, D) soft: components live in it.
+        mask: (D, D, D) soft mask outside which components are 0.
         count: K.
-        seed: of the random latents that the first step sketches the components from, unless there is a start.
+        seed: seed of the random latents from which the first step sketches the components, unless there is a start.
     """
     total, done = sum(stage.iterations for stage in schedule), 0
     rng = np.random.default_rng(seed)
@@ -130,7 +130,7 @@ def learn(
 
 
 def embed(space: Subspace, observations: Observations) -> Posterior:
-    """The latents of images: the first K of each moment are the components'."""
+    """The latents of images; the first K of each moment belong to the components."""
     volumes = volumes_of(space)
     parts = [
         posterior(inner_products(columns_of(volumes, part), part), space.variances(), space.contrast)
@@ -140,7 +140,7 @@ def embed(space: Subspace, observations: Observations) -> Posterior:
 
 
 def _on(space: Subspace, mean: NDArray[np.float32], stage: Stage) -> Subspace:
-    """The space on a stage's box; V₀ keeps what was learnt of it, and is new where the last stage did not look."""
+    """The space on a stage's box; V₀ is kept where it was learnt, and taken from the mean at new frequencies."""
     resized = space.resized(stage.box_size)
     old, new = maps.half_spectrum(resized.mean), maps.half_spectrum(mean)
     learnt = maps.radius(stage.box_size) <= 0.5 * space.box_size - 2
@@ -167,7 +167,7 @@ class _Step:
         mean_transfer = maps.shell_sum(transfer, box_size) / size
         power = maps.shell_correlation(maps.half_spectrum(mean), maps.half_spectrum(mean), box_size) / size
         self.prior = (box_size**3 / np.maximum(_PRIOR_POWER * power, 1e-30))[shell].astype(np.float32)
-        # Where views are few T's own value may be far below what its neighbours, through the mask, make of it.
+        # Where views are few, the value of T may be far below what the mask makes of its neighbours.
         self.transfer = np.maximum(transfer, 0.5 * mean_transfer[shell]).astype(np.float32)
         self.band = radius <= stage.limit_shell + 0.5
 
@@ -208,7 +208,7 @@ class _Step:
     def _insert_residuals(
         self, grids: Sequence[SliceGrid], columns: NDArray[np.float32], part: Observations, found: Posterior
     ) -> None:
-        """Add what a block of images leaves unexplained to the grids of V₀ and of the components."""
+        """Add the residuals of a block of images to the grids of V₀ and of the components."""
         count, box_size = len(grids) - 1, self.stage.box_size
         of_data = np.concatenate([found.c[:, None], found.cz[:, :count]], axis=1)
         of_mean = np.concatenate([found.cc[:, None], found.ccz], axis=1)
@@ -225,7 +225,7 @@ class _Step:
     def _moved(
         self, volume: NDArray[np.float32], gradient: SliceGrid, prior: NDArray[np.float32] | float
     ) -> NDArray[np.float32]:
-        """A map after one preconditioned step within the band; beyond it, it stays as it is."""
+        """A map after one preconditioned step within the band; frequencies beyond the band are unchanged."""
         spectrum = maps.half_spectrum(volume)
         step = maps.half_spectrum(gradient.backprojection()) - prior * spectrum
         spectrum += np.where(self.band, step / (self.transfer + prior), 0)
@@ -233,7 +233,7 @@ class _Step:
 
 
 def _random(found: Posterior, count: int, rng: np.random.Generator) -> Posterior:
-    """Random latents, and poses as they are: what the first step sketches the residual covariance with."""
+    """Random latents with unchanged poses, with which the first step sketches the residual covariance."""
     n = len(found.mean)
     z = np.zeros_like(found.mean)
     z[:, :count] = rng.standard_normal((n, count))
@@ -246,9 +246,9 @@ def _random(found: Posterior, count: int, rng: np.random.Generator) -> Posterior
 
 
 def _principal(components: NDArray[np.float32], moments: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Components rotated and scaled so that latents have unit second moments and the strongest one comes first.
+    """Components rotated and scaled so that latents have unit second moments; the strongest one comes first.
 
-    Args: moments: (K, K) mean E[z zᵀ] of the latents that belong to the components as they are.
+    Args: moments: (K, K) mean E[z zᵀ] of the latents of the given components.
     """
     flat = components.reshape(len(components), -1).astype(np.float64)
     values, vectors = np.linalg.eigh(moments)
@@ -259,14 +259,14 @@ def _principal(components: NDArray[np.float32], moments: NDArray[np.float64]) ->
 
 
 def volumes_of(space: Subspace) -> Volumes:
-    """V₀, the components, and x·V₀, y·V₀, z·V₀, which its slopes are made of."""
+    """V₀, the components, and x·V₀, y·V₀, z·V₀, from which the derivatives of V₀ are made."""
     x = (np.arange(space.box_size) - space.box_size // 2).astype(np.float32)
     v0 = space.mean
     return Volumes.of([v0, *space.components, v0 * x, v0 * x[:, None], v0 * x[:, None, None]])
 
 
 def columns_of(volumes: Volumes, part: Observations) -> NDArray[np.float32]:
-    """(n, m, 2, 1 + K + 5 + 1) of the linear model; the last one is V₀ again, for contrasts between the grid's."""
+    """(n, m, 2, 1 + K + 5 + 1) columns of the linear model; the last is V₀ again, for contrasts off the grid."""
     slices = volumes.slices(part.matrices, part.samples)
     out = np.empty((*slices.shape[:3], slices.shape[3] + 3), dtype=np.float32)
     add_pose_columns(slices, part.matrices, part.samples, volumes.box_size, out[..., :-1])

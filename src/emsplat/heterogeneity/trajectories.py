@@ -1,4 +1,4 @@
-"""Trajectories: a way through the populated part of latent space along each component."""
+"""Trajectories: paths through the populated part of latent space, one along each component."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from emsplat.heterogeneity.latents import Latents
 
 N_POINTS = 10
 _ENDS = (0.05, 0.95)  # quantiles of a component's latents between which a trajectory runs
-_NEAREST = 0.1  # share of the images that are averaged about each point, at least
-_FEWEST = 20  # images
+_NEAREST = 0.1  # least share of the images that are averaged about each point
+_FEWEST = 20  # least number of these images
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """Points along one component; the other components follow the images that lie there."""
 
-    component: int  # from 0
+    component: int  # number of the component, from 0
     points: NDArray[np.float64]  # (n, K)
     images: NDArray[np.int64]  # (n,) how many images lie nearest to each point along the component
 
 
 def trajectories(latents: Latents, n_points: int = N_POINTS) -> tuple[Trajectory, ...]:
-    """One for each component.
+    """One trajectory for each component.
 
-    A straight line along a component may lead where no image is. So at each value of the component the other latents
-    are the mean of those of the images whose value is nearest.
+    A straight line along a component may lead to points without images. At each value of the component, the other
+    latents are therefore the mean over the images whose values are nearest.
     """
     z = latents.mean[latents.junk < 0.5]
     return tuple(_along(z, component, n_points) for component in range(z.shape[1]) if len(z) >= _FEWEST)

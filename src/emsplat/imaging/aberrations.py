@@ -8,7 +8,7 @@ transform of an image is ``exp(iφ(s′)) · C(s′) · F(Aᵀ s′)``, shifted:
 
 Z are Zernike polynomials without norm whose radius is |s′| in 1/Å and not a share of some disc. They are counted by
 degree, then by order: odd Z(1,−1) Z(1,1) Z(3,−3) Z(3,−1) …, even Z(0,0) Z(2,−2) Z(2,0) Z(2,2) Z(4,−4) …; a negative
-order is the sine. Source: Zivanov, Nakane & Scheres (2020), IUCrJ 7, 253–267; signs and order as measured of RELION
+order is the sine. Source: Zivanov, Nakane & Scheres (2020), IUCrJ 7, 253–267; signs and order as measured with RELION
 3.1.3 (tests/imaging/test_aberrations.py).
 """
 
@@ -56,7 +56,7 @@ def _per_group(
     Args:
         box_size: D′ ≤ D of the half plane: D, or the box that the images are cropped to in Fourier space.
     Returns:
-        (a, D′, D′//2+1) values, ky in fft order, kx from 0; (N,) their number for each particle, −1 for none.
+        (a, D′, D′//2+1) values, ky in fft order, kx from 0; (N,) the index of each particle's values, −1 for none.
     """
     step = 1 / (particles.box_size * particles.pixel_size_in_angstroms)
     sy = np.fft.fftfreq(box_size, 1 / box_size)[:, None] * step

@@ -29,7 +29,7 @@ _SINE = tuple(np.float32(c) for c in (6.28318527, -41.3416775, 81.6022311, -76.5
 class CtfTerms(NamedTuple):
     """The terms of the CTF with the frequency in 1/Å: numbers of one image in a kernel, or (N,) of all images.
 
-    With s the frequency in the volume's plane, which the magnification makes of that in the image,
+    Let s be the frequency in the plane of the volume, after the magnification of the frequency in the image:
 
         phase = xx sx² + xy sx sy + yy sy² + quartic s⁴ + constant
         C = scale · sin(phase) · exp(decay s² − dose / (dose_scale · critical(s²)))
@@ -43,7 +43,7 @@ class CtfTerms(NamedTuple):
     scale: Any
     decay: Any
     dose: Any
-    dose_scale: Any  # critical doses are those of 300 kV times this
+    dose_scale: Any  # factor from the critical doses at 300 kV
     magnification_xx: Any
     magnification_xy: Any
     magnification_yx: Any
@@ -85,7 +85,7 @@ def ctf_terms(particles: Particles) -> CtfTerms:
 
 
 def ctf_parameters(particles: Particles) -> NDArray[np.float64]:
-    """(N, 13) `ctf_terms`, a row for each image, for kernels, which turn a row into `CtfTerms` by `terms_of`."""
+    """(N, 13) `ctf_terms`, one row for each image; kernels turn a row into `CtfTerms` by `terms_of`."""
     return np.stack(ctf_terms(particles), axis=1)
 
 
@@ -99,13 +99,13 @@ _critical_dose = numba.njit(inline="always")(critical_dose)
 
 @numba.njit(inline="always")
 def terms_of(p):
-    """A row of `ctf_parameters` by names. Stores into arrays cannot change them, so loops need not read them again."""
+    """A row of `ctf_parameters` as named values. Stores into arrays cannot change them, so loops read them once."""
     return CtfTerms(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12])
 
 
 @numba.njit(inline="always")
 def quarter_wave_ahead(t):
-    """The terms of a CTF with the cosine instead of the sine, which is the slope by the phase."""
+    """The terms of a CTF with the cosine instead of the sine, which is the derivative by the phase."""
     return CtfTerms(
         t.xx, t.xy, t.yy, t.quartic, t.constant + 0.5 * np.pi, t.scale, t.decay, t.dose, t.dose_scale,
         t.magnification_xx, t.magnification_xy, t.magnification_yx, t.magnification_yy,
@@ -114,13 +114,13 @@ def quarter_wave_ahead(t):
 
 @numba.njit(inline="always")
 def magnified(t, x, y):
-    """Coordinates in the plane of the volume of a frequency of the image, in the same units."""
+    """Coordinates of an image's frequency in the plane of the volume, in the same units."""
     return t.magnification_xx * x + t.magnification_xy * y, t.magnification_yx * x + t.magnification_yy * y
 
 
 @numba.njit(inline="always")
 def _envelope(t, s2):
-    """B-factor and dose weight at s² in 1/Å²."""
+    """The envelope of B-factor and dose at s² in 1/Å²."""
     exponent = t.decay * s2
     if t.dose > 0.0 and s2 > 0.0:
         exponent -= t.dose / (t.dose_scale * _critical_dose(s2))
@@ -147,7 +147,7 @@ def _sine_of_turns(turns):
 
 @numba.njit(error_model="numpy", fastmath={"contract", "nsz"})
 def ctf_along(t, fy, step, symmetric_phases, out):
-    """CTFs of one image along a row of frequencies, (kx · step, fy) for kx = 0, 1, …; as `ctf_at`, in float32.
+    """CTFs of one image along the frequencies (kx · step, fy) for kx = 0, 1, …; the same as `ctf_at`, in float32.
 
     symmetric_phases, out: (columns,) float32.
     """
@@ -171,7 +171,7 @@ def ctf(particles: Particles) -> NDArray[np.float32]:
 
 
 def ctf_in_double_precision(particles: Particles) -> NDArray[np.float64]:
-    """The CTFs by the formula in plain NumPy and float64, which the kernels are tested against."""
+    """The CTFs by the formula, in plain NumPy and float64, against which the kernels are tested."""
     box_size = particles.box_size
     step = 1 / (box_size * particles.pixel_size_in_angstroms)
     fy, fx = np.fft.fftfreq(box_size, 1 / box_size)[:, None] * step, np.arange(box_size // 2 + 1) * step
@@ -183,7 +183,7 @@ def ctf_in_double_precision(particles: Particles) -> NDArray[np.float64]:
     even, even_of = symmetric_phases(particles, box_size, np.float64)
     for image in np.flatnonzero(even_of >= 0):
         phase[image] += even[even_of[image]]
-    with np.errstate(divide="ignore"):  # the critical dose of the mean is infinite
+    with np.errstate(divide="ignore"):  # the critical dose at frequency 0 is infinite
         dose = np.where(t.dose > 0, t.dose, 0.0) / (t.dose_scale * critical_dose(s2))
     return t.scale * np.sin(phase) * np.exp(t.decay * s2 - dose)
 

@@ -34,9 +34,9 @@ from emsplat.splat.bandlimit import WIDENING
 class ForwardModel:
     """The images of n particles in a box of D′ ≤ D pixels, to which they are cropped in Fourier space."""
 
-    particles: Particles  # of n rows
+    particles: Particles  # n rows
     box_size: int  # D′
-    double: bool = False  # whether to work in float64 by plain formulas, which kernels are tested against
+    double: bool = False  # whether to work in float64 by the plain formulas, against which kernels are tested
 
     @staticmethod
     def of(particles: Particles, box_size: int | None = None, double: bool = False) -> ForwardModel:
@@ -55,12 +55,12 @@ class ForwardModel:
 
     @cached_property
     def transfer(self) -> Tensor:
-        """(n, D′, D′//2+1) C."""
+        """(n, D′, D′//2+1) CTFs C."""
         return contrast_transfer(self.particles, self.box_size, double=self.double)
 
     @cached_property
     def phases(self) -> tuple[Tensor, Tensor]:
-        """(a, D′, D′//2+1) factors e^{iφ} of the optics groups that have such aberrations, (n,) which; −1 for none."""
+        """(a, D′, D′//2+1) factors e^{iφ} of optics groups with aberrations; (n,) index for each image, −1 for none."""
         dtype = np.complex128 if self.double else np.complex64
         factors, factor_of = antisymmetric_factors(self.particles, self.box_size, dtype)
         return torch.from_numpy(factors), torch.from_numpy(factor_of)
@@ -75,9 +75,9 @@ class ForwardModel:
         return image_spectra(projections, projection_factors(self.particles, self.box_size, widened=True), contrasts)
 
     def from_volume(self, volume: FourierVolume) -> Tensor:
-        """(n, D′, D′//2+1) p from the transform of a density in the box; nothing from Nyquist's radius on."""
+        """(n, D′, D′//2+1) p from the transform of a density in the box; zero from Nyquist's radius on."""
         p, ratio = self.particles, self.box_size / self.particles.box_size
-        between_centres = self.box_size // 2 - p.box_size // 2 * ratio  # where odd boxes meet even ones
+        between_centres = self.box_size // 2 - p.box_size // 2 * ratio  # 0 if both boxes are even
         origins = p.origin_in_angstroms / p.pixel_size_in_angstroms * ratio + between_centres
         spectra = torch.from_numpy(central_slices(volume, self.matrices.numpy(), origins))
         factors, factor_of = self.phases
@@ -103,7 +103,7 @@ def image_spectra(
         projections: (n, D, D) from `splat.project`.
         factors: from `projection_factors`.
         contrasts: (n,) contrast of each image; 1 if absent.
-        shifts: (n, 2) x, y in pixels, in addition to those of the projections, around the edges of the image.
+        shifts: (n, 2) x, y in pixels, in addition to those of the projections; they wrap around the edges of the image.
     """
     spectra = torch.fft.rfft2(projections) * factors
     if contrasts is not None:
@@ -115,7 +115,7 @@ def image_spectra(
 
 
 def seen_spectra(spectra: Tensor, transfer: Tensor, premultiplied: Tensor | None = None) -> Tensor:
-    """(n, D, D//2+1) C p, or C² p where (n,) `premultiplied` says so."""
+    """(n, D, D//2+1) C p, or C² p for the images that are `premultiplied`, (n,)."""
     seen = transfer * spectra
     if premultiplied is not None:
         seen = torch.where(premultiplied[:, None, None], transfer * seen, seen)
@@ -165,10 +165,10 @@ def contrast_transfer(
     """(n, D′, D′//2+1) CTFs, envelopes included.
 
     Args:
-        defocus_changes_in_angstroms: (n,) changes of the defocus of each image, which the CTFs are differentiable in.
+        defocus_changes_in_angstroms: (n,) changes of the defocus of each image; the CTFs are differentiable in them.
         double: whether to work in float64, by `ctf_in_double_precision`.
     """
-    # The same frequencies in a smaller box of larger pixels.
+    # A smaller box with larger pixels has the same frequencies.
     optics = tuple(
         replace(g, box_size=box_size, pixel_size_in_angstroms=g.pixel_size_in_angstroms * g.box_size / box_size)
         for g in particles.optics
@@ -191,7 +191,7 @@ class _Defocused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent):
-        # dC/dz = π λ s² cos χ, and a quarter of a wave further on the CTF has the cosine in the sine's place.
+        # dC/dz = π λ s² cos χ; a quarter of a wave further on, the CTF has the cosine in place of the sine.
         p = ctx.particles
         ahead = ctf(replace(p, phase_shift_in_degrees=p.phase_shift_in_degrees + 90))
         _, groups, of_image = _groups(p)
@@ -203,13 +203,13 @@ class _Defocused(torch.autograd.Function):
 
 
 def _groups(particles: Particles) -> tuple[NDArray[np.int32], list[OpticsGroup], NDArray[np.int64]]:
-    """Numbers of the optics groups that occur, these groups, and (n,) which of them is each image's."""
+    """Numbers of the optics groups that occur, these groups, and (n,) the index of each image's group among them."""
     numbers, of_image = np.unique(particles.optics_group, return_inverse=True)
     return numbers, [particles.optics[number] for number in numbers], of_image
 
 
 def frequency_radii(groups: list[OpticsGroup], box_size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """|k| on the half plane, (D′, D′//2+1), and |M k| with each group's magnification, (groups, …), units of 1/D′."""
+    """|k| on the half plane, (D′, D′//2+1), and |M k| for each group's magnification, (groups, …); both in 1/D′."""
     ky = np.fft.fftfreq(box_size, 1 / box_size)[:, None]
     kx = np.arange(box_size // 2 + 1)
     in_volume = [np.hypot(a * kx + b * ky, c * kx + d * ky) for a, b, c, d in (g.magnification for g in groups)]

@@ -1,17 +1,17 @@
 """The likelihood of recorded images, given what the forward model predicts for them.
 
 The noise is Gaussian with a radial spectrum for each optics group; W is the whitening by it. The negative
-log-likelihood of an image y is ``½ ‖W (C p − y)‖²`` and a constant; without its constant part ``½ ‖W y‖²`` it is
+log-likelihood of an image y is ``½ ‖W (C p − y)‖²`` plus a constant; without its constant part ``½ ‖W y‖²`` it is
 
     ½ ‖W C p‖² − ⟨W² C y, p⟩
 
-which premultiplied data y′ = C y give as well: their gradient is ``W² (C² p − y′)``, not that of a squared distance.
-Summed over images it is the loss that `statistics` accumulates and `loss.QuadraticLoss` evaluates: the mean of an image
-and what lies beyond Nyquist's radius weigh nothing here and there.
+Premultiplied data y′ = C y give it as well: their gradient is ``W² (C² p − y′)``, not that of a squared distance.
+Summed over images it is the loss that `statistics` accumulates and `loss.QuadraticLoss` evaluates: in both, the mean of
+an image and all frequencies beyond Nyquist's radius have no weight.
 
 As a function of the central slice s, with ``p = c e^{iφ} shift s``, it is ``½ Σ t |s|² − Re Σ b* s`` with the two
 half planes of `slice_statistics`. The kernels of `statistics`, of `poses.refine` and of the graphics card evaluate the
-same in a way of their own; the tests compare them with this module in float64.
+same function in ways of their own; the tests compare them with this module in float64.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from emsplat.particles.table import Particles
 class Recorded:
     """Images as they were recorded, and the noise in them."""
 
-    particles: Particles  # of N rows, which the images are read by
+    particles: Particles  # N rows, by which the images are read
     images: Images
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`, of the uncropped images
 
@@ -59,12 +59,12 @@ def observe(
 
     Args:
         images: (n, B, B) images as they are read, perhaps cropped to B ≥ D′; their background is subtracted.
-        particles: the same n rows.
+        particles: the n rows of these images.
         noise: (groups, D//2+1) from `noise_spectra`, of the uncropped images.
         box_size: D′ of the working box that the images are cropped to in Fourier space.
         double: whether to work in float64; the images must then be float64 as well.
     """
-    # A slice of the working grid's map, whose voxels are larger, is smaller in its own units.
+    # The working grid has larger voxels, so that a slice of its map has smaller values in its own units.
     scale = (box_size / particles.box_size) ** 3
     images = images.copy()
     subtract_recorded_background(images, particles.box_size)

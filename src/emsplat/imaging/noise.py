@@ -26,12 +26,12 @@ def shell_means(values: NDArray, box_size: int) -> NDArray[np.float64]:
 def noise_spectra(images: NDArray[np.float32], particles: Particles) -> NDArray[np.float64]:
     """Power of the noise in every optics group.
 
-    Premultiplied images hold CTF × noise. Their power over the mean CTF² is that of the noise before multiplication.
+    Premultiplied images hold CTF × noise. Their power divided by the mean CTF² is that of the original noise.
 
     Args:
-        images: (n, D, D) images with the background subtracted; particles: the same n rows.
+        images: (n, D, D) images with the background subtracted; particles: the n rows of these images.
     Returns:
-        (groups, D//2+1): mean |DFT of the noise|² in each shell, of a whole image, unnormalised DFT.
+        (groups, D//2+1): mean |DFT of the noise|² in each shell, for a whole image and an unnormalised DFT.
     """
     box_size = images.shape[-1]
     window = outside_circle(box_size)
@@ -50,7 +50,7 @@ def noise_spectra(images: NDArray[np.float32], particles: Particles) -> NDArray[
                 "measured; use images that were not masked"
             )
         spectra[number] = np.maximum(spectrum, 1e-6 * spectrum.mean())
-    # A group that the sample missed is rare, and takes the mean of the others.
+    # A group that is missing from the sample is rare; it takes the mean of the others.
     spectra[counts == 0] = np.average(spectra, axis=0, weights=counts)
     return spectra
 
@@ -80,9 +80,9 @@ def _mean_spectrum(images: NDArray[np.float32], rows: NDArray, window: NDArray[n
 
 
 def _power_kept(window: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(D//2+1,) power that white noise of variance 1 has in each shell, after `subtract_background`, in the window.
+    """(D//2+1,) power of white noise of variance 1 in each shell, after `subtract_background`, in the window.
 
-    The plane takes some of the noise with it, most of all in the lowest shells. At the frequency k what is left is the
+    The plane removes some of the noise, most of all in the lowest shells. At the frequency k, the remainder is the
     noise times ``a = (1 − w B G⁻¹ Bᵀ) w e``, with the wave e, the window w, the basis B of the plane and G its Gram
     matrix.
     """
@@ -96,7 +96,7 @@ def _power_kept(window: NDArray[np.float32]) -> NDArray[np.float64]:
     taken = np.einsum("iyx,ij,jyx->yx", c.conj(), inverse @ twice @ inverse, c).real
     whole = np.sum(window.astype(np.float64) ** 2)
     kept = shell_means(whole - 2 * overlap + taken, box_size)
-    kept[0] = whole  # nothing is left of the mean, and nothing is made of it
+    kept[0] = whole  # nothing is left of the mean, and it is not used
     return kept
 
 

@@ -1,4 +1,4 @@
-"""What is fitted: density models, of which the set of Gaussians is one.
+"""The models that are fitted: density models, of which the set of Gaussians is one.
 
 - ``density_model``: what a fit needs of anything that has a density
 - ``gaussian_model``: the set of Gaussians as such a model; ``parameters``: its leaves, in pixels

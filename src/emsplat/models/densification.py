@@ -1,8 +1,9 @@
 """Densification: remove Gaussians that carry almost nothing, and split those that the loss pulls at hardest.
 
-A Gaussian whose centre the gradient `T∗V − b` pulls about represents more than one Gaussian can show. It is split into
-two of half the mass, which leaves the map as it was. This is the criterion of 3D Gaussian splatting (Kerbl et al.
-2023). New Gaussians where the gradient is most negative did harm when they were measured, because they add mass.
+A Gaussian whose centre is pulled hard by the gradient `T∗V − b` stands for more than one Gaussian can show. It is split
+into two of half the mass, which leaves the map almost as it was. This is the criterion of 3D Gaussian splatting
+(Kerbl et al. 2023). Adding Gaussians where the gradient is most negative did harm when it was measured, because they
+add mass.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ class Densification:
 def densified(
     parameters: Parameters, gradients: Tensor, target: int, settings: Densification, rng: np.random.Generator
 ) -> tuple[Tensor, Parameters]:
-    """One round: prune, then split towards the target number.
+    """Carry out one round: prune, then split towards the target number.
 
     Args:
-        gradients: (K,) size of the loss's gradient by each centre, lately.
+        gradients: (K,) recent size of the loss's gradient by each centre.
     Returns:
-        (K,) a mask of the Gaussians that stay, and those that are added.
+        (K,) mask of the Gaussians that stay, and the Gaussians that are added.
     """
     masses = parameters.log_masses.detach().exp()
     keep = masses > settings.prune_below * masses.median()
     n_kept = int(keep.sum())
     growth = max(0, min(target - n_kept, math.ceil(settings.grow * len(parameters)), n_kept))
-    # What a move of the centre by one σ would change of the loss.
+    # The change of the loss if the centre moved by one σ.
     pulls = gradients * parameters.log_scales.detach().mean(dim=1).exp()
     parents = torch.topk(torch.where(keep, pulls, -torch.ones_like(masses)), growth).indices
     halves = _split(parameters.rows(parents), rng)
@@ -64,10 +65,10 @@ def densified(
 
 
 def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
-    """Two Gaussians for one, with half the mass each, moved apart along the longest axis; mean and variance stay.
+    """Two Gaussians for each one, with half the mass, moved apart along the longest axis; mean and variance are kept.
 
-    Two copies in one place would be exactly the same map, but would get the same gradients and stay together for ever.
-    Isotropic ones are moved apart along a random axis. They keep the mean, and the variance along that axis only.
+    Two copies in one place would give exactly the same map, but they would get the same gradients and never separate.
+    Isotropic Gaussians are moved apart along a random axis and keep the mean, but the variance along that axis only.
     """
     rows = torch.arange(len(parents), device=parents.centres.device)
     log_scales = parents.log_scales.clone()
@@ -88,7 +89,7 @@ def _split(parents: Parameters, rng: np.random.Generator) -> Parameters:
 
 
 def sample_centres(weight: NDArray, number: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(number, 3) x, y, z in voxels from the centre (voxel d//2), drawn in proportion to the weight, jittered."""
+    """(number, 3) x, y, z in voxels from the centre (voxel d//2), drawn in proportion to the weight and jittered."""
     values = weight.ravel().astype(np.float64)
     total = np.cumsum(values)
     if number == 0 or total[-1] <= 0:
@@ -98,8 +99,8 @@ def sample_centres(weight: NDArray, number: int, rng: np.random.Generator) -> ND
     picks = np.minimum(np.searchsorted(total, drawn, side="right"), total.size - 1)
     zyx = np.stack(np.unravel_index(picks, weight.shape), axis=1) - weight.shape[0] // 2
     jitter = rng.uniform(-0.5, 0.5, (number, 3))
-    # Along x the draw itself says where in the voxel: weights that differ by their rounding move a centre a little,
-    # not to another voxel, and a fit that starts elsewhere ends elsewhere.
+    # Along x the draw itself gives the position in the voxel. Weights that differ by rounding then move a centre only
+    # slightly and not to another voxel; a fit that started elsewhere would end elsewhere.
     jitter[:, 2] = np.clip((drawn - total[picks]) / np.maximum(values[picks], 1e-300) + 0.5, -0.5, 0.5)
     return (zyx + jitter)[:, ::-1].astype(np.float32)
 

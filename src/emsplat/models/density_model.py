@@ -32,7 +32,7 @@ class DensityModel(Protocol):
 
     @property
     def gradient_floors(self) -> Mapping[str, tuple[str, float]]:
-        """The floors that `Adam` takes; none for most models."""
+        """The `floors` argument of `Adam`; empty for most models."""
         ...
 
     @property
@@ -41,7 +41,7 @@ class DensityModel(Protocol):
         ...
 
     def with_leaves(self: Model, leaves: dict[str, Tensor]) -> Model:
-        """The same model with other leaves of these names, which it does not copy."""
+        """The same model with other leaves of these names, which are not copied."""
         ...
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class DensityModel(Protocol):
         ...
 
     def densify(self, optimiser: Adam, rng: np.random.Generator) -> None:
-        """Put detail where the loss asks for it; may replace the leaves, and the optimiser's memory of them.
+        """Add detail where the loss asks for it; this may replace the leaves and the optimiser's memory of them.
 
         A model that has nothing to add does nothing.
         """

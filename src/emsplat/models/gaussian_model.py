@@ -28,10 +28,10 @@ _ROUND = 1e-2
 class GaussianSettings:
     """Limits of a set of Gaussians."""
 
-    n_gaussians: int  # number that densification leads to
+    n_gaussians: int  # target number of densification
     isotropic: bool = False
     cutoff: float = 3.0  # Mahalanobis radius at which they are truncated
-    max_scale: float = 2.0  # σ in pixels; wider splats cost much and say little that several narrower ones do not
+    max_scale: float = 2.0  # σ in pixels; wider splats cost much and show little that narrower ones cannot
     densification: Densification = field(default_factory=Densification)
 
     @staticmethod
@@ -68,13 +68,13 @@ class GaussianModel:
         return voxelise(p.centres, p.log_scales, p.quaternions, p.log_masses, self.extent, self.settings.cutoff)
 
     def project(self, matrices: Tensor, shifts: Tensor, box_size: int) -> Tensor:
-        """(n, D, D) projections, see `splat.project`."""
+        """(n, D, D) projections; see `splat.project`."""
         p, cutoff = self.parameters, self.settings.cutoff
         return project(p.centres, p.log_scales, p.quaternions, p.log_masses, matrices, shifts, box_size, cutoff)
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Keep the centres within the ball inscribed in the cube, and σ where a grid can hold it."""
+        """Keep the centres within the ball inscribed in the cube, and σ in the range that a grid can hold."""
         centres, log_scales = self.parameters.centres, self.parameters.log_scales
         log_scales.clamp_(*(0.5 * math.log(s**2 + WIDENING) for s in (_MIN_SCALE, self.settings.max_scale)))
         limit = self.extent / 2 - _EDGE
@@ -82,7 +82,7 @@ class GaussianModel:
         centres.mul_((limit / radius).clamp_max(1.0))
 
     def densify(self, optimiser: Adam, rng: np.random.Generator) -> None:
-        """One round of `densification`."""
+        """Carry out one round of `densification`."""
         pulls = optimiser.gradient_sizes("centres")
         settings = self.settings
         keep, added = densified(self.parameters, pulls, settings.n_gaussians, settings.densification, rng)

@@ -18,7 +18,7 @@ from emsplat.runtime.files import open_regular, replacing
 from emsplat.splat import covariances, voxelise
 from emsplat.splat.bandlimit import boosted, widened
 
-_CUTOFF = 5.0  # keeps below 3 % near Nyquist what truncation leaves out and the inverse of the widening amplifies
+_CUTOFF = 5.0  # keeps the error of truncation near Nyquist below 3 %, although the inverse widening amplifies it
 
 _METADATA = {
     "format": "emsplat gaussians 1",
@@ -54,7 +54,7 @@ class Gaussians:
         return covariances(self.log_scales, self.quaternions)
 
     def voxelise(self, box_size: int, pixel_size_in_angstroms: float) -> NDArray[np.float32]:
-        """(D, D, D) density at any pixel size and box, centred on voxel D//2, without what the grid cannot hold."""
+        """(D, D, D) density at any pixel size and box, centred on voxel D//2, without detail too fine for the grid."""
         pixels = self._scaled(1.0 / pixel_size_in_angstroms)
         volume = voxelise(
             pixels.centres, widened(pixels.log_scales), pixels.quaternions, pixels.log_masses, box_size, _CUTOFF, "cpu"
@@ -104,6 +104,6 @@ _TENSORS = ("centres", "log_scales", "quaternions", "log_masses")
 
 
 def merge(*models: Gaussians) -> Gaussians:
-    """The average of n models, which is itself a model: the union of all with an n-th of the masses."""
+    """The average of n models, which is itself a model: the union of all Gaussians with masses divided by n."""
     joined = Gaussians(*(torch.cat([getattr(model, n) for model in models]) for n in _TENSORS))
     return replace(joined, log_masses=joined.log_masses - math.log(len(models)))

@@ -17,8 +17,8 @@ class Adam:
     """Adam (Kingma & Ba 2015) with one step size per leaf; rows can be kept, dropped and appended.
 
     Args:
-        leaves: by name; each (rows, ...).
-        step_sizes: of every leaf that is to be changed, by name.
+        leaves: tensors by name, each of shape (rows, ...).
+        step_sizes: step size of every leaf that is to be changed, by name.
         floors: for a leaf whose gradient may be nothing but rounding, another leaf of as many rows and a share: a step
             is divided by at least this share of the size of the other one's gradient. The other leaf must come first
             among the step sizes.
@@ -30,14 +30,14 @@ class Adam:
         self.step_sizes, self.floors = dict(step_sizes), dict(floors or {})
         self._mean = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in leaves.items()}
         self._square = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in leaves.items()}
-        # Steps of every row, by the number of rows: leaves of as many rows gain and lose them together.
+        # The number of steps of every row, by the number of rows: leaves of equal length change their rows together.
         self._age = {len(leaf): leaf.detach().new_zeros(len(leaf)) for leaf in leaves.values()}
 
     @torch.no_grad()
     def step(self, leaves: Leaves, rate: float | Tensor) -> None:
-        """One step along the gradients stored in the leaves, which are cleared; `rate` scales all step sizes.
+        """Take one step down the gradients stored in the leaves and clear them; `rate` scales all step sizes.
 
-        All is done in place. Where the rate is a tensor no value is looked at, so that a CUDA graph can hold the step.
+        All work is in place. If the rate is a tensor, no value is read, so that a CUDA graph can record the step.
         """
         corrections = {}
         for rows, age in self._age.items():
@@ -58,13 +58,13 @@ class Adam:
             leaf.sub_(step.mul_(rate * size))
 
     def gradient_sizes(self, name: str) -> Tensor:
-        """(rows,) root mean square of the gradient that each row of a leaf has lately had."""
+        """(rows,) root mean square of the recent gradients of each row of a leaf."""
         square = self._square[name]
         share = 1 - _BETAS[1] ** self._age[len(square)].clamp_min(1)
         return (square.flatten(start_dim=1).sum(dim=1) / share).sqrt()
 
     def replace_rows(self, keep: Tensor, n_added: int) -> None:
-        """Keep the memory of these rows (a mask) of all leaves, which have as many, and append rows without any."""
+        """Keep the memory of these rows (a mask for all leaves, of equal length) and append rows without memory."""
         for memory in (self._mean, self._square):
             for name, values in memory.items():
                 memory[name] = torch.cat([values[keep], values.new_zeros((n_added, *values.shape[1:]))])
@@ -79,11 +79,11 @@ class Adam:
         return tensors | {f"{_AGE}{rows}": age for rows, age in self._age.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the memory that `tensors` gave, of an optimiser of leaves of the same names."""
+        """Restore the memory that `tensors` of an optimiser with the same names of leaves returned."""
         self._mean, self._square = ({name: tensors[f"{k}.{name}"] for name in self._mean} for k in ("mean", "square"))
         self._age = {len(age): age for name, age in tensors.items() if name.startswith(_AGE)}
 
 
 def _by_row(values: Tensor, leaf: Tensor) -> Tensor:
-    """(rows, 1, …) values of the rows, ready to be multiplied with the leaf."""
+    """(rows, 1, …) values of the rows, ready to be multiplied by the leaf."""
     return values.view(-1, *[1] * (leaf.ndim - 1))

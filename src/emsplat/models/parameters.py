@@ -34,12 +34,12 @@ class Parameters:
         return self.map(lambda _, tensor: tensor[rows].clone())
 
     def gaussians(self, pixel_size_in_angstroms: float) -> Gaussians:
-        """The same in Å, the covariances without the widening."""
+        """The same Gaussians in Å, with the widening removed from their covariances."""
         return Gaussians.from_pixels(
             self.centres, narrowed(self.log_scales.detach()), self.quaternions, self.log_masses, pixel_size_in_angstroms
         )
 
 
 def concatenate(first: Parameters, second: Parameters) -> Parameters:
-    """Both sets, the first one first."""
+    """The union of two sets of Gaussians, in this order."""
     return first.map(lambda name, tensor: cat([tensor, getattr(second, name).detach()]))

@@ -17,11 +17,11 @@ _SHOWN = 3  # number of differences that a message names
 
 
 def check_agreement(particles: Particles, settings: ReconstructSettings, world: World) -> None:
-    """InputError, the same on every rank, if the ranks would not do the same or there are more ranks than images."""
+    """Raise the same InputError on every rank if their work would differ or there are more ranks than images."""
     if world.size == 1:
         return
     same = versions() | {"the program's code": _code()}
-    del same["platform"]  # may differ between the machines of a cluster
+    del same["platform"]  # the machines of a cluster may have different platforms
     _refuse_different(same, world, "install one version of everything on all machines")
     asked = {f"--{name.replace('_', '-')}": str(value) for name, value in asdict(settings).items()}
     _refuse_different(asked, world, "start all ranks with the same command")

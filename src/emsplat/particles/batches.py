@@ -21,13 +21,13 @@ _RUN_BYTES = 1 << 20  # bytes of a run, enough for the full speed of a disk
 _FEWEST_BATCHES = 4  # smallest number of batches in a buffer, if there are as many
 
 Rows = NDArray[np.int64]
-Block = tuple[Rows, NDArray[np.float32]]  # (n,) rows and the images (n, D, D) of these, or of a share of them
+Block = tuple[Rows, NDArray[np.float32]]  # (n,) rows and the images (n, D, D) of these rows, or of a share of them
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 class Images(Protocol):
-    """What can read images: `io.images.ImageSource`, or a substitute for it."""
+    """A reader of images: `io.images.ImageSource`, or a substitute for it."""
 
     @property
     def box_size(self) -> int:
@@ -48,9 +48,9 @@ class Batches:
     """The division of rows into batches. A batch holds positions in `rows`."""
 
     rows: Rows  # (N,) in reading order
-    size: int  # images of a batch, or one more than some batches have
+    size: int  # images of a batch; some batches have one fewer
     run: int  # images that stay together on the way into a buffer
-    buffer: int  # images of a buffer, or a few more than some buffers have
+    buffer: int  # images of a buffer; some buffers have a few fewer
     seed: int
 
     @staticmethod
@@ -62,7 +62,7 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Number of batches in which every row comes once."""
+        """Number of batches that contain every row once."""
         return sum(self._batches_in(len(part)) for part in self._parts(self.rows))
 
     def epoch(self, number: int) -> list[list[Rows]]:
@@ -110,11 +110,11 @@ class Loader:
                 yield batches.rows[batch], block[np.searchsorted(positions, mine)]
 
     def sweep(self, blocks: Iterable[Rows]) -> Iterator[Block]:
-        """The rows of block after block once."""
+        """The rows of each block, once, and their images."""
         yield from self._ahead(lambda block: (block, self._images.read(block)), blocks)
 
     def _ahead(self, read: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-        """The results of `read` for the items, of which the next is read while one is worked on."""
+        """The results of `read` for the items; the next item is read while one is worked on."""
         following = None
         for item in items:
             ready, following = following, self._thread.submit(read, item)

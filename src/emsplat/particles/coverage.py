@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PATCH = 0.05  # half width of a slice as a sine: one voxel at shell 10
-_DIRECTIONS, _VIEWS = 1500, 20_000  # numbers that are used; if there are more views, some are drawn at random
+_DIRECTIONS, _VIEWS = 1500, 20_000  # largest numbers that are used; if there are more views, some are drawn at random
 _EMPTY, _FLOOR = 0.1, 0.02  # S of a direction that counts as empty; S is not taken as less than the floor
 CAP_IN_DEGREES = 30.0
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from emsplat.particles.table import Particles
 
-HALF_SET_PARTS = 4  # largest number of parts: the training and the held-out images of each half
+HALF_SET_PARTS = 4  # largest number of parts of half sets: the training and the held-out images of each half
 _HELD_OUT_SHARE = 5  # one particle in five of a half is held out
 _FEWEST_TO_SPLIT = 40  # images of a half below which none is held out
 
@@ -58,10 +58,10 @@ class Part:
 class Entries:
     """Images of a block, and the parts that each of them is added to: m additions of n images."""
 
-    rows: Rows  # (n,) those of the block that belong to any part, in the order of the block
-    places: NDArray[np.int64]  # (m,) which of these rows is added, ascending
-    numbers: NDArray[np.int32]  # (m,) to which part
-    weights: NDArray[np.float32] | None  # (m,) and with which weight; None: with the weight 1, every image once
+    rows: Rows  # (n,) rows of the block that belong to any part, in the order of the block
+    places: NDArray[np.int64]  # (m,) index of the added image among these rows, ascending
+    numbers: NDArray[np.int32]  # (m,) index of the part that it is added to
+    weights: NDArray[np.float32] | None  # (m,) weight of the addition; None: each image is added once with weight 1
 
     def of_part(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
         """Places of the images that are added to a part, and their weights."""
@@ -73,7 +73,7 @@ class Entries:
 class PartWeights:
     """Every image's parts and weights, stored sparsely: M entries of N images in P parts.
 
-    The weight of an image in a part multiplies its term ``C² W²`` of T and, unless it has another one there, its term
+    The weight of an image in a part multiplies its term ``C² W²`` of T and, unless b has a weight of its own, its term
     ``C W² y`` of b. An M-step of a linear subspace needs both: b with the mean of a latent, which may be negative, and
     T with a second moment.
 
@@ -83,16 +83,16 @@ class PartWeights:
     parts: tuple[Part, ...]  # (P,)
     numbers: NDArray[np.int32]  # (M,) index into parts; −1 for an image in no part, without offsets
     offsets: NDArray[np.int64] | None = None  # (N + 1,) entries of row i: offsets[i] to offsets[i + 1]; None: one each
-    weights: NDArray[np.float32] | None = None  # (M,) None: 1, which needs no offsets
-    weights_of_b: NDArray[np.float32] | None = None  # (M,) None: the same as for T
+    weights: NDArray[np.float32] | None = None  # (M,) weights in T; None: all are 1, which needs no offsets
+    weights_of_b: NDArray[np.float32] | None = None  # (M,) weights in b; None: the same as in T
 
     def __len__(self) -> int:
-        """N."""
+        """Number of images, N."""
         return len(self.numbers) if self.offsets is None else len(self.offsets) - 1
 
     @staticmethod
     def one_part_each(parts: Sequence[Part], numbers: NDArray[np.integer]) -> PartWeights:
-        """Every image in one part with the weight 1, or in none.
+        """A table with every image in one part with the weight 1, or in no part.
 
         Args:
             parts: the P parts, all different.
@@ -106,7 +106,7 @@ class PartWeights:
 
     @staticmethod
     def whole(n_images: int, part: Part = Part()) -> PartWeights:
-        """All images in one part."""
+        """A table with all images in one part."""
         return PartWeights.one_part_each([part], np.zeros(n_images, dtype=np.int32))
 
     @staticmethod
@@ -138,7 +138,7 @@ class PartWeights:
         Args:
             weights: (N, P) weight of every image in every part.
             threshold: weights of at most this absolute value are dropped, those of b together with those of T.
-            weights_of_b: (N, P) the weights in b, where they differ.
+            weights_of_b: (N, P) the weights in b, if they differ.
             signed: whether T's weights may be negative, as mixed second moments are.
         """
         weights = np.asarray(weights)
@@ -146,7 +146,7 @@ class PartWeights:
         for name, matrix in (("weights", weights), ("weights_of_b", other)):
             if matrix is not None and (matrix.ndim != 2 or matrix.shape != (len(weights), len(parts))):
                 raise ValueError(f"{name} must have the shape (images, {len(parts)} parts), not {matrix.shape}")
-        kept = ~(np.abs(weights) <= threshold)  # so that NaN is kept, and refused
+        kept = ~(np.abs(weights) <= threshold)  # written so that NaN is kept and then refused
         if other is not None:
             kept |= ~(np.abs(other) <= threshold)
         rows, numbers = np.nonzero(kept)
@@ -166,8 +166,8 @@ class PartWeights:
         """Weights from M entries in any order.
 
         Args:
-            rows, numbers: (M,) image and index of the part of each entry; a pair may come once.
-            weights: (M,) weight in T, and in b unless `weights_of_b` has others.
+            rows, numbers: (M,) image and index of the part of each entry; a pair may occur only once.
+            weights: (M,) weight in T, and also in b unless `weights_of_b` is given.
             signed: whether T's weights may be negative, as mixed second moments are.
         """
         _check_parts(parts)
@@ -204,11 +204,11 @@ class PartWeights:
         weights_of_b: NDArray[np.floating] | None = None,
         signed: bool = False,
     ) -> PartWeights:
-        """Every part divided into states by soft weights; of a table in which every image has one part at most.
+        """Divide every part into states by soft weights; every image must belong to at most one part.
 
-        Args: as `from_dense` has them, (N, states); an image in no part stays in none.
+        Args: as for `from_dense`, (N, states); an image in no part stays in none.
         Returns:
-            a table of the parts ``Part(half, split, state)``, all states of the first part first.
+            A table of the parts ``Part(half, split, state)``, all states of the first part first.
         """
         if self.offsets is not None:
             raise ValueError("only a table that has one part of each image can be divided into states")
@@ -226,11 +226,11 @@ class PartWeights:
         return PartWeights(parts, numbers, offsets, *values)
 
     def weights_of(self, kind: Kind) -> NDArray[np.float32] | None:
-        """(M,) the weights in b or in T; None: all are 1."""
+        """(M,) weights in b or in T; None: all are 1."""
         return self.weights_of_b if kind == Kind.B and self.weights_of_b is not None else self.weights
 
     def has(self, kind: Kind) -> NDArray[np.bool_]:
-        """(P,) whether any image says anything about b, or T, of a part."""
+        """(P,) whether any image contributes to b, or T, of each part."""
         weights = self.weights_of(kind)
         numbers = self.numbers[self.numbers >= 0 if weights is None else weights != 0]
         return np.bincount(numbers, minlength=len(self.parts)) > 0
@@ -248,7 +248,7 @@ class PartWeights:
     def holds(self, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(N,) whether each image belongs to any of the wanted parts, (P,)."""
         if self.offsets is None:
-            return np.append(wanted, False)[self.numbers]  # −1 is the last
+            return np.append(wanted, False)[self.numbers]  # −1 selects the last entry
         before = np.concatenate([[0], np.cumsum(wanted[self.numbers])])
         return before[self.offsets[1:]] > before[self.offsets[:-1]]
 
@@ -264,11 +264,11 @@ class PartWeights:
         return first
 
     def rows_of(self, part: Part, order: Rows) -> Rows:
-        """Those of some rows that belong to a part, in their order; none where the table has no such part."""
+        """The rows in `order` that belong to a part, in their order; none if the table has no such part."""
         return order[self.holds(np.array([p == part for p in self.parts], dtype=bool))[order]]
 
     def entries(self, rows: Rows, kind: Kind, wanted: NDArray[np.bool_]) -> Entries:
-        """What some rows say about b, or T, of the wanted parts, (P,)."""
+        """The contributions of some rows to b, or T, of the wanted parts, (P,)."""
         if self.offsets is None:
             numbers = self.numbers[rows]
             chosen = np.append(wanted, False)[numbers]

@@ -1,7 +1,7 @@
 """Poses: how the particle of each image is turned, and where in the image it lies.
 
-All computation works on these. Euler angles and RELION's origins, which are the shifts that centre an image, stay in
-the table as its file has them, and are read and written at the files only.
+All computation works with them. Euler angles and RELION's origins, which are the shifts that centre an image, stay in
+the table as its file has them; only the reading and writing of files uses them directly.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Poses:
         return Poses(self.rotations[rows], self.shifts[rows])
 
     def changed(self, turns: NDArray[np.float64], moves: NDArray[np.float64]) -> Poses:
-        """The particles turned about the image's axes and moved within the image.
+        """The poses of particles that are turned about the image's axes and moved within the image.
 
         Args:
             turns: (n, 3) rotation vectors in radians, right-handed, along the image's x, y and z.
             moves: (n, 2) x, y in Å.
         """
-        from scipy.spatial.transform import Rotation  # takes long to load, which reading a table should not wait for
+        from scipy.spatial.transform import Rotation  # slow to load; reading a table should not wait for it
 
         return Poses(Rotation.from_rotvec(turns).as_matrix() @ self.rotations, self.shifts + moves)

@@ -25,7 +25,7 @@ class OpticsGroup:
     spherical_aberration_in_millimetres: float
     amplitude_contrast: float
     premultiplied: bool = False  # images already hold CTF × image
-    phase_flipped: bool = False  # their phases were flipped where the CTF is negative; flipped back when read
+    phase_flipped: bool = False  # phases are flipped where the CTF is negative; reading flips them back
     beam_tilt_in_milliradians: tuple[float, float] = (0.0, 0.0)  # x, y
     odd_zernike: tuple[float, ...] = ()  # RELION's coefficients of the antisymmetric phase, beyond the beam tilt
     even_zernike: tuple[float, ...] = ()  # RELION's coefficients of the symmetric phase, beyond defocus and Cs
@@ -34,7 +34,7 @@ class OpticsGroup:
 
 @dataclass(frozen=True)
 class Particles:
-    """One row an image. Rows carry a stable id and are never joined by position.
+    """The table of particles, with one row for each image. Rows carry a stable id and are never joined by position.
 
     Shapes: N rows; angles in degrees, lengths in Å, dose in e/Å².
     """
@@ -58,11 +58,11 @@ class Particles:
     particle: NDArray[np.int64]  # (N,) rows of one particle (its tilts) share a number
     half_set: NDArray[np.int8]  # (N,) 1 or 2; 0 where the file gives none
     warnings: tuple[str, ...] = ()  # what the reader could not honour, one line each
-    dark: NDArray[np.bool_] | None = None  # (N,) images the file says to be dark, negated when read; None: none
+    dark: NDArray[np.bool_] | None = None  # (N,) images that the file marks as dark, negated when read; None: none
     modelled_to_in_angstroms: float | None = (
-        None  # finer detail holds aberrations that are not modelled; None: none does
+        None  # finer detail holds aberrations that are not modelled; None: no detail does
     )
-    symmetry_axes: str = "RELION"  # the program whose axes the name of a point group means
+    symmetry_axes: str = "RELION"  # the program whose axes the names of point groups refer to
 
     def __len__(self) -> int:
         return len(self.section)
@@ -77,7 +77,7 @@ class Particles:
 
     @property
     def poses(self) -> Poses:
-        """(N) rotations and shifts, as all computation takes them."""
+        """(N,) rotations and shifts, with which all computation works."""
         return Poses.from_relion(self.euler_angles_in_degrees, self.origin_in_angstroms)
 
     def with_poses(self, poses: Poses) -> Particles:
@@ -86,7 +86,7 @@ class Particles:
         return replace(self, euler_angles_in_degrees=angles, origin_in_angstroms=origins)
 
     def with_defocus_changed(self, changes_in_angstroms: NDArray[np.float64]) -> Particles:
-        """The same images, (N,) added to both defoci of each."""
+        """The same images with (N,) changes added to both defoci of each."""
         return replace(
             self,
             defocus_u_in_angstroms=self.defocus_u_in_angstroms + changes_in_angstroms,
@@ -108,7 +108,7 @@ class Particles:
         return rotation_matrices(self.euler_angles_in_degrees)
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with anything in the table but where its files lie."""
+        """Sixteen hexadecimal digits that change with everything in the table except the places of its files."""
         digest = hashlib.sha256(repr(self.optics).encode())
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -127,7 +127,7 @@ class Particles:
         return replace(self, **per_row)
 
     def with_half_sets(self, seed: int) -> Particles:
-        """Half sets as the file gives them, else drawn by particle from the seed."""
+        """The table with half sets as the file gives them, or else drawn by particle from the seed."""
         if np.all(self.half_set > 0):
             return self
         if np.any(self.half_set > 0):
@@ -139,7 +139,7 @@ class Particles:
 
 
 def split_by_particle(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
-    """(N,) 0 or 1, equal within a particle, the two sets equal in particles to within one."""
+    """(N,) 0 or 1, the same within a particle; the two sets' numbers of particles differ by at most one."""
     names, inverse = np.unique(particle, return_inverse=True)
     side = np.arange(len(names)) % 2
     np.random.default_rng(seed).shuffle(side)

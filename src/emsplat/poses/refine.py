@@ -8,7 +8,7 @@ minimise
 
     negative log-likelihood + ½ Σ (change / width)²
 
-from coarse frequencies to the finest that the half maps share. A step that does not lower it is not taken.
+from coarse frequencies to the finest that the half maps share. A step that does not lower this sum is not taken.
 
 The images of a half are compared with slices of the transform of their own half's Gaussians on a grid. This is the same
 definition as splatting the Gaussians, and many times as fast.
@@ -38,7 +38,7 @@ from emsplat.settings import REFINABLE
 
 _COLUMNS = {"poses": (0, 1, 2), "shifts": (3, 4), "contrast": (5,), "defocus": (6,)}
 _BANDS = (0.5, 0.75, 1.0)  # shares of the measurable band; each starts from what the coarser ones found
-_STEPS = 3  # tries in each band
+_STEPS = 3  # attempted steps in each band
 _WIDTH_UPDATES = 4  # updates of the widths by the EM algorithm with the slopes and curvatures of each step
 _START_SHARE = 1 / 3  # initial widths, as a share of the range
 _PHASE_OF_CONTRAST = 3.0  # a contrast changes by a third at a step
@@ -53,13 +53,13 @@ _TAP_TABLE = tap_table()
 class Blocks:
     """Sizes of the blocks of images that are refined together."""
 
-    n_bytes: int = 96 << 20  # of their transforms, within the bounds that follow
-    fewest: int = 256  # images: the widths of fewer are not well known
+    n_bytes: int = 96 << 20  # size of their transforms, within the bounds that follow
+    fewest: int = 256  # images; fewer would not determine the widths well
     most: int = 4096  # images
-    read_bytes: int = 32 << 20  # of the images that are read at once
+    read_bytes: int = 32 << 20  # size of the images that are read at once
 
     def images_at_once(self, n_samples: int) -> int:
-        """Number of images in a block, of so many samples each."""
+        """Number of images in a block, for images of so many samples."""
         return int(np.clip(self.n_bytes // (12 * n_samples), self.fewest, self.most))
 
 
@@ -67,7 +67,7 @@ class Blocks:
 class RefineSettings:
     """What is refined, how far it may move, and in which blocks."""
 
-    quantities: tuple[str, ...]  # of REFINABLE
+    quantities: tuple[str, ...]  # names from REFINABLE
     range_in_degrees: float
     range_in_angstroms: float
     most_rounds: int = 4
@@ -87,7 +87,7 @@ class RefineSettings:
 
 @dataclass(frozen=True)
 class Reference:
-    """The map of one half, as its images are compared with it."""
+    """The map of one half in the form in which its images are compared with it."""
 
     volume: FourierVolume  # box D′ ≤ D
     limit_shell: int  # the finest shell that is used
@@ -144,9 +144,9 @@ def refined_blocks(
             x, y (Å), contrast − 1, defocus (Å). They are the start, and are replaced by the result.
         rows: rows of the half.
         world: the ranks that share the blocks, which are the same for any number of ranks; by default, one.
-        before: what was yielded last by an earlier call that was interrupted, whose `changes` are given.
+        before: the last yield of an interrupted earlier call, if `changes` are those of that call.
     Yields:
-        After each block, the number of images done, and the gain in log-likelihood of all of them together.
+        After each block, the number of images done, and their total gain in log-likelihood.
     """
     order = rows[reading_order(recorded.particles.select(rows))]
     samples = _samples(against.limit_shell)
@@ -180,7 +180,7 @@ def changed(particles: Particles, changes: NDArray[np.float64]) -> Particles:
 
 
 def _samples(limit_shell: int) -> NDArray[np.int64]:
-    """(m, 2) kx, ky of a half plane within the limit, band after band with neighbours together, without the mean."""
+    """(m, 2) kx, ky of a half plane within the limit, without the mean; bands in order, neighbours together."""
     k = np.arange(-limit_shell, limit_shell + 1)
     ky, kx = (a.ravel() for a in np.meshgrid(k, k[limit_shell:], indexing="ij"))
     radius = np.hypot(kx, ky)
@@ -201,7 +201,7 @@ class _Problem:
         samples: NDArray[np.int64],
         read_bytes: int = Blocks.read_bytes,
     ) -> None:
-        """Args: rows: (n,) the images of the block; read_bytes: of the images read at once."""
+        """Args: rows: (n,) the images of the block; read_bytes: size of the images that are read at once."""
         particles = recorded.particles.select(rows)
         self.particles, self.samples, self.against = particles, samples, against
         self.poses, self.premultiplied = particles.poses, particles.premultiplied
@@ -267,7 +267,7 @@ def _minimised(
             slopes = np.where(better[:, None], tried[1], slopes)
             curvatures = np.where(better[:, None, None], tried[2], curvatures)
             damping = np.where(better, damping / _DAMPING_FACTOR, damping * _DAMPING_FACTOR)
-    # What the coarse bands liked may please the whole less.
+    # Changes that suit the coarse bands may suit the whole band less.
     worse = misfits + prior.misfits(changes) > at_start + prior.misfits(start)
     return np.where(worse[:, None], start, changes), float(np.where(worse, 0, at_start - misfits).sum())
 
@@ -276,7 +276,7 @@ class _Prior:
     """The spread of the true values about those of the file, with one width for all axes of a quantity."""
 
     def __init__(self, settings: RefineSettings, widths: NDArray[np.float64]) -> None:
-        """Args: widths: (p,) of the parameters that are refined."""
+        """Args: widths: (p,) widths of the parameters that are refined."""
         self.columns, self.widths = settings.columns, widths
         self.least = 1e-3 * widths
         self.largest = settings.ranges[self.columns]

@@ -140,13 +140,13 @@ def normal_equations(
 
     Args:
         grid: of the map's `FourierVolume`, made with `WINDOW`, box_size D; table: from `tap_table`.
-        samples: (m, 2) int64 kx, ky of the samples that are looked at, units of 1/D.
+        samples: (m, 2) int64 kx, ky of the samples that are used, in units of 1/D.
         spectra, weights: (n, m or more) of `imaging.Observed` at the samples.
         parameters: (n, 13) from `ctf_parameters`; defocus_slopes: (n,) π λ, by which the CTF's phase grows with
-            defocus × s²; 0 where the defocus is not asked for.
-        symmetric: (groups, m or more) what the CTF's phase gains; symmetric_of: (n,) which of them, −1 for none.
+            defocus × s²; 0 if the defocus is not refined.
+        symmetric: (groups, m or more) terms added to the CTF's phase; symmetric_of: (n,) row for each image, −1: none.
         premultiplied: (n,) whether the spectra hold C y.
-        rotations: (n, 3, 3) A; centres: (n, 2) x, y of the particle in cycles a unit of 1/D.
+        rotations: (n, 3, 3) A; centres: (n, 2) x, y of the particle in cycles per unit of 1/D.
         contrasts: (n,); step: 1/(D · pixel size) in 1/Å.
     """
     flat = grid.view(np.float32).reshape(-1)
@@ -176,13 +176,13 @@ def _image(
     reach = np.abs(samples).max() + 1
     k = np.arange(reach)
     columns = contrast * np.exp(-2j * np.pi * centre[0] * k)
-    rows = np.exp(-2j * np.pi * centre[1] * np.concatenate((k, k - reach)))  # a negative one counts from the end
+    rows = np.exp(-2j * np.pi * centre[1] * np.concatenate((k, k - reach)))  # negative indices count from the end
     for i in range(samples.shape[0]):
         w = weights[i]
         if w == 0:
             continue
         kx, ky = samples[i, 0], samples[i, 1]
-        x, y = magnified(terms, kx, ky)  # in the map's plane: magnified
+        x, y = magnified(terms, kx, ky)  # in the plane of the map, after magnification
         f, fx, fy, fz = _transform(
             flat, origin, row, plane, table,
             a[0, 0] * x + a[1, 0] * y, a[0, 1] * x + a[1, 1] * y, a[0, 2] * x + a[1, 2] * y,
@@ -204,7 +204,7 @@ def _image(
         by_real[4], by_imag[4] = to_y * before.imag, -to_y * before.real
         by_real[5], by_imag[5] = before.real / contrast, before.imag / contrast
         recorded = spectrum[i]
-        met = recorded * (1.0 if times_ctf else c)  # premultiplied spectra hold the CTF already
+        met = recorded * (1.0 if times_ctf else c)  # premultiplied spectra already hold the CTF
         power = w * c * c
         seen = c * c * before
         misfit += w * (before.real * (0.5 * seen.real - met.real) + before.imag * (0.5 * seen.imag - met.imag))

@@ -2,7 +2,7 @@
 
 Between the rounds the halves share two numbers and a curve, as other refinement programs do: how far the direct
 inversions agree, whether another round is worthwhile, and how much of each shell of a half's map is signal. No half
-ever sees the images or the map of the other.
+ever uses the images or the map of the other.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Refinement:
 
 
 def refine_settings(settings: ReconstructSettings, diameter_in_angstroms: float) -> RefineSettings:
-    """The settings that were asked for. Without a range, 10°, and the distance that 10° move the particle's rim."""
+    """The requested settings. The default range is 10°, and the distance by which 10° move the particle's rim."""
     if settings.refine_range is not None:
         degrees, angstroms = settings.refine_range
     else:
@@ -101,15 +101,15 @@ def check_refinable(particles: Particles, settings: ReconstructSettings) -> None
 
 @dataclass
 class _Progress:
-    """Everything that a refinement is resumed from, beside the maps at the beginning of its current round."""
+    """Everything that a refinement is resumed from, besides the maps at the beginning of its current round."""
 
-    changes: NDArray[np.float64]  # (N, 7) so far
-    start: NDArray[np.float64]  # (N, 7) of the particles that the present maps are of
-    gains: list[float] = field(default_factory=list)  # of the rounds that are done
-    half: int = 1  # that is being refined
-    images: int = 0  # of it that are done
-    fallen: float = 0.0  # the sum of their misfits, by this much
-    fallen_before: float = 0.0  # that of the half before
+    changes: NDArray[np.float64]  # (N, 7) changes so far
+    start: NDArray[np.float64]  # (N, 7) changes from which the present maps were made
+    gains: list[float] = field(default_factory=list)  # gains of the finished rounds
+    half: int = 1  # the half that is being refined
+    images: int = 0  # number of its images that are done
+    fallen: float = 0.0  # fall of the sum of their negative log-likelihoods
+    fallen_before: float = 0.0  # the same for the half before
 
     def next_half(self, fallen: float) -> None:
         self.half, self.images, self.fallen, self.fallen_before = self.half + 1, 0, 0.0, self.fallen_before + fallen
@@ -126,7 +126,7 @@ class _Progress:
 
     @staticmethod
     def restored(state: State | None, n: int) -> _Progress:
-        """The progress that a state was made from, or that of n unchanged particles if there is no state."""
+        """The progress that a state was made from, or the start for n unchanged particles if there is no state."""
         if state is None:
             return _Progress(np.zeros((n, 7)), np.zeros((n, 7)))
         return _Progress(state.tensors["changes"].numpy(), state.tensors["start"].numpy(), **state.facts)
@@ -144,7 +144,7 @@ def refined(
     Args:
         recorded: the images, and the particles with half sets.
         solve: makes half maps from particles.
-        task: the ranks that do this together, each with the same half maps. The changes are offered to its checkpoint
+        task: the ranks that share the work, each with the same half maps. The changes are offered to its checkpoint
             repeatedly, and the refinement resumes from those it loads.
     """
     task, particles = task or Task(), recorded.particles

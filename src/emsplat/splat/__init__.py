@@ -1,12 +1,12 @@
 """The two splats, Gaussians → density on a grid and Gaussians → images, as differentiable functions without state.
 
 ``V(r) = Σ a_k N(r; μ_k, Σ_k)``, ``Σ = R(q) diag(s²) R(q)ᵀ``; an image is the integral of V along the line of sight, a
-sum of 2D Gaussians of the same masses. Both are truncated per voxel or pixel at a Mahalanobis radius c, the same
-forward and backward, and rescaled by the mass kept.
+sum of 2D Gaussians of the same masses. Both are truncated per voxel or pixel at a Mahalanobis radius c, in the
+same way forward and backward, and rescaled by the mass that is kept.
 
-- ``reference``: the definitions in plain torch, which every kernel is tested against
-- ``cpu``, ``cpu_projection``: numba kernels; ``functions``: the same as functions of torch
-- ``gpu``, ``gpu_projection``: Triton kernels; ``functions_gpu``: the same as functions of torch
+- ``reference``: the definitions in plain torch, against which every kernel is tested
+- ``cpu``, ``cpu_projection``: numba kernels; ``functions``: these kernels as functions of torch
+- ``gpu``, ``gpu_projection``: Triton kernels; ``functions_gpu``: these kernels as functions of torch
 - ``rotations``: rotation matrices; ``bandlimit``: Gaussians that are narrower than a grid can sample
 """
 
@@ -93,7 +93,7 @@ def project(
     implementation: str = "auto",
     band_limited: bool = False,
 ) -> Tensor:
-    """Images of K Gaussians in B poses, differentiable in all six tensors. The memory is that of the images.
+    """Images of K Gaussians in B poses, differentiable in all six tensors. It takes no memory beyond the images.
 
     For gradients with respect to poses as tangent vectors, use ``project(..., turned(rotations, tangents), ...)``. The
     gradient with respect to `rotations` itself treats their first two rows as free numbers.
@@ -116,7 +116,7 @@ def project(
     if rotations.shape != (len(rotations), 3, 3) or shifts.shape != (len(rotations), 2):
         raise ValueError(f"rotations {(*rotations.shape,)} and shifts {(*shifts.shape,)} must be (B, 3, 3) and (B, 2)")
     rotations, shifts = rotations.to(centres.device), shifts.to(centres.device)
-    if not _in_a_cuda_graph(centres):  # where the host knows no value: a graph is made of poses that were looked at
+    if not _in_a_cuda_graph(centres):  # whose values the host does not know; its poses were checked before
         bad = ~torch.isfinite(torch.cat([rotations.flatten(1), shifts.to(rotations.dtype)], dim=1)).all(dim=1)
         if bad.any():
             raise ValueError(f"the rotation or shift of image {int(bad.nonzero()[0])} of the batch is not finite")

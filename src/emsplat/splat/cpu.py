@@ -39,7 +39,7 @@ def _squares(precision):
 def span(middle, half_width, last):
     """First and last integer within half_width of the middle and within 0..last; (1, 0) for none and for NaN.
 
-    Compared as floats: a float beyond the integers' range has no defined integer.
+    They are compared as floats, because a float beyond the integers' range has no defined integer.
     """
     low, high = np.ceil(middle - half_width), np.floor(middle + half_width)
     if not (low <= high and low <= last and high >= 0):
@@ -61,7 +61,7 @@ def _rows(squares, y, dz, last, cutoff2):
 
 @numba.njit(error_model="numpy", fastmath=FAST)
 def _columns(squares, x, dy, dz, last, cutoff2):
-    """First and last column of a row; dx from the row's maximum = dx + shift; m at that maximum."""
+    """First and last column of a row; the shift for which dx + shift is counted from the row's maximum; m there."""
     along_y = dy + squares[5] * dz
     constant = squares[1] * along_y * along_y + squares[2] * dz * dz
     shift = squares[3] * dy + squares[4] * dz
@@ -157,7 +157,7 @@ def _moments_one(out, centre, squares, cotangent, cutoff2):
                 s1 += t1
                 s2 += t2
                 dx += np.float32(LANES)
-            # From moments about the row's maximum to moments about the centre.
+            # Convert moments about the row's maximum to moments about the centre.
             s2 += shift * (shift * s0 - np.float32(2) * s1)
             s1 -= shift * s0
             m0 += s0

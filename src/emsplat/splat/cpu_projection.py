@@ -58,7 +58,7 @@ def _squares(shadow):
 
 @numba.njit(error_model="numpy")
 def _reach(shadow, squares, peak, cutoff, last):
-    """First and last column and row that a shadow covers. They include (1, 0) if there are none or S is invalid."""
+    """First and last column and row that a shadow covers. A pair is (1, 0) if there are none or S is invalid."""
     x, y, xx, _, yy = shadow
     if not (squares[3] > 0 and abs(np.float32(peak)) < np.inf):
         return 1, 0, 1, 0
@@ -74,7 +74,7 @@ def _block(column, shadow, squares, reach, cutoff):
     x0, x1, first, last = reach
     dx = column - x
     if x1 - x0 >= LANES:
-        # Its uppermost and lowest points, or where the nearest of the columns cuts it.
+        # The uppermost and lowest points of the shadow, or the points where the nearest of the columns cuts it.
         uppermost = cutoff * xy / np.sqrt(yy)
         at_top = min(max(uppermost, dx), dx + (LANES - 1))
         at_bottom = min(max(-uppermost, dx), dx + (LANES - 1))
@@ -97,7 +97,7 @@ def project(centres, covariances, weights, rotations, origins, box_size, cutoff)
     """
     images = np.zeros((len(rotations), box_size, box_size + PADDING), dtype=np.float32)
     for i in numba.prange(len(rotations)):
-        image, frame, origin = images[i], rotations[i], origins[i]  # not in the inner loop, where they would cost much
+        image, frame, origin = images[i], rotations[i], origins[i]  # outside the inner loop, where they would cost much
         for k in range(len(centres)):
             _add(image, frame, origin, centres[k], covariances[k], weights[k], cutoff)
     return images
@@ -151,7 +151,7 @@ def _add_gradients(of_gaussian, of_image, cotangent, frame, origin, centre, cova
     if reach[0] > reach[1] or reach[2] > reach[3]:
         return
     m, mt, my, mtt, mty, myy = _moments(cotangent, shadow, squares, reach, cutoff)
-    # By the shadow's centre, S⁻¹ d, and by S, ½ S⁻¹ (d dᵀ − S) S⁻¹, where S⁻¹ d = (A t, a A t + B dy).
+    # The derivative by the shadow's centre is S⁻¹ d, and by S it is ½ S⁻¹ (d dᵀ − S) S⁻¹; S⁻¹ d = (A t, a A t + B dy).
     fx = peak * a * mt
     fy = slope * fx + peak * b * my
     tt, ty, yy = 0.5 * peak * (a * a * mtt - a * m), 0.5 * peak * a * b * mty, 0.5 * peak * (b * b * myy - b * m)
@@ -177,7 +177,7 @@ def _add_gradients(of_gaussian, of_image, cotangent, frame, origin, centre, cova
 
 @numba.njit(error_model="numpy", fastmath=FAST)
 def _moments(cotangent, shadow, squares, reach, cutoff):
-    """Σ g, Σ g·(t, dy), Σ g·(t², t dy, dy²), g = cotangent × exp(−m/2)."""
+    """Σ g, Σ g·(t, dy), Σ g·(t², t dy, dy²) with g = cotangent × exp(−m/2)."""
     a, slope, b = np.float32(squares[0]), np.float32(squares[1]), np.float32(squares[2])
     cutoff2, stride = np.float32(cutoff * cutoff), cotangent.shape[1]
     zero = np.float32(0)

@@ -11,12 +11,12 @@ _UNPACKED = ((0, 3, 4), (3, 1, 5), (4, 5, 2))  # the place of each entry of a sy
 
 
 def packed(matrices: Tensor) -> Tensor:
-    """(K, 6) xx, yy, zz, xy, xz, yz of symmetric (K, 3, 3)."""
+    """(K, 6) xx, yy, zz, xy, xz, yz of symmetric (K, 3, 3) matrices."""
     return torch.stack([matrices[:, i, j] for i, j in _PACKED], dim=1)
 
 
 def unpacked(entries: Tensor) -> Tensor:
-    """(K, 3, 3) of (K, 6)."""
+    """(K, 3, 3) symmetric matrices from (K, 6) packed entries."""
     return torch.stack([entries[:, place] for row in _UNPACKED for place in row], dim=1).view(-1, 3, 3)
 
 

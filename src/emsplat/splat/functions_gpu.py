@@ -34,7 +34,7 @@ def kernels(name: str, device: torch.device) -> ModuleType:
 
 
 class GpuSplat(torch.autograd.Function):
-    """`reference.splat` by the Triton kernels: float64 geometry in, a float32 volume out."""
+    """`reference.splat` by the Triton kernels, from float64 geometry to a float32 volume."""
 
     @staticmethod
     def forward(ctx, centres, precisions, peaks, order, box_size, cutoff):

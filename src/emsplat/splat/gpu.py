@@ -1,14 +1,14 @@
 """The 3D splat on a graphics card: Triton kernels, forward and backward; geometry in float64, voxels in float32.
 
 As on the CPU the Mahalanobis distance is completed to squares, ``m = A t² + B u² + C w²`` with
-``t = dx + a dy + b dz``, ``u = dy + c dz``, ``w = dz``. A few lanes for each Gaussian walk its planes, the rows it
-reaches in each, and each row from where the cut-off begins. A program's Gaussians come ordered by size, since it walks
-as many rows as the largest of them has.
-Forward: by atomics. The rows of one Gaussian are one or two sectors of the cache each, different programs rarely meet
-in one voxel, and nothing has to be known on the host, so that a CUDA graph can hold it. The order of the sums is not
-fixed: the last bit of a voxel may differ from run to run.
-Backward: ten moments of (cotangent × Gaussian) in registers, and the gradient from them; no atomics.
-Nothing is kept beside the volume and the gradients.
+``t = dx + a dy + b dz``, ``u = dy + c dz``, ``w = dz``. A few lanes for each Gaussian walk through its planes, through
+the rows of each plane that it covers, and along each row from where the cut-off begins. Gaussians are ordered by size,
+since a program walks as many rows as its largest Gaussian has.
+Forward: atomics add to the volume. The rows of one Gaussian are one or two sectors of the cache each, different
+programs rarely meet in one voxel, and nothing has to be known on the host, so that a CUDA graph can record the work.
+The order of the sums is not fixed: the last bit of a voxel may differ from run to run.
+Backward: registers hold ten moments of (cotangent × Gaussian), from which the gradient follows; there are no atomics.
+Nothing is stored besides the volume and the gradients.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Gaussians of a program and lanes of each: eight add to fewer sectors, four leave fewer lanes idle. Ten moments of more
-# than 16 Gaussians would not fit into the registers.
+# Gaussians of a program and lanes of each: eight lanes add to fewer sectors, four leave fewer lanes idle. Ten moments
+# of more than 16 Gaussians would not fit into the registers.
 _ADDING, _READING = (32, 8), (16, 4)
 
 # A number that happens to be 1 is compiled as any other.
 _kernel = triton.jit(do_not_specialize=["n", "box_size"])
 _COMPILED = {"num_warps": 1, "enable_fp_fusion": True}
 _EXPONENT = tl.constexpr(-0.7213475204444817)  # exp(−m/2) = 2^(this × m)
-_MARGIN = tl.constexpr(1e-3)  # voxels by which a row starts early: rounding may not cost a voxel
+_MARGIN = tl.constexpr(1e-3)  # voxels by which a row starts early, so that rounding loses no voxel
 
 
 def splat(centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, box_size: int, cutoff: float) -> Tensor:
@@ -51,7 +51,7 @@ def splat(centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, box
 def gradients(
     centres: Tensor, precisions: Tensor, peaks: Tensor, order: Tensor, cotangent: Tensor, cutoff: float
 ) -> Tensor:
-    """What `splat` hands back, from a contiguous cotangent (D, D, D) float32.
+    """The gradients of `splat` for a contiguous cotangent (D, D, D) float32.
 
     Returns:
         (K, 10) float64: d centre x y z, d Σ⁻¹ as xx, yy, zz, xy, xz, yz (one of the two equal entries), d peak.
@@ -71,7 +71,7 @@ def gradients(
 
 @triton.jit
 def _squares(precisions, peaks, at, here):
-    """A, B, C, a, b, c and the peak; those of a unit ball without a peak where Σ⁻¹ is none; and whether it is one."""
+    """A, B, C, a, b, c, the peak, and whether the Gaussian is valid; an invalid one becomes a unit ball with peak 0."""
     xx = tl.load(precisions + 6 * at, mask=here, other=1.0)
     yy = tl.load(precisions + 6 * at + 1, mask=here, other=1.0)
     zz = tl.load(precisions + 6 * at + 2, mask=here, other=1.0)
@@ -92,20 +92,20 @@ def _squares(precisions, peaks, at, here):
 
 @triton.jit
 def _anchor(place, box_size):
-    """The voxel of the box that is nearest a centre, and the way to it from there."""
-    nearest = tl.minimum(tl.maximum(tl.floor(place + 0.5), 0.0), box_size - 1)  # as floats: a place may be anywhere
+    """The coordinate of the box's voxel nearest to a centre, and the distance from the centre to it."""
+    nearest = tl.minimum(tl.maximum(tl.floor(place + 0.5), 0.0), box_size - 1)  # in floats: a centre may lie anywhere
     return nearest.to(tl.int32), (nearest - place).to(tl.float32)
 
 
 @triton.jit
 def _placed(centres, at, use, third, box_size, cutoff):
-    """First plane and how many, the voxel of the box nearest the centre as y, x, and the way dz, dy, dx to them."""
+    """First plane and number of planes; y, x of the voxel nearest to the centre; dz, dy, dx from the centre to them."""
     x = tl.load(centres + 3 * at, mask=use, other=0.0)
     y = tl.load(centres + 3 * at + 1, mask=use, other=0.0)
     z = tl.load(centres + 3 * at + 2, mask=use, other=0.0)
     half = cutoff / tl.sqrt(third)
     low, high = tl.ceil(z - half), tl.floor(z + half)
-    # Compared as floats: a float beyond the integers' range has no defined integer. NaN reaches nothing.
+    # They are compared as floats, because a float beyond the integers' range has no defined integer. NaN covers none.
     some = use & (low <= high) & (low < box_size) & (high >= 0) & (x * 0 == 0) & (y * 0 == 0)
     x, y, z = tl.where(some, x, 0.0), tl.where(some, y, 0.0), tl.where(some, z, 0.0)
     low, high = tl.where(some, tl.maximum(low, 0.0), 0.0), tl.where(some, tl.minimum(high, box_size - 1), -1.0)
@@ -117,14 +117,14 @@ def _placed(centres, at, use, third, box_size, cutoff):
 
 @triton.jit
 def _chunks(per_aa, box_size, limit, LANES: tl.constexpr):
-    """How many steps of `LANES` columns the widest row of these Gaussians takes."""
+    """Number of steps of `LANES` columns that the widest row of these Gaussians takes."""
     columns = tl.minimum(2 * tl.sqrt(limit * per_aa) + 1 + 3 * _MARGIN, box_size.to(tl.float32))
     return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), LANES)
 
 
 @triton.jit
 def _reached(middle, left, per_square, anchor, box_size, use):
-    """First of the rows or columns of the box in which some of the exponent is left, from the anchor, and how many."""
+    """First row or column of the box within the cut-off, counted from the anchor, and the number of them."""
     half = tl.sqrt(tl.maximum(left * per_square, 0.0)) + _MARGIN
     low, high = -anchor.to(tl.float32), (box_size - anchor).to(tl.float32)
     first = tl.minimum(tl.maximum(tl.ceil(middle - half), low), high).to(tl.int32)
@@ -134,7 +134,7 @@ def _reached(middle, left, per_square, anchor, box_size, use):
 
 @triton.jit
 def _found(centres, precisions, peaks, order, n, box_size, cutoff, GAUSSIANS: tl.constexpr):
-    """A program's Gaussians: which, their shape in float64, peak, place, and what the loops need of the shape."""
+    """A program's Gaussians: numbers, shapes in float64, peaks, positions, and what the loops need of the shapes."""
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     here = k < n
     at = tl.load(order + k, mask=here, other=0)
@@ -230,7 +230,7 @@ def _gradients(
             line += box_size
     to = found + 10 * at
     peak = peak.to(tl.float64)
-    # d centre is Σ⁻¹ d: by the squares, so that no term cancels another.
+    # d centre is Σ⁻¹ d, which is computed from the squares so that no term cancels another.
     x = peak * xx * tl.sum(mt, axis=1)
     y = peak * yy * tl.sum(mu, axis=1)
     z = peak * zz * tl.sum(mw, axis=1)

@@ -1,19 +1,19 @@
 """The projecting splat on a graphics card: Triton kernels for many images a launch, forward and backward.
 
-Three steps, so that nothing is worked out twice by lanes side by side (docs/gpu.md has the arithmetic behind it):
+There are three steps, so that neighbouring lanes compute nothing twice (docs/gpu.md has the arithmetic):
 
 1. `_shadows`: a lane for each Gaussian and image finds the shadow, in float64, and leaves nine numbers of it in scratch
    memory. As on the CPU the Mahalanobis distance is completed to squares, ``m = A t² + B dy²`` with ``t = dx + a dy``.
-2. `_splat` or `_moments`: a few lanes for each Gaussian walk its shadow row by row, each row from where the cut-off
-   begins; float32. A program holds 32 Gaussians of one image, and they come ordered by size, since it walks as many
+2. `_splat` or `_moments`: a few lanes for each Gaussian walk through its shadow row by row in float32, each row from
+   where the cut-off begins. A program holds 32 Gaussians of one image. They are ordered by size, since it walks as many
    rows as the largest of them has. Forward adds to the image by atomics: a row of a shadow is one or two sectors of the
    cache, different programs rarely meet in one pixel, and neither a list nor a sort is needed. Backward reads the
    cotangent and reduces it to six moments of (cotangent × Gaussian) in registers.
 3. `_pull_back`: a lane for each Gaussian takes the moments of one image after another and sums the gradient by the
-   Gaussian in registers, in float64. Gradients by the poses are summed over the program's Gaussians, written down for
-   each program, and summed again: no atomics on the way back, and the same sums in every run.
+   Gaussian in registers, in float64. Gradients by the poses are summed over the program's Gaussians, stored for each
+   program, and summed again: the backward pass has no atomics, and the same sums in every run.
 
-Scratch memory is bounded by `_SCRATCH_BYTES`: so many images are taken at a time.
+Scratch memory is bounded by `_SCRATCH_BYTES`, which limits the number of images that are taken at a time.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from torch import Tensor
 
 _SCRATCH_BYTES = 64 << 20
 _MOST_IMAGES = 65_535  # a launch's limit along its second axis
-_PARTS = 8  # into which the images are dealt for the way back: more programs than Gaussians alone would give
-_WIDE, _IN_TURN = 128, 8  # Gaussians of a program that finds shadows, and images it does one after the other
-_GAUSSIANS, _PULLED = 32, 64  # of a program that walks shadows, and that pulls moments back
-_ADDING, _READING = 8, 4  # lanes of a Gaussian: eight add to fewer sectors, four leave fewer lanes idle
-_FLOATS, _INTEGERS, _MOMENTS = 6, 3, 6  # of a shadow
+_PARTS = 8  # number of parts of the images in the backward pass, for more programs than Gaussians alone would give
+_WIDE, _IN_TURN = 128, 8  # Gaussians of a program that finds shadows, and images that it takes in turn
+_GAUSSIANS, _PULLED = 32, 64  # Gaussians of a program that walks shadows, and of one that pulls moments back
+_ADDING, _READING = 8, 4  # lanes of a Gaussian: eight lanes add to fewer sectors, four leave fewer lanes idle
+_FLOATS, _INTEGERS, _MOMENTS = 6, 3, 6  # numbers stored for a shadow
 
 # A number that happens to be 1 is compiled as any other.
 _kernel = triton.jit(do_not_specialize=["n", "n_images", "box_size", "share"])
 _EXPONENT = tl.constexpr(-0.7213475204444817)  # exp(−m/2) = 2^(this × m)
-_MARGIN = tl.constexpr(1e-3)  # pixels by which a row starts early: rounding may not cost a pixel
+_MARGIN = tl.constexpr(1e-3)  # pixels by which a row starts early, so that rounding loses no pixel
 
 
 def project(
@@ -78,7 +78,7 @@ def gradients(
     cotangent: Tensor,
     cutoff: float,
 ) -> tuple[Tensor, Tensor]:
-    """What `project` hands back, from a contiguous cotangent (B, D, D) float32.
+    """The gradients of `project` for a contiguous cotangent (B, D, D) float32.
 
     Returns, both float64:
         (K, 10) d centre x y z, d Σ as xx, yy, zz, xy, xz, yz (one of the two equal entries), d weight;
@@ -107,7 +107,7 @@ _COMPILED = {"num_warps": 1, "enable_fp_fusion": True}
 
 
 def _parts(n: int, n_images: int) -> Iterator[slice]:
-    """Slices over the images, as many at a time as the scratch memory holds; none where there is nothing to do."""
+    """Slices over the images, as many at a time as the scratch memory holds; none if there is nothing to do."""
     at_once = _SCRATCH_BYTES // (4 * (_FLOATS + _INTEGERS + _MOMENTS) * max(1, n))
     at_once = min(max(1, at_once), _MOST_IMAGES)
     return (slice(first, first + at_once) for first in range(0, n_images if n else 0, at_once))
@@ -116,7 +116,7 @@ def _parts(n: int, n_images: int) -> Iterator[slice]:
 def _shadows_of(
     gaussians: tuple[Tensor, ...], frames: Tensor, places: Tensor, box_size: int, cutoff: float
 ) -> tuple[Tensor, Tensor]:
-    """(6, B, K) float32 and (3, B, K) int32, as `_shadows` says."""
+    """(6, B, K) float32 and (3, B, K) int32 numbers of the shadows, which `_shadows` describes."""
     n, m = len(gaussians[0]), len(frames)
     numbers = torch.empty(_FLOATS, m, n, dtype=torch.float32, device=frames.device)
     reach = torch.empty(_INTEGERS, m, n, dtype=torch.int32, device=frames.device)
@@ -131,7 +131,7 @@ def _shadows_of(
 def _moments_of(
     gaussians: tuple[Tensor, ...], frames: Tensor, places: Tensor, cotangent: Tensor, cutoff: float
 ) -> Tensor:
-    """(6, B, K) float32, as `_moments` says."""
+    """(6, B, K) float32 moments, which `_moments` describes."""
     n, m, box_size = len(gaussians[0]), len(frames), cotangent.shape[-1]
     shadows = _shadows_of(gaussians, frames, places, box_size, cutoff)
     moments = torch.empty(_MOMENTS, m, n, dtype=torch.float32, device=frames.device)
@@ -156,7 +156,7 @@ def _loaded(centres, covariances, weights, at, here):
     xz = tl.load(covariances + 6 * at + 4, mask=here, other=0.0)
     yz = tl.load(covariances + 6 * at + 5, mask=here, other=0.0)
     weight = tl.load(weights + at, mask=here, other=0.0)
-    # Nothing but a finite number gives 0 if multiplied by it.
+    # Only a finite number times 0 gives 0.
     finite = (x * 0 + y * 0 + z * 0 + xx * 0 + yy * 0 + zz * 0 + xy * 0 + xz * 0 + yz * 0 + weight * 0) == 0
     x, y, z = tl.where(finite, x, 0.0), tl.where(finite, y, 0.0), tl.where(finite, z, 0.0)
     xx, yy, zz = tl.where(finite, xx, 0.0), tl.where(finite, yy, 0.0), tl.where(finite, zz, 0.0)
@@ -179,9 +179,9 @@ def _times(xx, yy, zz, xy, xz, yz, x, y, z):
 
 @triton.jit
 def _shape(xx, yy, zz, xy, xz, yz, p0, p1, p2, q0, q1, q2):
-    """S as xx, xy, yy and |S|, those of a unit circle where S is no shape; and whether it is one.
+    """S as xx, xy, yy, |S|, and whether S is valid; an invalid S becomes a unit circle.
 
-    It is none if not positive definite, or too small or large for float32.
+    S is invalid if it is not positive definite, or too small or large for float32.
     """
     u0, u1, u2 = _times(xx, yy, zz, xy, xz, yz, p0, p1, p2)
     v0, v1, v2 = _times(xx, yy, zz, xy, xz, yz, q0, q1, q2)
@@ -198,7 +198,7 @@ def _shape(xx, yy, zz, xy, xz, yz, p0, p1, p2, q0, q1, q2):
 def _span(middle, half_width, last):
     """First and last integer within half_width of the middle and within 0..last; (0, −1) for none and for NaN.
 
-    Compared as floats: a float beyond the integers' range has no defined integer.
+    They are compared as floats, because a float beyond the integers' range has no defined integer.
     """
     low, high = tl.ceil(middle - half_width), tl.floor(middle + half_width)
     some = (low <= high) & (low <= last) & (high >= 0)
@@ -208,7 +208,7 @@ def _span(middle, half_width, last):
 
 @triton.jit
 def _shadow(numbers, reach, image, k, n, n_images):
-    """A shadow as `_shadows` wrote it; one without rows beyond the last Gaussian."""
+    """A shadow as `_shadows` wrote it; beyond the last Gaussian, a shadow without rows."""
     here = k < n
     field = n_images * n
     at = image * n + k
@@ -226,14 +226,14 @@ def _shadow(numbers, reach, image, k, n, n_images):
 
 @triton.jit
 def _chunks(per_a, last, limit, LANES: tl.constexpr):
-    """How many steps of `LANES` columns the widest row of these shadows takes."""
+    """Number of steps of `LANES` columns that the widest row of these shadows takes."""
     columns = tl.minimum(2 * tl.sqrt(limit * per_a) + 1 + 3 * _MARGIN, (last + 1).to(tl.float32))
     return tl.cdiv(tl.max(columns.to(tl.int32), axis=0), LANES)
 
 
 @triton.jit
 def _row(r, dx, dy, per_a, slope, b, limit):
-    """dy, its share of the exponent, and the first column within the cut-off: counted from the reach's, and its t."""
+    """dy, its term of the exponent, the first column within the cut-off (from the extent's first column), and its t."""
     dy = dy + r
     along = b * dy * dy
     middle = -dx - slope * dy
@@ -250,8 +250,8 @@ def _shadows(
     numbers, reach, centres, covariances, weights, order, rotations, origins, n, n_images, box_size, cutoff,
     GAUSSIANS: tl.constexpr, IMAGES: tl.constexpr,
 ):  # fmt: skip
-    """Of each shadow: dx, dy of the first pixel of its reach, the exponent's A and B, a, peak; that pixel, the rows of
-    the reach, its last column counted from its first. A shadow that is no Gaussian or lies outside has no rows."""
+    """Store for each shadow: dx, dy of the first pixel of its extent, the exponent's A and B, a, peak; that pixel, the
+    number of rows, the last column counted from the first. A shadow that is invalid or lies outside has no rows."""
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     here = k < n
     at = tl.load(order + k, mask=here, other=0)
@@ -307,7 +307,7 @@ def _splat(images, numbers, reach, n, box_size, cutoff, GAUSSIANS: tl.constexpr,
 def _moments(
     moments, cotangent, numbers, reach, n, n_images, box_size, cutoff, GAUSSIANS: tl.constexpr, LANES: tl.constexpr
 ):
-    """Σ g, Σ g·(t, dy), Σ g·(t², t dy, dy²) of each shadow, g = cotangent × exp(−m/2)."""
+    """Σ g, Σ g·(t, dy), Σ g·(t², t dy, dy²) of each shadow, with g = cotangent × exp(−m/2)."""
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     image = tl.program_id(1)
     dx, dy0, a, slope, b, _, first, rows, last = _shadow(numbers, reach, image, k, n, n_images)
@@ -352,8 +352,8 @@ def _pull_back(
     of_gaussians, of_programs, moments, centres, covariances, weights, order, rotations, origins, n, n_images, share,
     GAUSSIANS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients from moments: those by the Gaussians summed over a share of the images and added to what is there,
-    those by the poses summed over the program's Gaussians."""
+    """Compute gradients from moments. Those by the Gaussians are summed over a share of the images and added to the
+    stored ones; those by the poses are summed over the program's Gaussians."""
     k = tl.program_id(0) * GAUSSIANS + tl.arange(0, GAUSSIANS)
     here = k < n
     at = tl.load(order + k, mask=here, other=0)
@@ -373,7 +373,8 @@ def _pull_back(
         mtt = tl.load(source + 3 * field, mask=here, other=0.0).to(tl.float64)
         mty = tl.load(source + 4 * field, mask=here, other=0.0).to(tl.float64)
         myy = tl.load(source + 5 * field, mask=here, other=0.0).to(tl.float64)
-        # By the shadow's centre, S⁻¹ d, and by S, ½ S⁻¹ (d dᵀ − S) S⁻¹, where S⁻¹ d = (A t, a A t + B dy).
+        # The derivative by the shadow's centre is S⁻¹ d, and by S it is ½ S⁻¹ (d dᵀ − S) S⁻¹,
+        # where S⁻¹ d = (A t, a A t + B dy).
         peak = weight * height
         fx = peak * a * mt
         fy = slope * fx + peak * b * my

@@ -25,7 +25,7 @@ def turned(rotations: Tensor, tangents: Tensor) -> Tensor:
 
     Args:
         rotations: (B, 3, 3) A, ``x_image = A x_volume``.
-        tangents: (B, 3) ω in radians, x, y, z of the image; their gradient is right at 0 too.
+        tangents: (B, 3) ω in radians, x, y, z of the image; their gradient is also right at 0.
     Returns:
         (B, 3, 3) rotation matrices, of the rotations' dtype.
     """
