@@ -1,4 +1,4 @@
-"""One accumulation over the particles → everything the images say about the map.
+"""One accumulation over the particles, which gathers everything that the images say about the map.
 
 The loss ``½ Σ_i ‖W_i (C_i P_i V − y_i)‖²`` is quadratic in V while poses are fixed:
 ``½⟨V, T∗V⟩ − ⟨b, V⟩ + const`` with the back-projection ``b = Σ P_iᵀ C_i W_i² y_i`` (a volume) and the convolution
@@ -34,24 +34,24 @@ from emsplat.runtime.checkpoint import UNKEPT, Checkpoint, State
 from emsplat.runtime.stopwatch import Stopwatch
 from emsplat.statistics.sufficient import Statistics
 
-BLOCK_BYTES = 48 << 20  # of the images that are read at once, unless other settings say so
+BLOCK_BYTES = 48 << 20  # bytes of the images that are read at once, unless the settings say otherwise
 
 
 @dataclass(frozen=True)
 class AccumulationSettings:
-    """What the accumulation needs to know beside the particles."""
+    """What the accumulation needs to know besides the particles."""
 
     box_size: int  # working box D' ≤ D: images are cropped to it in Fourier space
-    kernel_extent: int  # voxels (of the working box) of T's edge; direct inversion needs, and gets, the box at least
+    kernel_extent: int  # edge of T in voxels of the working box; direct inversion needs, and gets, at least the box
     noise: NDArray[np.float64]  # (groups, D//2+1) from `noise_spectra`, of the uncropped images
     symmetry: NDArray[np.float64]  # (m, 3, 3) operators
-    grid_bytes: int | None = None  # memory of the grids that are filled at a time, about; None: of all parts at once
-    block_bytes: int = BLOCK_BYTES  # of the images that are read at once
-    device_block_bytes: int = 64 << 20  # of the same for a graphics card, at most: the bus and the card are busy then
-    device_first_bytes: int = 4 << 20  # of a card's first block, which tells how much memory an image takes
+    grid_bytes: int | None = None  # approximate memory of the grids filled at a time; None: grids of all parts at once
+    block_bytes: int = BLOCK_BYTES  # bytes of the images that are read at once
+    device_block_bytes: int = 64 << 20  # the most for a graphics card, enough to keep the bus and the card busy
+    device_first_bytes: int = 4 << 20  # bytes of a card's first block, which tells how much memory an image takes
 
     def extent_of(self, kind: Kind) -> int:
-        """Voxels of the edge of b or of T."""
+        """Edge of b or of T in voxels."""
         return self.box_size if kind == Kind.B else max(self.kernel_extent, self.box_size)
 
     def bytes_of(self, kind: Kind) -> int:
@@ -63,16 +63,16 @@ class AccumulationSettings:
 class GridId(NamedTuple):
     """The name of a grid within a table of parts."""
 
-    number: int  # of the part
+    number: int  # number of the part
     kind: Kind
 
 
 class FilledGrid(Protocol):
-    """What slices were inserted into, wherever that was."""
+    """A grid that slices were inserted into, on any device."""
 
     @property
     def values(self) -> Any:
-        """An array or a tensor; those of several processes add up."""
+        """The values as an array or a tensor; those of several processes add up."""
 
     def backprojection(self) -> NDArray[np.float32]: ...
 
@@ -91,7 +91,7 @@ def accumulate(
     """Stream over the images and accumulate the statistics of every part.
 
     Args:
-        parts: of the N particles.
+        parts: the parts of the N particles.
         progress: called after each block with the number of images done.
         stopwatch: told where the time goes.
     Returns:
@@ -123,7 +123,7 @@ def rows_in_order(particles: Particles, parts: PartWeights) -> Rows:
     """The rows that belong to any part, as they lie on the disk.
 
     Raises:
-        ValueError: the parts are of other images than the particles.
+        ValueError: the parts belong to other images than the particles.
     """
     if len(parts) != len(particles):
         raise ValueError(f"the parts are of {len(parts):,} images, the particles are {len(particles):,}")
@@ -176,7 +176,7 @@ def blocks_of(order: Rows, box_size: int, block_bytes: int) -> list[Rows]:
 
 
 def share_of_blocks(blocks: Sequence[Rows], wanted: NDArray[np.bool_]) -> list[Rows]:
-    """The wanted rows, (N,), of every block; of all parts' blocks, so that sums are rounded as if all were wanted."""
+    """The wanted rows, (N,), of every block of all parts, so that sums are rounded as if all were wanted."""
     kept = (block[wanted[block]] for block in blocks)
     return [block for block in kept if len(block)]
 
@@ -192,15 +192,15 @@ def fill_grids(
     stopwatch: Stopwatch | None = None,
     checkpoint: Checkpoint = UNKEPT,
 ) -> None:
-    """Add images to the grids of their parts; what several calls, or several processes, have filled adds up.
+    """Add images to the grids of their parts; the results of several calls or processes add up.
 
     How the sums are rounded depends on the order of a part's images and on the blocks they come in, not on the images
     of other parts among them, nor on which of the grids there are, nor on the number of threads.
 
     Args:
-        grids: those to be filled; other grids of the images' parts are left out, and an image is read only if there is
+        grids: the grids to fill; other grids of the images' parts are left out, and an image is read only if there is
             a grid of b that it is added to.
-        blocks: rows, as they are to be read.
+        blocks: rows in the order in which they are read.
         checkpoint: is offered the grids after every block; those it loads, of the same images, are filled on.
     """
     stopwatch = stopwatch or Stopwatch()
@@ -213,7 +213,7 @@ def fill_grids(
     saved = checkpoint.load(into=values)
     done = 0
     blocks = list(blocks)
-    while saved and done < saved.facts["images"]:  # whole blocks: the same ones follow, and so the same sums
+    while saved and done < saved.facts["images"]:  # whole blocks, so that the same blocks follow and give the same sums
         done += len(blocks.pop(0))
     tensors = {name: torch.from_numpy(array) for name, array in values.items()}
     wanted = [np.isin(np.arange(len(parts.parts)), [n for n, k in grids if k == kind]) for kind in Kind]
@@ -241,7 +241,7 @@ def fill_grids(
 def statistics_of(
     b: FilledGrid | None, t: FilledGrid | None, settings: AccumulationSettings, parts: PartWeights, number: int
 ) -> Statistics:
-    """The statistics of a part from its full grids; zeros where no image says anything about b, or T."""
+    """The statistics of a part from its full grids; zeros where no image contributes to b or T."""
     share = np.float32(1 / len(settings.symmetry))
     backprojection, kernel = (
         grid.backprojection() * share if grid else np.zeros((settings.extent_of(kind),) * 3, dtype=np.float32)
@@ -259,10 +259,10 @@ def prepared_blocks(
     settings: AccumulationSettings,
     stopwatch: Stopwatch,
 ) -> Iterator[Prepared]:
-    """C W² y centred, and C² W², of the images of block after block; the next one is read while one is worked on.
+    """C W² y, centred, and C² W² of the images, block by block; the next block is read while one is worked on.
 
     Args:
-        entries: what a block's images are added to, of b and of T; images are read for b alone.
+        entries: gives the entries of a block, by number, in b and in T; images are read for b alone.
     """
     box_size, working = particles.box_size, settings.box_size
     parameters = ctf_parameters(particles)
@@ -271,7 +271,7 @@ def prepared_blocks(
     symmetric, symmetric_of = symmetric_phases(particles, working)
     antisymmetric, antisymmetric_of = antisymmetric_factors(particles, working)
     whitening = inverse_noise(settings.noise, working, box_size).astype(np.float32)
-    scale = np.float32((working / box_size) ** 3)  # a slice of the working grid's map, in its own units
+    scale = np.float32((working / box_size) ** 3)  # from a slice of the working grid to one of the full grid
 
     def read(number: int) -> tuple[Entries, Entries, NDArray[np.float32]]:
         of_b, of_t = entries(number)
@@ -303,7 +303,7 @@ def prepared_blocks(
 
 
 def _places(rows: Rows, among: Rows) -> NDArray[np.int64]:
-    """(n,) place of each of n sorted rows among others, which are some of them; −1 for nowhere."""
+    """(n,) place of each of n sorted rows in a subset of them; −1 for rows that it lacks."""
     places = np.full(len(rows), -1)
     places[np.searchsorted(rows, among)] = np.arange(len(among))
     return places

@@ -1,4 +1,4 @@
-"""The accumulation on a graphics card: `accumulate.fill_grids` while the images are on their way.
+"""The accumulation on a graphics card: `accumulate.fill_grids`, overlapped with the transfer of images.
 
 While the card works on a block of images, the next is read into pinned memory and the one after that is on the bus. On
 the card a block is transformed and weighted by torch and inserted by `insertion_gpu`, once for each part that an image
@@ -34,16 +34,16 @@ from emsplat.runtime import devices
 from emsplat.runtime.stopwatch import Stopwatch
 from emsplat.statistics.accumulate import AccumulationSettings, GridId
 
-_FREE_SHARE = 0.6  # of the free memory for a block: the one before it may not have let go of its own
-_UNDER_WAY = 2  # blocks that the card has been asked to do and has not done
-_BYTES_A_PIXEL = 80  # that an image takes on the card, about; only for a first guess at what a reconstruction needs
+_FREE_SHARE = 0.6  # share of the free memory for a block, because the block before it may still hold its own
+_UNDER_WAY = 2  # blocks that the card has been asked to do and has not finished
+_BYTES_A_PIXEL = 80  # approximate memory of an image on the card, for a first estimate only
 # Columns of the CTF's coefficients on the card.
 _PHASE, _SQUARED = slice(0, 3), slice(3, 6)
 _QUARTIC, _CONSTANT, _SCALE, _DECAY, _DOSE, _DOSE_SCALE = range(6, 12)
 
 
 def bytes_needed(n_parts: int, box_size: int, settings: AccumulationSettings) -> int:
-    """Device memory for the statistics of so many parts of images of this box, and for the smallest blocks."""
+    """Device memory for the statistics of this number of parts of images of this box, and for the smallest blocks."""
     working = settings.box_size
     grids = DeviceGrids.bytes_needed(n_parts, settings.extent_of(Kind.B), working, torch.complex64)
     grids += DeviceGrids.bytes_needed(n_parts, settings.extent_of(Kind.T), working, torch.float32)
@@ -62,14 +62,14 @@ def filled_on_device(
     say: Callable[[str], None] = lambda text: None,
     stopwatch: Stopwatch | None = None,
 ) -> dict[GridId, DeviceGrid]:
-    """The grids of some parts, full: `accumulate.empty_grid` and `accumulate.fill_grids` on a device.
+    """The filled grids of some parts: `accumulate.empty_grid` and `accumulate.fill_grids` on a device.
 
     Args:
-        grids: those that are wanted; other grids of the images' parts are left out.
-        order: (M,) rows, as they are to be read.
+        grids: the grids that are wanted; other grids of the images' parts are left out.
+        order: (M,) rows in the order in which they are read.
         device: a graphics card; torch's "cpu", with Triton's interpreter, in the tests.
         say: told of the size of the blocks, and of memory that did not suffice.
-        stopwatch: of this device; told where the time goes.
+        stopwatch: the stopwatch of this device, which is told where the time goes.
     """
     stopwatch = stopwatch or Stopwatch(device)
     of_kind = {kind: [number for number, k in grids if k == kind] for kind in Kind}
@@ -117,15 +117,15 @@ def _fill(
 
 @dataclass(frozen=True)
 class Additions:
-    """What the images of a block are added to, of one kind of grid: m additions, in the order of the images."""
+    """The m additions of a block's images to grids of one kind, in the order of the images."""
 
-    places: NDArray[np.int64]  # (m,) which image, on the host
-    sets: Tensor  # (m,) int32 to which grid
-    images: Tensor | None  # (m,) int32 which image; None: m = n, and every image comes once
+    places: NDArray[np.int64]  # (m,) image of each addition, on the host
+    sets: Tensor  # (m,) int32 grid of each addition
+    images: Tensor | None  # (m,) int32 image of each addition; None: m = n, and every image comes once
     weights: Tensor | None  # (m,) float32; None: 1
 
     def part(self, first: int, last: int) -> Additions:
-        """Those of some of the images, which become images from 0 on."""
+        """The additions of some of the images, which are renumbered from 0."""
         here = slice(*np.searchsorted(self.places, [first, last]))
         images = None if self.images is None else self.images[here] - first
         weights = None if self.weights is None else self.weights[here]
@@ -134,7 +134,7 @@ class Additions:
 
 @dataclass(frozen=True)
 class Block:
-    """Images and what is known of each, on the device."""
+    """The images of a block and what is known about each, on the device."""
 
     rows: NDArray[np.int64]  # (n,) on the host
     images: Tensor  # (n, B, B) float32, as read
@@ -146,7 +146,7 @@ class Block:
     additions: dict[Kind, Additions]
 
     def part(self, first: int, last: int) -> Block:
-        """Some of its images, without a copy."""
+        """A block of some of the images, without a copy."""
         here = slice(first, last)
         return Block(
             self.rows[here], self.images[here], self.coefficients[here], self.centres[here], self.kinds[here],
@@ -168,7 +168,7 @@ class Prepared:
 
 
 class _Blocks:
-    """Reads block after block ahead of its use, and sends it to the device; for one stream at a time."""
+    """Reads block after block ahead of its use and sends it to the device. Only one stream may run at a time."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class _Blocks:
         settings: AccumulationSettings,
         device: torch.device,
     ) -> None:
-        """Args: numbers: of the parts whose grids of each kind are filled, in the order of these grids."""
+        """Args: numbers: numbers of the parts whose grids of each kind are filled, in the order of these grids."""
         self.device, self.courier = device, devices.Courier(device)
         self.image_bytes = 4 * images.box_size**2
         self.at_once = max(1, settings.device_first_bytes // self.image_bytes)
@@ -217,7 +217,7 @@ class _Blocks:
                 following = next_rows()
                 ahead = reader.submit(self._read, following) if len(following) else None
                 found = devices.attempt(partial(self.courier.send, *tensors), self.device)
-                if found is None:  # what earlier blocks took may be free by now
+                if found is None:  # memory that earlier blocks took may be free by now
                     devices.release_reserve(self.device)
                 sent = found[0] if found else self.courier.send(*tensors)
                 pixels, coefficients, centres, kinds, frames, ends, *columns = sent
@@ -238,7 +238,7 @@ class _Blocks:
         places = {}
         for kind in Kind:
             entries = self._parts.entries(rows, kind, self._set_of[kind] >= 0)
-            # The entries are of some of the block's rows.
+            # The entries belong to some of the block's rows.
             places[kind] = np.flatnonzero(np.isin(rows, entries.rows))[entries.places]
             columns.append(self._set_of[kind][entries.numbers])
             if not self._once:
@@ -247,7 +247,7 @@ class _Blocks:
         return rows, [images, *(torch.from_numpy(np.ascontiguousarray(column)) for column in columns)], places
 
     def _additions(self, places: dict[Kind, NDArray[np.int64]], columns: Sequence[Tensor]) -> dict[Kind, Additions]:
-        """From what `_read` has found, on the device."""
+        """The additions that `_read` has found, on the device."""
         if self._once:
             return {kind: Additions(places[kind], columns[kind], None, None) for kind in Kind}
         return {kind: Additions(places[kind], *columns[3 * kind : 3 * kind + 3]) for kind in Kind}
@@ -284,12 +284,12 @@ class _Blocks:
 def _prepared(
     block: Block, weighting: Weighting, blocks: _Blocks, say: Callable[[str], None], stopwatch: Stopwatch
 ) -> Iterator[Prepared]:
-    """The block, ready to be inserted, in as many parts as the memory asks for."""
+    """The block, ready to be inserted, in as many parts as the memory requires."""
     first, size = 0, len(block.rows)
     while first < len(block.rows):
         part = block.part(first, min(first + size, len(block.rows)))
         if not blocks.is_measured and devices.free_bytes(blocks.device) is not None:
-            # What libraries take for themselves when first used is no image's.
+            # Memory that libraries take on first use does not belong to an image.
             devices.attempt(partial(weighting.prepare, block.part(0, 1)), blocks.device)
         with stopwatch.working("transforms and weights"):
             found = devices.attempt(partial(weighting.prepare, part), blocks.device)
@@ -321,19 +321,19 @@ def _checked_later(
 
 @dataclass(frozen=True)
 class Weighting:
-    """From images to what is inserted; tables on the device. P = D′ (D′//2+1) samples of a half plane."""
+    """Tables on the device that turn images into what is inserted. P = D′ (D′//2+1) samples of a half plane."""
 
     box_size: int  # D
     working: int  # D′
-    plane_fit: Tensor  # (B², 3) pixels to the terms of the background's plane
-    plane: Tensor  # (3, B²) these terms to pixels
+    plane_fit: Tensor  # (B², 3) matrix from pixels to the terms of the background's plane
+    plane: Tensor  # (3, B²) matrix from these terms to pixels
     monomials: Tensor  # (3, P) float64 kx², kx ky, ky²
     inverse_noise: Tensor  # (groups, P) W², 0 beyond Nyquist and at DC
     times_ctf: Tensor  # (groups,) whether images are premultiplied
-    symmetric: Tensor | None  # (a + 1, P) phases, the last one 0; None: nobody has any
+    symmetric: Tensor | None  # (a + 1, P) phases, the last one 0; None: no group has any
     antisymmetric: Tensor | None  # (a + 1, D′, D′//2+1) conjugate factors, the last one 1
     has_dose: bool
-    to_map: float  # units of a slice of the full grid, of the working grid's
+    to_map: float  # factor from a slice of the working grid to one of the full grid
 
     @staticmethod
     def of(particles: Particles, image_size: int, settings: AccumulationSettings, device: torch.device) -> Weighting:

@@ -1,6 +1,6 @@
-"""The accumulation over the images, its work dealt out to the ranks of a job as `schedule` says.
+"""The accumulation over the images, with its work divided among the ranks of a job by `schedule`.
 
-What they have filled goes to the rank that owns the part: the one that will fit it.
+The filled grids of a part go to the rank that owns it, which is the rank that will fit it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def accumulate_shared(
     """Stream over the images and accumulate the statistics of every part, together with the other ranks of a task.
 
     Args:
-        parts: of the N particles, the same on every rank.
+        parts: the parts of the N particles, the same on every rank.
         owners: the rank that is given the statistics of each of the parts.
         task: its progress is told the images done and to do, by this rank's share of them; its checkpoint keeps this
             rank's grids, see `fill_grids` (a graphics card has filled its grids before it would pay); its reporter is
@@ -106,7 +106,7 @@ def _of_group(task: Task, group: NDArray[np.bool_]) -> Task:
 def _finished(
     checkpoint: Checkpoint, parts: PartWeights, group: NDArray[np.bool_], owners: Sequence[int], world: World
 ) -> dict[Part, Statistics] | None:
-    """The statistics of a group that this rank owns, kept since before a job was ended; None if any rank lacks its."""
+    """The statistics of a group that this rank owns, kept from a job that ended; None if any rank lacks its own."""
     mine = [parts.parts[number] for number in np.flatnonzero(group).tolist() if owners[number] == world.rank]
     state = checkpoint.load() if mine else None
     if not all(world.gather(state is not None or not mine)):
@@ -124,8 +124,8 @@ def _filled_on_card(
     advance: Callable[[int], None],
     stopwatch: Stopwatch,
 ) -> dict[GridId, FilledGrid]:
-    """This rank's grids, full, on its graphics card."""
-    from emsplat.statistics.accumulate_gpu import filled_on_device  # only where there is a card is Triton, too
+    """This rank's filled grids on its graphics card."""
+    from emsplat.statistics.accumulate_gpu import filled_on_device  # Triton is only there where a card is
 
     rows = np.concatenate([np.empty(0, dtype=np.int64), *share.blocks])
     what = sorted(share.grids), particles, images, rows, parts, settings, task.device
@@ -160,9 +160,9 @@ def _give_to_owners(
     settings: AccumulationSettings,
     world: World,
 ) -> None:
-    """Sum grids on their owners, in place; this rank has those that it owns, then.
+    """Sum grids on their owners, in place; afterwards this rank has the grids that it owns.
 
-    What one rank alone has filled is added to nothing, which changes no bit.
+    A grid that only one rank has filled is added to nothing, so that none of its bits change.
     """
     with_grid = {
         grid: tuple(rank for rank, s in enumerate(shares) if rank == owners[grid.number] or grid in s.grids)

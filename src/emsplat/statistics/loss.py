@@ -20,7 +20,7 @@ _PERIOD_PER_EXTENT, _EXACT_PERIOD = 1.25, 96  # voxels, up to which a convolutio
 class QuadraticLoss:
     """``½⟨V, T∗V⟩ − ⟨b, V⟩`` per image for ``V = boost ∗ S``, as a function of the splat S in a cube of edge d.
 
-    The convolution is exact with a period of 2d (Toeplitz embedding), if T reaches that far. A shorter period wraps
+    The convolution is exact with a period of 2d (Toeplitz embedding), if T extends that far. A shorter period wraps
     what lies far apart onto what lies near.
     """
 
@@ -49,7 +49,7 @@ class QuadraticLoss:
         return float(of_planes.sum()), gradient
 
     def at(self, volume: Tensor) -> tuple[float, Tensor]:
-        """The same of a tensor."""
+        """`value_and_gradient` of a tensor."""
         value, gradient = self.value_and_gradient(volume.numpy())
         return value, torch.from_numpy(gradient)
 
@@ -60,24 +60,24 @@ class QuadraticLoss:
 
 
 def fitting_period(extent: int) -> int:
-    """Voxels; of the convolution that a fit in a cube of this edge is made with.
+    """Period in voxels of the convolution for a fit in a cube of this edge.
 
     T falls off so fast that a quarter more than the cube is enough: on three simulated sets (96², 100², 128²) the mean
     FSC of the averaged map with the truth was not lower than with the exact period (0.8949 for 0.8937, 0.9736 for
-    0.9735, 0.9404 for 0.9401), in half the time or less. Small cubes are embedded exactly, for it costs nothing.
+    0.9735, 0.9404 for 0.9401), in half the time or less. Small cubes are embedded exactly, because that costs nothing.
     """
     needed = max(math.ceil(_PERIOD_PER_EXTENT * extent), min(2 * extent, _EXACT_PERIOD))
     return scipy.fft.next_fast_len(needed, real=True)
 
 
 def cube(box_size: int, extent: int) -> tuple[slice, slice, slice]:
-    """The middle of a (D, D, D) volume, edge d, voxel D//2 becoming voxel d//2."""
+    """Slices of the middle of a (D, D, D) volume, of edge d; voxel D//2 becomes voxel d//2."""
     first = box_size // 2 - extent // 2
     return (slice(first, first + extent),) * 3
 
 
 def _inner(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """⟨a, b⟩, the same whatever the number of threads, as that of a BLAS is not."""
+    """⟨a, b⟩, which unlike that of a BLAS does not depend on the number of threads."""
     return float(np.multiply(a, b).sum(dtype=np.float64))
 
 

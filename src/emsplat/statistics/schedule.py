@@ -1,4 +1,4 @@
-"""Which rank does what of the accumulation.
+"""Division of the accumulation among ranks.
 
 A grid, that of b or that of T of one part of the images, is a sum, and its rounding depends on the order of the terms.
 Few ranks are therefore given whole grids, of which the training and held-out images of two half sets have eight: each
@@ -24,20 +24,20 @@ from emsplat.statistics.accumulate import AccumulationSettings, GridId, blocks_o
 _MOST_WITH_WHOLE_GRIDS = 4  # ranks, of four parts at most: of more, some would have to idle
 # Shares of the work on an image of which a rank fills both grids: the preparation for either, b alone, and T alone.
 _EITHER, _OF_KIND = 0.1, {Kind.B: 0.5, Kind.T: 0.4}
-_WORTH_A_MOVE = 0.97  # of the work of the busier of two ranks: by less, the work is not known
-_SNAP = 0.2  # of a rank's share: by so much it may differ so that it has images of one owner's parts alone
+_WORTH_A_MOVE = 0.97  # share of the busier rank's work: a smaller saving is within the error of the estimate
+_SNAP = 0.2  # part by which a rank's share may differ so that its images belong to one owner's parts
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank does."""
+    """The work of one rank."""
 
-    blocks: list[Rows]  # of rows, as they are to be read
-    grids: frozenset[GridId]  # that it fills
+    blocks: list[Rows]  # rows in the order in which they are read
+    grids: frozenset[GridId]  # the grids that it fills
 
 
 def ranks_told_apart(size: int) -> str:
-    """Name for the numbers of ranks that come to the same bits on processors, and so go on with each other's states."""
+    """Name shared by numbers of ranks that come to the same bits on processors and can continue each other's states."""
     return f"up to {_MOST_WITH_WHOLE_GRIDS}" if size <= _MOST_WITH_WHOLE_GRIDS else str(size)
 
 
@@ -56,13 +56,13 @@ def deal(
     settings: AccumulationSettings,
     whole: bool,
 ) -> list[Share]:
-    """The shares of `size` ranks, about as much work for each.
+    """The shares of `size` ranks, with about the same work for each.
 
     Args:
         order: (M,) rows of any part, as they lie on the disk.
         group: (P,) the parts whose grids are to be filled.
         owners: (P,) the rank that is given the statistics of each part.
-        box_size: of the images.
+        box_size: box size of the images.
         whole: whether ranks are given whole grids, or stretches of the images; see `gives_whole_grids`.
     """
     if not whole:
@@ -83,7 +83,7 @@ class _Load:
         self._counts, self._n_images = counts, n_images
 
     def work(self, without: Sequence[GridId] = (), beside: Sequence[GridId] = ()) -> float:
-        """In units of an image of which both grids are filled, with some grids taken away and others added."""
+        """Work in units of an image of which both grids are filled, with some grids taken away and others added."""
         grids = self.grids.difference(without).union(beside)
         images: dict[int, int] = {}
         for grid in grids:
@@ -93,10 +93,10 @@ class _Load:
 
 
 def _whole_grids(parts: PartWeights, group: NDArray[np.bool_], owners: Sequence[int], size: int) -> list[set[GridId]]:
-    """The grids of every rank: its own parts', but for those that it gives away because it is the busiest.
+    """The grids of every rank: those of its own parts, except the ones it gives away because it is the busiest.
 
     A greedy rule: the busiest rank gives a grid, or both of a part, to the rank for which the busier of the two has the
-    least work then, as long as that is worth it.
+    least work afterwards, as long as that is worth it.
     """
     grids = grids_of(parts, group)
     counts = _counts(parts, grids)
@@ -133,7 +133,7 @@ def _counts(parts: PartWeights, grids: Sequence[GridId]) -> dict[GridId, int]:
 
 
 def _gifts(grids: set[GridId]) -> list[tuple[GridId, ...]]:
-    """What a rank can give away at a time: one grid, or both of a part."""
+    """The gifts that a rank can make at a time: one grid, or both grids of a part."""
     ordered = sorted(grids)
     pairs = [(a, b) for a, b in pairwise(ordered) if a.number == b.number]
     return [*((grid,) for grid in ordered), *pairs]
@@ -148,7 +148,7 @@ def _stretches(
     box_size: int,
     block_bytes: int,
 ) -> list[Share]:
-    """About as many images for each rank, and of as few owners as can be; also the grids of what a rank owns."""
+    """About as many images for each rank, of as few owners as possible, with the grids of what each rank owns."""
     owner_of_part = np.asarray(owners)
     owner = owner_of_part[parts.first_of(group)[order]]
     cuts = [len(order) * rank // size for rank in range(size + 1)]

@@ -32,7 +32,7 @@ class Statistics:
 
     @property
     def divisor(self) -> float:
-        """What makes a loss of these images one per image: the sum of their weights.
+        """Divisor that turns a loss of these images into a loss per image: the sum of their weights.
 
         Raises:
             ValueError: it is not positive, so that there is no such loss.
@@ -53,7 +53,7 @@ class Statistics:
     def raw_map(self) -> NDArray[np.float32]:
         """Direct inversion ``1.1 b̂ / (max(T̂, 0) + 0.1 × shell mean of T̂)``, (D, D, D); touched by no prior.
 
-        The factor gives a signal its scale back, exactly where T̂ is even over a shell.
+        The factor 1.1 restores the scale of a signal, exactly so where T̂ is even over a shell.
         """
         d = self.box_size
         weight = self.transfer(d)
@@ -86,7 +86,7 @@ def saved_statistics(statistics: Mapping[Part, Statistics]) -> State:
 
 
 def restored_statistics(state: State) -> dict[Part, Statistics]:
-    """What `saved_statistics` was given."""
+    """The statistics that `saved_statistics` was given."""
     result = {}
     for half, split, number, n_images, sum_of_weights in state.facts["parts"]:
         part = Part(half, Split(split), number)

@@ -57,7 +57,7 @@ def combine(
     Outside the mask the inversion does not enter, and the Gaussians have the weight of the emptiest places.
 
     Args:
-        raw, gaussian: (D, D, D) each, of both halves.
+        raw, gaussian: (D, D, D) direct inversions and Gaussian maps of both halves.
         mask: (D, D, D).
         limit: the last shell in which anything can be measured, at least 1.
         last: the shells beyond the limit and up to this one take the weights of the limit; those beyond are empty.
@@ -93,7 +93,7 @@ def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float
 
     Args:
         blur: standard deviation of the window of the local density, in voxels.
-        quantiles: of the local density over the mask, rising: where a place belongs to one class alone.
+        quantiles: of the local density over the mask, rising, at which a place belongs to one class alone.
     """
     classes = [np.full(mask.shape, number == 0, dtype=np.float32) for number in range(len(quantiles))]
     within = mask > 0
@@ -107,7 +107,7 @@ def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float
     level = np.log(np.maximum(square, max(float(square.max()) * 1e-6, float(np.finfo(np.float32).tiny))))
     inside = level[mask[within] > 0.5]
     centres = np.quantile(inside if inside.size else level, quantiles)
-    centres += 1e-6 * np.arange(len(centres))  # of places that are all alike
+    centres += 1e-6 * np.arange(len(centres))  # distinct even where all places are alike
     for one, alone in zip(classes, np.eye(len(centres)), strict=True):
         one[within] = np.interp(level, centres, alone)
     return classes
@@ -136,7 +136,7 @@ def _at(radius: NDArray[np.float32], curve: Curve) -> NDArray[np.float32]:
 def _shell_grams(spectra: list[NDArray[np.complex64]], box_size: int) -> Array:
     """(D//2, n, n) sums over shells 1 .. D//2 of the full spectra: the product of every map with every other map.
 
-    They are taken in chunks. So few columns are never divided among threads, and the sums do not depend on the threads.
+    The chunks have so few columns that they are never divided among threads, and the sums do not depend on the threads.
     """
     n, last = len(spectra), box_size // 2
     shell = maps.shell_index(box_size)
@@ -168,7 +168,7 @@ class _Sums:
 
     @staticmethod
     def of(grams: Array) -> _Sums:
-        """From the sums of all pairs of X_11 .. X_J1, X_12 .. X_J2, r₁, r₂."""
+        """The sums that follow from those of all pairs of X_11 .. X_J1, X_12 .. X_J2, r₁, r₂."""
         n_estimates = (grams.shape[1] - 2) // 2
         first, second = slice(0, n_estimates), slice(n_estimates, 2 * n_estimates)
         own, other = grams[:, first, first], grams[:, second, second]

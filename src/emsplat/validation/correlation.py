@@ -91,7 +91,7 @@ class Moments:
 
     @property
     def crossed(self) -> Curve:
-        """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩): each map against the direct inversion of the half that it has not seen."""
+        """½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩): each map against the direct inversion of the other half."""
         return 0.5 * (self.v1r2 + self.v2r1)
 
     def normalised(self) -> Moments:
@@ -130,7 +130,9 @@ def pooling_half_width(n_shells: int) -> int:
 def pooling_matrix(n_shells: int) -> Curve:
     """(n, n) rows that replace a shell by the parabola fitted to its neighbours.
 
-    ± 2 shells of 16, 3 of 24 to 64, 6 of 128. A plain mean of five shells is off by .1 where the curves bend at the
+    The half width is 2 for 16 shells, 3 for 24 to 64, and 6 for 128.
+
+    A plain mean of five shells is off by 0.1 where the curves bend at the
     resolution, even in its shells' own powers; a parabola over five or seven is not, at the variance of two or three
     shells. How fast curves bend depends on the box, and the number of pooled shells therefore grows with it.
     """
@@ -148,7 +150,7 @@ def variance_of_mean(mask: NDArray[np.float32], weights: Curve) -> Curve:
 
     A mask m correlates the Fourier voxels of white noise as |FT(m²)|², so with A the autocorrelation of m² over
     (Σm²)², s_j the transform of shell j over its number of voxels, and weights h, the variance is Σ_x A(x) (Σ_j h_j
-    s_j(x))². Without a mask and for one shell it is 1 / voxels. Exact but for taking A as radial; the usual count
+    s_j(x))². Without a mask and for one shell it is 1 / voxels. Only A is approximated, as radial; the usual count
     voxels · (Σm²)² / (N Σm⁴) ignores that a thin shell holds few of the neighbours a voxel is correlated with.
 
     Args:
@@ -174,7 +176,7 @@ def variance_of_mean(mask: NDArray[np.float32], weights: Curve) -> Curve:
 def correlation_with_truth(
     m: Moments, weights: Curve, variance: Curve, optimism: Curve | float = 0.0
 ) -> tuple[Curve, Curve, Curve, Curve]:
-    """c_map, its standard error, the raw FSC F, and its standard error without signal, pooled by the weights.
+    """c_map, its standard error, the FSC F of r₁ and r₂, and its standard error without signal, pooled by the weights.
 
     With r_h = t + n_h, noise of power N_h = ⟨r_h,r_h⟩ − ⟨r₁,r₂⟩, and X = ½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩), Y = ⟨V̄,V̄⟩,
     Z = ⟨r₁,r₂⟩, c = X / sqrt(Y Z). The true correlation has ⟨V̄,t⟩ for X and ⟨t,t⟩ for Z, so only
@@ -207,7 +209,7 @@ def correlation_with_truth(
 
 
 def error_terms(m: Moments) -> tuple[Curve, Curve, Curve]:
-    """n Var X, n Var Z and n Cov(X, Z) as `correlation_with_truth` has them, of normalised moments."""
+    """n Var X, n Var Z and n Cov(X, Z) of normalised moments, as in `correlation_with_truth`."""
     noise_1, noise_2 = m.r1r1 - m.r1r2, m.r2r2 - m.r1r2
     follow_1, follow_2 = m.v1r1 - m.v1r2, m.v2r2 - m.v2r1
     return (
@@ -224,7 +226,7 @@ def quotient(x: Curve, z: Curve, errors: tuple[Curve, ...], one_term: Curve) -> 
     with np.errstate(divide="ignore", invalid="ignore"):
         c = x / np.sqrt(z)
         relative = var_x - c / np.sqrt(z) * cov + c**2 / (4 * z) * var_z
-        # Near F = 1 the three cancel to within their own errors: keep a tenth of the first.
+        # Near F = 1 the three terms cancel to within their own errors: at least a tenth of the first is kept.
         se = np.sqrt(one_term * np.maximum(relative, 0.1 * var_x) / z)
     return c, se
 
@@ -265,7 +267,7 @@ def directional_agreement(
     Args:
         raw_1, raw_2: half spectra.
         symmetry: (m, 3, 3) operators that both were made with.
-        density: of what was measured, from `directions.measured_density`.
+        density: density of what was measured, from `directions.measured_density`.
     """
     column = np.s_[:, :, 1:]  # without kx = 0, where both voxels of a pair are present
     shell = maps.shell_index(box_size)[column].ravel()
@@ -287,7 +289,7 @@ def votes_of(
     """(24,) correlation of two sets of Fourier voxels in each cell of directions, every shell over its own power.
 
     Args:
-        a, b: (n,) values; shell, cell: (n,) of each; shells: the first and the last that count.
+        a, b: (n,) values; shell, cell: (n,) shell and cell of each value; shells: the first and the last that count.
     """
     count = np.bincount(shell)
     scale = count * inverse(np.sqrt(np.bincount(shell, _power(a)) * np.bincount(shell, _power(b))))

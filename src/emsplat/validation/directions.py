@@ -1,7 +1,7 @@
-"""Directions in Fourier space, divided into cells that can vote: alike in what was measured, none heard twice.
+"""Directions in Fourier space, divided into cells, each of which can vote independently.
 
 Two directions that the symmetry maps onto each other hold the same noise, and directions that no view has reached hold
-none at all. So the cells divide the part of the half sphere that the symmetry leaves, and each of them holds as much of
+none at all. The cells divide the part of the half sphere that the symmetry leaves, and each of them holds as much of
 what the views have measured as any other.
 """
 
@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELLS = 24
-REGULARISATION = 0.1  # of the mean weight, that a direct inversion adds
-_BINS = 24  # a side of the faces of a cube that the directions are sorted into, 3° and less
-_FACES = 3  # of the half sphere
+REGULARISATION = 0.1  # share of the mean weight that a direct inversion adds to every weight
+_BINS = 24  # bins along an edge of the cube faces that directions are sorted into
+_FACES = 3  # cube faces of the half sphere
 _PATCH = 0.05  # half width of a slice as a sine, as `particles.coverage` has it
-_VIEWS = 20_000  # that are looked at; spread over the table where there are more
+_VIEWS = 20_000  # most views that are used; if there are more, they are spread over the table
 _GENERIC = np.array([0.36, 0.48, 0.8])  # a direction that no symmetry axis is near
-_SPLITS = (2, 2, 2, 3)  # of the weights, one after the other
+_SPLITS = (2, 2, 2, 3)  # parts into which the weight is divided, one division after the other
 
 
 def measured_density(rotations: NDArray[np.float64], symmetry: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(bins,) how many slices pass through each bin of directions, over the mean.
+    """(bins,) how many slices pass through each bin of directions, relative to the mean.
 
     Args:
         rotations: (N, 3, 3) matrices A of the views.
@@ -59,7 +59,7 @@ def density_at(box_size: int, density: NDArray[np.float64]) -> NDArray[np.float3
 
 
 def _bin_of_voxel(box_size: int) -> NDArray[np.int16]:
-    """(D, D, D//2) number of the bin."""
+    """(D, D, D//2) the bin of every voxel of a half spectrum without its plane kx = 0."""
     k = (np.fft.fftfreq(box_size) * box_size).astype(np.float32)
     z, y, x = np.broadcast_arrays(k[:, None, None], k[:, None], np.arange(1, box_size // 2 + 1, dtype=np.float32))
     return bins_of(x, y, z)
@@ -93,7 +93,7 @@ def _bin_centres() -> NDArray[np.float64]:
 
 @lru_cache(maxsize=8)
 def _cells_of_bins(symmetry: bytes | None, density: bytes | None) -> NDArray[np.int8]:
-    """(bins,)"""
+    """(bins,) the cell of every bin."""
     centres = _bin_centres()
     solid_angle = np.abs(centres).max(axis=1) ** 3
     measured = np.ones(len(centres)) if density is None else np.frombuffer(density)
@@ -102,7 +102,7 @@ def _cells_of_bins(symmetry: bytes | None, density: bytes | None) -> NDArray[np.
     mates = np.concatenate([mates, -mates], axis=1)
     chosen = mates[np.arange(len(mates)), (mates @ _GENERIC).argmax(axis=1)]  # the mate in one and the same domain
     across = np.linalg.svd(_GENERIC[None] / np.linalg.norm(_GENERIC))[2][1:]
-    # Signal times signal, each of them as much as was measured.
+    # A vote is a product of two signals, each of which is weighted by what was measured.
     weight = solid_angle * np.square(measured)
     cells = np.zeros(len(centres), dtype=np.int8)
     _divide(chosen @ across.T, weight, np.arange(len(centres)), _SPLITS, cells)
@@ -117,7 +117,7 @@ def _divide(
     cells: NDArray[np.int8],
     first: int = 0,
 ) -> None:
-    """Numbers cells of equal weight, by cuts across the longer way of each part."""
+    """Numbers cells of equal weight, made by cuts across the longer extent of each part."""
     if not splits:
         cells[members] = first
         return

@@ -53,7 +53,7 @@ class LocalResolution:
     better_than: NDArray[np.bool_]  # the resolution is a bound: c_map is above 0.5 up to the limit, local or global
     mask: NDArray[np.float32]
     coarsest: float  # resolution of the first band
-    finest: float  # of the last
+    finest: float  # resolution of the last band
 
     def filled(self) -> NDArray[np.float32]:
         """(D, D, D) values to colour surfaces by: 0 outside the mask, the coarsest value where nothing was shown."""
@@ -135,13 +135,13 @@ class _FirstFall:
     """How far curves stay above 0.5, at many points at once, for one frequency after the other."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.frequency = np.full(shape, np.nan, dtype=np.float32)  # where it fell, or the last one it was above 0.5 at
+        self.frequency = np.full(shape, np.nan, dtype=np.float32)  # of the fall, or the last one with a value above 0.5
         self.open = np.ones(shape, dtype=bool)  # neither fallen nor at the limit
         self.fallen = np.zeros(shape, dtype=bool)
         self._before: tuple[float, Array] | None = None
 
     def advance(self, frequency: float, curve: Array, usable: NDArray[np.bool_]) -> None:
-        """The curves at the next frequency; they end where they are not usable. Linear between frequencies."""
+        """Follow the curves, linear in frequency, to the next frequency; they end where they are not usable."""
         above = self.open & usable & (curve >= C_AT_RESOLUTION)
         if self._before is not None:
             falls = self.open & usable & ~above

@@ -1,4 +1,4 @@
-"""Do the images have the symmetry that is asked for?
+"""Test of whether the images have the symmetry that is asked for.
 
 With U₁, U₂ the direct inversions of both half sets as the images are, and S₁, S₂ those in which every view is repeated
 by the symmetry, the part that the symmetry takes away, U − S, is noise if the particle has the symmetry, and unrelated
@@ -33,26 +33,26 @@ from emsplat.validation.correlation import inverse, votes_of
 from emsplat.validation.directions import cells_of, measured_density
 
 _BOX = 64  # voxels at most: the arrangement of subunits shows at 64, and the test is to take seconds
-_IMAGES, _BYTES = 8000, 1 << 30  # that are read at most
-_INSERTIONS = 120_000  # of slices into a grid, for one group: fewer images of a high symmetry
-_AT_ONCE = 64 << 20  # bytes of images
-_NOISE_FROM = 1000  # images
+_IMAGES, _BYTES = 8000, 1 << 30  # the most images, and bytes of images, that are read
+_INSERTIONS = 120_000  # of slices into a grid for one group, which allows fewer images for a high symmetry
+_AT_ONCE = 64 << 20  # bytes of images that are read at once
+_NOISE_FROM = 1000  # most images that the noise is measured from
 _FIRST_SHELL = 3  # the shells before hold little but the outline
 _SURE = np.sqrt(12.0)  # votes of 24, as in `directional_agreement`
 _SIGNIFICANCE = 3.0  # standard errors of the correlation of the halves
-_LARGEST_CYCLIC = 8  # that is looked for unasked
+_LARGEST_CYCLIC = 8  # largest cyclic group that is looked for without being asked for
 _ABSENT, _CERTAIN, _DOUBTFUL = 0.3, 0.15, 0.05  # shares of the signal that the symmetry takes away
-_REGULARISATION = 1.0  # of the mean weight: where T is small, what b holds comes from elsewhere
-_SOLVER_STEPS, _DAMPING = 10, 0.05  # of the mean weight
+_REGULARISATION = 1.0  # share of the mean weight: where T is small, what b holds comes from elsewhere
+_SOLVER_STEPS, _DAMPING = 10, 0.05  # damping as a share of the mean weight
 _NONE = np.eye(3)[None]  # no symmetry
 
 
 @dataclass(frozen=True)
 class SymmetryEvidence:
-    """How a point group fares with the images."""
+    """What the images say about a point group."""
 
     name: str
-    share: float  # of the signal's power between the two resolutions that the symmetry would take away
+    share: float  # share of the signal's power between the two resolutions that the symmetry would take away
     votes: float  # how surely that part is signal: above √12 it is
     error: float  # standard error of the share
     coarsest: float  # Å
@@ -66,22 +66,22 @@ class SymmetryEvidence:
 
     @property
     def is_absent(self) -> bool:
-        """The images surely do not have it."""
+        """Whether the images surely lack the symmetry."""
         return self.is_measured and self.votes > _SURE and self.share > _ABSENT
 
     @property
     def is_doubtful(self) -> bool:
-        """Part of the signal surely does not have it."""
+        """Whether part of the signal surely lacks the symmetry."""
         return self.is_measured and self.votes > _SURE and self.share > _DOUBTFUL
 
     @property
     def is_shown(self) -> bool:
-        """The images have it, as far as they tell."""
+        """Whether the images have the symmetry, as far as they tell."""
         return self.is_measured and not self.is_doubtful and self.share + 2 * self.error < _ABSENT
 
     @property
     def is_certain(self) -> bool:
-        """The images have it, and would show if they had not."""
+        """Whether the images have the symmetry, and would have shown its absence."""
         return self.is_measured and not self.is_doubtful and abs(self.share) + 2 * self.error < _CERTAIN
 
     def text(self) -> str:
@@ -120,13 +120,13 @@ class SymmetrySample:
     images: _InMemory  # cropped to B in Fourier space
     noise: NDArray[np.float64]  # (groups, D//2+1)
     half: NDArray[np.int8]  # (n,) 0 or 1
-    plain: tuple[Statistics, Statistics]  # of both halves
+    plain: tuple[Statistics, Statistics]  # statistics of both halves
 
     def evidence(self, name: str, carefully: bool = True) -> SymmetryEvidence:
-        """What the images say to a point group.
+        """What the images say about a point group.
 
         Args:
-            carefully: without it, views in one asymmetric unit alone make a symmetry look less than whole.
+            carefully: without it, views in a single asymmetric unit make a symmetry look incomplete.
         """
         operators = symmetry_operators(name)
         affordable = max(1, _INSERTIONS // len(operators))
@@ -168,9 +168,9 @@ class SymmetryChoice:
 
 
 def choose_symmetry(sample: SymmetrySample, asked: str) -> SymmetryChoice:
-    """The group that is asked for, in the axes that the images have it in; a warning or a refusal where they do not.
+    """The group that is asked for, in the axes in which the images have it; a warning or an error if they lack it.
 
-    The name first means what the program that wrote the table means by it.
+    The name is first taken as the program that wrote the table means it.
     """
     program = sample.particles.symmetry_axes
     name = named_by(program, asked)
@@ -219,10 +219,10 @@ def symmetry_that_shows(sample: SymmetrySample) -> SymmetryEvidence | None:
 def take_sample(
     particles: Particles, images: Images, seed: int, noise: NDArray[np.float64] | None = None
 ) -> SymmetrySample:
-    """Reads images, at random, until they are enough for the test.
+    """Reads random images until there are enough for the test.
 
     Args:
-        images: uncropped.
+        images: uncropped images.
         noise: (groups, D//2+1); measured where it is not known.
     """
     box_size = particles.box_size
@@ -307,7 +307,7 @@ def _evidence(
 def _lost_and_whole(
     plain: Statistics, symmetric: Statistics, carefully: bool
 ) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
-    """Half spectra, weighted alike: what the symmetry takes away, and the inversion before it does."""
+    """Half spectra, weighted alike: what the symmetry takes away, and the inversion before that."""
     box_size = plain.box_size
     shell = np.minimum(maps.shell_index(box_size), box_size // 2)
     inside = maps.radius(box_size) < box_size / 2
@@ -324,7 +324,7 @@ def _lost_and_whole(
     whole = maps.half_spectrum(plain.backprojection) * (common * t_symmetric)
     # Where views are few, b holds what T carries there from all over the box; a product of transforms does not say so.
     # The symmetric map's share of that is taken off; it has no part in what the symmetry takes away.
-    kernel = symmetric.transfer(2 * box_size)  # T reaches twice as far as the box, so that the convolution is exact
+    kernel = symmetric.transfer(2 * box_size)  # T extends over twice the box, so that the convolution is exact
     expected = _solved(symmetric, kernel, _SOLVER_STEPS if carefully else 0)
     lost = plain.backprojection - _convolved(plain.transfer(2 * box_size), expected)
     lost_of_mates = symmetric.backprojection - _convolved(kernel, expected)
@@ -334,7 +334,7 @@ def _lost_and_whole(
 
 
 def _solved(of: Statistics, kernel: NDArray[np.float32], n_steps: int) -> NDArray[np.float32]:
-    """(D, D, D) the map that T ∗ V = b asks for, by conjugate gradients from the direct inversion on."""
+    """(D, D, D) the map V that solves T ∗ V = b, by conjugate gradients from the direct inversion."""
     found: NDArray = of.raw_map()
     damping = np.float32(_DAMPING * kernel.mean())
     residual: NDArray = of.backprojection - _convolved(kernel, found) - damping * found

@@ -7,7 +7,7 @@ alike, and the inversions show that without a bias of their own:
     Var M        = ¼ E (M₁ − M₂)²
     (E M − S)²   = E (r₁ − M₁)(r₂ − M₂)
 
-because nothing in the noise of half 1 knows of half 2. One voxel says little, so both are averaged: by classes of
+because the noise of half 1 is independent of half 2. One voxel says little, so both are averaged: by classes of
 places, from the emptiest to the densest parts of the particle, between which errors differ most, and the noise, of
 which more is known, in windows as well.
 """
@@ -25,7 +25,7 @@ _CLASSES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # quantiles of the local density, o
 _DENSITY_BLUR = 1.0  # standard deviation of the window of the local density, in half periods of the last shell
 _WINDOW = 3.0  # standard deviation of the window of the noise, in half periods of the last shell
 _FAR = 4.0  # the most that the noise in a window may differ from that of its classes
-_MIN_BIAS = 0.1  # of the whole mask's bias (squared), below which that of no class can be told from 0
+_MIN_BIAS = 0.1  # least squared bias of a class, as a share of that of the whole mask
 
 Array = NDArray[np.float64]
 
@@ -61,7 +61,7 @@ def _cut(volume: Volume, last_shell: int) -> Volume:
 
 
 def _noise(square: Volume, weight: Volume, classes: list[Volume], window: float) -> Volume:
-    """The variance of the map: that of its classes, times what a window about each place has in excess of them."""
+    """The variance of the map: that of its classes, times the excess in a window about each place."""
     levels = _levels(square, weight, classes)
     of_classes = _at_places(
         np.maximum(levels, 1e-3 * max(float(levels.max()), float(np.finfo(np.float32).tiny))), classes
@@ -74,7 +74,7 @@ def _noise(square: Volume, weight: Volume, classes: list[Volume], window: float)
 
 
 def _bias(product: Volume, weight: Volume, classes: list[Volume], missed: list[Volume]) -> Volume:
-    """The squared bias of the map, as its classes have it, as far as these can be told from the whole mask.
+    """The squared bias of the map, by class, as far as the classes can be told from the whole mask.
 
     A class's own bias is drawn towards that of the whole mask by the share of the spread between the classes that
     their errors explain.
@@ -82,7 +82,7 @@ def _bias(product: Volume, weight: Volume, classes: list[Volume], missed: list[V
     total = float(weight.sum(dtype=np.float64))
     whole = max(float((product * weight).sum(dtype=np.float64)) / total, 0.0)
     levels = _levels(product, weight, classes)
-    # Of a product of unrelated noises, over n independent terms; the noise is white within the last shell's ball.
+    # Variance of a product of unrelated noises over n terms; the noise is white within the last shell's ball.
     powers = [float((np.square(one) * weight).sum(dtype=np.float64)) / total for one in missed]
     terms = np.array([max(float((weight * one).sum(dtype=np.float64)), 1.0) for one in classes])
     errors = powers[0] * powers[1] / terms

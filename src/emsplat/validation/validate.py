@@ -1,6 +1,6 @@
 """How far a map can be believed: the FSC family and the honest correlation with the truth.
 
-Two Gaussian half maps share the errors of the prior that regularises both, so their FSC overstates them. The *raw*
+Two Gaussian half maps share the errors of the prior that regularises both, so their FSC overstates them. The direct
 inversion r of the other half is the truth plus noise that no prior has touched. With ⟨·,·⟩ the sum over a shell of
 masked maps, V̄ the average of the two Gaussian half maps,
 
@@ -46,11 +46,11 @@ ResolutionKind = Literal["measured", "better_than", "not_measurable"]
 
 FIRST_SHELL = 6  # the shells before hold too few terms, and little but the particle's outline
 POOLED_ABOVE = 0.02  # standard error of c_map beyond which neighbours are pooled
-SE_MARGIN = 1.15  # on the first-order standard error, for the second order and the bends the pooling misses
-SIGNIFICANCE = 3.0  # standard errors of the raw FSC that count as signal
+SE_MARGIN = 1.15  # factor on the first-order standard error, for the second order and the bends the pooling misses
+SIGNIFICANCE = 3.0  # standard errors of the FSC of the direct inversions that count as signal
 SECTORS_AGREEING = 12  # of 24 sectors of directions, for anything to count as measurable
 C_AT_RESOLUTION = 0.5
-_BANDS = 6  # of shells, for which the summary says where the map came from
+_BANDS = 6  # bands of shells for which the summary says where the map came from
 RANDOMISED_BELOW = 0.8  # phases are randomised from where the unmasked FSC falls below this
 
 
@@ -73,7 +73,7 @@ class Validation:
     resolution_kind: ResolutionKind
     limit_shell: int  # last shell in which anything can be measured, 0 for none
     last_shell: int  # last shell of the map: the limit's or, if the signal has not faded there, the data's
-    nyquist: float  # Å, the last shell's
+    nyquist: float  # resolution of the last shell in Å
 
     @property
     def shells(self) -> NDArray[np.int64]:
@@ -121,14 +121,14 @@ def validate(
     symmetry: NDArray[np.float64] | None = None,
     density: NDArray[np.float64] | None = None,
 ) -> Validation:
-    """The FSC family and the resolution of two Gaussian half maps, judged by the raw half maps.
+    """The FSC family and the resolution of two Gaussian half maps, judged by the direct inversions of the halves.
 
     Args:
         raw_half_1, .. gaussian_half_2, mask: (D, D, D) of one box.
         pixel_size: Å.
-        seed: of the random phases.
+        seed: seed of the random phases.
         symmetry: (m, 3, 3) operators that the maps were made with.
-        density: of what the views have measured, from `directions.measured_density`.
+        density: density of what the views have measured, from `directions.measured_density`.
     """
     volumes = (raw_half_1, raw_half_2, gaussian_half_1, gaussian_half_2, mask)
     if len({v.shape for v in volumes}) > 1:
@@ -146,7 +146,7 @@ def validate(
     limit = min(_limit(found.raw_fsc, found.se_without_signal), reach)
     if limit < FIRST_SHELL or _agreement(raw, box_size, limit, symmetry, density) < np.sqrt(SECTORS_AGREEING):
         limit = 0
-    # A signal that has not faded within reach, the last shell that can be judged, does not end there.
+    # A signal that has not faded by the last shell that can be judged does not end there.
     last = edge if limit == reach else limit
     frequency = np.arange(1, box_size // 2 + 1) / (box_size * pixel_size)
     resolution, kind = _resolution(found.c_map, frequency, limit)
@@ -177,7 +177,7 @@ def validate_combination(
     raw_half_2: NDArray[np.float32],
     mask: NDArray[np.float32],
 ) -> Validation:
-    """The validation of the Gaussian half maps, with c_map, c_half and the resolution those of their combination.
+    """The validation of the Gaussian half maps, with c_map, c_half and the resolution of their combination.
 
     What can be measured at all depends on the direct inversions alone, and stays as it was.
 
@@ -200,24 +200,24 @@ def validate_combination(
 
 @dataclass(frozen=True)
 class _Judgement:
-    """What the raw halves say of two half maps, over shells 1 .. D//2."""
+    """What the direct inversions say about two half maps, over shells 1 .. D//2."""
 
     c_map: Curve
     se: Curve
     c_half: Curve
     uncertain: NDArray[np.bool_]  # where neighbours were pooled
-    raw_fsc: Curve  # pooled
-    se_without_signal: Curve  # of the pooled raw FSC
+    raw_fsc: Curve  # pooled FSC of the direct inversions
+    se_without_signal: Curve  # standard error of the pooled FSC if there is no signal
 
 
 @dataclass(frozen=True)
 class _Yardstick:
-    """The direct inversions within a mask, which other half maps are held against."""
+    """The direct inversions within a mask, against which other half maps are judged."""
 
     raw: tuple[NDArray[np.complex64], NDArray[np.complex64]]  # masked spectra
     mask: NDArray[np.float32]
     pooling: Curve
-    variances: tuple[Curve, Curve]  # 1/n of a shell by itself, and of the pooled ones
+    variances: tuple[Curve, Curve]  # 1/n of single shells, and of pooled ones
 
     @staticmethod
     def of(raw_1: NDArray[np.float32], raw_2: NDArray[np.float32], mask: NDArray[np.float32]) -> _Yardstick:
@@ -228,12 +228,12 @@ class _Yardstick:
         return _Yardstick(spectra, mask, pooling, (single, pooled))
 
     def moments(self, half_1: NDArray[np.float32], half_2: NDArray[np.float32]) -> Moments:
-        """Of two half maps (D, D, D) and the raw ones."""
+        """Moments of two half maps (D, D, D) and the direct inversions."""
         v1, v2 = (maps.half_spectrum(half * self.mask) for half in (half_1, half_2))
         return moments({"r1": self.raw[0], "r2": self.raw[1], "v1": v1, "v2": v2}, len(self.mask))
 
     def judged(self, sums: Moments, optimism: Curve | float = 0.0) -> _Judgement:
-        """Args: optimism: (D//2,) by which ½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) is too large, over ⟨V̄,V̄⟩, were the noise even."""
+        """Args: optimism: (D//2,) by which ½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) is too large, over ⟨V̄,V̄⟩, if the noise is even."""
         scaled = sums.normalised()
         too_large = optimism * unevenness(scaled) * np.sqrt(sums.mean_map) * inverse((sums.r1r1 * sums.r2r2) ** 0.25)
         one = np.eye(len(self.pooling))
@@ -252,9 +252,9 @@ class _Yardstick:
 
 
 def _unmasked(raw: list[NDArray[np.complex64]], sums: Moments, box_size: int) -> tuple[Curve, NDArray[np.bool_]]:
-    """FSC of the raw halves without mask, and in which shells the maps hold anything.
+    """FSC of the direct inversions without a mask, and the shells in which the maps hold anything.
 
-    Masking smears the power of a shell over its neighbours: beyond a low-pass the masked maps hold only what leaked
+    Masking smears the power of a shell over its neighbours: beyond a low-pass, masked maps hold only what leaked
     in, and agree perfectly.
     """
     a, b = raw
@@ -285,7 +285,7 @@ def _gain(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_], limit: int, 
 
 
 def _edge(has_signal: NDArray[np.bool_]) -> int:
-    """The last shell in which the raw maps hold anything, 0 for none."""
+    """The last shell in which the direct inversions hold anything, 0 for none."""
     return int(np.max(np.flatnonzero(has_signal) + 1, initial=0))
 
 
@@ -324,7 +324,7 @@ def _resolution(c_map: Curve, frequency: Curve, limit: int) -> tuple[float | Non
 def phase_randomised(
     raw: list[NDArray[np.complex64]], unmasked: Curve, masked: Curve, mask: NDArray[np.float32], seed: int
 ) -> Curve:
-    """The masked FSC t less the part n that the mask alone makes: (t − n)/(1 − n), two shells into the random on.
+    """The masked FSC t less the part n that the mask alone makes: (t − n)/(1 − n), from two random shells on.
 
     n is the masked FSC after the phases of both halves are made random from where the unmasked FSC falls below 0.8.
     Source: Chen et al. (2013), Ultramicroscopy 135:24; as relion_postprocess does it.
@@ -345,7 +345,7 @@ def phase_randomised(
 def _random_phases(
     spectrum: NDArray[np.complex64], first_shell: int, box_size: int, rng: np.random.Generator
 ) -> NDArray[np.complex64]:
-    """The spectrum with random phases from a shell on; the transform of white noise gives phases with the symmetry."""
+    """The spectrum with random phases from a shell on; the transform of white noise gives phases with its symmetry."""
     noise = maps.half_spectrum(rng.standard_normal((box_size,) * 3, dtype=np.float32))
     noise *= np.abs(spectrum) / np.maximum(np.abs(noise), np.finfo(np.float32).tiny)
     return np.where(maps.shell_index(box_size) >= first_shell, noise, spectrum)
@@ -367,7 +367,7 @@ CSV_COLUMNS = (
 
 
 def write_fsc_csv(path: str | Path, validation: Validation) -> None:
-    """One row a shell; NaN is written as nan. The file appears whole or not at all."""
+    """Writes one row for each shell; NaN is written as nan. The file appears whole or not at all."""
     rows = np.stack([getattr(validation, name) for name in CSV_COLUMNS[1:]], axis=1)
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
