@@ -29,11 +29,11 @@ from emsplat.fit.initial import initial_gaussians
 from emsplat.fourier import insertion_gpu
 from emsplat.fourier.insertion_gpu import DeviceGrids, Views
 from emsplat.fourier.maps import soft_sphere
-from emsplat.imaging.ctf import ctf
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.mrc import StackWriter
 from emsplat.io.star import write_star
 from emsplat.models.gaussian_model import GaussianSettings
+from emsplat.optics.ctf import ctf
 from emsplat.particles.parts import Kind, Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.runtime.context import Task

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
 from emsplat.fourier.background import outside_circle
-from emsplat.imaging.aberrations import antisymmetric_phase
-from emsplat.imaging.ctf import ctf
+from emsplat.optics.aberrations import antisymmetric_phase
+from emsplat.optics.ctf import ctf
 from emsplat.particles.table import Particles
 from emsplat.statistics.sufficient import Statistics
 

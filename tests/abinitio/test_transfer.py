@@ -10,7 +10,7 @@ import blobs
 from emsplat.abinitio import volume
 from emsplat.abinitio.polar import PolarGrid, read_polar
 from emsplat.abinitio.transfer import own_ctfs_win, without_ctf
-from emsplat.imaging.ctf import ctf
+from emsplat.optics.ctf import ctf
 from emsplat.particles.table import Particles
 from phantom import ImagesInMemory, imagined_particles
 

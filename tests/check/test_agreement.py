@@ -21,8 +21,8 @@ from emsplat.check.inversion import SmallData, gather_parts, quarters
 from emsplat.check.run import check
 from emsplat.check.settings import CheckSettings
 from emsplat.fourier.slices import fourier_volume
-from emsplat.imaging.ctf import ctf
 from emsplat.io.mrc import read_map
+from emsplat.optics.ctf import ctf
 from emsplat.simulation.run import signal_images
 
 ALONE = np.eye(3)[None]

@@ -13,7 +13,7 @@ from emsplat.check.agreement import Agreement, measure_agreement
 from emsplat.check.inversion import SmallData, gather_parts, quarters
 from emsplat.check.readings import Reading, alternatives, compare, reading_finding
 from emsplat.conventions import euler_angles
-from emsplat.imaging.ctf import ctf
+from emsplat.optics.ctf import ctf
 
 ALONE = np.eye(3)[None]
 PIXEL_SIZE = 5.0  # Å, of `tiny`

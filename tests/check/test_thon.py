@@ -9,7 +9,7 @@ import pytest
 import scipy.fft
 
 from emsplat.check.thon import ThonFit, fit_thon_rings, images_are_multiplied, phase_powers, thon_findings
-from emsplat.imaging.ctf import ctf, ctf_parameters
+from emsplat.optics.ctf import ctf, ctf_parameters
 from emsplat.particles.table import Particles
 from phantom import imagined_particles
 

@@ -114,7 +114,7 @@ def test_it_reaches_the_map_of_the_statistics(half: HalfSet) -> None:
 
 def test_premultiplied_images_give_the_same(half: HalfSet, seen: Statistics) -> None:
     """C y and the noise before multiplication say what y says."""
-    from emsplat.imaging.ctf import ctf
+    from emsplat.optics.ctf import ctf
 
     images = half.images.read(np.arange(len(half.particles)))
     times_ctf = np.fft.irfft2(np.fft.rfft2(images) * ctf(half.particles), s=images.shape[1:]).astype(np.float32)

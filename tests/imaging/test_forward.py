@@ -12,8 +12,6 @@ from torch import Tensor
 
 from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.slices import fourier_volume
-from emsplat.imaging.aberrations import slice_matrices
-from emsplat.imaging.ctf import ctf
 from emsplat.imaging.forward import (
     contrast_transfer,
     image_spectra,
@@ -24,6 +22,8 @@ from emsplat.imaging.forward import (
 from emsplat.imaging.likelihood import negative_log_likelihoods, observe
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
+from emsplat.optics.aberrations import slice_matrices
+from emsplat.optics.ctf import ctf
 from emsplat.particles.table import Particles
 from emsplat.simulation.acquisition import star_tables
 from emsplat.simulation.run import signal_images

@@ -113,7 +113,7 @@ def test_a_graphics_card_weighs_images_as_defined(kind: str, box_size: int, work
 
 
 def columns_of(particles: Particles, working: int) -> tuple[Tensor, Tensor, Tensor]:
-    from emsplat.imaging.aberrations import antisymmetric_factors, symmetric_phases
+    from emsplat.optics.aberrations import antisymmetric_factors, symmetric_phases
     from emsplat.statistics.accumulate_gpu import _coefficients
 
     phases = (f(particles, working)[1] for f in (symmetric_phases, antisymmetric_factors))

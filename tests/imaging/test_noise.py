@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from emsplat.fourier.background import outside_circle, subtract_background
-from emsplat.imaging.ctf import ctf
 from emsplat.imaging.noise import noise_spectra, shell_means
+from emsplat.optics.ctf import ctf
 from emsplat.simulation.run import coloured_spectrum, noise_images
 from phantom import imagined_particles
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emsplat.imaging.ctf import ctf
 from emsplat.io import ImageSource, read_particles
+from emsplat.optics.ctf import ctf
 
 N_IMAGES, BOX_SIZE = 6, 8  # of the data set fixture
 EVEN = np.arange(N_IMAGES) % 2

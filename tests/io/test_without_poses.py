@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from emsplat.errors import InputError
-from emsplat.imaging.ctf import ctf as ctf_of
 from emsplat.io import read_particles, read_star, write_star
 from emsplat.io.star import Table
 from emsplat.io.write_refined import write_posed
+from emsplat.optics.ctf import ctf as ctf_of
 
 N, BOX = 6, 16
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.slices import central_slices, fourier_volume
-from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
-from emsplat.imaging.ctf import ctf
 from emsplat.imaging.likelihood import Recorded
+from emsplat.optics.aberrations import antisymmetric_factors, slice_matrices
+from emsplat.optics.ctf import ctf
 from emsplat.poses import refine
 from emsplat.poses.refine import Blocks, RefineSettings, changed, reference, refine_half
 from emsplat.settings import REFINABLE

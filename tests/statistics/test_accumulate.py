@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from direct_sums import direct_gradient, gradient_of, one_set, two_kinds
 from emsplat.fourier.maps import fourier_resize, half_spectrum, radius, soft_sphere
 from emsplat.fourier.slices import fourier_volume
-from emsplat.imaging.ctf import ctf
+from emsplat.optics.ctf import ctf
 from emsplat.particles.table import Particles
 from emsplat.simulation.run import signal_images
 from emsplat.statistics.accumulate import AccumulationSettings

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from emsplat.fourier.slices import central_slices, fourier_volume
-from emsplat.imaging.ctf import ctf
 from emsplat.models.gaussians import Gaussians
+from emsplat.optics.ctf import ctf
 from emsplat.symmetry import named_by, other_axes, symmetry_operators
 from emsplat.validation.symmetry_test import choose_symmetry, sample_of, symmetry_that_shows
 from phantom import imagined_particles

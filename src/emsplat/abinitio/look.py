@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop
-from emsplat.imaging.ctf import ctf
 from emsplat.imaging.noise import noise_spectra
+from emsplat.optics.ctf import ctf
 from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from emsplat.abinitio.polar import PolarGrid, read_polar
 from emsplat.abinitio.refinement import likelihoods
 from emsplat.fourier.cropping import fourier_crop
-from emsplat.imaging.ctf import ctf
+from emsplat.optics.ctf import ctf
 from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emsplat.check.agreement import Agreement, MatchedFilter, crossed_maps
 from emsplat.check.findings import Finding, problem
 from emsplat.check.inversion import SmallData, gather_parts
-from emsplat.imaging.ctf import ctf
+from emsplat.optics.ctf import ctf
 from emsplat.particles.poses import Poses
 
 _BETTER, _BETTER_BY = 6.0, 0.015  # standard deviations and relative gain of a reading that is better than the table's

@@ -14,8 +14,8 @@ from emsplat.check.thon import phase_powers
 from emsplat.errors import InputError
 from emsplat.fourier.background import background_slopes, outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop
-from emsplat.imaging.ctf import ctf_parameters
 from emsplat.io.images import ImageSource, reading_order
+from emsplat.optics.ctf import ctf_parameters
 from emsplat.particles.table import Particles
 
 _BLOCK_BYTES = 32 << 20

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.check.findings import Finding, fine, note, problem
-from emsplat.imaging.ctf import CtfTerms, ctf_terms, terms_of
+from emsplat.optics.ctf import CtfTerms, ctf_terms, terms_of
 from emsplat.particles.table import Particles
 
 _FIRST_SHELL = 3  # the shells before hold the background's slope
@@ -85,7 +85,7 @@ def phase_powers(spectra: NDArray[np.complex64], parameters: NDArray[np.float64]
     """Mean power along ellipses of equal defocus phase, numbered by the shell of the same phase at the mean defocus.
 
     Args:
-        spectra: (n, D, D//2+1) transforms; parameters: (n, 13) from `imaging.ctf.ctf_parameters`.
+        spectra: (n, D, D//2+1) transforms; parameters: (n, 13) from `optics.ctf.ctf_parameters`.
     Returns:
         (n, D//2).
     """

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.heterogeneity.slices import half_plane
-from emsplat.imaging.aberrations import slice_matrices
+from emsplat.optics.aberrations import slice_matrices
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Entries, Kind, PartWeights
 from emsplat.particles.table import Particles

@@ -24,8 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from emsplat.conventions import electron_wavelength_in_angstroms
 from emsplat.fourier.slices import FourierVolume, central_slices
-from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices
-from emsplat.imaging.ctf import ctf, ctf_in_double_precision
+from emsplat.optics.aberrations import antisymmetric_factors, slice_matrices
+from emsplat.optics.ctf import ctf, ctf_in_double_precision
 from emsplat.particles.table import OpticsGroup, Particles
 from emsplat.splat.bandlimit import WIDENING
 

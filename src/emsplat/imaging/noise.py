@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from emsplat.conventions import spatial_frequency_radii
 from emsplat.errors import InputError
 from emsplat.fourier.background import outside_circle, plane_fit
-from emsplat.imaging.ctf import ctf
+from emsplat.optics.ctf import ctf
 from emsplat.particles.table import Particles
 
 _AT_ONCE = 64  # number of images whose transforms are held together

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import StackReader
+from emsplat.optics.ctf import ctf
 from emsplat.particles.table import Particles
 
 _FLIPPED_AT_ONCE = 64  # images whose phases are flipped back together
@@ -126,10 +126,8 @@ def _flipped_back(images: NDArray[np.float32], particles: Particles) -> NDArray[
 
     It is the CTF that the table gives, with which they were flipped, whatever is refined later.
     """
-    # The CTF belongs to a room above this one; nothing else of it is needed here.
-    imaging = import_module("emsplat.imaging.ctf")
     plain = replace(particles, ctf_scale=np.ones(len(particles)))
-    spectra = scipy.fft.rfft2(images) * np.where(imaging.ctf(plain) < 0, np.float32(-1), np.float32(1))
+    spectra = scipy.fft.rfft2(images) * np.where(ctf(plain) < 0, np.float32(-1), np.float32(1))
     return scipy.fft.irfft2(spectra, s=images.shape[1:]).astype(np.float32, copy=False)
 
 

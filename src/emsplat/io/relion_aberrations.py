@@ -1,7 +1,7 @@
 """The columns in which RELION 3.1 keeps the aberrations of an optics group.
 
 Beam tilts are in mrad; the Zernike coefficients are lists, ``[0.1,0,-2]``, in radians for frequencies in 1/Å; see
-`emsplat.imaging.aberrations`. Source: the label definitions of RELION 3.1 (``relion_refine --print_metadata_labels``).
+`emsplat.optics.aberrations`. Source: the label definitions of RELION 3.1 (``relion_refine --print_metadata_labels``).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class DensityModel(Protocol):
         """(n, D, D) projections ``[y, x]``, differentiable by the leaves.
 
         Args:
-            matrices: (n, 3, 3) from `imaging.aberrations.slice_matrices`.
+            matrices: (n, 3, 3) from `optics.aberrations.slice_matrices`.
             shifts: (n, 2) x, y in pixels: the origin of the cube lies at pixel ``D // 2 + shift``.
             box_size: D.
         """

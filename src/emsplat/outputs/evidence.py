@@ -12,11 +12,11 @@ from emsplat.conventions import spatial_frequency_radii
 from emsplat.figures.reconstruction import direction_counts
 from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop
-from emsplat.imaging.ctf import ctf
 from emsplat.imaging.forward import ForwardModel
 from emsplat.imaging.noise import shell_means
 from emsplat.io.images import ImageSource
 from emsplat.models.gaussians import Gaussians
+from emsplat.optics.ctf import ctf
 from emsplat.particles.coverage import measure_coverage
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction

@@ -27,10 +27,10 @@ from scipy.spatial.transform import Rotation
 from emsplat.conventions import electron_wavelength_in_angstroms
 from emsplat.fourier import maps
 from emsplat.fourier.slices import FourierVolume, fourier_volume
-from emsplat.imaging.aberrations import antisymmetric_factors, symmetric_phases
-from emsplat.imaging.ctf import ctf_parameters
 from emsplat.imaging.likelihood import Recorded
 from emsplat.io.images import reading_order
+from emsplat.optics.aberrations import antisymmetric_factors, symmetric_phases
+from emsplat.optics.ctf import ctf_parameters
 from emsplat.particles.table import Particles
 from emsplat.poses.refine_kernels import N_PARAMETERS, WINDOW, normal_equations, tap_table
 from emsplat.runtime.ranks import World

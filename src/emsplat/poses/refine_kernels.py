@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from emsplat.fourier.slices import MARGIN, PADDING
 from emsplat.fourier.window import Window
-from emsplat.imaging.ctf import ctf_at, magnified, quarter_wave_ahead, terms_of
+from emsplat.optics.ctf import ctf_at, magnified, quarter_wave_ahead, terms_of
 
 WIDTH = 4
 WINDOW = Window.for_oversampling(WIDTH, PADDING)

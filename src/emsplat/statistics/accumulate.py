@@ -23,10 +23,10 @@ from emsplat.fourier.background import subtract_recorded_background
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.fourier.insertion import SliceGrid, grid_period, grid_shape
 from emsplat.fourier.transforms import transforms_of
-from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
-from emsplat.imaging.ctf import ctf_along, ctf_parameters, terms_of
 from emsplat.imaging.noise import inverse_noise
 from emsplat.io.images import reading_order
+from emsplat.optics.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
+from emsplat.optics.ctf import ctf_along, ctf_parameters, terms_of
 from emsplat.particles.batches import Images, Rows
 from emsplat.particles.parts import Entries, Kind, Part, PartWeights
 from emsplat.particles.table import Particles

@@ -23,10 +23,10 @@ from emsplat.errors import InputError
 from emsplat.fourier.background import outside_circle, plane_fit
 from emsplat.fourier.insertion import frames_of
 from emsplat.fourier.insertion_gpu import DeviceGrid, DeviceGrids, Views
-from emsplat.imaging.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
-from emsplat.imaging.ctf import critical_dose, ctf_terms
 from emsplat.imaging.noise import inverse_noise
 from emsplat.io.images import check_images, refuse_images
+from emsplat.optics.aberrations import antisymmetric_factors, slice_matrices, symmetric_phases
+from emsplat.optics.ctf import critical_dose, ctf_terms
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Kind, PartWeights
 from emsplat.particles.table import Particles
@@ -429,7 +429,7 @@ def _phase_factors(angles: Tensor) -> Tensor:
 
 
 def _coefficients(particles: Particles) -> NDArray[np.float64]:
-    """(N, 12) `imaging.ctf.ctf_terms` with the frequency in steps of the grid and the magnification multiplied out.
+    """(N, 12) `optics.ctf.ctf_terms` with the frequency in steps of the grid and the magnification multiplied out.
 
     ``phase = c[_PHASE] · (kx², kx ky, ky²) + quartic s⁴ + constant`` with ``s² = c[_SQUARED] · (kx², kx ky, ky²)``.
     """

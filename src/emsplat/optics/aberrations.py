@@ -9,7 +9,7 @@ transform of an image is ``exp(iφ(s′)) · C(s′) · F(Aᵀ s′)``, shifted:
 Z are Zernike polynomials without norm whose radius is |s′| in 1/Å and not a share of some disc. They are counted by
 degree, then by order: odd Z(1,−1) Z(1,1) Z(3,−3) Z(3,−1) …, even Z(0,0) Z(2,−2) Z(2,0) Z(2,2) Z(4,−4) …; a negative
 order is the sine. Source: Zivanov, Nakane & Scheres (2020), IUCrJ 7, 253–267; signs and order as measured with RELION
-3.1.3 (tests/imaging/test_aberrations.py).
+3.1.3 (tests/optics/test_aberrations.py).
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emsplat.imaging.ctf import CtfTerms, ctf, ctf_at, ctf_in_double_precision, ctf_parameters
 from emsplat.io.mrc import write_map
 from emsplat.io.star import write_star
+from emsplat.optics.ctf import CtfTerms, ctf, ctf_at, ctf_in_double_precision, ctf_parameters
 from emsplat.particles.table import Particles
 from emsplat.simulation import SimulationSettings
 from emsplat.simulation.acquisition import acquire, star_tables

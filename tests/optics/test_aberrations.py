@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from emsplat.fourier.maps import soft_sphere
-from emsplat.imaging.aberrations import slice_matrices, zernike
-from emsplat.imaging.ctf import ctf
 from emsplat.io.images import ImageSource
 from emsplat.io.mrc import StackWriter, read_map, write_map
 from emsplat.io.relion import read_relion
 from emsplat.io.star import read_star, write_star
+from emsplat.optics.aberrations import slice_matrices, zernike
+from emsplat.optics.ctf import ctf
 from emsplat.particles.table import OpticsGroup, Particles
 from emsplat.simulation import SimulationSettings, simulate
 from emsplat.simulation.acquisition import star_tables

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.conventions import electron_wavelength_in_angstroms
-from emsplat.imaging.aberrations import symmetric_phases
+from emsplat.optics.aberrations import symmetric_phases
 from emsplat.particles.table import Particles
 
 # Critical dose of the 300 kV measurement, e/Å² at spatial frequency s in 1/Å: 0.24499 s^−1.6649 + 2.8141;
