@@ -1,4 +1,4 @@
-"""Files in and out: particle tables, image stacks, maps.
+"""Reading and writing of files: particle tables, image stacks and maps.
 
 - ``formats``: the format of a particle file, told by its content
 - ``star``, ``star_scan``, ``star_rows``: STAR files, fast and row by row
@@ -6,9 +6,9 @@
 - ``tomo``, ``tilt_series``: RELION's tomography with 2D stacks
 - ``cs``, ``cs_columns``, ``cs_alignments``: cryoSPARC
 - ``pkl``, ``unpickle``: cryoDRGN
-- ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles handed back
+- ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles written back to files
 - ``find_files``: where a named file lies; ``repeats``: rows that show the same image
-- ``kinds``: files of another kind than expected; ``contradictions``: facts that a file states twice and differently
+- ``kinds``: files of an unexpected kind; ``contradictions``: facts that a file states twice and differently
 - ``mrc``: maps and stacks; ``masks``: masks and maps on the grid of another map
 - ``stacks``: which stack an image's name means; ``images``: the images of any rows
 - ``cache``, ``cache_folder``: small copies of the images on a local disk
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def read_input(path: str | Path, settings: InputSettings, *, need_stacks: bool = True) -> Particles:
-    """`read_particles` with what the command line says."""
+    """Read particles as `read_particles` does, with the options of the command line."""
     return read_particles(
         path,
         datadir=settings.datadir,
@@ -78,22 +78,22 @@ def read_particles(
     need_poses: bool = True,
     need_ctf: bool = True,
 ) -> Particles:
-    """Reads a particle table of any format that is read, told by its content.
+    """Reads a particle table of any supported format, which its content decides.
 
-    Rows that show one image are one particle, in one half set.
+    Rows that show the same image become one particle, in one half set.
 
     Args:
         path: a RELION star of single particles (3.0 to 5) or of tomography (the optimisation set), a cryoSPARC table
             (.cs), or, with `poses` and `ctf`, cryoDRGN's images: a stack, a list of stacks, a star or a .cs.
-        datadir: the folder that the names of stacks are relative to; each reader says where it looks without.
-        strip_prefix: leading text of the stacks' names that is not part of their path any more.
+        datadir: the folder that the names of stacks are relative to; without it, each reader looks where it says.
+        strip_prefix: leading text of the stacks' names that is no longer part of their path.
         pixel_size_in_angstroms: overrides the table and the stacks' headers.
         poses, ctf: cryoDRGN's pickles, which replace what the table says.
         passthrough: cryoSPARC's other tables of the same particles.
         need_stacks: False reads the table alone, for its poses and optics.
         need_poses, need_ctf: False also reads tables that have none; then `ctf` may be given without `poses`.
     Raises:
-        InputError: a format that is not read, an option that does not fit it, or what the reader of the format refuses.
+        InputError: an unsupported format, an option that does not fit it, or anything that its reader refuses.
     """
     path = Path(path)
     kind = sniff(path)

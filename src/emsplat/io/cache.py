@@ -56,7 +56,7 @@ class CachedImages:
         self._record = _record(box_size)
         n = len(source.particles)
         order = reading_order(source.particles)
-        self._slot = np.empty(n, dtype=np.int64)  # of each row
+        self._slot = np.empty(n, dtype=np.int64)  # slot of each row
         self._slot[order] = np.arange(n)
         most = np.inf if most_gigabytes is None else 1e9 * most_gigabytes
         name = _name(source, order, box_size)
@@ -97,7 +97,7 @@ class CachedImages:
         self._from_source += len(missing)
 
     def _read_kept(self, slots: NDArray[np.int64], images: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Fill in what the cache has of these slots, and return the places of the rest."""
+        """Fill in the images that the cache has for these slots, and return the places of the others."""
         missing = np.flatnonzero(slots >= self._most)
         kept = np.flatnonzero(slots < self._most)
         order = kept[np.argsort(slots[kept], kind="stable")]
@@ -147,11 +147,11 @@ class CachedImages:
         records = np.zeros(len(images), dtype=self._record)
         mean = images.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
         deviations = images - mean[:, None, None]
-        # The root of the mean square is taken of what float32 cannot overflow.
+        # The deviations are scaled before they are squared, so that float32 cannot overflow.
         largest = np.maximum(np.abs(deviations).max(axis=(1, 2)), np.finfo(np.float32).tiny)
         deviations /= largest[:, None, None]
         spread = np.sqrt(np.square(deviations).mean(axis=(1, 2)))
-        deviations /= np.maximum(spread, 1 / self.box_size)[:, None, None]  # no less where one pixel is 1
+        deviations /= np.maximum(spread, 1 / self.box_size)[:, None, None]  # the least spread where one deviation is 1
         records["mean"], records["scale"] = mean, spread * largest
         records["pixels"] = torch.from_numpy(deviations).half().numpy()
         records["checksum"] = self._checksums(records, slots)
@@ -222,6 +222,6 @@ def _name(source: ImageSource, order: NDArray[np.int64], box_size: int) -> str:
     for column in (particles.stack, particles.section, source.negated(np.arange(len(particles)))):
         digest.update(np.ascontiguousarray(column[order]).tobytes())
     flipped = source.phase_flipped(order)
-    if flipped.any():  # back again, with this CTF
+    if flipped.any():  # their phases are flipped back with this CTF
         digest.update(flipped.tobytes() + particles.select(order[flipped]).fingerprint().encode())
     return digest.hexdigest()[:20]

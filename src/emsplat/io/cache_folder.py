@@ -32,8 +32,8 @@ class Place:
     """Where the images of a data set are kept, as long as the descriptor is open."""
 
     descriptor: int
-    most_images: int  # that may be kept: the first ones
-    present_share: float  # of them there already, as the disk counts
+    most_images: int  # most images that may be kept: the first ones
+    present_share: float  # share of these that is there already, as the disk counts
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _DataSet:
 
     @property
     def planned_in_bytes(self) -> int:
-        """The size that it may grow to; 0 if a run was killed before it wrote this down."""
+        """The size to which the data set may grow; 0 if a run was killed before it wrote this down."""
         try:
             return int(json.loads(self.facts.read_text())["bytes"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -62,14 +62,14 @@ class _DataSet:
 
     @property
     def held_in_bytes(self) -> int:
-        """The space that it takes on the disk."""
+        """The space that the data set takes on the disk."""
         try:
             return self.images.stat().st_blocks * 512
         except OSError:
             return 0
 
     def is_idle(self) -> bool:
-        """Whether no run uses it. Without locks this is unknown, and it stays."""
+        """Whether no run uses the data set. Without locks this is unknown, and the data set stays."""
         try:
             descriptor = os.open(self.images, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -84,7 +84,7 @@ class _DataSet:
 
 
 def place(folder: Path, name: str, n_images: int, bytes_an_image: int, most_bytes: float, say: Say) -> Place:
-    """A place for a data set. Others give way to it, first the one that has been unused for longest.
+    """A place for a data set. Others give way to it, starting with the one that has been unused for longest.
 
     Args:
         name: name of the data set, of letters and digits.

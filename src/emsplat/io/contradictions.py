@@ -1,7 +1,7 @@
-"""What a file says twice must be one thing: facts that stand in two places are compared, and named where they differ.
+"""Facts that a file states in two places: they are compared, and reported where they differ.
 
-A value that matters more than rounding is refused, for nobody can tell which of the two is right; a small difference is
-a warning. `--pixel-size` settles what is said of the pixel size.
+A difference that matters is refused, because nobody can tell which of the two values is right; a small difference is
+a warning. `--pixel-size` settles a contradiction about the pixel size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emsplat.errors import InputError
 
 @dataclass(frozen=True)
 class Limits:
-    """Differences of a quantity: below the first they are rounding, above the second they are refused."""
+    """Limits for a difference: below the first it is rounding, above the second it is refused."""
 
     unit: str
     rounding: float
@@ -38,7 +38,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Said:
-    """A value, or one for each row, and where it stands."""
+    """A value, or one for each row, and the place that states it."""
 
     source: str
     value: float | NDArray[np.float64]
@@ -49,7 +49,7 @@ def disagreement(path: Path, what: str, first: Said, second: Said, remedy: str) 
 
     Args:
         what: a key of `LIMITS`.
-        remedy: what to do about it.
+        remedy: what the user can do about it.
     Raises:
         InputError: they differ by so much that it matters.
     """

@@ -22,14 +22,14 @@ from emsplat.io.stacks import ImageNames, StackFacts, agreed_pixel_size, check_s
 from emsplat.particles.table import OpticsGroup, Particles
 
 _MANDATORY = ("blob/path", "blob/idx", "ctf/df1_A", "ctf/df2_A")
-_OTHER_NAMES = {  # of older versions, or of the slot a column came from
+_OTHER_NAMES = {  # names in older versions, or in the slot that a column came from
     "ctf/accel_kv": "mscope_params/accel_kv",
     "ctf/cs_mm": "mscope_params/cs_mm",
     "ctf/amp_contrast": "ctf/ac",
     "ctf/exp_group_id": "location/exp_group_id",
 }
 _NOT_MODELLED = {"ctf/shift_A": 2, "ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag": 4}
-_LARGEST_POSE = 100.0  # radians; cryoSPARC's stay below 2π
+_LARGEST_POSE = 100.0  # radians; those of cryoSPARC stay below 2π
 
 
 def read_cs(
@@ -45,9 +45,9 @@ def read_cs(
     """Reads a .cs file, its passthrough tables and the headers of its stacks.
 
     Args:
-        datadir: the folder that stack names are relative to, cryoSPARC's project folder; else it is looked for among
+        datadir: the folder that stack names are relative to, cryoSPARC's project folder; by default it is sought among
             the table's folder, those above it and the working directory.
-        strip_prefix: leading text of the stacks' names that is not part of their path any more.
+        strip_prefix: leading text of the stacks' names that is no longer part of their path.
         pixel_size_in_angstroms: overrides the table and the stacks' headers.
         passthrough: tables of the same particles, searched in this order for what the main table does not have.
         need_stacks: False reads the tables alone, for their poses and optics: stacks stay as written and the box size
@@ -106,12 +106,12 @@ def read_cs(
 
 
 def image_names(path: Path) -> ImageNames:
-    """Where the images of a .cs file lie, in the order of its rows; for poses that come from elsewhere."""
+    """The places of the images of a .cs file, in the order of its rows, for poses that come from elsewhere."""
     return _image_names(read_columns(path, []))
 
 
 def _said_twice(columns: Columns) -> list[str]:
-    """What two slots say of the microscope, compared."""
+    """Warnings where two slots say different things about the microscope."""
     lines = []
     for name, what in (
         ("accel_kv", "voltage"),
@@ -160,7 +160,7 @@ def _check_shapes(columns: Columns, box_size: int) -> None:
 
 
 def _pixel_sizes(columns: Columns) -> NDArray[np.float64] | None:
-    """(N,) Å, of the images."""
+    """(N,) pixel sizes of the images in Å."""
     if "blob/psize_A" not in columns:
         return None
     sizes = columns.numbers("blob/psize_A")
@@ -169,7 +169,7 @@ def _pixel_sizes(columns: Columns) -> NDArray[np.float64] | None:
 
 
 def _pixel_size_of_table(columns: Columns) -> float | None:
-    """In Å; InputError where rows differ."""
+    """Pixel size in Å; InputError where rows differ."""
     sizes = _pixel_sizes(columns)
     if sizes is not None and np.ptp(sizes) > 1e-4 * sizes[0]:
         raise InputError(
@@ -182,7 +182,7 @@ def _pixel_size_of_table(columns: Columns) -> float | None:
 def _optics_groups(
     columns: Columns, pixel_size: float, box_size: int
 ) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
-    """One group for every combination of exposure group and optics that occurs; (N,) the group of each row."""
+    """One group for every combination of exposure group and optics that occurs, and (N,) the group of each row."""
     voltage = columns.numbers(_name(columns, "ctf/accel_kv"))
     columns.require((voltage > 0) & (voltage < 5000), "ctf/accel_kv", voltage, "must be a positive number of kV")
     contrast = columns.numbers(_name(columns, "ctf/amp_contrast"))
@@ -220,17 +220,17 @@ def _rotations(pose: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _origin(columns: Columns, alignment: Alignment, pixel_size: float) -> NDArray[np.float64]:
-    """(N, 2) Å: the shift, in pixels of the grid it was found on; that may be coarser than the images'."""
+    """(N, 2) origins in Å, from shifts in pixels of the grid they were found on, which may be a coarser one."""
     aligned, image = alignment.pixel_size, _pixel_sizes(columns)
     if aligned is None:
         return alignment.shift * pixel_size
     columns.require(aligned > 0, "psize_A of the alignment", aligned, "must be positive")
-    # Where the user knows the pixel size better than the table, the ratio of its two is still right.
+    # If the user gives a better pixel size than the table, the ratio of the table's two sizes is still right.
     return alignment.shift * (aligned if image is None else aligned / image * pixel_size)[:, None]
 
 
 def _defocus_angle(columns: Columns) -> NDArray[np.float64]:
-    """(N,) degrees."""
+    """(N,) defocus angles in degrees."""
     name = "ctf/df_angle_rad"
     if name not in columns and (columns.numbers("ctf/df1_A") != columns.numbers("ctf/df2_A")).any():
         raise columns.missing([name])
@@ -238,7 +238,7 @@ def _defocus_angle(columns: Columns) -> NDArray[np.float64]:
 
 
 def _particle_numbers(columns: Columns) -> NDArray[np.int64]:
-    """(N,) equal for the copies of one particle that symmetry expansion made."""
+    """(N,) particle numbers, equal for the copies of one particle that symmetry expansion made."""
     name = "sym_expand/src_uid"
     if name not in columns:
         return np.arange(len(columns))
@@ -256,7 +256,7 @@ def _half_sets(columns: Columns, alignment: Alignment) -> NDArray[np.int8]:
 
 
 def _dark(columns: Columns) -> NDArray[np.bool_]:
-    """(N,) which images show dark particles.
+    """(N,) whether each image shows dark particles.
 
     blob/sign is −1 where particles are white, as RELION extracts them, and 1 where they are dark, as in a micrograph.
     """
@@ -266,14 +266,14 @@ def _dark(columns: Columns) -> NDArray[np.bool_]:
 
 
 def _not_modelled(columns: Columns) -> list[str]:
-    """The columns of aberrations that are not zero."""
+    """The names of the columns of aberrations that are not zero."""
     return [name for name, n in _NOT_MODELLED.items() if columns.numbers(name, 0, (n,)).any()]
 
 
 def _modelled_to(columns: Columns, optics: Sequence[OpticsGroup], optics_group: NDArray[np.int32]) -> float | None:
-    """Å up to which no aberration that is left in the images turns a phase by more than 45°; None: nothing is left.
+    """Resolution in Å up to which no aberration left in the images turns a phase by more than 45°; None if none does.
 
-    Their signs are not known, their sizes are: 2π λ² |t| s³ for tilt and trefoil, ½π λ³ |t| s⁴ for tetrafoil, 2π |t| s
+    Only their sizes are known, not their signs: 2π λ² |t| s³ for tilt and trefoil, ½π λ³ |t| s⁴ for tetrafoil, 2π |t| s
     for shifts, and 2π s r of what a matrix moves the edge of a particle of half the box by.
     """
     if not _not_modelled(columns):
@@ -297,7 +297,7 @@ def _modelled_to(columns: Columns, optics: Sequence[OpticsGroup], optics_group: 
 
 
 def _warnings(columns: Columns, alignment: Alignment, dark: NDArray[np.bool_]) -> Iterator[str]:
-    """What is read but not honoured, or may surprise; one line each."""
+    """Warnings of what is read but not honoured, or may surprise; one line each."""
     ignored = _not_modelled(columns)
     if ignored:
         yield f"optics not modelled, their effect stays in the images: {', '.join(ignored)}"

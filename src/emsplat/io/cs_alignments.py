@@ -23,26 +23,26 @@ _POSE_OF_A_CLASS = re.compile(r"(alignments_class(?:3D)?_)(\d+)/pose")
 
 @dataclass(frozen=True)
 class Alignment:
-    """The values as the table has them."""
+    """An alignment of every particle, with the values that the table has."""
 
     pose: NDArray[np.float64]  # (N, 3) rotation vector, radians
     shift: NDArray[np.float64]  # (N, 2) x, y in pixels of the grid the alignment was done on
     pixel_size: NDArray[np.float64] | None  # (N,) Å, of that grid
-    scale: NDArray[np.float64]  # (N,) of the reference; 1 where the table has none
+    scale: NDArray[np.float64]  # (N,) scale of the reference; 1 where the table has none
     split: NDArray[np.float64] | None  # (N,)
-    warnings: tuple[str, ...]  # what was taken, where there was a choice
+    warnings: tuple[str, ...]  # which alignment was taken, if there was a choice
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The slots of one alignment: several are classes."""
+    """The slots of one alignment; several slots are classes."""
 
     columns: Columns
     slots: tuple[str, ...]
     best: NDArray[np.intp] | None = None  # (N,) each image's most probable class; None where there are no classes
 
     def field(self, name: str, shape: tuple[int, ...] = (), default: float | None = None) -> NDArray[np.float64]:
-        """(N, *shape) one field, of each image's own class."""
+        """(N, *shape) values of one field, from each image's own class."""
         if self.best is None or len(self.slots) == 1:
             return self.columns.numbers(f"{self.slots[0]}/{name}", default, shape, self.best)
         values = np.empty((len(self.columns), *shape))
@@ -56,10 +56,10 @@ class _Source:
 
 
 def read_alignment(columns: Columns, needed: bool = True) -> Alignment:
-    """The plain alignment, else that of the most probable class; the main table's before a passthrough's.
+    """The plain alignment, or else that of the most probable class; the main table comes before a passthrough.
 
     Args:
-        needed: False gives one of zeros where there is none.
+        needed: False gives an alignment of zeros where there is none.
 
     Raises:
         InputError: no 3D alignment, or classes without their probabilities.
@@ -94,7 +94,7 @@ def read_alignment(columns: Columns, needed: bool = True) -> Alignment:
 
 
 def _slots(table: Iterable[str]) -> list[tuple[str, ...]]:
-    """The alignments that one table has, the first the one to take."""
+    """The alignments that one table has, the preferred one first."""
     classes: dict[str, list[int]] = {}
     for match in filter(None, map(_POSE_OF_A_CLASS.fullmatch, table)):
         classes.setdefault(match[1], []).append(int(match[2]))

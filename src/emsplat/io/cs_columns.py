@@ -25,7 +25,7 @@ from emsplat.runtime.files import check_memory, open_regular
 
 _LARGEST_HEADER_IN_BYTES = 1 << 18  # a table of a hundred classes needs a third of it
 
-# All that is read of a table; a name asked for must match.
+# All columns that are read of a table; only names that match may be asked for.
 _KEPT = re.compile(
     r"uid|sym_expand/src_uid|(ctf|location)/exp_group_id|mscope_params/(accel_kv|cs_mm)"
     r"|blob/(path|idx|shape|psize_A|sign)"
@@ -60,10 +60,10 @@ class Columns:
         shape: tuple[int, ...] = (),
         of_class: NDArray[np.intp] | None = None,
     ) -> NDArray[np.float64]:
-        """(N, *shape) finite numbers; the default everywhere where the column is absent.
+        """(N, *shape) finite numbers; all are the default if the column is absent.
 
         Args:
-            of_class: (N,) which entry of its axis of classes is wanted of a column that has one.
+            of_class: (N,) wanted entry along the axis of classes, for a column that has this axis.
         """
         values = self._find(name)
         if values is None:
@@ -87,7 +87,7 @@ class Columns:
         return values
 
     def texts(self, name: str) -> tuple[list[str], NDArray[np.intp]]:
-        """The different values of a column of text, and (N,) which of them each row has."""
+        """The different values of a column of text, and (N,) the number of each row's value among them."""
         values = self._find(name)
         if values is None:
             raise self.missing([name])
@@ -103,7 +103,7 @@ class Columns:
         return texts, which.reshape(-1)
 
     def row_shape(self, name: str) -> tuple[int, ...]:
-        """What one particle has in a column that is there; () is one value."""
+        """Shape of one particle's entry in a column that is present; () is a single value."""
         values = self._find(name)
         if values is None:
             raise self.missing([name])
@@ -141,7 +141,7 @@ def read_columns(path: Path, passthrough: Sequence[Path], block_in_bytes: int = 
     Args:
         block_in_bytes: size of the rows that are read at once; most of a table's columns are not kept.
     Raises:
-        InputError: a file that is no table, is damaged or holds Python objects; a uid that is missing or twice there.
+        InputError: a file that is no table, is damaged or holds Python objects; a uid that is missing or repeated.
     """
     tables = [_read_table(path, block_in_bytes)]
     uid = _uids(path, tables[0])
@@ -155,7 +155,7 @@ def read_columns(path: Path, passthrough: Sequence[Path], block_in_bytes: int = 
 
 
 def _uids(path: Path, table: dict[str, NDArray]) -> NDArray[np.uint64]:
-    """(n,) the uids, each of them once."""
+    """(n,) the uids; InputError where one occurs twice."""
     uid = table.get("uid")
     if uid is None or uid.dtype.kind not in "iu" or uid.ndim != 1:
         raise InputError(f"{path}: no column uid of whole numbers; is this a cryoSPARC particle table?")
@@ -171,7 +171,7 @@ def _uids(path: Path, table: dict[str, NDArray]) -> NDArray[np.uint64]:
 
 
 def _rows_of(uid: NDArray[np.uint64], path: Path, other_uid: NDArray[np.uint64], other: Path) -> NDArray[np.intp]:
-    """(N,) the row in the other table of each uid."""
+    """(N,) each uid's row in the other table."""
     order = np.argsort(other_uid)
     place = np.searchsorted(other_uid[order], uid)
     rows = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros(len(uid), dtype=np.intp)
@@ -185,7 +185,7 @@ def _rows_of(uid: NDArray[np.uint64], path: Path, other_uid: NDArray[np.uint64],
 
 
 def _read_table(path: Path, block_in_bytes: int) -> dict[str, NDArray]:
-    """The columns that are kept of one .cs file, (n, ...) each; nothing is unpickled or mapped.
+    """The kept columns of one .cs file, (n, ...) each; nothing is unpickled or memory-mapped.
 
     Memory is what the kept columns take, and that is at most the size of the file: a header is believed only as far
     as there are bytes behind it.

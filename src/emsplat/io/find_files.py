@@ -1,8 +1,8 @@
-"""Where a file lies that another file names: the path as it is written first, then what is left of it.
+"""Search for files that another file names: first by the path as it is written, then by shorter ends of it.
 
 A table names its stacks relative to a folder that it does not name: RELION and cryoSPARC mean the project's folder,
-other programs the table's own. A path that is there as it is written is taken; where two different files could be
-meant, none is taken, for a stack of the right name and size with other images in it gives a map, and a wrong one.
+other programs the table's own. A path that exists as it is written is taken. Where two different files could be
+meant, none is taken, because a stack of the right name and size with other images in it would give a wrong map.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Finder:
         return FoundFile(found, as_written=False)
 
     def _by_its_end(self, spellings: Sequence[str], folder: Path | None) -> Path | None:
-        """The file in a folder that the longest end of a name leads to."""
+        """The file in a folder to which the longest end of a name leads."""
         if folder is None:
             return None
         candidates = (folder / shorter for spelled in spellings for shorter in _ends_of(spelled))
@@ -69,13 +69,13 @@ class Finder:
 
     def _as_path(self, name: str) -> str:
         here = name.removeprefix(">")  # cryoSPARC's mark of a name it made
-        here = here.removesuffix(":mrcs")  # how RELION is told that a file of another name is a stack
+        here = here.removesuffix(":mrcs")  # this tells RELION that a file of another name is a stack
         if self.strip_prefix and here.startswith(self.strip_prefix):
             here = here.removeprefix(self.strip_prefix).lstrip("/")  # relative, wherever the prefix ended
         return here.replace("\\", "/") if "\\" in here and "/" not in here else here
 
     def _as_written(self, name: str) -> Iterator[Path]:
-        """The table's folder, the working directory and, of a name with folders in it, those above the table."""
+        """Paths from the table's folder, the working directory and, for a name with folders, those above the table."""
         yield self.source.parent / name
         yield Path(name)
         folders = PurePosixPath(name).parent
@@ -84,7 +84,7 @@ class Finder:
         yield from (above / name for above in self._above if self._is_folder(above / folders))
 
     def _one_of(self, name: str, candidates: Iterable[Path], what: str) -> Path | None:
-        """The candidate that is there; InputError where two are and differ."""
+        """The candidate that exists; InputError where two exist and differ."""
         present = list(dict.fromkeys(filter(_is_file, candidates)))
         if len(present) > 1:
             numbers = same_files(present)
@@ -119,7 +119,7 @@ class Finder:
 
 
 def _ends_of(name: str) -> Iterator[str]:
-    """What is left of a path as its first folders are cut off, one after the other; last the bare name."""
+    """The ends of a path as its first folders are cut off, one after the other; the last is the bare name."""
     parts = [part for part in PurePosixPath(name).parts if part != "/"]
     yield from ("/".join(parts[first:]) for first in range(0 if name.startswith("/") else 1, len(parts)))
     if len(parts) == 1:
@@ -127,7 +127,7 @@ def _ends_of(name: str) -> Iterator[str]:
 
 
 def _with_other_ending(name: str) -> str:
-    """A stack's name as the program at the other end spells it; empty where there is none."""
+    """A stack's name with the ending that another program gives it; empty where there is none."""
     stem, ending = os.path.splitext(name)
     return stem + _OTHER_ENDING[ending] if ending in _OTHER_ENDING else ""
 

@@ -1,4 +1,4 @@
-"""Images of particle rows, from however many stacks, in any order."""
+"""Images of particle rows, read in any order from any number of stacks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reading_order(particles: Particles) -> NDArray[np.int64]:
 
 
 class ImageSource:
-    """Reads the images of a particle table; stacks are opened when first needed. For one thread at a time."""
+    """Reads the images of a particle table; stacks are opened when first needed. One thread may use it at a time."""
 
     def __init__(self, particles: Particles, invert: bool = False, most_open: int = 16) -> None:
         """Read the images of these particles.
@@ -68,7 +68,7 @@ class ImageSource:
             here = np.flatnonzero(stacks == stack)
             self.watch(self.particles.stacks[stack])
             sections = self.particles.section[rows[here]]
-            if here[-1] - here[0] == len(here) - 1:  # in reading order: without a copy
+            if here[-1] - here[0] == len(here) - 1:  # consecutive images need no copy
                 self._reader(int(stack)).read(sections, images[here[0] : here[-1] + 1])
             else:
                 images[here] = self._reader(int(stack)).read(sections)
@@ -122,9 +122,9 @@ class ImageSource:
 
 
 def _flipped_back(images: NDArray[np.float32], particles: Particles) -> NDArray[np.float32]:
-    """(n, D, D) images with the sign of the CTF that their phases were rid of: C, where |C| was left.
+    """(n, D, D) images with the sign of the CTF that phase flipping took away: C in place of |C|.
 
-    It is the CTF that the table gives, with which they were flipped, whatever is refined later.
+    It is the CTF of the table, with which the phases were flipped, whatever is refined later.
     """
     plain = replace(particles, ctf_scale=np.ones(len(particles)))
     spectra = scipy.fft.rfft2(images) * np.where(ctf(plain) < 0, np.float32(-1), np.float32(1))
@@ -136,7 +136,7 @@ def check_images(
 ) -> None:
     """InputError naming an image whose lowest and highest pixel, (n,), show it to be no image.
 
-    They say all: NaN goes through both, infinity is one, a constant makes them equal.
+    These two suffice: NaN shows in both, infinity is one of them, and a constant image makes them equal.
     """
     finite = np.isfinite(lowest) & np.isfinite(highest)
     if not finite.all():

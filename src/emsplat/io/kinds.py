@@ -1,4 +1,4 @@
-"""Files of other kinds than the one that was expected, told by their first bytes."""
+"""Files of unexpected kinds, recognised by their first bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _WEB_PAGES = (b"<!doctype html", b"<html", b"<?xml")
 
 
 def kind_of_file(start: bytes) -> Kind | None:
-    """What a file is that begins so; None where that is not known."""
+    """The kind of a file that begins with these bytes; None where it is not known."""
     for beginning, kind in _STARTS:
         if start.startswith(beginning):
             return kind

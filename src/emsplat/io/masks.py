@@ -1,4 +1,4 @@
-"""Masks and maps in the place that their headers say, on the grid of another map."""
+"""Masks and maps on the grid of another map, in the place that their headers give."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scipy import ndimage
 from emsplat.errors import InputError
 from emsplat.io.mrc import Map, read_map
 
-_TOLERANCE = 0.02  # beyond 0 and 1, as interpolation leaves it
+_TOLERANCE = 0.02  # by which interpolation may leave values beyond 0 and 1
 _SAME = 0.01  # voxels or relative pixel size, below which two grids are one
-_LEAST_COVERED = 0.5  # of a mask's volume that must lie within the box
+_LEAST_COVERED = 0.5  # share of a mask's volume that must lie within the box
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GridOfMap:
 
 
 def read_mask(path: Path, grid: GridOfMap, ignore_origin: bool = False) -> tuple[NDArray[np.float32], str | None]:
-    """A mask on the grid of a map, and a line on how it came there where that is not plain.
+    """A mask on the grid of a map, and a line on how it was placed where that is not obvious.
 
     The header's origin places it; where both origins are 0 and the edges of the boxes differ, the middles of the boxes
     coincide, as RELION and cryoSPARC have it. It is interpolated where box or pixel size differ.
@@ -66,7 +66,7 @@ def check_mask(path: Path, values: NDArray[np.float32]) -> None:
 
 
 def _volume_on(mask: Map, grid: GridOfMap) -> float:
-    """The sum that the mask has in voxels of the grid, were all of it within the box."""
+    """The sum that the mask would have in voxels of the grid if all of it lay within the box."""
     size = mask.pixel_size_in_angstroms or grid.pixel_size_in_angstroms
     return float(np.clip(mask.values, 0, 1).sum(dtype=np.float64)) * (size / grid.pixel_size_in_angstroms) ** 3
 
@@ -102,12 +102,12 @@ def _placed(path: Path, mask: Map, grid: GridOfMap, ignore_origin: bool) -> tupl
 
 
 def offset_in_voxels(of: Map, grid: GridOfMap, pixel_size_in_angstroms: float) -> NDArray[np.float64]:
-    """(3,) x, y, z: which of its voxels lies at the first voxel of the grid, by the headers."""
+    """(3,) x, y, z: the voxel of the map that lies at the first voxel of the grid, by the headers."""
     return (np.array(grid.origin_in_angstroms) - of.origin_in_angstroms) / pixel_size_in_angstroms
 
 
 def moved_to(of: Map, grid: GridOfMap) -> NDArray[np.float32]:
-    """(D, D, D) a map of the same box and pixel size where its header places it; 0 where it does not reach."""
+    """(D, D, D) a map of the same box and pixel size where its header places it; 0 outside it."""
     offset = offset_in_voxels(of, grid, grid.pixel_size_in_angstroms)[::-1]
     whole = np.rint(offset)
     order = 1 if np.abs(offset - whole).max() < _SAME else 3

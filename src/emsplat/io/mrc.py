@@ -33,7 +33,7 @@ _VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # by mode
 _MRC2014 = 20140  # the first version of the standard
 _IMOD_STAMP, _IMOD_AT = 1146047817, 152  # and its place in the header; the flags come after it
 _IMOD_SIGNED_BYTES, _IMOD_STANDARD_ORIGIN, _IMOD_HALF_BYTES = 1, 4, 16
-_LARGEST_PIECE_IN_BYTES = 8 << 20  # of a compressed file, unpacked at once
+_LARGEST_PIECE_IN_BYTES = 8 << 20  # largest part of a compressed file that is unpacked at once
 _SMALLEST_PIXEL, _LARGEST_PIXEL = 1e-3, 1e4  # Å; beyond them a header says nothing
 
 
@@ -128,9 +128,9 @@ def _imod_flags(h: np.void, raw: bytes) -> int | None:
 
 
 def _value_type(path: Path, h: np.void, raw: bytes) -> str:
-    """The type of a value; of a mode that has been written with and without sign, as stamp and range tell.
+    """The type of a value; stamp and range decide where a mode has been written with and without sign.
 
-    The standard's bytes are signed (MRC2014). Before it they were not, and IMOD says by a flag what its are.
+    The standard's bytes are signed (MRC2014). Before it they were not, and IMOD flags which its own are.
     """
     mode, flags = int(h["mode"]), _imod_flags(h, raw)
     lowest, highest = float(h["dmin"]), float(h["dmax"])
@@ -162,7 +162,7 @@ def _value_type(path: Path, h: np.void, raw: bytes) -> str:
 
 
 def _origin(h: np.void, raw: bytes, axes: tuple[int, ...], voxel: tuple[float, ...]) -> tuple[float, float, float]:
-    """Å, x, y, z of the first voxel; by the start indices where the origin is 0, as in older files.
+    """x, y, z of the first voxel in Å, from the start indices where the origin is 0, as in older files.
 
     IMOD's own origin has the other sign, unless a flag or a version of the standard says that it has not (IMOD,
     ``mrc_head_read``).
@@ -193,7 +193,7 @@ def _in_byte_order(raw: bytes) -> np.void | None:
 class StackReader:
     """An open stack of N images; a header's pixel size of 0 or 1 counts as unset.
 
-    For one thread at a time: a read moves the file's position.
+    Only one thread may use it at a time, because a read moves the file's position.
     """
 
     def __init__(self, path: str | Path, largest_read_in_bytes: int = 8 << 20) -> None:
@@ -202,7 +202,7 @@ class StackReader:
         Args:
             largest_read_in_bytes: size of one read's buffer, whatever the number of sections asked for.
         Raises:
-            InputError: a file that is missing, truncated, or of a mode that is not read.
+            InputError: a file that is missing, truncated, or of an unsupported mode.
         """
         self.path, self._largest_read_in_bytes = Path(path), largest_read_in_bytes
         self._file, self._header = _open(self.path)
@@ -220,7 +220,7 @@ class StackReader:
         """(n, rows, columns) the images of these section numbers (from 0), in the order asked for.
 
         Args:
-            out: where to put them, of that shape.
+            out: an array of that shape to put them in.
         """
         wanted = np.asarray(sections, dtype=np.int64).ravel()
         outside = (wanted < 0) | (wanted >= self.shape[0])
@@ -232,7 +232,7 @@ class StackReader:
         longest = max(1, self._largest_read_in_bytes // self._header.section_in_bytes)
         for rows in consecutive_runs(order, wanted[order], longest):
             first, together = int(wanted[rows[0]]), out[rows[0] : rows[0] + len(rows)]
-            # Asked for in the file's order and of its type, sections need no memory in between.
+            # Sections that are wanted in the file's order and type need no memory in between.
             if self._header.values == out.dtype and together.flags.c_contiguous and (np.diff(rows) == 1).all():
                 self._read_run(first, together)
                 continue
@@ -290,14 +290,14 @@ _UNPACKERS: dict[bytes, Callable[..., Any]] = {
 
 
 def _unpackers(path: Path) -> Callable[..., Any] | None:
-    """What opens a compressed file; None for one that is not."""
+    """The function that opens a compressed file; None for a file that is not compressed."""
     with open_regular(path) as file:
         start = file.read(8)
     return next((opener for magic, opener in _UNPACKERS.items() if start.startswith(magic)), None)
 
 
 def _unpacked_map(path: Path, opener: Callable[..., Any], cubic: bool) -> Map:
-    """A compressed map, as EMDB hands them out, by way of a temporary file."""
+    """A compressed map, as EMDB distributes them, read by way of a temporary file."""
     with TemporaryDirectory() as folder:
         plain = Path(folder) / path.stem
         try:
@@ -316,8 +316,8 @@ def read_map(path: str | Path, *, cubic: bool = True) -> Map:
     """A map, its axes turned to (z, y, x).
 
     Raises:
-        InputError: missing, truncated, unsupported mode, NaN or infinite voxels, unequal voxel edges, and, where
-            `cubic`, edges of unequal length.
+        InputError: a file that is missing, truncated or of an unsupported mode, NaN or infinite voxels, unequal voxel
+            edges, and, where `cubic`, edges of unequal length.
     """
     path = Path(path)
     opener = _unpackers(path)

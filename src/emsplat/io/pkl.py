@@ -40,7 +40,7 @@ _LARGEST_ROTATION_ERROR = 1e-3  # poses may be in single precision
 
 @dataclass(frozen=True)
 class _Images:
-    """Which images there are, in the order of the pickles' rows."""
+    """The images, in the order of the pickles' rows."""
 
     names: ImageNames
     ids: Sequence[str] = ()  # (N,) where the file gives them
@@ -67,7 +67,7 @@ def read_cryodrgn(
             a star's half sets are used.
         kind: which of these it is.
         poses: (N, 3, 3) rotations, or these and (N, 2) translations; None: all are 0.
-        ctf: (N, 9); None: all are 1.
+        ctf: (N, 9) parameters; None: all CTFs are 1.
         datadir, strip_prefix, pixel_size_in_angstroms, need_stacks: as in `read_relion`.
     Raises:
         InputError: anything missing, out of range or of unequal length; the message names it and the remedy.
@@ -170,7 +170,7 @@ def _images_of_star(path: Path) -> _Images:
 
 
 def _poses(path: Path, n: int, images: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(N, 3, 3) rotations and (N, 2) translations in fractions of the box; zero where the file has none."""
+    """(N, 3, 3) rotations and (N, 2) translations in fractions of the box, which are 0 if the file has none."""
     arrays = [array.astype(np.float64) for array in read_arrays(path)]
     shapes = [array.shape for array in arrays]
     if len(arrays) > 2 or shapes[0][1:] != (3, 3) or (len(arrays) == 2 and shapes[1] != (shapes[0][0], 2)):
@@ -254,7 +254,7 @@ def _optics_groups(
 
 
 def _warnings(images: _Images, table: NDArray[np.float64]) -> list[str]:
-    """What says that the rows may not belong together."""
+    """Warnings that the rows may not belong together."""
     lines = []
     if images.defocus_u_in_angstroms is not None:
         different = int((np.abs(images.defocus_u_in_angstroms - table[:, 2]) > 100).sum())

@@ -49,8 +49,8 @@ def read_relion(
     """Reads a star file and the headers of its stacks.
 
     Args:
-        datadir: the folder that image names are relative to; else the star's folder, else the working directory.
-        strip_prefix: leading text of the image names' stacks that is not part of their path any more.
+        datadir: the folder that image names are relative to; by default the star's folder, then the working directory.
+        strip_prefix: leading text of the image names' stacks that is no longer part of their path.
         pixel_size_in_angstroms: overrides the star and the stacks' headers.
         need_stacks: False reads the table alone, for its poses and optics: stacks stay as written and the box size
             is rlnImageSize, or 0.
@@ -71,7 +71,7 @@ def read_relion(
 
 
 def unread_stacks(rows: Rows, names: ImageNames) -> tuple[tuple[Path, ...], StackFacts]:
-    """The stacks as written, and what the rows alone say of them."""
+    """The stacks as written, and what the rows alone say about them."""
     box_size = int(rows.numbers("rlnImageSize", 0)[0])
     return tuple(Path(name) for name in names.stacks), StackFacts(box_size, (None,) * len(names.stacks))
 
@@ -83,7 +83,7 @@ def particles_of(
     facts: StackFacts,
     pixel_size_in_angstroms: float | None,
 ) -> Particles:
-    """The particles of rows whose stacks are known, one an image; see `read_relion`."""
+    """The particles of rows whose stacks are known, one for each image; see `read_relion`."""
     _check_image_sizes(rows, facts.box_size)
     pixel_size, pixel_warnings = _pixel_size(rows, pixel_size_in_angstroms, stacks, facts)
     optics, optics_group = _optics_groups(rows, pixel_size, facts.box_size)
@@ -131,7 +131,7 @@ def _check_image_sizes(rows: Rows, box_size: int) -> None:
 def _pixel_size(
     rows: Rows, override: float | None, stacks: Sequence[Path], facts: StackFacts
 ) -> tuple[float, list[str]]:
-    """In Å, as by `agreed_pixel_size`; and what is doubtful about it."""
+    """Pixel size in Å, as by `agreed_pixel_size`, and warnings of what is doubtful about it."""
     said = pixel_sizes_of_star(rows)
     in_table = [_one_pixel_size(rows, one) for one in said] if override is None else []
     star = in_table[0] if in_table else None
@@ -139,7 +139,7 @@ def _pixel_size(
     if override is not None or not said:
         return size, []
     confirmed = any(facts.pixel_sizes_in_angstroms)
-    if confirmed and len(said) > 1:  # two that agree stand against the third
+    if confirmed and len(said) > 1:  # two that agree overrule the third
         said = [said[0], *(other for other in said[1:] if _is_near(said[0], other) or " of the " in other.source)]
     lines = all_agree(rows.path, "pixel size", said, "say which is right with --pixel-size, or remove the wrong column")
     for other in pixel_sizes_of_star(rows)[1:]:
@@ -158,7 +158,7 @@ def _is_near(one: Said, other: Said) -> bool:
 
 
 def pixel_sizes_of_star(rows: Rows) -> list[Said]:
-    """In Å, (N,) of every place that gives one; the first is what RELION takes."""
+    """Pixel sizes in Å, (N,) from every place that gives them; RELION takes the first."""
     found = []
     for name in ("rlnImagePixelSize", "rlnPixelSize"):
         both = rows.in_both(name)
@@ -179,7 +179,7 @@ def pixel_sizes_of_star(rows: Rows) -> list[Said]:
 
 
 def _one_pixel_size(rows: Rows, said: Said) -> float:
-    """InputError where rows differ."""
+    """Pixel size of all rows in Å; InputError where rows differ."""
     sizes = np.asarray(said.value)
     if np.ptp(sizes) > 1e-4 * sizes[0]:  # more than the rounding of a printed value
         raise InputError(
@@ -190,7 +190,7 @@ def _one_pixel_size(rows: Rows, said: Said) -> float:
 
 
 def _optics_twice(rows: Rows) -> list[str]:
-    """What both tables say of the optics, compared."""
+    """Warnings where both tables say different things about the optics."""
     lines = []
     for name, what in _OPTICS.items():
         both = rows.in_both(name)
@@ -209,7 +209,7 @@ def _optics_twice(rows: Rows) -> list[str]:
 
 
 def _optics_groups(rows: Rows, pixel_size: float, box_size: int) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
-    """One group for every combination of optics that occurs; (N,) the group of each row."""
+    """One group for every combination of optics that occurs, and (N,) the group of each row."""
     voltage = rows.numbers("rlnVoltage", 300)
     rows.require((voltage > 0) & (voltage < 5000), "rlnVoltage", voltage, "must be a positive number of kV")
     contrast = rows.numbers("rlnAmplitudeContrast", 0.1)
@@ -244,7 +244,7 @@ def _optics_groups(rows: Rows, pixel_size: float, box_size: int) -> tuple[tuple[
 
 
 def _own_aberrations(rows: Rows) -> NDArray[np.int64]:
-    """(N,) equal where the aberrations agree that stand in the particle table itself, as in RELION 3.0."""
+    """(N,) numbers, equal for rows whose aberrations in the particle table itself agree, as in RELION 3.0."""
     columns = [rows.particles.column(name) for name in ABERRATION_COLUMNS if name in rows.particles]
     if not columns:
         return np.zeros(len(rows), dtype=np.int64)
@@ -253,10 +253,10 @@ def _own_aberrations(rows: Rows) -> NDArray[np.int64]:
 
 
 def _origins(rows: Rows, pixel_size: float, override: float | None) -> tuple[NDArray[np.float64], list[str]]:
-    """(N, 2) Å: RELION 3.1's columns, else 3.0's in pixels, else 0; and what is doubtful about them.
+    """(N, 2) origins in Å from RELION 3.1's columns, else 3.0's in pixels, else 0, and warnings about them.
 
-    A refinement finds shifts in pixels. Those in Å were made with the table's pixel size: where the user knows it
-    better, they are shifts of so many pixels still.
+    A refinement finds shifts in pixels. Those in Å were made with the table's pixel size: if the user gives a
+    better one, they remain shifts by the same number of pixels.
     """
     said = pixel_sizes_of_star(rows) if override is not None else []
     of_table = np.asarray(said[0].value) if said else np.full(len(rows), pixel_size)
@@ -292,9 +292,9 @@ def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
 
 
 def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(N,) equal for the tilts of one particle.
+    """(N,) particle numbers, equal for the tilts of one particle.
 
-    rlnGroupName names a tilted particle only where the pre-exposure varies within it; else it is a micrograph.
+    rlnGroupName names a tilted particle only where the pre-exposure varies within it; otherwise it names a micrograph.
     """
     if "rlnTomoParticleName" in rows:
         return _numbered(rows.texts("rlnTomoParticleName"))
@@ -306,7 +306,7 @@ def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64
 
 
 def _with_original_images(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) particle numbers, equal too for rows whose images were made from one recorded image by subtracting signal.
+    """(N,) particle numbers, also equal for rows whose images were made from one recorded image by subtracting signal.
 
     The subtracted images of one particle differ, and hold the same noise.
     """
@@ -348,7 +348,7 @@ def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:
 
 
 def _warnings(rows: Rows) -> list[str]:
-    """What is read but not honoured, or looks wrong; one line each."""
+    """Warnings of what is read but not honoured, or looks wrong; one line each."""
     lines = []
     for name, none in NOT_MODELLED.items():
         if _differs(rows, name, none):

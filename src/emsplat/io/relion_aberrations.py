@@ -20,7 +20,7 @@ _COMA = (3, 4)  # Z(3,−1), Z(3,1): where a star has a column of beam tilts, RE
 _MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 ABERRATION_COLUMNS = (*_TILT, _ODD, _EVEN, *_MAGNIFICATION)
 
-# Bounds far beyond any microscope: what lies outside is no such number, and would make phases that are none.
+# Bounds far beyond any microscope: a value outside them is no aberration, and would make meaningless phases.
 _LARGEST_COEFFICIENT, _MOST_COEFFICIENTS = 1e9, 100
 _LARGEST_TILT = 1e3  # mrad
 _LARGEST_STRETCH = 2.0
@@ -30,10 +30,10 @@ def with_aberrations(group: OpticsGroup, texts: Mapping[str, str], place: str) -
     """The optics group with the aberrations that a row of the file gives it.
 
     Args:
-        texts: value by column, those of `ABERRATION_COLUMNS` that the file has.
+        texts: value by column, for those of `ABERRATION_COLUMNS` that the file has.
         place: file and row, for the message.
     Raises:
-        InputError: no number, a senseless one, or a part of a magnification matrix.
+        InputError: a value that is no number or makes no sense, or an incomplete magnification matrix.
     """
     odd, even = (_coefficients(name, texts.get(name, "[]"), place) for name in (_ODD, _EVEN))
     if any(name in texts for name in _TILT):
@@ -49,7 +49,7 @@ def with_aberrations(group: OpticsGroup, texts: Mapping[str, str], place: str) -
 
 
 def aberration_columns(groups: Sequence[OpticsGroup]) -> dict[str, list[str]]:
-    """The same columns of optics groups, of those aberrations that some group has; as text that loses nothing."""
+    """The columns of the aberrations that any of the optics groups has, as text that loses no digits."""
     columns: dict[str, list[str]] = {}
     if any(any(g.beam_tilt_in_milliradians) for g in groups):
         columns |= {n: [repr(g.beam_tilt_in_milliradians[i]) for g in groups] for i, n in enumerate(_TILT)}

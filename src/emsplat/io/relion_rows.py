@@ -23,11 +23,11 @@ _POSES = frozenset(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"))
 
 
 def mandatory_columns(poses: bool = True, ctf: bool = True) -> tuple[str, ...]:
-    """The columns without which a particle table says too little; without those of the poses or the CTFs if told so."""
+    """The columns that a particle table must have, with or without those of the poses and of the CTFs."""
     return tuple(name for name in _MANDATORY if name == "rlnImageName" or (poses if name in _POSES else ctf))
 
 
-# All that is read of a file; a name asked for must be here. Zernikes are lists, "[0,0]", so text.
+# All columns that are read of a file; only these may be asked for. Zernikes are lists, "[0,0]", and so text.
 NOT_MODELLED = {"rlnIsFlip": 0.0}  # what would make a wrong map, and the value that means "none": mirrored images
 _TEXTS = (
     *("rlnImageName", "rlnImageOriginalName", "rlnOpticsGroupName", "rlnGroupName", "rlnTomoParticleName"),
@@ -80,7 +80,7 @@ class Rows:
         return self.optics.column(name)[self.optics_row[row]]
 
     def numbers(self, name: str, default: float | None = None) -> NDArray[np.float64]:
-        """(N,) finite numbers; the default everywhere where the column is absent."""
+        """(N,) finite numbers; all are the default if the column is absent."""
         if name not in self and default is not None:
             return np.full(len(self), default)
         if name in self.particles or self.optics is None:

@@ -1,6 +1,6 @@
-"""Rows that show one image are one particle, in whatever format they came and however its stack is spelled.
+"""Rows that show the same image become one particle, whatever their format and however its stack is spelled.
 
-A particle that is listed twice brings its noise along twice. If one copy lay in each half set, both half maps would
+A particle that is listed twice brings its noise twice. If one copy lay in each half set, both half maps would
 hold the same noise, and their correlation would be taken for signal.
 """
 
@@ -21,13 +21,13 @@ from scipy.sparse.csgraph import connected_components
 from emsplat.particles.table import Particles
 
 _SAMPLED_BYTES = 4096  # read at the start, in the middle and at the end of a file, to tell copies of it
-_LARGEST_SHARE = 0.01  # of the rows that may change their half; beyond it the halves were not refined apart
+_LARGEST_SHARE = 0.01  # share of the rows that may change their half; beyond it the halves were not refined apart
 
 
 def with_repeats_joined(particles: Particles) -> Particles:
-    """The table with all rows of one image in one particle and one half set; what was found is among its warnings.
+    """The table with all rows of one image in one particle and one half set; its warnings tell what was found.
 
-    Stacks are the same where they are one file, whatever leads to it, or where one is a copy of the other.
+    Stacks are the same if their paths lead to one file, or if one is a copy of the other.
     """
     image = _image_numbers(particles)
     n_repeated = len(particles) - len(np.unique(image))
@@ -53,7 +53,7 @@ def joined(*labels: NDArray) -> NDArray[np.int64]:
 
 
 def _image_numbers(particles: Particles) -> NDArray[np.int64]:
-    """(N,) a number of its own for every image."""
+    """(N,) numbers of the images, equal for rows that show the same image."""
     stack = same_files(particles.stacks)[particles.stack].astype(np.int64)
     return stack * (int(particles.section.max(initial=0)) + 1) + particles.section
 
@@ -61,8 +61,8 @@ def _image_numbers(particles: Particles) -> NDArray[np.int64]:
 def same_files(paths: Sequence[Path]) -> NDArray[np.int64]:
     """(n,) numbers from 0, equal for paths that lead to one file, and for files that are copies of each other.
 
-    Copies are told by their size and a sample of their bytes: files of one size are few, and two stacks of noise that
-    agree in thousands of bytes do not occur. A path that leads nowhere is the file that its text names.
+    Copies are known by their size and a sample of their bytes: files of one size are few, and two stacks of noise that
+    agree in thousands of bytes do not occur. Paths that lead nowhere are told apart by their text.
     """
     number_of: dict[object, int] = {}
     of_path: list[int] = []
@@ -107,7 +107,7 @@ def _sampled(path: Path) -> bytes | None:
 
 
 def _with_whole_halves(particles: Particles) -> Particles:
-    """The table with every particle in one half: that of its first row, unless too many are in both."""
+    """The table with every particle in the half of its first row, unless too many are in both halves."""
     half = particles.half_set
     if not (half > 0).all():
         return particles

@@ -24,7 +24,7 @@ class ImageNames:
     """The places of N images according to their metadata file."""
 
     source: Path
-    stacks: tuple[str, ...]  # as written
+    stacks: tuple[str, ...]  # names as written
     stack: NDArray[np.int32]  # (N,) index into stacks
     section: NDArray[np.int64]  # (N,) from 0
 
@@ -61,7 +61,7 @@ def find_stacks(names: ImageNames, datadir: Path | None, strip_prefix: str | Non
 
     Args:
         datadir: the folder that names are relative to, if the user gives one.
-        strip_prefix: leading text of the stacks' names that is not part of their path any more.
+        strip_prefix: leading text of the stacks' names that is no longer part of their path.
     Raises:
         InputError: a stack that is nowhere or could be two different files, two stacks of one name that only one file
             could stand for, or a prefix that no stack's name starts with.
@@ -73,7 +73,7 @@ def find_stacks(names: ImageNames, datadir: Path | None, strip_prefix: str | Non
         )
     finder = Finder(names.source, datadir, strip_prefix)
     paths: list[Path] = []
-    guessed: dict[Path, str] = {}  # those that only the end of their name led to
+    guessed: dict[Path, str] = {}  # paths that only the end of a name led to
     exact: set[Path] = set()
     for name in names.stacks:
         found = finder.find(name, "stack")
@@ -135,10 +135,10 @@ def agreed_pixel_size(
     stacks: Sequence[Path],
     facts: StackFacts,
 ) -> float:
-    """In Å: the override, else what the metadata file says in `said_by`, else the stacks' headers.
+    """Pixel size in Å: the override, else what the metadata file says in `said_by`, else the stacks' headers.
 
     Raises:
-        InputError: nothing says one, two differ by more than 1 %, or the override is no pixel size.
+        InputError: no source gives one, two differ by more than 1 %, or the override is no pixel size.
     """
     if override is not None:
         if not (np.isfinite(override) and override > 0):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.runtime.files import open_regular, replacing
 
-_WORDS_IN_A_BATCH = 1 << 16  # read before they are sorted into columns
+_WORDS_IN_A_BATCH = 1 << 16  # words that are read before they are sorted into columns
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Table:
-    """One block. Values stay the text they were, so that unknown columns survive a round trip.
+    """One block of a file. Values stay the text that they were, so that unknown columns survive a round trip.
 
     Only a column that `read_star` was told to keep as float is an array of numbers.
     """
@@ -58,7 +58,7 @@ class Table:
         return np.array(values if isinstance(values, array) else _numbers(self.label, 0, name, values))
 
     def integers(self, name: str) -> NDArray[np.int64]:
-        """(N,) a column of whole numbers, "1.000000" allowed."""
+        """(N,) a column of whole numbers; "1.000000" counts as one."""
         values = self.floats(name)
         whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53)
         if not whole.all():
@@ -81,7 +81,7 @@ class Table:
 
 
 def _numbers(label: str, first_row: int, name: str, words: Sequence[str]) -> array[float]:
-    """Words as numbers; InputError names the first that is none. Python's own additions (1_000, １) are none."""
+    """Words as numbers; InputError names the first that is not one. Python's own additions (1_000, １) are not."""
     try:
         plain = "".join(words)
         if plain.isascii() and "_" not in plain:
@@ -109,8 +109,8 @@ class _Block:
     label: str
     keep: Mapping[str, type] | None
     names: dict[str, None] = field(default_factory=dict)  # in order
-    columns: dict[str, list[str] | array[float]] = field(default_factory=dict)  # those of the names that are kept
-    rows: list[list[str]] = field(default_factory=list)  # the last ones, not yet in the columns
+    columns: dict[str, list[str] | array[float]] = field(default_factory=dict)  # columns that are kept, by name
+    rows: list[list[str]] = field(default_factory=list)  # the latest rows, which are not yet in the columns
     n_rows: int = 0
     is_loop: bool = False
     ended: bool = False  # a blank line has ended the loop
@@ -143,7 +143,7 @@ class _Block:
         self.rows.clear()
 
     def add_plain_rows(self, text: bytes) -> int:
-        """Adds rows from the start of the text on, by compiled code; returns the position it came to."""
+        """Adds rows from the start of the text by compiled code; returns the position where it stopped."""
         from emsplat.io.star_scan import scan_rows
 
         self.sort_rows()
@@ -165,7 +165,7 @@ class _Block:
         return found.end
 
     def is_worth_compiling(self, rows_worth_compiling: int) -> bool:
-        """Whether the rows to come are best read by compiled code; a line of one word may be no row."""
+        """Whether the following rows are best read by compiled code; a line of one word may be no row."""
         large = self.n_rows >= rows_worth_compiling and not self.ended
         return large and self.keep is not None and len(self.names) > 1
 
@@ -175,7 +175,7 @@ class _Block:
 
 
 def _shared(words: Sequence[str]) -> list[str]:
-    """The words, equal ones as one object: half the memory."""
+    """The words, with equal ones as one object, which halves the memory."""
     known = dict(zip(words, words, strict=True))
     return [known[word] for word in words]
 
@@ -188,15 +188,15 @@ def read_star(
     """All blocks of a file by name without ``data_`` (a nameless block is "").
 
     Args:
-        keep: the columns to keep, each as text or as numbers: a fraction of the memory; None keeps all, as text.
+        keep: the columns to keep, each as text or as numbers, in a fraction of the memory; None keeps all as text.
         reading: how the file is read; the tables do not depend on it.
     Raises:
-        InputError: missing, empty or binary file; a row with too few or too many values (with its line number).
+        InputError: a missing, empty or binary file, or a row (with its line number) with too few or too many values.
     """
     path = Path(path)
     blocks: dict[str, _Block] = {}
     block: _Block | None = None
-    number = 0  # of the line
+    number = 0  # number of the current line
     try:
         for piece in _pieces(path, reading.piece):
             end = 0
@@ -228,7 +228,7 @@ class _Refused(Exception):
 
 
 def _begun(blocks: dict[str, _Block], name: str, path: Path, keep: Mapping[str, type] | None) -> _Block:
-    """A new block, put beside the others."""
+    """A new block, added to the others."""
     if name in blocks:
         raise _Refused(f"a second block data_{_cut(name)}; names must differ: remove or rename one")
     blocks[name] = _Block(f"{path}, data_{name}", keep)
@@ -287,7 +287,7 @@ def _lines(path: Path, piece: bytes) -> list[str]:
         lines = piece.decode("utf-8").split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text, so not a STAR file; check the path or convert it to UTF-8") from None
-    return lines if lines[-1] else lines[:-1]  # nothing stands behind the last line's end
+    return lines if lines[-1] else lines[:-1]  # nothing follows the end of the last line
 
 
 _WORD = re.compile(r"\S+")
@@ -295,7 +295,7 @@ _CLOSING = {"'": re.compile(r"'(?=\s|$)"), '"': re.compile(r'"(?=\s|$)')}
 
 
 def _fields(line: str) -> list[str]:
-    """The values of a line; a # at the start of a word begins a comment. Takes a time linear in the line's length."""
+    """The values of a line; a # at the start of a word begins a comment. The time is linear in the line's length."""
     if not ("#" in line or "'" in line or '"' in line):
         return line.split()
     found: list[str] = []
@@ -311,7 +311,7 @@ def _fields(line: str) -> list[str]:
                 found.append(line[start + 1 : quote.start()])
                 end = quote.end()
                 continue
-            del closing[line[start]]  # none further on either
+            del closing[line[start]]  # there is none further on either
         found.append(word[0])
     return found
 
@@ -327,7 +327,7 @@ def _cut(text: str) -> str:
 def write_star(path: str | Path, blocks: Mapping[str, Table]) -> None:
     """Writes blocks as RELION reads them, whole or not at all.
 
-    RELION takes a file for 3.1 by its version line, so one is written where there is an optics block.
+    RELION recognises a file of version 3.1 by its version line, so one is written where there is an optics block.
     """
     version = "\n# version 30001\n" if "optics" in blocks else ""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A STAR file with some of its rows left out or changed, and everything else the text it was.
+"""Copies of a STAR file with some of its rows left out or changed, and everything else unchanged.
 
 A star that is parsed and written again loses its comments, its version line and its layout; here lines are copied.
 """
@@ -22,11 +22,11 @@ _WORD = re.compile(r"""'.*?'(?=\s|$)|".*?"(?=\s|$)|\S+""")
 def copy_rows(
     source: Path, out: Path, block: str, keep: NDArray[np.bool_], updates: Mapping[str, Sequence[str]]
 ) -> None:
-    """Copies a file that `read_star` reads, with these rows of one of its loops.
+    """Copies a file that `read_star` reads, with the chosen rows of one of its loops.
 
     Args:
         block: the loop's name without ``data_``.
-        keep: (N,) which of its rows.
+        keep: (N,) whether each of its rows is kept.
         updates: (n,) values of the kept rows by column; a column the loop does not have comes last.
     """
     with (
@@ -46,7 +46,7 @@ class _Loop:
     updates: Mapping[str, Sequence[str]]
     inside: bool = False
     names: list[str] = field(default_factory=list)
-    row: int = 0  # of all
+    row: int = 0  # number among all rows
     kept: int = 0
 
     @property

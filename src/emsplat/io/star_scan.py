@@ -1,4 +1,4 @@
-"""The rows of a large STAR loop, found and turned to numbers by compiled code: no Python object for a word not kept."""
+"""The rows of a large STAR loop, found and turned to numbers by compiled code: words not kept make no objects."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Rows:
 
 
 def scan_rows(text: bytes, n_columns: int, kept: NDArray[np.int64], are_numbers: NDArray[np.bool_]) -> Rows:
-    """The rows from the start up to the end, or to the first that is not plain.
+    """The rows from the start up to the end, or to the first row that is not plain.
 
-    A plain row is a line of `n_columns` words of printable ASCII, no word quoted or beginning a comment.
+    A plain row is a line of `n_columns` words of printable ASCII, none of which is quoted or begins a comment.
 
     Args:
-        kept: (K,) numbers of the columns to keep, ascending; are_numbers: (K,) those whose values are wanted.
+        kept: (K,) numbers of the columns to keep, ascending; are_numbers: (K,) whether their values are wanted.
     """
-    most = len(text) // (2 * n_columns)  # a word and what parts it from the next take two bytes
+    most = len(text) // (2 * n_columns)  # a word and its separator take at least two bytes
     spans = np.empty((len(kept), 2, most), dtype=np.int64)
     values = np.empty((len(kept), most))
     exact = np.zeros((len(kept), most), dtype=np.bool_)
@@ -77,7 +77,7 @@ def _scan(text, n_columns, kept, are_numbers, spans, values, exact):
 
 @numba.njit(cache=True)
 def _number(text, position, end):
-    """The number a word spells, and whether that is exact: False too where it spells none."""
+    """The number a word spells, and whether that is exact, which is also False if it spells none."""
     negative = text[position] == _MINUS
     if negative or text[position] == _PLUS:
         position += 1
@@ -108,7 +108,7 @@ def _number(text, position, end):
 
 @numba.njit(cache=True)
 def _exponent(text, position, end):
-    """The number behind an e, and whether there is one, of at most three digits."""
+    """The exponent after an e, and whether there is one of at most three digits."""
     if text[position] != _LOWER_E and text[position] != _UPPER_E:
         return 0, False
     position += 1

@@ -1,4 +1,4 @@
-"""The tilt series of RELION tomography: how each tilt looks at its tomogram, its defocus and its dose.
+"""The tilt series of RELION tomography: the view, the defocus and the dose of each tilt.
 
 RELION 4 and WarpTools write the projection matrices in blocks of the tomograms' own file, RELION 5 the angles they are
 made of in one file a tomogram.
@@ -30,7 +30,7 @@ class TiltSeries:
     """The F tilts of one tomogram, in its file's order."""
 
     rotations: NDArray[np.float64]  # (F, 3, 3); x_image = R x_tomogram
-    defocus_u_in_angstroms: NDArray[np.float64]  # (F,) these three at the tomogram's centre
+    defocus_u_in_angstroms: NDArray[np.float64]  # (F,) this and the next two at the tomogram's centre
     defocus_v_in_angstroms: NDArray[np.float64]  # (F,)
     defocus_angle_in_degrees: NDArray[np.float64]  # (F,)
     phase_shift_in_degrees: NDArray[np.float64]  # (F,)
@@ -69,7 +69,7 @@ def read_tilt_series(
 def _tilts(
     path: Path, blocks: dict[str, Table], name: str, row: int, datadir: Path | None, strip_prefix: str | None
 ) -> Table:
-    """The table of one tomogram's tilts, wherever it is."""
+    """The table of one tomogram's tilts, from whichever file holds it."""
     overview = blocks["global"]
     if "rlnTomoTiltSeriesStarFile" not in overview:
         if name not in blocks:
@@ -113,7 +113,7 @@ def _series(tilts: Table, overview: Table, row: int) -> TiltSeries:
 
 
 def _finite(table: Table, column: str, default: float | None = None) -> NDArray[np.float64]:
-    """(F,) a column of finite numbers; the default everywhere where it is absent."""
+    """(F,) a column of finite numbers; all are the default if it is absent."""
     if column not in table and default is not None:
         return np.full(len(table), float(default))
     values = table.floats(column)
@@ -124,7 +124,7 @@ def _finite(table: Table, column: str, default: float | None = None) -> NDArray[
 
 
 def _rotations(tilts: Table) -> NDArray[np.float64]:
-    """(F, 3, 3) from matrices, else from angles."""
+    """(F, 3, 3) rotations from the projection matrices, or else from the angles."""
     if all(column in tilts for column in _MATRIX):
         rows = [[parse_list(text, tilts.label, column)[:3] for text in tilts.column(column)] for column in _MATRIX]
         if any(len(values) != 3 for row in rows for values in row):
@@ -143,7 +143,7 @@ def _rotations(tilts: Table) -> NDArray[np.float64]:
 
 
 def parse_list(text: str, label: str, column: str) -> list[float]:
-    """RELION's "[1,2,3]"; InputError where it is something else."""
+    """The numbers of RELION's "[1,2,3]"; InputError where the text is something else."""
     try:
         values = [float(value) for value in text.strip("[]").split(",")]
     except ValueError:

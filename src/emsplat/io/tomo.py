@@ -1,4 +1,4 @@
-"""RELION tomography, versions 4 and 5: particles whose images are 2D stacks of tilts, read as one row a tilt.
+"""RELION tomography, versions 4 and 5: particles whose images are 2D stacks of tilts, read as one row for each tilt.
 
 A tilt sees its particle along ``A = R_tilt A_subtomogram A_particle``; the particle's centre lies at
 ``−R_tilt A_subtomogram o`` from the image's, o the origin in 3D; the defocus changes with the depth along the beam.
@@ -51,10 +51,10 @@ def read_tomo(
     """Reads an optimisation set, the particles and tomograms it names, and the headers of the particles' stacks.
 
     Args:
-        datadir: what the names of files are relative to, as in `read_relion`: RELION's project folder.
+        datadir: the folder that names of files are relative to, as in `read_relion`: RELION's project folder.
         strip_prefix, pixel_size_in_angstroms, need_stacks: as in `read_relion`.
     Returns:
-        One row a visible tilt, its id "tilt<number from 1 in its series>@<stack>".
+        One row for each visible tilt, with the id "tilt<number from 1 in its series>@<stack>".
     Raises:
         InputError: anything missing, out of range or contradictory; the message names it and the remedy.
     """
@@ -74,14 +74,14 @@ def read_tomo(
     found = particles_of(_rows_of_images(particles, images), names, stacks, facts, pixel_size_in_angstroms)
     return replace(
         found,
-        pre_exposure=images.of_tilt("pre_exposure"),  # that of a particle with a single tilt counts too
+        pre_exposure=images.of_tilt("pre_exposure"),  # the dose of a particle with a single tilt counts too
         optics=tuple(replace(g, beam_tilt_in_milliradians=(0.0, 0.0), odd_zernike=()) for g in found.optics),
         warnings=(*found.warnings, *_warnings(particles, images, found)),
     )
 
 
 def _warnings(particles: Rows, images: _Images, found: Particles) -> list[str]:
-    """What is read but not honoured; one line each."""
+    """Warnings of what is read but not honoured; one line each."""
     lines = []
     unknown = int((~_depth_is_known(particles, images.series)).sum())
     if unknown:
@@ -98,12 +98,12 @@ def _warnings(particles: Rows, images: _Images, found: Particles) -> list[str]:
 
 @dataclass(frozen=True)
 class _Images:
-    """The N images of P particles, in the particles' order and for each in its series' order."""
+    """The N images of P particles, in the order of the particles and, for each, of its series."""
 
     series: Sequence[TiltSeries]  # (P,)
     particle: NDArray[np.int64]  # (N,) row of the particle
     tilt: NDArray[np.int64]  # (N,) number of the tilt in its series, from 0
-    names: ImageNames  # if the stacks hold the visible tilts alone, as RELION writes them
+    names: ImageNames  # valid if the stacks hold the visible tilts alone, as RELION writes them
 
     def of_tilt(self, field: str) -> NDArray[np.float64]:
         """(N, ...) a field of the tilt series, for every image."""
@@ -114,7 +114,7 @@ class _Images:
 
 
 def _files_of_set(path: Path, datadir: Path | None, strip_prefix: str | None) -> tuple[Path, Path]:
-    """The particles' and the tomograms' star."""
+    """The paths of the particles' star and of the tomograms' star."""
     columns = ("rlnTomoParticlesFile", "rlnTomoTomogramsFile")
     table = next((t for t in read_star(path).values() if columns[0] in t), None)
     if table is None or len(table) != 1 or columns[1] not in table:
@@ -161,7 +161,7 @@ def _visible_tilts(particles: Rows, n_tilts: NDArray[np.int64]) -> list[NDArray[
 
 
 def _with_sections(images: _Images, facts: StackFacts, particles: Rows) -> ImageNames:
-    """As the stacks are: with the visible tilts alone, or, from some versions of WarpTools, with the whole series."""
+    """Names that fit the stacks, which hold the visible tilts or, from some WarpTools versions, the whole series."""
     shown = np.bincount(images.particle)
     whole = np.array([len(series) for series in images.series])
     first = np.cumsum(shown) - shown  # each particle's first image
@@ -175,7 +175,7 @@ def _with_sections(images: _Images, facts: StackFacts, particles: Rows) -> Image
 
 
 def _rows_of_images(particles: Rows, images: _Images) -> Rows:
-    """One row an image, in the columns that single particles have."""
+    """One row for each image, with the columns that single particles have."""
     angles, origin, depth = _geometry(particles, images)
     defocus = np.array([series.defocus_per_depth for series in images.series])[images.particle] * depth
     stacks = particles.texts("rlnImageName")
@@ -206,7 +206,7 @@ def _rows_of_images(particles: Rows, images: _Images) -> Rows:
 
 
 def _geometry(particles: Rows, images: _Images) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Of every image: (N, 3) Euler angles; (N, 2) origin, Å; (N,) depth of the particle's centre along the beam, Å."""
+    """(N, 3) Euler angles; (N, 2) origins, Å; (N,) depths of the particles' centres along the beam, Å."""
     rotations = images.of_tilt("rotations")
     angles = np.stack([particles.numbers(f"rlnAngle{angle}") for angle in _ANGLES], axis=1)
     subtomogram = [particles.numbers(f"rlnTomoSubtomogram{angle}", 0) for angle in _ANGLES]
@@ -220,7 +220,7 @@ def _geometry(particles: Rows, images: _Images) -> tuple[NDArray[np.float64], ND
 
 
 def _coordinates(particles: Rows, series: Sequence[TiltSeries]) -> NDArray[np.float64]:
-    """(P, 3) Å from the tomogram's centre: as RELION 5 gives them, or from pixels as RELION 4 does."""
+    """(P, 3) coordinates in Å from the tomogram's centre, which RELION 5 gives, or from RELION 4's pixels."""
     if "rlnCenteredCoordinateXAngst" in particles:
         return _vectors(particles, "rlnCenteredCoordinate{}Angst")
     pixel = np.array([one.pixel_size_in_angstroms for one in series])
@@ -231,7 +231,7 @@ def _coordinates(particles: Rows, series: Sequence[TiltSeries]) -> NDArray[np.fl
 
 
 def _depth_is_known(particles: Rows, series: Sequence[TiltSeries]) -> NDArray[np.bool_]:
-    """(P,) False for an older WarpTools' coordinates, which are in the images' pixels, its hand always −1.
+    """(P,) False for coordinates of an older WarpTools, in pixels of the images, whose hand is always −1.
 
     Power spectra of such premultiplied images show a defocus that follows the depth, but against that hand.
     """
@@ -243,7 +243,7 @@ def _depth_is_known(particles: Rows, series: Sequence[TiltSeries]) -> NDArray[np
 
 
 def _vectors(particles: Rows, pattern: str, default: float | None = None) -> NDArray[np.float64]:
-    """(P, 3) of the columns for X, Y and Z."""
+    """(P, 3) vectors from the columns for X, Y and Z."""
     return np.stack([particles.numbers(pattern.format(axis), default) for axis in "XYZ"], axis=1)
 
 

@@ -1,7 +1,7 @@
-"""NumPy arrays out of a pickle that nothing is executed of.
+"""NumPy arrays read from a pickle of which nothing is executed.
 
 The pickle's instructions are read as data: those that put texts, numbers, tuples and arrays together are followed,
-any other is refused. Neither `pickle` nor NumPy's own ``__setstate__`` sees them, so a hostile file can neither run
+and any other is refused. Neither `pickle` nor NumPy's own ``__setstate__`` sees them, so a hostile file can neither run
 code nor claim memory.
 
 Source: Python's ``pickletools``; ``numpy.ndarray.__reduce__`` and ``__reduce_ex__``.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 
 _LARGEST_FILE_IN_BYTES = 4 << 30  # poses of fifty million images
-_MOST_INSTRUCTIONS = 10_000  # some hundred make a tuple of arrays
+_MOST_INSTRUCTIONS = 10_000  # a tuple of arrays takes some hundred
 _ARRAY_MODULES = {  # NumPy 1 and 2
     "numpy",
     *("numpy.core.multiarray", "numpy.core.numeric"),
@@ -38,7 +38,7 @@ _VALUES = {
 
 
 class _Refused(Exception):
-    """The pickle holds something else than arrays; says what."""
+    """The pickle holds something other than arrays; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _kind(value: object) -> str:
 
 
 def _build(raw: bytes) -> object:
-    """What the instructions put together."""
+    """The object that the instructions put together."""
     stack: list[Any] = []
     marks: list[int] = []
     memory: dict[int, Any] = {}
@@ -136,7 +136,7 @@ def _build(raw: bytes) -> object:
 def _named(module: object, attribute: object) -> _Name:
     if module in _ARRAY_MODULES and attribute in _ARRAY_NAMES:
         return _Name(str(attribute))
-    if (module, attribute) == ("_codecs", "encode"):  # how protocols 0 to 2 write bytes
+    if (module, attribute) == ("_codecs", "encode"):  # protocols 0 to 2 write bytes in this way
         return _Name("encode")
     raise _Refused(f"it asks for {f'{module}.{attribute}'[:60]!r}")
 
@@ -171,7 +171,7 @@ def _with_state(target: object, state: Sequence) -> object:
 
 
 def _array(values: object, kind: object, shape: object, by_columns: object) -> NDArray:
-    """(shape) the bytes as numbers; _Refused where they are not as many as the shape says."""
+    """(shape) the bytes as numbers; _Refused where their number does not fit the shape."""
     if not (isinstance(kind, _Dtype) and kind.code in _NUMBERS):
         code = kind.code if isinstance(kind, _Dtype) else ""
         raise _Refused(f"it holds an array of type {code[:20]!r}, not of numbers")

@@ -29,7 +29,7 @@ Writer = Callable[[Path, NDArray[np.int64], Mapping[str, NDArray]], None]
 class SourceTable:
     """A particle file as rows that can be written back."""
 
-    suffix: str  # of the format: .star, .cs, .pkl
+    suffix: str  # suffix of the format: .star, .cs, .pkl
     ids: Sequence[str]  # (N,) as in `Particles.ids`; rows of a pickle have no name: their number from 1
     write: Writer  # (path, rows in ascending order, new values of these rows by column)
 

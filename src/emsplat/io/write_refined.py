@@ -132,7 +132,7 @@ def _of_cs(p: Particles, contrast: NDArray[np.float64], quantities: Collection[s
         pixel_size = np.full(len(p), p.pixel_size_in_angstroms)
         if "alignments3D/psize_A" in table:
             aligned = table["alignments3D/psize_A"][rows].astype(np.float64)
-            # As in reading: where the user knows the pixel size better than the table, its ratio of two still holds.
+            # As in reading: if the user gives a better pixel size than the table, its ratio of two still holds.
             pixel_size = aligned * (pixel_size / table["blob/psize_A"][rows] if "blob/psize_A" in table else 1)
         columns["alignments3D/shift"] = p.origin_in_angstroms / pixel_size[:, None]
     if "contrast" in quantities:

@@ -137,7 +137,7 @@ def groups_of_parts(
     """(P,) masks of the parts whose grids are filled together; all parts in one group where there is no bound.
 
     Args:
-        owners: (P,) the rank that is given each part, where so many ranks share the grids; None: each fills all.
+        owners: (P,) the rank that is given each part, if `ranks` ranks share the grids; None: each rank fills all.
     """
     n = len(parts.parts)
     if settings.grid_bytes is None:

@@ -1,11 +1,11 @@
 """Division of the accumulation among ranks.
 
-A grid, that of b or that of T of one part of the images, is a sum, and its rounding depends on the order of the terms.
-Few ranks are therefore given whole grids, of which the training and held-out images of two half sets have eight: each
-sum is taken by one rank, over the same blocks of images, so that any number of them comes to the same bits, with
-nothing to add up and no memory for it. For b the images are read, for T alone their CTFs suffice: an image that belongs
-to one part is read once. More ranks than that take a stretch of the images each, and their grids are summed, with
-another rounding.
+Each grid, of b or of T for one part of the images, is a sum, and its rounding depends on the order of the terms. Few
+ranks are therefore given whole grids, of which the training and held-out images of two half sets have eight. One rank
+takes each sum, over the same blocks of images, so that any number of ranks comes to the same bits, without adding up
+grids and without memory for it. Images are read for b, while their CTFs suffice for T alone, so that an image that
+belongs to one part is read once. If there are more ranks, each takes a stretch of the images, and their grids are
+summed, which rounds differently.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class _Load:
 def _whole_grids(parts: PartWeights, group: NDArray[np.bool_], owners: Sequence[int], size: int) -> list[set[GridId]]:
     """The grids of every rank: those of its own parts, except the ones it gives away because it is the busiest.
 
-    A greedy rule: the busiest rank gives a grid, or both of a part, to the rank for which the busier of the two has the
-    least work afterwards, as long as that is worth it.
+    The rule is greedy: the busiest rank gives a grid, or both of a part, to the rank for which the busier of the two
+    has the least work afterwards, as long as that is worth it.
     """
     grids = grids_of(parts, group)
     counts = _counts(parts, grids)

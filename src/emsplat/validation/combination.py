@@ -196,8 +196,8 @@ def _solved(sums: _Sums, mask: Volume) -> tuple[Array, Curve, Curve]:
 
         E[δaᵀ δp] = tr(G⁻¹ Cov(δP, δp))
 
-    with P the pooled and p the shell's own ⟨S,X⟩, G that of the estimates that are used; less the part along a, by
-    which a map is only scaled, for that leaves a correlation as it was.
+    with P the pooled and p the shell's own ⟨S,X⟩, and G the Gram matrix of the estimates used. The part along a is left
+    out, because it only scales a map, which leaves a correlation as it was.
     """
     n_shells, n_estimates = sums.truth.shape
     pooling = _pooling(n_shells)

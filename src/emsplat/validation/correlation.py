@@ -130,11 +130,10 @@ def pooling_half_width(n_shells: int) -> int:
 def pooling_matrix(n_shells: int) -> Curve:
     """(n, n) rows that replace a shell by the parabola fitted to its neighbours.
 
-    The half width is 2 for 16 shells, 3 for 24 to 64, and 6 for 128.
-
-    A plain mean of five shells is off by 0.1 where the curves bend at the
-    resolution, even in its shells' own powers; a parabola over five or seven is not, at the variance of two or three
-    shells. How fast curves bend depends on the box, and the number of pooled shells therefore grows with it.
+    The half width is 2 for 16 shells, 3 for 24 to 64, and 6 for 128. A plain mean of five shells is off by 0.1 where
+    the curves bend at the resolution, even in its shells' own powers; a parabola over five or seven is not, at the
+    variance of two or three shells. How fast curves bend depends on the box, and the number of pooled shells therefore
+    grows with it.
     """
     half_width = pooling_half_width(n_shells)
     rows = np.zeros((n_shells, n_shells))
@@ -307,8 +306,8 @@ def _without_spherical_part(
 ) -> NDArray[np.complex64]:
     """The values less what depends on the radius alone; what is spherical about the origin is real.
 
-    That is the mean over voxels of equal radius. Where symmetry leaves these few independent values, their mean would
-    be most of them: then it is a straight line over a quarter of a shell.
+    The spherical part is the mean over voxels of equal radius. Where symmetry leaves these few independent values,
+    their mean would be most of them: a straight line over a quarter of a shell is then taken instead.
 
     Args:
         measured: (n,) density of what was measured at each voxel, m. A direct inversion holds m / (m + 0.1) of the

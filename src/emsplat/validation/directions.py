@@ -1,4 +1,4 @@
-"""Directions in Fourier space, divided into cells, each of which can vote independently.
+"""Directions in Fourier space, divided into cells of equal measured weight, which vote once each.
 
 Two directions that the symmetry maps onto each other hold the same noise, and directions that no view has reached hold
 none at all. The cells divide the part of the half sphere that the symmetry leaves, and each of them holds as much of
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 CELLS = 24
 REGULARISATION = 0.1  # share of the mean weight that a direct inversion adds to every weight
-_BINS = 24  # bins along an edge of the cube faces that directions are sorted into
+_BINS = 24  # bins along an edge of the cube faces that directions are sorted into, 3° wide and less
 _FACES = 3  # cube faces of the half sphere
 _PATCH = 0.05  # half width of a slice as a sine, as `particles.coverage` has it
 _VIEWS = 20_000  # most views that are used; if there are more, they are spread over the table

@@ -135,7 +135,7 @@ class _FirstFall:
     """How far curves stay above 0.5, at many points at once, for one frequency after the other."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.frequency = np.full(shape, np.nan, dtype=np.float32)  # of the fall, or the last one with a value above 0.5
+        self.frequency = np.full(shape, np.nan, dtype=np.float32)  # frequency of the fall, or the last one above 0.5
         self.open = np.ones(shape, dtype=bool)  # neither fallen nor at the limit
         self.fallen = np.zeros(shape, dtype=bool)
         self._before: tuple[float, Array] | None = None

@@ -7,10 +7,10 @@ masked maps, V̄ the average of the two Gaussian half maps,
     c_map  = ½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) / sqrt(⟨V̄,V̄⟩ ⟨r₁,r₂⟩)      correlation of the final map with the truth
     c_half = FSC(V₁,r₂) / sqrt(FSC(r₁,r₂)), both ways averaged    the same for the map of one half
 
-Sums first, then the quotient; nothing is clipped. Without a prior (V = r) c_map is the classical sqrt(2F/(1+F)), so
+Quotients are of sums; nothing is clipped. Without a prior (V = r) c_map is the classical sqrt(2F/(1+F)), so
 c_map = 0.5 is where the classical FSC is 0.143: the resolution. Nothing is said beyond the limit of measurability:
-the last shell before the raw FSC sinks below three standard errors or, if it never does, the last one that the mask
-does not smear with the emptiness beyond the edge of the data.
+the last shell before the FSC of r₁ and r₂ sinks below three standard errors or, if it never does, the last one that
+the mask does not smear with the emptiness beyond the edge of the data.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def _smear(mask: NDArray[np.float32]) -> int:
 
 
 def _limit(fsc_pooled: Curve, se_without_signal: Curve) -> int:
-    """The last shell before the pooled raw FSC first falls below three standard errors, from FIRST_SHELL on."""
+    """The last shell before the pooled FSC of r first falls below three standard errors, from FIRST_SHELL on."""
     failing = np.flatnonzero(~(fsc_pooled[FIRST_SHELL - 1 :] > SIGNIFICANCE * se_without_signal[FIRST_SHELL - 1 :]))
     return FIRST_SHELL - 1 + int(failing[0]) if len(failing) else len(fsc_pooled)
 
@@ -324,7 +324,7 @@ def _resolution(c_map: Curve, frequency: Curve, limit: int) -> tuple[float | Non
 def phase_randomised(
     raw: list[NDArray[np.complex64]], unmasked: Curve, masked: Curve, mask: NDArray[np.float32], seed: int
 ) -> Curve:
-    """The masked FSC t less the part n that the mask alone makes: (t − n)/(1 − n), from two random shells on.
+    """The masked FSC t less the part n that the mask alone makes: (t − n)/(1 − n), from the third random shell on.
 
     n is the masked FSC after the phases of both halves are made random from where the unmasked FSC falls below 0.8.
     Source: Chen et al. (2013), Ultramicroscopy 135:24; as relion_postprocess does it.
