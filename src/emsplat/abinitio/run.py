@@ -113,9 +113,10 @@ def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, report
             search, nats = job.search(halves, spectra)
             with reporter.stage("search"):
                 starts, agreement, verdict, counts = _independent_starts(job, halves, search)
-                own_ctfs = _own_ctfs(job, starts[0], spectra)
             table, certainty = _posed(job, starts, agreement)
         reconstruction, moved = _refined(job, table, verdict)
+        with reporter.stage("search"):
+            own_ctfs = _own_ctfs(job, reconstruction)
         ending = Ending(
             moved=moved[-1] if moved else None,
             measurable=reconstruction.validation.limit_shell / job.scales.coarse_rings,
@@ -306,16 +307,32 @@ def _independent_starts(
     return (first, second), agreement, verdict, (attempt + 1, attempt + 1)
 
 
-def _own_ctfs(job: _Job, found: Start, spectra: Spectra) -> float:
-    """The value of `own_ctfs_win` for images of the first half; 1 if there are no CTFs."""
-    if job.settings.no_ctf:
+def _own_ctfs(job: _Job, found: Reconstruction) -> float:
+    """The value of `own_ctfs_win` for images of the first half in the map of the second; 1 if there are no CTFs.
+
+    The refined map and all of its measurable shells are used: on the rings of a search, CTFs may all be alike, so that
+    poses are right although the CTFs are not.
+    """
+    finest = min(int(found.validation.limit_shell), int(job.max_ring))
+    if job.settings.no_ctf or finest < 2:
         return 1.0
-    grid = PolarGrid.of(job.scales.fine_rings, job.diameter)
+    halves, spectra = job.read(finest)
+    grid, rows = halves[0].grid, job.rows[0]
+    map_ = on_box(_weighted_map(found, 1), volume.map_box(grid))
+    table = found.particles
+    rotations = table.rotations()[rows]
+    centres = (-table.origin_in_angstroms / table.pixel_size_in_angstroms)[rows]
     rng = np.random.default_rng((job.settings.seed, 200))
-    poses = found.found.rotations, found.found.centres
     return own_ctfs_win(
-        job.table, job.images, job.rows[0], job.look.noise, grid, job.circle, found.map, *poses, spectra.signal, rng
+        job.table, job.images, rows, job.look.noise, grid, job.circle, map_, rotations, centres, spectra.signal, rng
     )
+
+
+def _weighted_map(found: Reconstruction, half: int) -> NDArray[np.float32]:
+    """(D, D, D) map of a half, 0 or 1, with each shell weighted by its gain and by what the halves share."""
+    v = found.validation
+    gain = np.nan_to_num(v.gain * 0.5 * (1 + v.gaussian_half))
+    return maps.radial_filter(found.halves[half].map, np.concatenate([gain[:1], gain]))
 
 
 def _in_words(found: Start) -> str:
@@ -401,12 +418,9 @@ def _searched_again(job: _Job, table: Particles, found: Reconstruction, number: 
     stage = job.stage(spectra, finest)
     rotations = table.rotations()
     centres = -table.origin_in_angstroms / table.pixel_size_in_angstroms
-    v = found.validation
-    gain = np.nan_to_num(v.gain * 0.5 * (1 + v.gaussian_half))
     n_moved = 0
     for half, rows in enumerate(job.rows):
-        filtered = maps.radial_filter(found.halves[half].map, np.concatenate([gain[:1], gain]))
-        map_ = on_box(filtered, volume.map_box(halves[half].grid))
+        map_ = on_box(_weighted_map(found, half), volume.map_box(halves[half].grid))
         rng = np.random.default_rng((job.settings.seed, 100 + number, half))
         jumped, there = refinement.search_again(
             halves[half], map_, rotations[rows], centres[rows], stage, settings, rng
