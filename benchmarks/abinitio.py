@@ -167,7 +167,7 @@ def nulls(star: Path, work: Path, n: int) -> dict[str, Particles]:
 
 
 def null_row(name: str, particles: Particles, seed: int, threads: int) -> dict[str, Any]:
-    """What the program says of it."""
+    """Row of the table: the verdict of the program on images that hold no right answer, and why."""
     try:
         found: AbInitio = ab_initio(particles, AbInitioSettings(seed=seed, starts=1, threads=threads), Reporter())
     except InputError as error:

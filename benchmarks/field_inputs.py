@@ -39,7 +39,7 @@ class Input:
     checked: bool = False
 
     def row(self, work: Path, score: ModuleType) -> dict[str, Any]:
-        """What came of it."""
+        """Row of the table: what the program makes of the input, and whether that is right."""
         os.chdir(work / self.folder)
         options = {name: Path(v) if name in ("poses", "ctf") else v for name, v in self.options.items()}
         said, fsc, resolution = "", None, ""

@@ -261,7 +261,7 @@ def figure_slices(
         pixel_size: pixel size in Å.
     """
     middle = len(volume) // 2
-    rows = [("Gaussians", volume)] + ([("direct inversion", raw)] if raw is not None else [])
+    rows = [("map", volume)] + ([("direct inversion", raw)] if raw is not None else [])
     images = [(label, [v[:, :, middle], v[:, middle, :], v[middle, :, :]]) for label, v in rows]
     _image_rows(images, path, pixel_size, "central slice across {}")
 
@@ -270,7 +270,7 @@ def figure_projections(
     volume: NDArray[np.float32], path: str | Path, pixel_size: float, raw: NDArray[np.float32] | None = None
 ) -> None:
     """Draw three projections along the axes, laid out like `figure_slices`."""
-    rows = [("Gaussians", volume)] + ([("direct inversion", raw)] if raw is not None else [])
+    rows = [("map", volume)] + ([("direct inversion", raw)] if raw is not None else [])
     images = [(label, [v.sum(axis=axis) for axis in (2, 1, 0)]) for label, v in rows]
     _image_rows(images, path, pixel_size, "projection along {}")
 
