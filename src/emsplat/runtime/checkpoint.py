@@ -95,8 +95,8 @@ class Checkpoints:
             InputError: a new job would replace a run that could be resumed.
         """
         assert self.folder
-        there = any(self.folder.glob("*.safetensors"))
-        for path in self.folder.glob(".*.tmp"):
+        there = any(self.folder.rglob("*.safetensors"))
+        for path in self.folder.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
         if self.resume and not there:
             self.reporter.line(f"{self.folder}: there is no checkpoint to resume from; the run starts at its beginning")
@@ -138,6 +138,10 @@ class Checkpoints:
                 continue
             job._refuse_another(path, found)
         return job
+
+    def inside(self, folder: str) -> Checkpoints:
+        """The checkpoints of a job within the job, with an identity of their own, in a folder of this name."""
+        return replace(self, folder=self.folder / folder if self.folder else None)
 
     def within(self, part: str) -> Checkpoints:
         """The checkpoints of a part of the job whose stages have the same names as those of other parts."""
