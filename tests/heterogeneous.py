@@ -22,7 +22,7 @@ from emsplat.simulation import simulate
 from simulations import TINY
 
 SETTINGS = replace(TINY, n_images=800, snr=0.2, contrast_sigma=0.1)
-SEARCH = HeterogeneitySettings(states=2, threads=1)
+SEARCH = HeterogeneitySettings(components=1, states=2, n_gaussians=100, max_resolution=12.0, threads=1)
 
 
 def two_conformations(one_chain: Path, folder: Path) -> Path:

@@ -74,7 +74,7 @@ def test_a_search_of_other_settings_is_not_continued(
 ) -> None:
     other = heterogeneous.replace(heterogeneous.SEARCH, components=2)
     checkpoints = Checkpoints(undisturbed[1], True, pace=always())
-    with pytest.raises(InputError, match="components auto there, 2 here"):
+    with pytest.raises(InputError, match="components 1 there, 2 here"):
         job.find_heterogeneity(images, other, checkpoints=checkpoints)
 
 

@@ -15,6 +15,7 @@ import torch
 from emsplat.cli import main
 from emsplat.fourier.insertion import SliceGrid
 from emsplat.plan.cluster import Cluster
+from emsplat.plan.heterogeneity import Search, SearchRates, search_stages
 from emsplat.plan.model import DISK, NETWORK, PROCESSOR, Job, Stage, grid_bytes, stages
 from emsplat.plan.rates import ASSUMED_CARD, Rates, disk_rate, measured_card
 from emsplat.plan.run import of_rates
@@ -162,3 +163,31 @@ def test_no_particle_file(tmp_path: Path, refuses: Callable) -> None:
 
     with refuses(str(tmp_path / "absent.star")):
         plan(tmp_path / "absent.star", ReconstructSettings(), Cluster(), Reporter())
+
+
+def test_a_search_for_heterogeneity_is_planned_stage_by_stage(
+    simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    star = str(simulated / "particles.star")
+    options = ["--threads", "1", "--max-resolution", "12", "--json"]
+    assert main(["plan", star, "--job", "heterogeneity", "--components", "2", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = [stage["name"] for stage in found["stages"]]
+    assert names[-7:] == ["subspace", "latents", "bins", "decoder", "posterior", "states", "writing states"]
+    assert all(stage["seconds"] > 0 for stage in found["stages"][-7:])
+    assert any("2 components" in line for line in found["assumptions"])
+
+
+def test_components_are_learnt_from_a_limited_number_of_images() -> None:
+    rates = SearchRates(1e-4, (1e-5, 4e-5, 1e-4), 1e-4, 1e-5)
+
+    def of(n_images: int) -> dict[str, Stage]:
+        search = Search(replace(JOB, n_images=n_images), 3, 15)
+        return {stage.name: stage for stage in search_stages(search, Cluster(), RATES, rates)}
+
+    one, ten = of(100_000), of(1_000_000)
+    assert ten["subspace"] == one["subspace"]
+    assert ten["decoder"] == one["decoder"]
+    for name in ("latents", "bins", "posterior"):
+        assert 5 < ten[name].seconds / one[name].seconds < 10.5
+    assert ten["bins"].memory_bytes == one["bins"].memory_bytes < 3e9

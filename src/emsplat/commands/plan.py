@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -16,9 +16,11 @@ def plan(
     particles: Annotated[Positional[Path], arg(metavar="PARTICLES")],
     cluster: OmitArgPrefixes[Cluster] = Cluster(),  # noqa: B008 (frozen)
     settings: OmitArgPrefixes[ReconstructSettings] = ReconstructSettings(),  # noqa: B008 (frozen)
+    job: Literal["reconstruct", "heterogeneity"] = "reconstruct",
+    components: int = 3,
     json: bool = False,
 ) -> None:
-    """Predict how long emsplat reconstruct will take with these options, and how much memory and disk it will need.
+    """Predict how long a job will take with these options, and how much memory and disk it will need.
 
     The command reads the table, looks at a sample of the images and measures this machine for a few seconds. It writes
     nothing.
@@ -27,6 +29,8 @@ def plan(
         particles: Any particle file that emsplat reconstruct reads.
         cluster: What the job would run on.
         settings: Options that the job would be given.
+        job: reconstruct, or heterogeneity, which begins with a reconstruction.
+        components: Number of components that emsplat heterogeneity is assumed to find.
         json: Print everything as one JSON object; progress and warnings go to standard error.
 
     Examples:
@@ -34,24 +38,29 @@ def plan(
         emsplat plan particles.star --symmetry D2
         # Plan a job on eight machines with eight graphics cards each and a file system of 20 GB/s:
         emsplat plan particles.star --machines 8 --gpus 8 --storage 20
+        # Plan a search for heterogeneity:
+        emsplat plan particles.star --job heterogeneity --max-resolution 8
     """
     from json import dumps
 
+    from emsplat.errors import InputError
     from emsplat.runtime.console import ConsoleReporter
 
+    if components < 1:
+        raise InputError(f"--components {components}: it must be a positive number")
     reporter = ConsoleReporter(to_stderr=json)
     reporter.line(f"emsplat {__version__}: planning {particles}")
     with reporter.stage("loading"):
         from emsplat.plan.run import plan
         from emsplat.plan.text import plan_table
 
-    result = plan(particles, settings, cluster, reporter)
+    result = plan(particles, settings, cluster, reporter, components if job == "heterogeneity" else None)
     if json:
         print(dumps(result.summary(), ensure_ascii=False))
         return
-    job = result.job
+    size = result.job
     reporter.line(
-        f"{job.n_images:,} images of {job.box}² on {cluster.machines} machine(s), {cluster.ranks} process(es)"
+        f"{size.n_images:,} images of {size.box}² on {cluster.machines} machine(s), {cluster.ranks} process(es)"
         + (f", a GPU each ({result.card.name})" if result.card else "")
     )
     reporter.console.print(plan_table(result))

@@ -24,7 +24,7 @@ from emsplat.heterogeneity.subspace import Subspace, embed
 from emsplat.heterogeneity.work import Work
 from emsplat.particles.parts import TRAINING, PartWeights
 
-_MOST_ROUNDS = 2
+MOST_ROUNDS = 2  # rounds after the bins of linear latents
 _WORTH_A_ROUND = 0.02  # gain in log-likelihood per image above which a round's latents are taken
 
 
@@ -70,10 +70,10 @@ def embedded(work: Work, spaces: tuple[Subspace, Subspace], alignment: Alignment
 def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) -> Rounds:
     """Fit decoders to bins of latents, place the images anew, and repeat while held-out images become more likely."""
     count = spaces[0].count
-    n_bins = min({1: 8, 2: 16}.get(count, 24), max(3, len(work.table) // 150))
+    n_bins, n_points = bins_and_points(count, len(work.table))
     surely = latents.junk < 0.5
     centres = landmarks(latents.mean[surely], n_bins, work.settings.seed)
-    points = landmarks(latents.mean[surely], 2 * n_bins, work.settings.seed + 1)
+    points = landmarks(latents.mean[surely], n_points, work.settings.seed + 1)
     of_points = shares_of_bins(points, centres)
     with work.reporter.stage("latents"):
         weights = sparse(shares(latents.mean, latents.covariance, centres) * (1e-6 + (1 - latents.junk[:, None])))
@@ -84,7 +84,7 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
     histories: list[tuple[tuple[DecoderHistory, ...], ...]] = []
     likelihoods: list[float] = []
     best: tuple[tuple[Decoder, Decoder], Latents, NDArray[np.float32]] | None = None
-    for turn in range(_MOST_ROUNDS + 1):
+    for turn in range(MOST_ROUNDS + 1):
         fitted = _fitted(work, weights, latents.mean, split, starts, turn)
         starts = [one.training for one in fitted]
         histories.append(tuple(one.histories for one in fitted))
@@ -102,6 +102,12 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
     assert best is not None
     by_half = tuple(tuple(of_round[half] for of_round in histories) for half in (0, 1))
     return Rounds(best[0], by_half, best[1], points, best[2], tuple(likelihoods))
+
+
+def bins_and_points(n_components: int, n_images: int) -> tuple[int, int]:
+    """The largest number of bins, and that of points at which images are placed."""
+    n_bins = min({1: 8, 2: 16}.get(n_components, 24), max(3, n_images // 150))
+    return n_bins, 2 * n_bins
 
 
 def _consensus_decoder(work: Work, half: int, count: int) -> Decoder:

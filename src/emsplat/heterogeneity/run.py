@@ -18,7 +18,7 @@ from emsplat.heterogeneity.result import Components, Half, Heterogeneity
 from emsplat.heterogeneity.rounds import embedded, run_rounds
 from emsplat.heterogeneity.states import make_states
 from emsplat.heterogeneity.subspace import Subspace, learn
-from emsplat.heterogeneity.work import GRID_BYTES, Work, identity, make_work, read_focus
+from emsplat.heterogeneity.work import GRID_BYTES, SOUGHT, Work, identity, make_work, read_focus
 from emsplat.io.images import ImageSource
 from emsplat.particles.parts import Kind
 from emsplat.particles.table import Particles
@@ -33,7 +33,6 @@ from emsplat.runtime.threads import threads
 from emsplat.settings import HeterogeneitySettings
 
 CONSENSUS = "consensus"  # the folder of the consensus' checkpoints, within that of the job
-_SOUGHT = 6  # number of components that are learnt at first; those that the halves do not share are dropped
 _FEWEST_IMAGES = 200  # smallest number of images in a half
 # Standard deviations in pixels, of the rim's movement by turns and of shifts, above which poses look wrong. With exact
 # poses, 0.1 and 0.06 to 0.08 were learnt; with errors of 2° and 0.57 pixels, 0.11 and 0.32.
@@ -98,7 +97,7 @@ def _found(work: Work) -> Heterogeneity:
 
 def _subspaces(work: Work) -> tuple[Subspace, Subspace]:
     """Each half's linear subspace, with more components than there may be."""
-    count = max(_SOUGHT, work.settings.n_components or 0)
+    count = max(SOUGHT, work.settings.n_components or 0)
 
     def make(half: int) -> Subspace:
         with work.reporter.stage("subspace"), work.reporter.bar(f"subspace of half {half}", "iterations") as advance:

@@ -121,12 +121,17 @@ def _average(work: Work, rounds: Rounds, chosen: NDArray[np.bool_], half: int) -
     return total
 
 
+def states_of(n_images: int) -> int:
+    """The number of states that is sought among this number of particles."""
+    return int(np.clip(n_images // (2 * _IMAGES_OF_A_STATE), 2, _MOST_STATES))
+
+
 def _states_of_points(
     latents: Latents, points: NDArray[np.float64], posterior: NDArray[np.float32], settings: HeterogeneitySettings
 ) -> NDArray[np.int64]:
     """(P,) state of each point, given by the nearest of some landmarks among the latents."""
     surely = latents.junk < 0.5
-    count = settings.n_states or int(np.clip(surely.sum() // (2 * _IMAGES_OF_A_STATE), 2, _MOST_STATES))
+    count = settings.n_states or states_of(int(surely.sum()))
     centres = landmarks(latents.mean[surely], min(count, len(points)), settings.seed + 2)
     nearest = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
     mass = np.bincount(nearest, posterior.sum(axis=0), minlength=len(centres))

@@ -34,8 +34,9 @@ from emsplat.versions import __version__
 Found = TypeVar("Found")
 
 GRID_BYTES = 600 << 20  # size of the grids of bins that are filled at once
+SOUGHT = 6  # number of components that are learnt at first; those that the halves do not share are dropped
 FINEST_SHELL = 23  # finest shell of the subspace and of the rounds
-_LEARNT_FROM = 25_000  # largest number of images of a half; more would take memory and hardly help the components
+LEARNT_FROM = 25_000  # largest number of images of a half; more would take memory and hardly help the components
 _BLOCK = 4096  # images whose samples are held at once when all images are used
 # Settings that only say where files lie and how fast the work goes.
 _NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "device", "mask"}
@@ -71,10 +72,10 @@ class Work:
     def sample(self, half: int) -> NDArray[np.int64]:
         """The rows from which a half's components are learnt."""
         rows = self.rows(half)
-        if len(rows) <= _LEARNT_FROM:
+        if len(rows) <= LEARNT_FROM:
             return rows
         rng = np.random.default_rng(self.settings.seed + half)
-        return rows[np.sort(rng.choice(len(rows), _LEARNT_FROM, replace=False))]
+        return rows[np.sort(rng.choice(len(rows), LEARNT_FROM, replace=False))]
 
     def observe(self, rows: NDArray[np.int64], box_size: int, limit_shell: int) -> Observations:
         return observe(self.table, self.images, rows, self.noise, box_size, limit_shell)

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from emsplat.fit.count import supported_count
 from emsplat.fourier.maps import PARTICLE_SHARE
+from emsplat.heterogeneity.rounds import MOST_ROUNDS
+from emsplat.heterogeneity.states import states_of
 from emsplat.io import read_input
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
 from emsplat.plan.cluster import Cluster
+from emsplat.plan.heterogeneity import (
+    BINS_OF_AN_IMAGE,
+    Search,
+    SearchRates,
+    measured_search,
+    search_of,
+    search_stages,
+)
 from emsplat.plan.model import STEPS, Job, Stage, held_bytes, stages, storage
 from emsplat.plan.rates import Card, Rates, card, measured
 from emsplat.reconstruction.halves import fits_of_half
@@ -40,6 +50,8 @@ class Plan:
     card: Card | None
     stages: tuple[Stage, ...]
     assumptions: tuple[str, ...]
+    search: Search | None = None  # the search for heterogeneity that follows
+    search_rates: SearchRates | None = None
 
     @property
     def seconds(self) -> float:
@@ -114,12 +126,19 @@ class Plan:
             "cluster": asdict(self.cluster),
             "rates": asdict(self.rates),
             "gpu": asdict(self.card) if self.card else None,
+            "heterogeneity": asdict(self.search_rates) if self.search_rates else None,
             "assumptions": list(self.assumptions),
         }
 
 
-def plan(path: Path, settings: ReconstructSettings, cluster: Cluster, reporter: Reporter) -> Plan:
-    """Predict what `reconstruct` with these settings takes on these machines; raises the same InputErrors."""
+def plan(
+    path: Path, settings: ReconstructSettings, cluster: Cluster, reporter: Reporter, n_components: int | None = None
+) -> Plan:
+    """Predict what `reconstruct` with these settings takes on these machines; raises the same InputErrors.
+
+    Args:
+        n_components: predict a search for heterogeneity that finds this many components.
+    """
     with threads(settings.threads):
         start = time.perf_counter()
         with reporter.stage("reading the table"):
@@ -141,8 +160,27 @@ def plan(path: Path, settings: ReconstructSettings, cluster: Cluster, reporter: 
                 cores = settings.threads or _cores()
                 took = (reporter.seconds.get("loading", 0.0), table_seconds, preview_seconds)
                 rates = measured(table, images, preview, job, symmetry, cores, *took)
-    found = card() if cluster.gpus else None
-    return of_rates(job, cluster, rates, found)
+                search = None
+                if n_components:
+                    size = search_of(job, n_components, table, settings.max_resolution)
+                    search = size, measured_search(table, images, preview, size)
+    found = of_rates(job, cluster, rates, card() if cluster.gpus else None)
+    return found if search is None else with_search(found, *search)
+
+
+def with_search(plan: Plan, search: Search, rates: SearchRates) -> Plan:
+    """The plan of a search for heterogeneity, from that of its consensus."""
+    states = states_of(search.consensus.n_images)
+    lines = (
+        f"the images vary along {search.n_components} components (--components), so that there are {search.n_bins} "
+        f"bins, {search.n_points} points and {states} states; if none is found, the job ends after the subspace",
+        f"{MOST_ROUNDS} rounds are made after the first fit, the most that there are; an image has a share in "
+        f"{BINS_OF_AN_IMAGE:g} bins",
+    )
+    added = search_stages(search, plan.cluster, plan.rates, rates)
+    return replace(
+        plan, stages=(*plan.stages, *added), assumptions=(*plan.assumptions, *lines), search=search, search_rates=rates
+    )
 
 
 def of_rates(job: Job, cluster: Cluster, rates: Rates, gpu: Card | None) -> Plan:
