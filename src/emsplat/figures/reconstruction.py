@@ -60,7 +60,7 @@ def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     kind = path.suffix.lstrip(".") or "png"
     # Higher levels of compression make the files little smaller and take several times as long.
-    options = {"pil_kwargs": {"compress_level": _PNG_COMPRESSION}} if kind == "png" else {}
+    options: dict[str, Any] = {"pil_kwargs": {"compress_level": _PNG_COMPRESSION}} if kind == "png" else {}
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, **options)
 

@@ -78,7 +78,7 @@ def _spheres(
     operators: NDArray[np.float64],
     device: torch.device,
 ) -> GaussianModel:
-    """Spheres of mass 1 about centres that are drawn in proportion to a weight, (d, d, d), and repeated by operators."""
+    """Spheres of mass 1 about centres drawn in proportion to a weight, (d, d, d), and repeated by the operators."""
     log_scale = math.log(max(_START_PER_WIDEST * settings.max_scale, 1.0))
     number = max(1, settings.n_gaussians // len(operators))
     centres = sample_centres(weight, number, np.random.default_rng(seed))
