@@ -63,7 +63,7 @@ def slices(volume: NDArray[np.float32], grid: PolarGrid, frames: NDArray[np.floa
 def samples(
     of_map: NDArray[np.complex64], points: NDArray[np.float64], rotation: NDArray[np.float64]
 ) -> NDArray[np.complex64]:
-    """(n,) values of a map's transform, from `transform_of`, at points (n, 3) @ rotation (3, 3), x, y, z in units of 1/N."""
+    """(n,) values of a map at points (n, 3) @ rotation (3, 3) in units of 1/N, from what `transform_of` gives."""
     out = np.empty(len(points), np.complex64)
     _sample(of_map.reshape(-1), len(of_map), points, rotation, float(_OVERSAMPLING), out)
     return out
