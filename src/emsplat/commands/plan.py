@@ -50,7 +50,7 @@ def plan(
         raise InputError(f"--components {components}: it must be a positive number")
     reporter = ConsoleReporter(to_stderr=json)
     reporter.line(f"emsplat {__version__}: planning {particles}")
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.plan.run import plan
         from emsplat.plan.text import plan_table
 
