@@ -46,7 +46,7 @@ def abinitio(
 
     reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
     reporter.line(f"emsplat {__version__}: {particles} → {output}")
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.abinitio.run import ab_initio
         from emsplat.outputs import reconstruction as outputs
         from emsplat.outputs.abinitio import write_ab_initio

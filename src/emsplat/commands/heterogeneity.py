@@ -48,7 +48,7 @@ def heterogeneity(
 
     reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
     reporter.line(f"emsplat {__version__}: {particles} → {output}")
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.heterogeneity.run import find_heterogeneity
         from emsplat.outputs.heterogeneity import claimed, closing_rows, write_heterogeneity
     with claimed(output, overwrite, reporter):

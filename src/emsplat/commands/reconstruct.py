@@ -67,7 +67,7 @@ def reconstruct(
         reporter.line(f"emsplat {__version__}: {particles} → {output}")
         if world.size > 1:
             reporter.line(f"{world.size} ranks on {', '.join(dict.fromkeys(world.hosts))}")
-        with reporter.stage("loading"):
+        with reporter.loading():
             from emsplat.outputs import reconstruction as outputs
             from emsplat.reconstruction.reconstruct import reconstruct
             from emsplat.runs.closing import closing_curve, closing_rows
