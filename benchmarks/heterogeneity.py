@@ -57,13 +57,15 @@ of all images of a conformation, and of what `emsplat reconstruct` makes of them
 one half's latents among the other half's images, as the median in degrees on a circle, the share of wrong
 conformations, or the root mean square error of a coordinate of unit variance; *true maps*: the same of the posterior
 under the true maps and populations. Required: at most 1.7 times as much."""
-_HONESTY_TEXT = """Over the states of a run: means, over the shells up to the limit of measurability, of c_map and of the
-true correlation of the state's map with the average of the true maps of its images. Required: a mean difference of at
-most .02."""
+_HONESTY_TEXT = """Means over the states of a run and over the shells up to the limit of measurability: of c_map,
+and of the true correlation of the state's map with the average of the true maps of its images. Required: a mean
+difference of at most .02."""
 _NULLS_TEXT = """**Required: K = 0, or a plain warning where poses are wrong.** *variance* and *σ*: of the strongest
 direction, in the half where it is weaker; a component counts from .3 and 4 σ on, in both halves."""
 _TIMES_TEXT = """Processor time in ms an image, by stage, one thread."""
-_FOREIGN_TEXT = """Two classes of a ribosome, simulated by tomoDRGN. *F*: mean FSC of a state's map with either class."""
+_FOREIGN_TEXT = (
+    """Two classes of a ribosome, simulated by tomoDRGN. *F*: mean FSC of a state's map with each class."""
+)
 
 
 def run(star: Path, seed: int, **more: Any) -> tuple[Heterogeneity, ProcessorTimes, float]:

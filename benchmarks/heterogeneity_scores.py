@@ -118,4 +118,3 @@ def honesty(
         curve = fsc(0.5 * (state.half_maps[0] + state.half_maps[1]), np.float32(mean), state.mask)
         pairs.append((float(np.nanmean(state.validation.c_map[:limit])), float(np.nanmean(curve[:limit]))))
     return pairs
-

@@ -93,9 +93,7 @@ def _in_bands(columns: NDArray[np.float32], samples: NDArray[np.int64]) -> NDArr
     return np.concatenate([columns * (band == b)[:, None, None] for b in np.unique(band)], axis=-1)
 
 
-def moments(
-    data: NDArray[np.float32], components: NDArray[np.float32], nuisance: NDArray[np.float32]
-) -> Moments:
+def moments(data: NDArray[np.float32], components: NDArray[np.float32], nuisance: NDArray[np.float32]) -> Moments:
     """The moments of images.
 
     Args:
