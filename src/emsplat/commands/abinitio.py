@@ -25,8 +25,9 @@ def abinitio(
     the same map and the same poses. The hand of the map stays undetermined: `emsplat flip DIR` writes the other one.
 
     Args:
-        particles: A RELION star, a cryoSPARC table (.cs), or, with the option ctf, the images of cryoDRGN. Poses are
-            ignored. With the option no-ctf, a stack alone is enough.
+        particles: A RELION star, a cryoSPARC table (.cs) or group (.csg), a cisTEM table (.star or .cistem), or,
+            with the option ctf, the images of cryoDRGN. Poses are ignored. With the option no-ctf, a stack alone is
+            enough.
         output: Folder that the run is written to.
         settings: What is left out is found from the data, and the log says what was found.
         run: How the run is made and shown.
@@ -45,7 +46,7 @@ def abinitio(
         reporter = at.reporter
         if at.world.size > 1:
             raise InputError("emsplat abinitio: works in one process; start it without torchrun or srun")
-        with reporter.stage("loading"):
+        with reporter.loading():
             from emsplat.abinitio.run import ab_initio
             from emsplat.outputs.abinitio import is_complete, write_ab_initio
             from emsplat.runs.closing import closing_curve, closing_rows

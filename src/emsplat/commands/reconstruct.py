@@ -22,8 +22,9 @@ def reconstruct(
     """Reconstruct a map, half maps, Gaussians and a resolution from particle images with poses and CTFs.
 
     Args:
-        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs), or, with the
-            options poses and ctf, the images of cryoDRGN (.mrcs, .txt, .star or .cs).
+        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs) or
+            group (.csg), a cisTEM table (.star or .cistem), or, with the options poses and ctf, the images of cryoDRGN
+            (.mrcs, .txt, .star or .cs).
         output: Folder that the run is written to.
         settings: What is left out is found from the data, and the log says what was found.
         run: How the run is made and shown.
@@ -40,7 +41,7 @@ def reconstruct(
 
     with session(particles, output, run) as at:
         reporter, world = at.reporter, at.world
-        with reporter.stage("loading"):
+        with reporter.loading():
             from emsplat.outputs import reconstruction as outputs
             from emsplat.reconstruction.reconstruct import reconstruct
             from emsplat.runs.closing import closing_curve, closing_rows
