@@ -63,9 +63,7 @@ difference of at most .02."""
 _NULLS_TEXT = """**Required: K = 0, or a plain warning where poses are wrong.** *variance* and *σ*: of the strongest
 direction, in the half where it is weaker; a component counts from .3 and 4 σ on, in both halves."""
 _TIMES_TEXT = """Processor time in ms an image, by stage, one thread."""
-_FOREIGN_TEXT = (
-    """Two classes of a ribosome, simulated by tomoDRGN. *F*: mean FSC of a state's map with each class."""
-)
+_FOREIGN_TEXT = """Two classes of a ribosome, simulated by tomoDRGN. *F*: mean FSC of a state's map with each class."""
 
 
 def run(star: Path, seed: int, **more: Any) -> tuple[Heterogeneity, ProcessorTimes, float]:
