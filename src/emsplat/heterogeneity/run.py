@@ -56,7 +56,7 @@ def find_heterogeneity(
     """
     settings, reporter, world = settings or HeterogeneitySettings(), reporter or Reporter(), world or World()
     focus = None if settings.mask is None else read_focus(settings.mask)  # a bad mask is refused before any work
-    consensus = reconstruct(particles, settings.for_consensus(), reporter, checkpoints.inside(CONSENSUS), world)
+    consensus = reconstruct(particles, settings.for_consensus(), reporter, checkpoints.nested(CONSENSUS), world)
     table = consensus.particles
     if len(np.unique(table.particle)) < len(table):
         reporter.warn("several images show one particle, such as its tilts; each of them gets a latent of its own")

@@ -20,7 +20,8 @@ from emsplat.heterogeneity.states import State
 from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
 from emsplat.outputs.reconstruction import check_output, command_line, write_json, write_run
-from emsplat.report.landscape import write_landscape
+from emsplat.report.landscape import Decoded, write_landscape
+from emsplat.report.volumes import surface_level
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 from emsplat.runs.run_folder import HALVES
 from emsplat.runtime.folders import filling
@@ -227,7 +228,20 @@ def _write_landscape(path: Path, name: str, result: Heterogeneity, summary: dict
         "view: rot (°)": np.rad2deg(np.arctan2(view[:, 1], view[:, 0])),
     }
     states = [state | {"resolution_text": _resolution(state)} for state in summary["states"]]
-    write_landscape(path, name, latents.ids.tolist(), latents.mean, columns, states, summary["leaks"])
+    write_landscape(path, name, latents.ids.tolist(), latents.mean, columns, states, summary["leaks"], _decoded(result))
+
+
+def _decoded(result: Heterogeneity) -> Decoded | None:
+    """What the landscape needs to show the density at any point."""
+    if result.halves is None or not result.states:
+        return None
+    consensus, first = result.consensus, result.states[0]
+    return Decoded(
+        average(*(half.decoder for half in result.halves)),
+        surface_level(first.map, first.mask),
+        0.5 * len(consensus.map) * consensus.pixel_size_in_angstroms,
+        [(f"component {t.component + 1}", t.points) for t in trajectories(result.latents)],
+    )
 
 
 def _write_ids(path: Path, ids: NDArray[np.str_]) -> None:

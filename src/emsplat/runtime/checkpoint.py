@@ -139,9 +139,14 @@ class Checkpoints:
             job._refuse_another(path, found)
         return job
 
-    def inside(self, folder: str) -> Checkpoints:
-        """The checkpoints of a job within the job, with an identity of their own, in a folder of this name."""
-        return replace(self, folder=self.folder / folder if self.folder else None)
+    def nested(self, name: str) -> Checkpoints:
+        """The checkpoints of another job that is a stage of this one, in a folder of their own."""
+        return replace(self, folder=self.folder / name, identity={}) if self.folder else self
+
+    def remove_nested(self, name: str) -> None:
+        """Remove the states of a job that was a stage of this one and is complete."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def within(self, part: str) -> Checkpoints:
         """The checkpoints of a part of the job whose stages have the same names as those of other parts."""
