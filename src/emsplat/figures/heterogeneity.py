@@ -97,6 +97,98 @@ def figure_states(
         save(figure, path)
 
 
+def figure_differences(
+    volumes: Sequence[NDArray[np.float32]],
+    differences: Sequence[NDArray[np.float32]],
+    errors: Sequence[NDArray[np.float32]],
+    masks: Sequence[NDArray[np.float32]],
+    labels: Sequence[str],
+    path: Path,
+) -> None:
+    """The plane across z in which each state differs most from the consensus: its map, the difference and its error.
+
+    Args: volumes, differences, errors, masks: of every state, (D, D, D) each; labels: of the states.
+    """
+    with style():
+        n = len(volumes)
+        figure = Figure(figsize=(1.6 * n + 1.2, 5.4), layout="constrained")
+        axes = figure.subplots(3, n, squeeze=False)
+        inside = [difference[mask > 0.5] for difference, mask in zip(differences, masks, strict=True)]
+        most = max(float(np.quantile(np.abs(values), 0.998)) for values in inside if values.size) or 1.0
+        low, high = np.percentile(np.array([volume[len(volume) // 2] for volume in volumes]), (1, 99.8))
+        rows = (("map", "gray", low, high), ("difference", "RdBu_r", -most, most), ("standard error", "Greys", 0, most))
+        for column, (volume, difference, error, mask) in enumerate(
+            zip(volumes, differences, errors, masks, strict=True)
+        ):
+            plane = int(((difference * mask) ** 2).sum(axis=(1, 2)).argmax())
+            pictures = (volume[plane], difference[plane] * mask[plane], error[plane] * mask[plane])
+            for at, picture, (name, colours, least, largest) in zip(axes[:, column], pictures, rows, strict=True):
+                drawn = at.imshow(picture, cmap=colours, vmin=least, vmax=largest, origin="lower")
+                at.set(xticks=[], yticks=[])
+                if column == 0:
+                    at.set_ylabel(name, fontsize=9)
+                if column == n - 1 and name != "map":
+                    figure.colorbar(drawn, ax=at, shrink=0.8).ax.tick_params(labelsize=7)
+            axes[0, column].set_title(f"{labels[column]}\nplane {plane + 1}", fontsize=7)
+        save(figure, path)
+
+
+def figure_movement(
+    volume: NDArray[np.float32],
+    pixel_size: float,
+    centres: NDArray[np.float64],
+    masses: NDArray[np.float64],
+    movements: Sequence[NDArray[np.float64]],
+    path: Path,
+) -> None:
+    """Arrows of how the density moves along each component, over projections of the map.
+
+    Args:
+        volume: (D, D, D) map in the middle of latent space; pixel_size: Å.
+        centres, masses: (J, 3) Å from the box centre and (J,) of the Gaussians there.
+        movements: of each component, (J, 3) Å from one end of its trajectory to the other.
+    """
+    half = 0.5 * len(volume) * pixel_size
+    views = (("x", "y", 0, 1, 0), ("x", "z", 0, 2, 1), ("y", "z", 1, 2, 2))  # across, up, their axes, summed axis
+    with style():
+        n = len(movements)
+        figure = Figure(figsize=(8.4, 2.9 * n), layout="constrained")
+        axes = figure.subplots(n, 3, squeeze=False)
+        near = float(np.quantile(np.abs(centres).max(axis=1), 0.99)) * 1.25 + pixel_size
+        for number, (row, moved) in enumerate(zip(axes, movements, strict=True), 1):
+            longest = float(np.quantile(np.linalg.norm(moved, axis=1), 0.99)) or 1.0
+            for at, (right, up, i, j, summed) in zip(row, views, strict=True):
+                shift = -0.5 * pixel_size if len(volume) % 2 == 0 else 0.0  # voxel D//2 is the box centre
+                edges = (-half + shift, half + shift)
+                at.imshow(volume.sum(axis=summed), cmap="Greys", origin="lower", extent=(*edges, *edges), alpha=0.7)
+                places, arrows = _mean_arrows(centres[:, [i, j]], moved[:, [i, j]], masses, near)
+                keys = at.quiver(
+                    *places.T, *arrows.T, np.linalg.norm(arrows, axis=1), angles="xy", scale_units="xy", scale=1,
+                    cmap="plasma", clim=(0, longest), width=0.008,
+                )  # fmt: skip
+                at.set(xlim=(-near, near), ylim=(-near, near), xlabel=f"{right} (Å)", ylabel=f"{up} (Å)")
+            figure.colorbar(keys, ax=row[-1], shrink=0.8, label="Å")
+            row[0].set_title(f"component {number}, from its 5 % to its 95 % quantile", fontsize=9, loc="left")
+        save(figure, path)
+
+
+_ARROW_CELLS = 14  # cells along an edge of the picture in which arrows are averaged
+
+
+def _mean_arrows(
+    places: NDArray[np.float64], arrows: NDArray[np.float64], masses: NDArray[np.float64], near: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean place and arrow, weighted by mass, of the Gaussians in each cell that holds enough of them."""
+    cell = np.floor((places + near) / (2 * near) * _ARROW_CELLS).astype(int)
+    inside = ((cell >= 0) & (cell < _ARROW_CELLS)).all(axis=1)
+    number = cell[inside] @ (_ARROW_CELLS, 1)
+    columns = np.column_stack([np.ones(inside.sum()), places[inside], arrows[inside]]) * masses[inside, None]
+    sums = np.stack([np.bincount(number, column, _ARROW_CELLS**2) for column in columns.T], axis=1)
+    kept = sums[:, 0] > 0.1 * sums[:, 0].mean()
+    means = sums[kept, 1:] / sums[kept, :1]
+    return means[:, :2], means[:, 2:]
+
+
 def movie(volumes: Sequence[NDArray[np.float32]], path: Path, magnified_to: int = 320) -> None:
     """A GIF of projections along x, y and z side by side, there and back, at one grey scale.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from emsplat.fourier import maps
 from emsplat.heterogeneity.bins import landmarks
@@ -26,6 +27,7 @@ from emsplat.validation.validate import Validation, validate
 _MOST_STATES = 12
 _IMAGES_OF_A_STATE = 250  # least average number of images in a state
 _LEAST_SHARE = 0.02
+_ERROR_WIDTH = 2.0  # σ, in lengths of resolution, of the neighbourhood in which the error of a difference is measured
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Difference:
     """The difference between a state's direct inversion and that of all images, with its significance."""
 
     map: NDArray[np.float32]  # (D, D, D) mean of the halves, low-passed
-    error: NDArray[np.float32]  # (D, D, D) standard error, from the halves' difference
+    error: NDArray[np.float32]  # (D, D, D) standard error, from the halves' difference in the neighbourhood
     correlation: float  # correlation of the halves' difference maps within the mask
     significance: float  # standard deviations above no agreement
 
@@ -185,10 +187,23 @@ def _difference(
     terms = np.maximum(0.5 * maps.shell_size(box_size)[1 : limit_shell + 1] * share, 1.0)
     return Difference(
         0.5 * (first + second),
-        0.5 * np.abs(first - second),
+        _local_error(first - second, mask, limit_shell),
         float(ab.sum() / np.sqrt(aa.sum() * bb.sum())),
         float((terms * fsc).sum() / np.sqrt(terms.sum())),
     )
+
+
+def _local_error(apart: NDArray[np.float32], mask: NDArray[np.float32], limit_shell: int) -> NDArray[np.float32]:
+    """(D, D, D) standard error of the mean of two halves, from their differences; 0 outside the mask.
+
+    The squared difference of a single voxel says next to nothing about its expectation. It is therefore averaged over
+    some lengths of resolution, within the mask.
+    """
+    width = _ERROR_WIDTH * len(mask) / (2 * max(limit_shell, 1))
+    within = gaussian_filter(mask, width, truncate=3.0)
+    square = gaussian_filter(mask * apart**2, width, truncate=3.0)
+    error = 0.5 * np.sqrt(np.divide(square, within, out=np.zeros_like(square), where=within > 1e-3))
+    return np.where(mask > 0, error, 0).astype(np.float32)
 
 
 def _resized(volume: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
