@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from emsplat.commands.arguments import Output
+from emsplat.errors import InputError
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.versions import __version__
@@ -48,6 +49,8 @@ def reconstruct(
         emsplat reconstruct particles.star -o run
         # Refine the poses locally, with symmetry, and sharpen the map:
         emsplat reconstruct particles.star -o run --symmetry D2 --refine poses,shifts --sharpen auto
+        # Fit a hash grid with a small network instead of Gaussians, to compare the two:
+        emsplat reconstruct particles.star -o run-hash-grid --model hash-grid
         # Reconstruct cryoSPARC particles, or continue after an interruption:
         emsplat reconstruct J24/particles.cs --passthrough J24/passthrough.cs -o run --resume
     """
@@ -59,6 +62,8 @@ def reconstruct(
     if view:
         from emsplat.viewer.server import check_installed
 
+        if settings.model != "gaussians":
+            raise InputError(f"--view shows Gaussians, and --model {settings.model} has none; leave out one of them")
         check_installed()
     reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
     with joined(lambda: reporter.current) as world:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from emsplat.errors import InputError
 from emsplat.fit.count import supported_count
 from emsplat.fourier.maps import PARTICLE_SHARE
 from emsplat.io import read_input
@@ -120,6 +121,8 @@ class Plan:
 
 def plan(path: Path, settings: ReconstructSettings, cluster: Cluster, reporter: Reporter) -> Plan:
     """Predict what `reconstruct` with these settings takes on these machines; raises the same InputErrors."""
+    if settings.model != "gaussians":
+        raise InputError(f"--model {settings.model}: a plan predicts fits of Gaussians only; leave out --model")
     with threads(settings.threads):
         start = time.perf_counter()
         with reporter.stage("reading the table"):
