@@ -10,5 +10,6 @@
 - ``modes``: where the turns between two sets of poses gather; ``imitation``: what images of a correct map would show
 - ``halves``: two independent searches, and how far they agree; ``verdict``: whether to believe them
 - ``transfer``: whether the CTFs belong to their images
-- ``refinement``: global search on refined maps; ``run``: the whole job
+- ``refinement``: a global search on a refined map; ``alternation``: local refinement and global search in turn
+- ``job``: the table and the images that all stages share; ``run``: the whole job
 """

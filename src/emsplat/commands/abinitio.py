@@ -26,8 +26,9 @@ def abinitio(
     the same map and the same poses. The hand of the map stays undetermined: `emsplat flip DIR` writes the other one.
 
     Args:
-        particles: A RELION star, a cryoSPARC table (.cs), or, with the option ctf, the images of cryoDRGN. Poses are
-            ignored. With the option no-ctf, a stack alone is enough.
+        particles: A RELION star, a cryoSPARC table (.cs) or group (.csg), a cisTEM table (.star or .cistem), or,
+            with the option ctf, the images of cryoDRGN. Poses are ignored. With the option no-ctf, a stack alone is
+            enough.
         output: Folder that the run is written to.
         settings: What is left out is found from the data, and the log says what was found.
         overwrite: Replace a run that the folder holds. The old run stays until the new one is complete.
@@ -46,7 +47,7 @@ def abinitio(
 
     reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
     reporter.line(f"emsplat {__version__}: {particles} → {output}")
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.abinitio.run import ab_initio
         from emsplat.outputs import reconstruction as outputs
         from emsplat.outputs.abinitio import write_ab_initio

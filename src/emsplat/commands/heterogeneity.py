@@ -26,8 +26,9 @@ def heterogeneity(
     the other half's images. It may be 0: then the particles show nothing but their consensus.
 
     Args:
-        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs), or, with the
-            options poses and ctf, the images of cryoDRGN (.mrcs, .txt, .star or .cs). Their poses are taken as true.
+        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs) or
+            group (.csg), a cisTEM table (.star or .cistem), or, with the options poses and ctf, the images of cryoDRGN
+            (.mrcs, .txt, .star or .cs). Their poses are taken as true.
         output: Folder that the run is written to.
         settings: What is left out is found from the data, and the log says what was found.
         overwrite: Replace a run that the folder holds. The old run stays until the new one is complete.
@@ -48,7 +49,7 @@ def heterogeneity(
 
     reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
     reporter.line(f"emsplat {__version__}: {particles} → {output}")
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.heterogeneity.run import find_heterogeneity
         from emsplat.outputs.heterogeneity import claimed, closing_rows, write_heterogeneity
     with claimed(output, overwrite, reporter):

@@ -41,7 +41,7 @@ def plan(
 
     reporter = ConsoleReporter(to_stderr=json)
     reporter.line(f"emsplat {__version__}: planning {particles}")
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.plan.run import plan
         from emsplat.plan.text import plan_table
 

@@ -31,8 +31,9 @@ def reconstruct(
     """Reconstruct a map, half maps, Gaussians and a resolution from particle images with poses and CTFs.
 
     Args:
-        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs), or, with the
-            options poses and ctf, the images of cryoDRGN (.mrcs, .txt, .star or .cs).
+        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs) or
+            group (.csg), a cisTEM table (.star or .cistem), or, with the options poses and ctf, the images of cryoDRGN
+            (.mrcs, .txt, .star or .cs).
         output: Folder that the run is written to.
         settings: What is left out is found from the data, and the log says what was found.
         overwrite: Replace a run that the folder holds. The old run stays until the new one is complete.
@@ -72,7 +73,7 @@ def reconstruct(
         reporter.line(f"emsplat {__version__}: {particles} → {output}")
         if world.size > 1:
             reporter.line(f"{world.size} ranks on {', '.join(dict.fromkeys(world.hosts))}")
-        with reporter.stage("loading"):
+        with reporter.loading():
             from emsplat.outputs import reconstruction as outputs
             from emsplat.reconstruction.reconstruct import reconstruct
             from emsplat.runs.closing import closing_curve, closing_rows

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from emsplat.fit.by_statistics import FitSettings, fit_statistics
 from emsplat.fit.count import FEWEST, automatic_count
 from emsplat.fit.fields import initial_field, settings_for
-from emsplat.fit.initial import initial_gaussians
+from emsplat.fit.initial import initial_sets
 from emsplat.fit.state import FitHistory
 from emsplat.fourier import maps
 from emsplat.models.density_model import Model
@@ -154,12 +154,10 @@ def _gaussian_starts(
         job.reporter.line(f"half {number}: {count:,} Gaussians{of}, {reason}")
     limits = GaussianSettings.for_particle(count, float(mask.sum()), settings.isotropic)
     each = FitSettings() if parts[1] else FitSettings(max_steps=_STEPS_WITHOUT_SPLIT)
-    extent, symmetry = job.grid.extent, job.grid.symmetry
+    seeds, grid = _seeds(job, number), job.grid
     with job.reporter.stage("fit"):
-        return [
-            (initial_gaussians(parts[0], mask, extent, limits, seed, symmetry, device), replace(each, seed=seed))
-            for seed in _seeds(job, number)
-        ]
+        starts = initial_sets(parts[0], mask, grid.extent, limits, seeds, grid.symmetry, device)
+    return [(start, replace(each, seed=seed)) for start, seed in zip(starts, seeds, strict=True)]
 
 
 def _field_starts(

@@ -5,6 +5,7 @@ Read it from top to bottom: read the table, look at a sample, solve for both hal
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -307,13 +308,14 @@ def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
-        errors = _standard_error(solution, half_maps, b_factor, validation.resolution, pixel_size)
-    with reporter.stage("local resolution"):
+    # The standard error is found beside the local resolution, because much of its work cannot be shared by threads.
+    with reporter.stage("local resolution"), ThreadPoolExecutor(1) as pool:
+        errors = pool.submit(_standard_error, solution, half_maps, b_factor, validation.resolution, pixel_size)
         local = local_resolution(
             first.raw, second.raw, *half_maps, solution.mask, pixel_size, solution.validation.limit_shell
         )
         reporter.line(local.text())
-    return _Judged(result, half_maps, validation, local, errors, b_factor)
+    return _Judged(result, half_maps, validation, local, errors.result(), b_factor)
 
 
 def _standard_error(

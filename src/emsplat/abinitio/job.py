@@ -1,0 +1,173 @@
+"""The data and settings that all stages of a search share: the table, a first look, the images on polar grids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.abinitio.halves import Search
+from emsplat.abinitio.look import Look
+from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
+from emsplat.abinitio.scales import full_settings, information, scales_of, stochastic_settings
+from emsplat.abinitio.stochastic import StageSettings
+from emsplat.abinitio.transfer import without_ctf
+from emsplat.conventions import euler_angles
+from emsplat.errors import InputError
+from emsplat.io import read_particles
+from emsplat.io.images import ImageSource
+from emsplat.particles.table import Particles
+from emsplat.runtime.reporting import Reporter
+from emsplat.settings import AbInitioSettings
+from emsplat.symmetry import symmetry_operators
+
+_OUTLINE_MARGIN = 1.15  # factor on the outline, because the variance shows a little less than the particle
+_UNSEEN_DIAMETER, _LARGEST_DIAMETER = 0.8, 0.95  # shares of the box
+_MAX_SHIFT = 0.1  # share of the box
+_EDGE = 0.1  # share of the box by which the circle that is kept exceeds the particle's, beyond its shift
+_FEWEST_IMAGES = 40  # smallest number in each half set
+
+Halves = tuple[PolarImages, PolarImages]
+
+
+class Job:
+    """The data and settings that all stages of one run share."""
+
+    def __init__(
+        self,
+        table: Particles,
+        images: ImageSource,
+        look: Look,
+        diameter_in_angstroms: float,
+        settings: AbInitioSettings,
+        reporter: Reporter,
+    ) -> None:
+        self.table, self.images, self.look = table, images, look
+        self.settings, self.reporter = settings, reporter
+        self.diameter_in_angstroms = diameter_in_angstroms
+        self.symmetry = symmetry_operators(settings.symmetry)
+        box = table.box_size * table.pixel_size_in_angstroms
+        self.diameter = diameter_in_angstroms / box
+        max_ring = np.inf if settings.max_resolution is None else box / settings.max_resolution
+        self.max_ring = min(max_ring, table.box_size / 2 - 2)
+        self.scales = scales_of(self.diameter, len(self.symmetry), table.box_size, self.max_ring)
+        max_shift = _MAX_SHIFT * box if settings.max_shift is None else settings.max_shift
+        self.max_shift = max_shift / table.pixel_size_in_angstroms
+        # The circle that is kept of each image holds the particle, wherever it lies.
+        self.circle = (self.diameter + _EDGE) * table.box_size + 2 * min(self.max_shift, 0.1 * table.box_size)
+        self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
+
+    def read(self, n_rings: int) -> tuple[Halves, Spectra]:
+        """The images of both halves on the polar grid, and the mean of their spectra."""
+        grid = PolarGrid.of(n_rings, self.diameter)
+        found = []
+        for number, rows in enumerate(self.rows, start=1):
+            with self.reporter.bar(f"transforming half {number}", "images") as advance:
+                found.append(read_polar(self.table, self.images, rows, self.look.noise, grid, self.circle, advance))
+        (first, of_first), (second, of_second) = found
+        return (first, second), of_first.mean(of_second)
+
+    def stage(self, spectra: Spectra, n_rings: int) -> StageSettings:
+        """Settings of a stage that uses these rings."""
+        return StageSettings(
+            box_size=self.table.box_size,
+            diameter=self.diameter,
+            signal=spectra.signal[:n_rings],
+            symmetry=self.symmetry,
+            max_shift=self.max_shift,
+            shift_sigma=max(0.5 * self.max_shift, 0.5),
+        )
+
+    def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:
+        """Settings of the search, and the information of an image in nats."""
+        coarse, order = self.scales.coarse_rings, len(self.symmetry)
+        polar = halves[0]
+        nats = information(polar.grid.radii[:coarse], polar.power[:, :coarse], spectra.signal[:coarse])
+        n_images = min(len(rows) for rows in self.rows)
+        search = Search(
+            coarse=self.stage(spectra, coarse),
+            fine=self.stage(spectra, polar.grid.n_rings),
+            stochastic=stochastic_settings(self.scales, order, nats, n_images, self.table.box_size),
+            full=full_settings(self.scales, order, self.table.box_size),
+        )
+        pixel = self.table.box_size * self.table.pixel_size_in_angstroms
+        self.reporter.line(
+            f"search: to {pixel / coarse:.3g} Å in steps of {self.scales.coarse_step:.3g}°, then to "
+            f"{pixel / polar.grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image holds "
+            f"{nats:.1f} nats, so that {search.stochastic.iterations} batches of {search.stochastic.batch} are used"
+        )
+        return search, nats
+
+
+def table_of(source: Path | str | Particles, settings: AbInitioSettings, reporter: Reporter) -> Particles:
+    """The particles with half sets and without their poses."""
+    if isinstance(source, Particles):
+        table = source
+    else:
+        table = read_particles(
+            source,
+            datadir=settings.datadir,
+            strip_prefix=settings.strip_prefix,
+            pixel_size_in_angstroms=settings.pixel_size,
+            ctf=settings.ctf,
+            passthrough=settings.passthrough,
+            need_poses=False,
+            need_ctf=not settings.no_ctf,
+        )
+    for warning in table.warnings:
+        reporter.warn(warning)
+    if settings.no_ctf:
+        table = without_ctf(table)
+    n = len(table)
+    if len(np.unique(table.half_set[table.half_set > 0])) == 1:
+        reporter.warn("the half sets put all images into one half, so they are not used")
+        table = replace(table, half_set=np.zeros(n, dtype=np.int8))
+    table = replace(
+        table, euler_angles_in_degrees=np.zeros((n, 3)), origin_in_angstroms=np.zeros((n, 2)), warnings=()
+    ).with_half_sets(settings.seed)
+    sizes = [int(np.count_nonzero(table.half_set == half)) for half in (1, 2)]
+    if min(sizes) < _FEWEST_IMAGES:
+        raise InputError(
+            f"{table.source}: {sizes[0]} and {sizes[1]} images in the half sets; a search without poses needs at least "
+            f"{_FEWEST_IMAGES} in each: give more images"
+        )
+    reporter.line(
+        f"{n:,} images, box {table.box_size}, {table.pixel_size_in_angstroms:.4g} Å/px; poses in the table are ignored"
+    )
+    return table
+
+
+def diameter_of(look: Look, table: Particles, settings: AbInitioSettings, reporter: Reporter) -> float:
+    """The diameter in Å. Particles that are surely dark are refused; an uncertain sign of the contrast is reported."""
+    reporter.line(f"contrast from {look.n_sampled:,} images: {look.contrast:+.1f} standard errors (white is positive)")
+    if look.surely_dark:
+        raise InputError(
+            f"{table.source}: the particles are dark ({look.contrast:+.0f} standard errors at low frequency); they "
+            f"must be white: {'leave out' if settings.invert else 'add'} --invert"
+        )
+    if not look.surely_white:
+        reporter.warn("the images do not show whether particles are white; if they are dark, use --invert")
+    box = table.box_size * table.pixel_size_in_angstroms
+    if settings.mask_diameter is not None:
+        return min(settings.mask_diameter, _LARGEST_DIAMETER * box)
+    if look.diameter is None:
+        reporter.warn(
+            f"no particle stands out of the noise; its diameter is taken as {_UNSEEN_DIAMETER:.0%} of the box"
+        )
+        return _UNSEEN_DIAMETER * box
+    found = min(_OUTLINE_MARGIN * look.diameter * table.pixel_size_in_angstroms, _LARGEST_DIAMETER * box)
+    reporter.line(
+        f"the particle has a diameter of {found:.0f} Å about the middle of its image, from the variance of the images"
+    )
+    return found
+
+
+def with_poses(table: Particles, rotations: NDArray[np.float64], centres: NDArray[np.float64]) -> Particles:
+    """The particles in these poses; centres: (N, 2) x, y in pixels from the image's middle."""
+    return replace(
+        table,
+        euler_angles_in_degrees=euler_angles(rotations),
+        origin_in_angstroms=-centres * table.pixel_size_in_angstroms,
+    )
