@@ -67,6 +67,20 @@ class ReconstructSettings(InputSettings):
         """The quantities of each image that are refined."""
         return () if self.refine is None else tuple(name.strip() for name in self.refine.split(","))
 
+    def for_search(self, no_ctf: bool) -> AbInitioSettings:
+        """The same options of a search for poses.
+
+        Raises:
+            InputError: an option is given that the search does not have.
+        """
+        known = {f.name for f in fields(AbInitioSettings)}
+        for f in fields(self):
+            if f.name not in known and getattr(self, f.name) != f.default:
+                option = f"--{f.name.replace('_', '-')}"
+                raise InputError(f"{option}: emsplat abinitio has no such option; leave it out")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
+        return AbInitioSettings(no_ctf=no_ctf, **given)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_refinement(self.refine, self.refined, self.refine_range)

@@ -9,6 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from emsplat.abinitio.alternation import reconstruct_settings
+from emsplat.abinitio.job import Job as SearchJob
+from emsplat.abinitio.job import diameter_of, table_of, with_poses
+from emsplat.abinitio.look import look_at
+from emsplat.abinitio.polar import MOST_IN_MEMORY
+from emsplat.errors import InputError
 from emsplat.fit.count import supported_count
 from emsplat.fourier.maps import PARTICLE_SHARE
 from emsplat.io import read_input
@@ -16,12 +25,14 @@ from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
 from emsplat.plan.cluster import Cluster
 from emsplat.plan.model import STEPS, Job, Stage, held_bytes, stages, storage
-from emsplat.plan.rates import Card, Rates, card, measured
+from emsplat.plan.rates import Card, Rates, best_of, card, measured
+from emsplat.plan.search import SearchRates, measured_search, search_stages
 from emsplat.reconstruction.halves import fits_of_half
 from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
+from emsplat.runtime.context import Context
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
-from emsplat.settings import ReconstructSettings
+from emsplat.settings import AbInitioSettings, ReconstructSettings
 from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import look_at_sample
 from emsplat.symmetry import symmetry_operators
@@ -40,6 +51,7 @@ class Plan:
     card: Card | None
     stages: tuple[Stage, ...]
     assumptions: tuple[str, ...]
+    search: SearchRates | None = None  # the rates of a search for poses, if that is the job
 
     @property
     def seconds(self) -> float:
@@ -114,6 +126,7 @@ class Plan:
             "cluster": asdict(self.cluster),
             "rates": asdict(self.rates),
             "gpu": asdict(self.card) if self.card else None,
+            "search": asdict(self.search) if self.search else None,
             "assumptions": list(self.assumptions),
         }
 
@@ -143,6 +156,42 @@ def plan(path: Path, settings: ReconstructSettings, cluster: Cluster, reporter: 
                 rates = measured(table, images, preview, job, symmetry, cores, *took)
     found = card() if cluster.gpus else None
     return of_rates(job, cluster, rates, found)
+
+
+def plan_search(path: Path, settings: AbInitioSettings, cluster: Cluster, reporter: Reporter) -> Plan:
+    """Predict what `ab_initio` with these settings takes on these machines; raises the same InputErrors."""
+    if cluster.ranks > 1:
+        raise InputError(
+            f"{cluster.ranks} processes: emsplat abinitio works in one; plan it without --machines, --gpus"
+        )
+    with threads(settings.threads):
+        start = time.perf_counter()
+        with reporter.stage("reading the table"):
+            table = table_of(path, settings, reporter)
+        table_seconds = time.perf_counter() - start
+        with ImageSource(table, settings.invert) as images:
+            with reporter.stage("looking at a sample"):
+                look = look_at(table, images, settings.seed)
+                look_seconds = best_of(lambda: look_at(table, images, settings.seed), 1)
+                diameter = diameter_of(look, table, settings, reporter)
+            with reporter.stage("measuring the search"):
+                search_job = SearchJob(table, images, look, diameter, settings, Context(reporter=reporter))
+                search = measured_search(search_job, look_seconds)
+            with reporter.stage("measuring"):
+                rotations = Rotation.random(len(table), random_state=0).as_matrix()
+                table = with_poses(table, rotations, np.zeros((len(table), 2)))
+                solving = reconstruct_settings(search_job, refine=True)
+                symmetry = search_job.symmetry
+                grid = working_grid(table, diameter, symmetry, working_box(table, solving))
+                job = job_of(table, solving, grid)
+                preview = look_at_sample(table, images, symmetry, settings.seed)
+                took = (reporter.seconds.get("loading", 0.0), table_seconds, look_seconds)
+                rates = measured(table, images, preview, job, symmetry, settings.threads or _cores(), *took)
+    lines = [*search.lines(), *_assumed(job, cluster, rates, None)]
+    in_file = search.samples_bytes_per_image * len(table)
+    if in_file > 2 * MOST_IN_MEMORY:
+        lines.append(f"temporary files take {in_file / 1e9:.2g} GB while the search runs (in --cache, or in TMPDIR)")
+    return Plan(job, cluster, rates, None, tuple(search_stages(job, cluster, rates, search)), tuple(lines), search)
 
 
 def of_rates(job: Job, cluster: Cluster, rates: Rates, gpu: Card | None) -> Plan:
