@@ -105,7 +105,7 @@ class ReconstructSettings(InputSettings):
 
 @dataclass(frozen=True)
 class HeterogeneitySettings(InputSettings):
-    """What can be asked of a search for heterogeneity; None: found from the data, and said in the log."""
+    """The options of a search for heterogeneity. What is None is found from the data, and the log says so."""
 
     components: int | Literal["auto"] = "auto"  # Number of latents of each particle. auto: as many as both halves see.
     states: int | Literal["auto"] = "auto"  # Number of maps of states. auto: from the number of images.
@@ -122,6 +122,8 @@ class HeterogeneitySettings(InputSettings):
     refine_range: tuple[float, float] | None = None
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
+    # Processor (cpu) or graphics card (cuda) for the consensus and for the bins' statistics. The rest runs on the CPU.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
     def n_components(self) -> int | None:

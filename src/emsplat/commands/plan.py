@@ -17,7 +17,8 @@ def plan(
     particles: Annotated[Positional[Path], arg(metavar="PARTICLES")],
     cluster: OmitArgPrefixes[Cluster] = Cluster(),  # noqa: B008 (frozen)
     settings: OmitArgPrefixes[ReconstructSettings] = ReconstructSettings(),  # noqa: B008 (frozen)
-    job: Literal["reconstruct", "abinitio"] = "reconstruct",
+    job: Literal["reconstruct", "abinitio", "heterogeneity"] = "reconstruct",
+    components: int = 3,
     no_ctf: bool = False,
     json: bool = False,
 ) -> None:
@@ -30,7 +31,8 @@ def plan(
         particles: Any particle file that the job reads.
         cluster: What the job would run on.
         settings: Options that the job would be given.
-        job: The job: emsplat reconstruct, or emsplat abinitio, which takes images without poses.
+        job: reconstruct; or abinitio, for images without poses; or heterogeneity, which begins with a reconstruction.
+        components: Number of components that emsplat heterogeneity is assumed to find.
         no_ctf: The search for poses would be given this option.
         json: Print everything as one JSON object; progress and warnings go to standard error.
 
@@ -41,23 +43,27 @@ def plan(
         emsplat plan extracted.star --job abinitio
         # Plan a job on eight machines with eight graphics cards each and a file system of 20 GB/s:
         emsplat plan particles.star --machines 8 --gpus 8 --storage 20
+        # Plan a search for heterogeneity:
+        emsplat plan particles.star --job heterogeneity --max-resolution 8
     """
     from json import dumps
 
     from emsplat.runtime.console import ConsoleReporter
 
+    if no_ctf and job != "abinitio":
+        raise InputError("--no-ctf: only emsplat abinitio has this option; plan with --job abinitio, or leave it out")
+    if components < 1:
+        raise InputError(f"--components {components}: it must be a positive number")
     reporter = ConsoleReporter(to_stderr=json)
     reporter.line(f"emsplat {__version__}: planning {particles}")
     with reporter.loading():
-        from emsplat.plan.run import plan, plan_search
+        from emsplat.plan.run import plan, plan_poses
         from emsplat.plan.text import plan_table
 
     if job == "abinitio":
-        result = plan_search(particles, settings.for_search(no_ctf), cluster, reporter)
-    elif no_ctf:
-        raise InputError("--no-ctf: emsplat reconstruct has no such option; plan with --job abinitio, or leave it out")
+        result = plan_poses(particles, settings.for_search(no_ctf), cluster, reporter)
     else:
-        result = plan(particles, settings, cluster, reporter)
+        result = plan(particles, settings, cluster, reporter, components if job == "heterogeneity" else None)
     if json:
         print(dumps(result.summary(), ensure_ascii=False))
         return

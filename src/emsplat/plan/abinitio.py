@@ -33,7 +33,7 @@ SEARCH_BYTES = 600e6  # memory of the scores and coefficients of a block of imag
 
 
 @dataclass(frozen=True)
-class SearchRates:
+class PoseRates:
     """Rates of this machine at a search, with all cores at work."""
 
     look_seconds: float
@@ -57,7 +57,7 @@ class SearchRates:
         ]
 
 
-def measured_search(job: SearchJob, look_seconds: float) -> SearchRates:
+def measured_pose_search(job: SearchJob, look_seconds: float) -> PoseRates:
     """The rates of a search for poses of these images. Each is the better of two times."""
     rng = np.random.default_rng(0)
     n = len(job.table)
@@ -79,7 +79,7 @@ def measured_search(job: SearchJob, look_seconds: float) -> SearchRates:
     rotations = Rotation.random(len(polar), random_state=rng).as_matrix()
     imitated = images_of(polar, right, rotations, np.zeros((len(polar), 2)), job.table.box_size, rng)
     late, early = (_round_seconds(imitated, map_, search.fine, search.full) for map_ in (right, wrong))
-    return SearchRates(
+    return PoseRates(
         look_seconds=look_seconds,
         polar_seconds_per_image=polar_seconds,
         batch_seconds=max(batch, 1e-4),
@@ -112,7 +112,7 @@ def _map_of_power(stage: StageSettings, grid: PolarGrid, rng: np.random.Generato
     return maps.radial_filter(noise, factors)
 
 
-def search_stages(job: Job, cluster: Cluster, rates: Rates, search: SearchRates) -> list[Stage]:
+def pose_search_stages(job: Job, cluster: Cluster, rates: Rates, search: PoseRates) -> list[Stage]:
     """All stages of `emsplat abinitio` in their order. Args: job: its last reconstruction, with refinement."""
     n, share = job.n_images, slowness(cluster) / cluster.ranks
     last = stages(job, cluster, rates, None)
