@@ -5,6 +5,7 @@ The numbers here were found by a search on simulated sets of their own (docs/stu
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,11 +21,12 @@ from emsplat.statistics.loss import cube
 from emsplat.statistics.sufficient import Statistics
 
 _BLUR = 1.0  # pixels; smoothing of the inversion that the scale is taken from, as for the first Gaussians
+_ROWS_PER_VOXEL = 1 / 27  # of the cube, in the table of each level of the hash grid
 _WIDTHS: dict[FieldKind, tuple[int, ...]] = {"neural-field": (64, 64, 64), "hash-grid": (64,)}
 # The numbers of steps are larger than those of Gaussians, and the checks of the stopping rule are as much rarer.
 _SETTINGS: dict[FieldKind, FitSettings] = {
     "neural-field": FitSettings(max_steps=450, anneal_steps=90, check_every=20, step_sizes={"network": 0.005}),
-    "hash-grid": FitSettings(max_steps=90, anneal_steps=18, step_sizes={"network": 0.005, "table": 0.02}),
+    "hash-grid": FitSettings(max_steps=90, anneal_steps=18, step_sizes={"network": 0.005, "table": 0.04}),
 }
 
 
@@ -59,7 +61,8 @@ def encoding(kind: FieldKind, extent: int) -> Encoding:
     """The encoding for a cube of this edge in voxels: the finest features are those of the grid."""
     if kind == "neural-field":
         return PositionalEncoding(frequencies=12, highest=extent / 2)
-    return HashGrid(levels=6, coarsest=6, finest=max(12, round(0.75 * extent)), log2_rows=14)
+    rows = max(8, round(math.log2(extent**3 * _ROWS_PER_VOXEL)))
+    return HashGrid(levels=12, coarsest=4, finest=max(8, extent), log2_rows=rows)
 
 
 def settings_for(kind: FieldKind, field: NeuralField, seed: int) -> FitSettings:

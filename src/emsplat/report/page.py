@@ -16,7 +16,7 @@ from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.files import replacing
 from emsplat.settings import MODEL_NAMES
 
-_SCRIPTS = ("unpack.js", "curves.js", "slices.js", "isosurface.js", "surface.js")
+_SCRIPTS = ("unpack.js", "curves.js", "slices.js", "ramp.js", "isosurface.js", "space.js", "surface.js")
 _ASSETS = files("emsplat.report")
 
 
