@@ -25,7 +25,7 @@ _ROWS_PER_VOXEL = 1 / 27  # of the cube, in the table of each level of the hash 
 _WIDTHS: dict[FieldKind, tuple[int, ...]] = {"neural-field": (64, 64, 64), "hash-grid": (64,)}
 # The numbers of steps are larger than those of Gaussians, and the checks of the stopping rule are as much rarer.
 _SETTINGS: dict[FieldKind, FitSettings] = {
-    "neural-field": FitSettings(max_steps=450, anneal_steps=90, check_every=20, step_sizes={"network": 0.005}),
+    "neural-field": FitSettings(max_steps=300, anneal_steps=60, check_every=12, step_sizes={"network": 0.01}),
     "hash-grid": FitSettings(max_steps=90, anneal_steps=18, step_sizes={"network": 0.005, "table": 0.04}),
 }
 
@@ -60,7 +60,7 @@ def initial_field(
 def encoding(kind: FieldKind, extent: int) -> Encoding:
     """The encoding for a cube of this edge in voxels: the finest features are those of the grid."""
     if kind == "neural-field":
-        return PositionalEncoding(frequencies=12, highest=extent / 2)
+        return PositionalEncoding(frequencies=max(4, extent // 2), highest=extent / 2)
     rows = max(8, round(math.log2(extent**3 * _ROWS_PER_VOXEL)))
     return HashGrid(levels=12, coarsest=4, finest=max(8, extent), log2_rows=rows)
 
