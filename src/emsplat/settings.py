@@ -81,8 +81,7 @@ class ReconstructSettings(InputSettings):
         )
         for option, value, least, rule in rules:
             _require_option(option, value, least, rule)
-        if self.cache_size is not None and self.cache is None:
-            raise InputError("--cache-size says how large --cache may grow; give --cache too, or leave both out")
+        _check_cache(self.cache, self.cache_size)
         if isinstance(self.sharpen, float | int) and not math.isfinite(self.sharpen):
             raise InputError(
                 f"--sharpen {self.sharpen}: it must be a B-factor in Å² or auto; give one, or leave it out"
@@ -150,6 +149,8 @@ class AbInitioSettings:
     max_resolution: float | None = None  # Finest resolution, in Å, to look at.
     # Largest number of searches of each half set from other random poses. More than one only if they disagree.
     starts: int = 3
+    cache: Path | None = None  # Folder on a local disk for small copies of the images, if the file system is slow.
+    cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
     # Processor (cpu) or graphics card (cuda) for the fits of Gaussians. The search runs on the CPU.
@@ -162,12 +163,19 @@ class AbInitioSettings:
             ("--max-shift", self.max_shift, 0, "0 or more Å"),
             ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
             ("--starts", self.starts, 1, "a positive number"),
+            ("--cache-size", self.cache_size, 1e-6, "a positive number of GB"),
             ("--threads", self.threads, 1, "a positive number"),
             ("--seed", self.seed, 0, "0 or more"),
         )
         for option, value, least, rule in rules:
             _require_option(option, value, least, rule)
+        _check_cache(self.cache, self.cache_size)
         symmetry_operators(self.symmetry)
+
+
+def _check_cache(folder: Path | None, most_gigabytes: float | None) -> None:
+    if most_gigabytes is not None and folder is None:
+        raise InputError("--cache-size says how large --cache may grow; give --cache too, or leave both out")
 
 
 def _check_refinement(asked: str | None, quantities: tuple[str, ...], limits: tuple[float, float] | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from emsplat.commands.arguments import Output
+from emsplat.commands.arguments import JobOptions, Output
 from emsplat.settings import HeterogeneitySettings
 from emsplat.versions import __version__
 
@@ -16,9 +16,7 @@ def heterogeneity(
     particles: Annotated[Positional[Path], arg(metavar="PARTICLES")],
     output: Output,
     settings: OmitArgPrefixes[HeterogeneitySettings] = HeterogeneitySettings(),  # noqa: B008 (frozen)
-    overwrite: bool = False,
-    quiet: bool = False,
-    json: bool = False,
+    run: OmitArgPrefixes[JobOptions] = JobOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Find how particles differ: a latent for each of them, maps of states, and Gaussians that follow the latents.
 
@@ -26,13 +24,12 @@ def heterogeneity(
     the other half's images. It may be 0: then the particles show nothing but their consensus.
 
     Args:
-        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs), or, with the
-            options poses and ctf, the images of cryoDRGN (.mrcs, .txt, .star or .cs). Their poses are taken as true.
+        particles: A RELION star (3.0 to 5; for tomography, the optimisation set), a cryoSPARC table (.cs) or
+            group (.csg), a cisTEM table (.star or .cistem), or, with the options poses and ctf, the images of cryoDRGN
+            (.mrcs, .txt, .star or .cs). Their poses are taken as true.
         output: Folder that the run is written to.
         settings: What is left out is found from the data, and the log says what was found.
-        overwrite: Replace a run that the folder holds. The old run stays until the new one is complete.
-        quiet: Print nothing but errors. The file run.log in the folder has the whole log.
-        json: Print the summary as one JSON object; progress and warnings go to standard error.
+        run: How the run is written and shown.
 
     Examples:
         # Find the states of particles from a consensus refinement:
@@ -46,14 +43,14 @@ def heterogeneity(
 
     from emsplat.runtime.console import ConsoleReporter
 
-    reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
+    reporter = ConsoleReporter(quiet=run.quiet, to_stderr=run.json)
     reporter.line(f"emsplat {__version__}: {particles} → {output}")
     with reporter.loading():
         from emsplat.heterogeneity.run import find_heterogeneity
         from emsplat.outputs.heterogeneity import claimed, closing_rows, write_heterogeneity
-    with claimed(output, overwrite, reporter):
+    with claimed(output, run.overwrite, reporter):
         result = find_heterogeneity(particles, settings, reporter)
-        summary = write_heterogeneity(output, result, overwrite)
+        summary = write_heterogeneity(output, result, run.overwrite)
     reporter.closing(closing_rows(summary, output), [])
-    if json:
+    if run.json:
         print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))

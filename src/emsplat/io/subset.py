@@ -12,11 +12,14 @@ import numpy as np
 
 from emsplat.errors import InputError
 from emsplat.io import read_input
+from emsplat.io.formats import Format, sniff
 from emsplat.io.write_back import check_other_file, open_source, write_back
 from emsplat.io.write_relion import write_relion
 from emsplat.particles.table import Particles
 from emsplat.runtime.files import open_regular
 from emsplat.settings import InputSettings
+
+_ONLY_CONVERTED = (Format.CISTEM, Format.CRYOSPARC_GROUP)  # formats that are read and not written
 
 
 def subset(
@@ -37,7 +40,7 @@ def subset(
     if keep is not None and drop is not None:
         raise InputError("--keep and --drop: both were given; give only one of them")
     check_other_file(source, out)
-    if settings.poses is not None or settings.ctf is not None:
+    if settings.poses is not None or settings.ctf is not None or sniff(source) in _ONLY_CONVERTED:
         return _converted(source, out, keep, drop, settings)
     table = open_source(source)
     if out.suffix == table.suffix:

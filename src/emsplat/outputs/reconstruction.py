@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,11 @@ from emsplat.runs.closing import Summary, closing_rows, resolution_text
 from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.folders import check_folder, claiming, filling
 from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
-from emsplat.settings import ReconstructSettings
 from emsplat.validation.validate import write_fsc_csv
 from emsplat.versions import versions
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
@@ -56,10 +58,15 @@ def claimed(folder: Path, overwrite: bool, reporter: Reporter) -> Iterator[None]
         yield
 
 
-def is_complete(folder: Path, particles: Path, settings: ReconstructSettings, reporter: Reporter) -> bool:
+def is_complete(
+    folder: Path, particles: Path, settings: DataclassInstance, reporter: Reporter, entry: str = "settings"
+) -> bool:
     """Whether the folder holds a complete run of these particles and settings.
 
     The files of a run that was killed while they were moved into place are completed first.
+
+    Args:
+        entry: the entry of config.json that holds the settings of such a job.
     """
     if not folder.is_dir():
         return False
@@ -74,7 +81,7 @@ def is_complete(folder: Path, particles: Path, settings: ReconstructSettings, re
     except (OSError, ValueError):
         return False
     asked = json.loads(json.dumps(asdict(settings), default=str))
-    return (made_with.get("particles"), made_with.get("settings")) == (str(particles.absolute()), asked)
+    return (made_with.get("particles"), made_with.get(entry)) == (str(particles.absolute()), asked)
 
 
 def write_run(
