@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from abinitio_products import TEXT as _PRODUCTS_TEXT
+from abinitio_products import product_rows
 from abinitio_sets import HARD, IGG, LADDER, QUICK, SETS, built, foreign_sets, shows_particle, traps
 from common import SHARED, Case, ProcessorTimes, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.abinitio import alignment
@@ -229,7 +231,7 @@ def main() -> None:
     args = arguments(
         __doc__,
         seeds=(1, "runs of each set"),
-        part=("sets,hard,traps,foreign,ladder", "which parts, with commas between"),
+        part=("products,sets,hard,traps,foreign,ladder", "which parts, with commas between"),
         only=("", "the sets whose names begin so, with semicolons between"),
         again=("", "sets whose rows are made anew, with semicolons between"),
         truth=(1, "1: also reconstruct with the true poses"),
@@ -241,9 +243,11 @@ def main() -> None:
     groups = {"sets": SETS, "ladder": LADDER, "hard": HARD}
     parts = args.part.split(",")
     if args.quick:
-        groups, parts, args.seeds = {"sets": [(QUICK, "C1")]}, ["sets", "traps"], 1
+        groups, parts, args.seeds = {"sets": [(QUICK, "C1")]}, ["products", "sets", "traps"], 1
     for part in parts:
-        if part == "traps":
+        if part == "products":
+            report.table("products", product_rows(), _PRODUCTS_TEXT)
+        elif part == "traps":
             null_rows(page, args)
         elif part == "foreign":
             foreign(page, args)

@@ -159,7 +159,9 @@ def round_of(
         advance(int(rows[-1]) + 1, len(images))
     if sums is not None:
         for level in (search_in.coarse, search_in.fine):
-            volume.insert(sums, level.back, level.weight, level.slices.grid, level.frames, stage.symmetry)
+            grid = level.slices.grid
+            back = search.samples_of(level.back, grid)
+            volume.insert(sums, back, level.weight, grid, level.frames, stage.symmetry)
     return found
 
 
@@ -172,7 +174,7 @@ class _Level:
     turn: torch.Tensor
     offsets: NDArray[np.float64]  # (T, 2) pixels
     log_prior: NDArray[np.float32]  # (T,)
-    back: NDArray[np.complex64]  # (d, R, Q) sums of the images' slices
+    back: torch.Tensor  # (2, M, d, R) sums of the images' slices, as angular coefficients
     weight: NDArray[np.float32]  # (d, R)
 
     @staticmethod
@@ -191,7 +193,7 @@ class _Level:
             search.turn_matrix(grid.n_orders, n_turns),
             offsets,
             shift_prior(offsets, stage),
-            np.zeros((len(frames), grid.n_rings, grid.n_angles), np.complex64),
+            torch.zeros(2, grid.n_orders, len(frames), grid.n_rings),
             np.zeros((len(frames), grid.n_rings), np.float32),
         )
 
@@ -291,7 +293,8 @@ def _search_families(
         scale = np.exp(sums.largest - largest[who])
         normalisation = (total[who] / np.maximum(scale, 1e-30)).astype(np.float32)
         grid = level.slices.grid
-        level.back[family] += search.m_step(probabilities, moved.select(who), normalisation, level.turn, grid)
+        added = search.m_step(probabilities, moved.select(who), normalisation, level.turn, grid)
+        level.back.index_add_(2, torch.from_numpy(family), added)
         level.weight[family] += (sums.of_direction * (sums.total / normalisation)) @ block.power[who]
     found.top[rows] = 1 / total
     found.likelihood[rows] = largest
