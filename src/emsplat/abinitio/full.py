@@ -1,7 +1,7 @@
 """The second stage: EM over all images, on a coarse grid of poses that is refined where posteriors have mass.
 
 In every round each image is compared with all coarse poses on the first rings. The directions that hold nearly all of
-its posterior are replaced by their finer families, which are compared on all rings. An image whose posterior is flat
+its posterior are replaced by their finer families, which are compared on all rings. An image with a flat posterior
 would keep most directions; it says nothing on the finer rings yet, and stays on the coarse grid in this round. Rounds
 go on until the likelihood stops rising.
 """
@@ -21,7 +21,9 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages
 from emsplat.abinitio.stochastic import StageSettings, Trace, limited, power_share, shift_prior
 
 _KEPT_MASS = 0.999  # share of an image's coarse posterior that is searched further
-_FLAT = 1 / 3  # share of the coarse directions; an image that would keep more stays on the coarse grid
+# An image that keeps more than this share of the coarse directions, and says less than this in nats, stays on the coarse
+# grid. One that says much may tell directions apart on finer rings, as an image of a particle that is nearly round.
+_FLAT, _LITTLE = 0.6, 8.0
 _FALLEN = 0.05  # a loss of this share of the likelihood is a fault; the round before is then taken
 _NOTHING = 0.3  # nats per image; images that say less hold no map
 _SCORES_AT_ONCE = 24 << 20  # number of scores held for a block of images
@@ -247,7 +249,7 @@ def _search_coarsely(
     moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size)
     probabilities, sums = search.e_step(level.slices, moved, level.turn, level.log_prior, 1.0, reuse=True)
     kept = _directions_with_mass(sums.of_direction)
-    flat = kept.mean(axis=0) > _FLAT
+    flat = (kept.mean(axis=0) > _FLAT) & (sums.evidence < _LITTLE)
     if flat.any():
         at = rows[flat]
         found.flat[at] = True
