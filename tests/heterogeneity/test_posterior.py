@@ -117,9 +117,7 @@ def test_contrasts_between_those_of_the_grid_are_found() -> None:
 def test_a_prior_of_ones_own_moves_all_moments() -> None:
     columns, data = images(4, 3, 1)
     mean, sigma = np.array([0.4, -1.0, 2.0, 0.0]), np.array([0.3, 0.5, 1.0, 2.0])
-    found = _with_prior(
-        inner_of(columns, data), np.array([1.0, 0.0]), PRIOR, mean[:, None], sigma[:, None, None]
-    )
+    found = _with_prior(inner_of(columns, data), np.array([1.0, 0.0]), PRIOR, mean[:, None], sigma[:, None, None])
     z = np.linspace(-12, 12, 6001)
     for i in range(4):
         c = CONTRASTS[:, None]

@@ -9,7 +9,7 @@ Components U of one half are tested on the images of the other half. Three thing
 - *The level of the noise.* Let h be the product of a component with what is left of an image. Without variability, h²
   has the expectation of its own diagonal, the sum of u² r² over the samples, whatever the noise of this image is. Only
   the products of different samples remain in ``h hᵀ − diagonal``. If latents vary with the covariance Λ, these products
-  have the expectation A Λ A, where A is the Gram matrix of the projected components. For several images of one particle,
+  have the expectation A Λ A, where A is the Gram matrix of the projected components. For several images of a particle,
   h, the diagonal and A are sums over them.
 - *Chance.* The strongest of several directions of noise is strong. Random signs and sizes given to the images say how
   strong: they keep the noise of every image and remove what the images have in common.

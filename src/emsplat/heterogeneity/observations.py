@@ -40,8 +40,8 @@ class Observations:
     def part(self, chosen: slice | NDArray) -> Observations:
         """The observations of some of the images."""
         return Observations(
-            self.rows[chosen], self.particle[chosen], self.samples, self.spectra[chosen], self.weights[chosen], self.matrices[chosen],
-            self.box_size,
+            self.rows[chosen], self.particle[chosen], self.samples, self.spectra[chosen], self.weights[chosen],
+            self.matrices[chosen], self.box_size,
         )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def observe(
     """Read the images of these rows once, in the order given.
 
     Args:
-        rows: in reading order.
+        rows: with the images of a particle side by side.
         noise: (groups, D//2+1) from `noise_spectra`; box_size: D′; limit_shell: below D′/2.
     """
     samples = half_plane(limit_shell)
@@ -94,7 +94,7 @@ def side_by_side(rows: NDArray[np.int64], particle: NDArray[np.int64]) -> NDArra
 
 
 def blocks_of_particles(particle: NDArray[np.int64], most: int) -> list[slice]:
-    """Blocks of at most so many neighbouring images that divide no particle. A larger particle is a block of its own."""
+    """Blocks of at most so many neighbouring images that divide no particle. A larger particle is one block."""
     ends = [*(np.flatnonzero(np.diff(particle)) + 1).tolist(), len(particle)]
     blocks, begin, end = [], 0, 0
     for following in ends:

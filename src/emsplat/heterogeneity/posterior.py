@@ -188,9 +188,7 @@ def _with_prior(
     whole[:, 0, 0] = 1
     whole[:, 1:, 0], whole[:, 1:, 1:] = t, matrix
     turned = whole.transpose(0, 2, 1)
-    found = posterior(
-        Inner(turned @ inner.gram @ whole, np.einsum("nlk,nl->nk", whole, inner.data)), variances, prior
-    )
+    found = posterior(Inner(turned @ inner.gram @ whole, np.einsum("nlk,nl->nk", whole, inner.data)), variances, prior)
 
     def moved(first: NDArray[np.float64], weight: NDArray[np.float64] | float = 1.0) -> NDArray[np.float64]:
         return np.einsum("nkl,nl->nk", matrix, first) + np.multiply(weight, t.T).T
