@@ -46,6 +46,8 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "figure.facecolor": "white",
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "savefig.dpi": 160,
     "svg.hashsalt": "emsplat",  # the same figure gives the same file
 }
@@ -59,10 +61,22 @@ def save(figure: Figure, path: str | Path) -> None:
     """Save a figure, under a temporary name first. A Figure without pyplot uses Agg and needs no display."""
     path = Path(path)
     kind = path.suffix.lstrip(".") or "png"
-    # Higher levels of compression make the files little smaller and take several times as long.
-    options: dict[str, Any] = {"pil_kwargs": {"compress_level": _PNG_COMPRESSION}} if kind == "png" else {}
+    options: dict[str, Any] = {}
+    if kind == "png":
+        _lay_out(figure)
+        # Higher levels of compression make the files little smaller and take several times as long.
+        options["pil_kwargs"] = {"compress_level": _PNG_COMPRESSION}
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, **options)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Fix the layout of a figure; otherwise matplotlib draws all of it twice, the first time for the layout alone."""
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+        layout.execute(figure)
+        figure.set_layout_engine(None)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
