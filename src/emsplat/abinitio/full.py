@@ -21,8 +21,8 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages
 from emsplat.abinitio.stochastic import StageSettings, Trace, limited, power_share, shift_prior
 
 _KEPT_MASS = 0.999  # share of an image's coarse posterior that is searched further
-# An image that keeps more than this share of the coarse directions, and says less than this in nats, stays on the coarse
-# grid. One that says much may tell directions apart on finer rings, as an image of a particle that is nearly round.
+# An image that keeps more than this share of the coarse directions, and says less than this in nats, stays on the
+# coarse grid. One that says much may tell directions apart on finer rings, as one of a particle that is nearly round.
 _FLAT, _LITTLE = 0.6, 8.0
 _FALLEN = 0.05  # a loss of this share of the likelihood is a fault; the round before is then taken
 _NOTHING = 0.3  # nats per image; images that say less hold no map
