@@ -89,8 +89,7 @@ def _to_orders(q: int, n_orders: int) -> tuple[NDArray[np.float32], NDArray[np.f
     even, odd = (m[:, None] * angle for m in (np.arange(0, n_orders, 2), np.arange(1, n_orders, 2)))
     of_even = np.stack([np.cos(even), -np.sin(even)], axis=1) / q
     of_odd = np.stack([np.sin(odd), np.cos(odd)], axis=1) / q
-    of_even, of_odd = (np.ascontiguousarray(a.reshape(-1, q), dtype=np.float32) for a in (of_even, of_odd))
-    return of_even, of_odd
+    return tuple(np.ascontiguousarray(a.reshape(-1, q), dtype=np.float32) for a in (of_even, of_odd))  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=8)
