@@ -171,7 +171,9 @@ def _placed(
             with work.reporter.stage("posterior"):
                 rows, power, overlap = _inner_products(work, half, decoders[half - 1], points)
                 even = np.full(len(points), 1 / len(points))
-                posterior, _ = point_posterior(power, overlap, even, spaces[half - 1].contrast)
+                posterior, _ = point_posterior(
+                    power, overlap, even, spaces[half - 1].contrast, work.table.particle[rows]
+                )
                 weights[rows] = posterior.weights
                 _put(latents, rows, posterior, points)
         return latents.found(), weights
