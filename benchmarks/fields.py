@@ -86,7 +86,7 @@ def any_sign(data: Data) -> Fitted:
     start, recorder = data.start(), Recorder(None)
     with recorder.running():
         volume, _ = _plain_fit(data, start, _MASSES[1])
-    return Fitted(volume, _parameters(start), FitSettings().max_steps, recorder.seconds, recorder.memory, [])
+    return Fitted(volume, _parameters(start), FitSettings().max_steps, recorder.seconds, None, [])
 
 
 def field(name: str, positive: bool) -> Callable[[Data], Fitted]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ class Recorder:
     @contextmanager
     def running(self) -> Iterator[None]:
         """The fit runs in this block."""
+        _give_back()
         before = _resident("VmRSS") if _forget_peak() else None
         self._start = time.process_time()
         yield
@@ -44,6 +47,13 @@ class Recorder:
     def curve(self, searched: int) -> list[tuple[float, float, str]]:
         """Seconds, F, and the part of the fit that each look was taken in. Args: searched: steps of the search."""
         return [(seconds, f, "search" if step <= searched else "fit") for step, seconds, f in self._points]
+
+
+def _give_back() -> None:
+    """Give memory that is free already back to the system, so that the fit has to ask for its own."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _forget_peak() -> bool:

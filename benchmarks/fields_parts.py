@@ -28,10 +28,10 @@ _EDGE = 1.0  # pixels of the soft edge of a region's mask
 _REGIONS, _MOVEMENT = "Regions of the antibody", "The movement of a domain"
 _REGIONS_TEXT = """The antibody in three regions: the Fab of chain A, the other Fab, and the Fc. A Gaussian belongs to
 the region of the atom that is nearest to its centre, and a voxel of a map to the region of the atom nearest to it
-(within 8 Å). "Error of mass" is the largest error of a region's share of the mass, in percentage points; the true shares are
-those of the true map. "F of parts" is the mean FSC of each region by itself with the potential of its atoms alone: of
-Gaussians the chosen ones, of a map the product with the region's soft mask. "s a region" is what another region costs
-without another fit."""
+(within 8 Å). "Error of mass" is the largest error of a region's share of the mass, in percentage points; the true
+shares are those of the true map. "F of" a part is the mean FSC of the region by itself with the potential of its atoms
+alone: of Gaussians the chosen ones, of a map the product with the region's soft mask. "s a region" is what another
+region costs without another fit."""
 _MOVEMENT_TEXT = """Two sets of images of the antibody, of which one Fab is turned by 20° in the second. The Gaussians
 of the first set are moved on the second set by the same fit (their order stays, because nothing is split or removed);
 the rotation that best carries the Gaussians of a region from the first to the second, weighted by mass, is read off.
