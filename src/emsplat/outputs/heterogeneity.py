@@ -321,15 +321,16 @@ def _draw_movement(files: HeterogeneityFolder, result: Heterogeneity) -> None:
     both = average(*(half.decoder for half in result.halves))
     if not both.moves:
         return
-    middle = result.latents.mean[result.latents.junk < 0.5].mean(axis=0)
-    gaussians = both.at(middle)
-    pixel_size = result.consensus.pixel_size_in_angstroms
-    figures.figure_movement(
-        gaussians.voxelise(len(result.consensus.map), pixel_size),
-        pixel_size,
-        gaussians.centres.double().numpy(),
-        gaussians.log_masses.exp().double().numpy(),
-        [(both.at(t.points[-1]).centres - both.at(t.points[0]).centres).double().numpy()
-         for t in trajectories(result.latents)],
-        files.figure("movement"),
-    )  # fmt: skip
+    box_size, pixel_size = len(result.consensus.map), result.consensus.pixel_size_in_angstroms
+    movements = []
+    for trajectory in trajectories(result.latents):
+        first, last = (both.at(trajectory.points[end]) for end in (0, -1))
+        movements.append(
+            figures.Movement(
+                first.voxelise(box_size, pixel_size),
+                first.centres.double().numpy(),
+                first.masses().double().numpy(),
+                (last.centres - first.centres).double().numpy(),
+            )
+        )
+    figures.figure_movement(movements, pixel_size, files.figure("movement"))
