@@ -48,6 +48,8 @@ def reconstruct(
         emsplat reconstruct particles.star -o run
         # Refine the poses locally, with symmetry, and sharpen the map:
         emsplat reconstruct particles.star -o run --symmetry D2 --refine poses,shifts --sharpen auto
+        # Leave out the images that emsplat check found odd:
+        emsplat reconstruct particles.star -o run --drop check/odd.csv
         # Reconstruct cryoSPARC particles, or continue after an interruption:
         emsplat reconstruct J24/particles.cs --passthrough J24/passthrough.cs -o run --resume
     """
