@@ -1,7 +1,8 @@
 """Ab initio: poses from none on simulations, beside the true ones, and on images in which there is nothing to find.
 
 A run is right if most images lie within 15° of their true pose, after one rotation of all and over both hands, modulo
-the particle's own symmetry. No wrong run may be called converged.
+the particle's own symmetry. No wrong run may be called converged. Rows of earlier runs stay on the page, so that any
+set, seed or part can be added later; `--again NAME` makes the rows of a set anew.
 """
 
 from __future__ import annotations
@@ -11,53 +12,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mrcfile
 import numpy as np
 from numpy.typing import NDArray
 
-from common import SHARED, Case, Report, arguments, mean_fsc, simulated, truth_and_mask
+from abinitio_sets import HARD, IGG, LADDER, QUICK, SETS, built, foreign_sets, shows_particle, traps
+from common import SHARED, Case, ProcessorTimes, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.abinitio import alignment
 from emsplat.abinitio.run import AbInitio, ab_initio
 from emsplat.errors import InputError
 from emsplat.fourier import maps
-from emsplat.io import ImageSource, read_particles
+from emsplat.io import read_particles
 from emsplat.particles.table import Particles
-from emsplat.runtime.reporting import Reporter
-from emsplat.settings import AbInitioSettings, SimulationSettings
+from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.settings import AbInitioSettings
+from emsplat.validation.correlation import fsc, resolution_at
+from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL
 
 _RIGHT_IN_DEGREES = 15.0
 _MIRROR = np.diag([1.0, 1.0, -1.0])
 
-_SETS_TEXT = """`error`, `p90`: median and 90th percentile of the angles to the true poses; `near`: share of the images
-within 15°; `F`: mean FSC with the truth in the true mask of the final map, aligned over both hands, beside `F true`,
-the same job's with the true poses; `ms`: processor time of one core an image, everything included."""
-_NULLS_TEXT = (
-    """Images that hold no map, or not the one that the table promises. Right answers: `failed`, or refused."""
-)
-
-
-def _simulation(n_images: int, pixel_size: float, snr: float, **more: Any) -> SimulationSettings:
-    settings = {"box_size": 64, "b_factor_in_square_angstroms": 80.0} | more
-    return SimulationSettings(n_images=n_images, pixel_size_in_angstroms=pixel_size, snr=snr, **settings)
-
-
-IGG = Case("IgG", "1igy.cif.gz", _simulation(3000, 3.5, 0.05))
-SETS = [
-    (IGG, "C1"),
-    (Case("7PBL, pseudo-C6", "7pbl.pdb.gz", _simulation(3000, 3.5, 0.05)), "C1"),
-    (Case("MsbA, C2 not imposed", "8tso.cif.gz", _simulation(4000, 2.8, 0.05)), "C1"),
-    (Case("8BK7, D2 not imposed", "8bk7.cif.gz", _simulation(3000, 3.8, 0.03)), "C1"),
-    (Case("8BK7, D2 imposed", "8bk7.cif.gz", _simulation(3000, 3.8, 0.03)), "D2"),
-    (Case("8BK7, 128²", "8bk7.cif.gz", _simulation(3000, 1.9, 0.03, box_size=128)), "C1"),
-]
-LADDER = [(replace(IGG, name=f"IgG, SNR {snr:g}", settings=replace(IGG.settings, snr=snr)), "C1")
-          for snr in (0.005, 0.01, 0.02, 0.1, 0.3)]  # fmt: skip
-HARD = [
-    (Case("7PBL, uneven, SNR .02", "7pbl.pdb.gz", _simulation(5000, 3.5, 0.02, orientations="uneven")), "C1"),
-    (Case("IgG, off by a tenth", "1igy.cif.gz", _simulation(3000, 3.5, 0.05, shift_sigma_in_angstroms=12.0)), "C1"),
-    (Case("8BK7, 5.6 Å pixels", "8bk7.cif.gz", _simulation(3000, 5.6, 0.03, box_size=48)), "C1"),
-]
-QUICK = Case("7PBL, tiny", "7pbl.pdb.gz", _simulation(240, 7.0, 0.3, box_size=32))
+_TEXT = """`error`, `p90`: median and 90th percentile of the angles to the true poses of images that show a particle;
+`near`: share of them within 15°; `F`: mean FSC of the final map with the truth in the true mask, aligned over both
+hands, beside `F true`, that of the same job with the true poses; `claimed` and `true`: resolution in Å that a converged
+run states, and that at which the mean of its half maps correlates with the truth by a half; `ms`: processor time of one
+core an image, everything included; `doubts`: the criteria that are not met."""
+_FOREIGN_TEXT = "Noise-free projections of cryoDRGN's tests, judged by the poses that come with them."
+_TRAPS_TEXT = """Images that hold no map, or not the one that the table promises. Right answers: `failed`, `uncertain`,
+or refused. `seconds`: processor time."""
+_STAGES_TEXT = """Processor time in ms an image, by stage, of the runs above. `search`: both halves from random poses,
+and their comparison; `search again`: on the refined maps; the others are those of `emsplat reconstruct` with local
+refinement, summed over the rounds."""
 
 
 # --- how right the poses are ------------------------------------------------------------------------------------------
@@ -92,124 +76,180 @@ def _angles(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
     return np.rad2deg(np.arccos(np.clip((np.einsum("nij,nij->n", a, b) - 1) / 2, -1, 1)))
 
 
-def map_quality(volume: NDArray[np.float32], star: Path) -> float:
-    """F of a map of any hand and frame."""
+def map_quality(found: Reconstruction, star: Path) -> tuple[float, float]:
+    """F of a map of any hand and frame, and the true resolution in Å of the mean of its halves in its own mask.
+
+    The truth is brought to the map, so that the map is judged as it is.
+    """
     truth, mask = truth_and_mask(star)
     box = min(len(truth), 48)
-    coarse = alignment.align(*(maps.fourier_resize(v, box) for v in (truth, volume)), n_rings=14)
-    near = maps.mirrored(volume) if coarse.mirrored else volume
-    near = alignment.moved(near, coarse.rotation, coarse.shift * (len(truth) / box))
-    fine = alignment.align_near(truth, near, len(truth) // 3)
-    return mean_fsc(fine.applied(near), truth, mask)
+    coarse = alignment.align(*(maps.fourier_resize(v, box) for v in (found.map, truth)), n_rings=14)
+    coarse = replace(coarse, shift=coarse.shift * (len(truth) / box))
+    fine = alignment.align_near(found.map, coarse.applied(truth), len(truth) // 3)
+    truth, mask = (fine.applied(coarse.applied(v)) for v in (truth, mask))
+    mean = 0.5 * (found.half_maps[0] + found.half_maps[1])
+    v = found.validation
+    curve = fsc(mean, truth, found.mask)
+    resolution = resolution_at(curve, v.frequency, C_AT_RESOLUTION, FIRST_SHELL) or v.nyquist
+    return mean_fsc(found.map, truth, np.clip(mask, 0, 1)), float(resolution)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def one_run(case: Case, symmetry: str, seed: int, work: Path, with_truth: bool, threads: int) -> dict[str, Any]:
-    """A row of the table; poses of the table are there to judge by, and the search does not see them."""
-    star = simulated(case, work, seed)
-    true = read_particles(star)
-    hidden = replace(true, half_set=np.zeros(len(true), dtype=np.int8))
-    start = time.process_time()
-    found = ab_initio(hidden, AbInitioSettings(symmetry=symmetry, seed=seed, threads=threads), Reporter())
-    seconds = time.process_time() - start
-    symmetries = alignment.own_rotations(maps.fourier_resize(truth_and_mask(star)[0], 28), 12)
-    errors, _ = pose_errors(found.reconstruction.particles.rotations(), true.rotations(), symmetries)
+def judged(found: AbInitio, true: NDArray[np.float64], symmetry: NDArray[np.float64]) -> dict[str, Any]:
+    """The verdict of a run, beside the errors of its poses; true: (n, 3, 3)."""
+    posed = found.reconstruction.particles.rotations()
+    errors, _ = pose_errors(posed, true, symmetry)
     near = float(np.mean(errors < _RIGHT_IN_DEGREES))
-    row: dict[str, Any] = {
-        "set": case.name,
-        "seed": seed,
+    return {
         "verdict": found.status,
         "right": near > 0.5,
         "error (°)": float(np.median(errors)),
         "p90 (°)": float(np.percentile(errors, 90)),
         "near": near,
-        "resolution (Å)": found.reconstruction.validation.resolution if found.status == "converged" else None,
-        "ms": 1e3 * seconds / len(true),
-        "doubts": "; ".join(c.name for c in found.verdict.criteria if c.status != "converged") or None,
+        "doubts": "; ".join(f"{c.name} {c.value:.2g}" for c in found.verdict.criteria if c.status != "converged")
+        or None,
     }
-    if with_truth:
-        from common import reconstructed
-
-        given, _ = reconstructed(replace(true, half_set=hidden.half_set), symmetry="C1", seed=seed, threads=threads)
-        row |= {"F": map_quality(found.reconstruction.map, star), "F true": map_quality(given.map, star)}
-    return row
 
 
-def with_stack(particles: Particles, images: NDArray[np.float32], folder: Path) -> Particles:
-    """The particles with other images."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mrcfile.write(folder / "images.mrcs", images, overwrite=True)
-    return replace(
-        particles,
-        stacks=(folder / "images.mrcs",),
-        stack=np.zeros(len(particles), dtype=np.int32),
-        section=np.arange(len(particles)),
+def one_run(
+    case: Case, symmetry: str, seed: int, work: Path, with_truth: bool, threads: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rows of a set and of its times; the search does not see the poses of the table, which serve to judge it."""
+    star = simulated(built(case, work), work, seed)
+    true = read_particles(star)
+    hidden = replace(true, half_set=np.zeros(len(true), dtype=np.int8))
+    times = ProcessorTimes()
+    start = time.process_time()
+    found = ab_initio(hidden, AbInitioSettings(symmetry=symmetry, seed=seed, threads=threads), times)
+    seconds = time.process_time() - start
+    symmetries = alignment.own_rotations(maps.fourier_resize(truth_and_mask(star)[0], 28), 12)
+    shown = shows_particle(star, len(true))
+    everything = found.reconstruction
+    only = replace(
+        found, reconstruction=replace(everything, particles=everything.particles.select(np.flatnonzero(shown)))
     )
+    row = judged(only, true.rotations()[shown], symmetries)
+    doubts = row.pop("doubts")
+    quality, resolution = map_quality(everything, star) if row["right"] else (None, None)
+    given = None
+    if with_truth and row["right"]:
+        from_true, _ = reconstructed(hidden, symmetry=symmetry, seed=seed, threads=threads)
+        given, _ = map_quality(from_true, star)
+    head = {"set": case.name, "seed": seed, "images": len(true)}
+    row = head | row | {
+        "claimed (Å)": everything.validation.resolution if found.status == "converged" else None,
+        "true (Å)": resolution,
+        "F": quality,
+        "F true": given,
+        "ms": 1e3 * seconds / len(true),
+        "doubts": doubts,
+    }  # fmt: skip
+    stages = {name: 1e3 * s / len(true) for name, s in times.processor_seconds.items()}
+    of_stages = head | {"box": true.box_size} | {name: stages.pop(name, 0.0) for name in _SHOWN_STAGES}
+    return row, of_stages | {"others": sum(stages.values())}
 
 
-def nulls(star: Path, work: Path, n: int) -> dict[str, Particles]:
-    """Images in which there is nothing to find, or not what the table says."""
-    particles = read_particles(star).select(np.arange(n))
-    particles = replace(particles, half_set=np.zeros(n, dtype=np.int8))
-    rng = np.random.default_rng(3)
-    with ImageSource(particles) as images:
-        one, all_of_them = images.read(np.arange(7, 8)), images.read(np.arange(n))
-    noise = rng.normal(size=all_of_them.shape).astype(np.float32)
-    wrong = rng.uniform(8_000, 20_000, n)
-    return {
-        "noise alone": with_stack(particles, noise, work / "nulls" / "noise"),
-        "one image repeated": with_stack(particles, np.repeat(one, n, axis=0), work / "nulls" / "one"),
-        "CTFs of other images": replace(particles, defocus_u_in_angstroms=wrong, defocus_v_in_angstroms=wrong),
-        "dark particles": with_stack(particles, -all_of_them, work / "nulls" / "dark"),
-    }
+_SHOWN_STAGES = ("preview", "polar images", "search", "search again")
 
 
-def null_row(name: str, particles: Particles, seed: int, threads: int) -> dict[str, Any]:
-    """Row of the table: the verdict of the program on images that hold no right answer, and why."""
+def trap_row(name: str, particles: Particles, seed: int, threads: int, **more: Any) -> tuple[dict[str, Any], Any]:
+    """The verdict of the program on images, and why; and the run itself, unless the images were refused."""
+    start = time.process_time()
+    found = None
+    row: dict[str, Any] = {"images": name, "seed": seed, "number": len(particles)}
     try:
-        found: AbInitio = ab_initio(particles, AbInitioSettings(seed=seed, starts=1, threads=threads), Reporter())
+        found = ab_initio(particles, AbInitioSettings(seed=seed, threads=threads, **more), ProcessorTimes())
+        failed = [f"{c.name} {c.value:.2g}" for c in found.verdict.criteria if c.status != "converged"]
+        row |= {"verdict": found.status, "why": ", ".join(failed) or None}
     except InputError as error:
-        return {"images": name, "verdict": "refused", "why": str(error).partition(": ")[2][:90]}
-    doubts = [c.name for c in found.verdict.criteria if c.status == "failed"]
-    return {"images": name, "verdict": found.status, "why": ", ".join(doubts) or None}
+        row |= {"verdict": "refused", "why": str(error).partition(": ")[2][:90]}
+    return row | {"seconds": time.process_time() - start}, found
+
+
+class Page:
+    """The report, to which rows are added unless they are already there."""
+
+    def __init__(self, report: Report, again: tuple[str, ...], revision: str) -> None:
+        self.report, self.again, self.revision = report, again, revision
+
+    def wants(self, heading: str, name: str, seed: int) -> bool:
+        """Whether there is no such row yet, or it is to be made anew."""
+        rows = self.report.tables.get(heading, [])
+        return name in self.again or not any(self._is(row, name, seed) for row in rows)
+
+    def add(self, heading: str, row: dict[str, Any], text: str) -> None:
+        """Add a row with the program's revision, in place of an older one of the same set and seed."""
+        name, seed = next(iter(row.values())), row["seed"]
+        rows = [old for old in self.report.tables.get(heading, []) if not self._is(old, name, seed)]
+        self.report.table(heading, [*rows, row | {"revision": self.revision}], text)
+
+    @staticmethod
+    def _is(row: dict[str, Any], name: str, seed: int) -> bool:
+        return next(iter(row.values())) == name and row["seed"] == seed
+
+
+def simulations(page: Page, part: str, sets: list[tuple[Case, str]], args: Any) -> None:
+    """Rows of a part that consists of simulations, seed by seed."""
+    for seed in range(args.seeds):
+        for case, symmetry in sets:
+            if page.wants(part, case.name, seed):
+                row, of_stages = one_run(case, symmetry, seed, args.work, bool(args.truth), args.threads)
+                page.add("stages", of_stages, _STAGES_TEXT)
+                page.add(part, row, _TEXT)
+
+
+def foreign(page: Page, args: Any) -> None:
+    """Rows of the sets made by others."""
+    for name, (particles, true) in foreign_sets().items():
+        for seed in range(args.seeds):
+            if page.wants("foreign", name, seed):
+                row, found = trap_row(name, particles, seed, args.threads)
+                none = {"right": False, "error (°)": None, "p90 (°)": None, "near": None}
+                row |= none if found is None else judged(found, true, np.eye(3)[None])
+                row.pop("doubts", None)
+                page.add("foreign", row, _FOREIGN_TEXT)
+
+
+def null_rows(page: Page, args: Any) -> None:
+    """Rows of the traps, and of real images that hold too little."""
+    star = simulated(QUICK if args.quick else IGG, args.work)
+    sets = traps(star, args.work, 240 if args.quick else 1500)
+    tilts = SHARED / "real" / "ribosome-tilts" / "particles.star"
+    if tilts.exists() and not args.quick:
+        sets["real tilts of 40 ribosomes"] = read_particles(tilts)
+    for seed in range(args.seeds):
+        for name, particles in sets.items():
+            if name.startswith(args.only) and page.wants("traps", name, seed):
+                page.add("traps", trap_row(name, particles, seed, args.threads)[0], _TRAPS_TEXT)
 
 
 def main() -> None:
     args = arguments(
         __doc__,
-        seeds=(5, "runs of each set"),
-        part=("sets,ladder,hard,nulls", "which parts, with commas between"),
-        only=("", "the sets whose names begin so, with commas between"),
+        seeds=(1, "runs of each set"),
+        part=("sets,hard,traps,foreign,ladder", "which parts, with commas between"),
+        only=("", "the sets whose names begin so, with semicolons between"),
+        again=("", "sets whose rows are made anew, with semicolons between"),
         truth=(1, "1: also reconstruct with the true poses"),
         threads=(2, "of each run"),
     )
-    report = Report("abinitio", "Poses from none", args)
-    parts = args.part.split(",")
+    args.only = tuple(args.only.split(";"))
+    report = Report("abinitio", "Poses from none", args, keep=not args.quick)
+    page = Page(report, tuple(args.again.split(";")), report.environment["emsplat"].rpartition(" ")[2])
     groups = {"sets": SETS, "ladder": LADDER, "hard": HARD}
-    names = tuple(args.only.split(","))
-    groups = {
-        part: [(case, group) for case, group in sets if case.name.startswith(names)] for part, sets in groups.items()
-    }
+    parts = args.part.split(",")
     if args.quick:
-        groups, parts, args.seeds = {"sets": [(QUICK, "C1")]}, ["sets", "nulls"], 1
-    for part in (p for p in parts if p in groups):
-        rows: list[dict[str, Any]] = []
-        for case, symmetry in groups[part]:
-            for seed in range(args.seeds):
-                rows.append(one_run(case, symmetry, seed, args.work, bool(args.truth), args.threads))
-                report.table(part, rows, _SETS_TEXT)
-    if "nulls" in parts:
-        star = simulated(QUICK if args.quick else IGG, args.work)
-        rows = []
-        for name, particles in nulls(star, args.work, 240 if args.quick else 2000).items():
-            rows.append(null_row(name, particles, 0, args.threads))
-            report.table("nulls", rows, _NULLS_TEXT)
-        tilts = SHARED / "real" / "ribosome-tilts" / "particles.star"
-        if tilts.exists() and not args.quick:
-            rows.append(null_row("real tilts of 40 ribosomes", read_particles(tilts), 0, args.threads))
-            report.table("nulls", rows, _NULLS_TEXT)
+        groups, parts, args.seeds = {"sets": [(QUICK, "C1")]}, ["sets", "traps"], 1
+    for part in parts:
+        if part == "traps":
+            null_rows(page, args)
+        elif part == "foreign":
+            foreign(page, args)
+        else:
+            sets = [(case, symmetry) for case, symmetry in groups[part] if case.name.startswith(args.only)]
+            simulations(page, part, sets, args)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -55,13 +57,19 @@ def arguments(description: str | None, **defaults: tuple[Any, str]) -> argparse.
 class Report:
     """A Markdown page and the same numbers as JSON, written anew after every table so that nothing is lost."""
 
-    def __init__(self, name: str, title: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, title: str, args: argparse.Namespace, keep: bool = False) -> None:
+        """Args: keep: begin with the tables of the last run, to which this one adds rows."""
         self.name, self.title, self.folder, self.quick = name, title, args.results, args.quick
         self.environment = environment()
         self.started = time.perf_counter()
         self.texts: dict[str, str] = {}
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.extra: dict[str, Any] = {}  # goes into the JSON only
+        last = self.folder / f"{name}.json"
+        if keep and last.exists():
+            content = json.loads(last.read_text(encoding="utf-8"))
+            if content["quick"] == self.quick:
+                self.tables, self.texts = content["tables"], content.get("texts", {})
 
     def table(self, heading: str, rows: list[dict[str, Any]], text: str = "") -> None:
         """Sets the table under a heading; rows are dicts with the same keys, in the order of the columns."""
@@ -77,11 +85,12 @@ class Report:
         page = [f"# {self.title}", ""]
         page += ["**Quick run: a smoke test, the numbers mean nothing.**", ""] if self.quick else []
         for heading, rows in self.tables.items():
-            page += [f"## {heading}", "", *([self.texts[heading], ""] if self.texts[heading] else [])]
+            text = self.texts.get(heading)
+            page += [f"## {heading}", "", *([text, ""] if text else [])]
             page += [markdown(rows), ""]
         page += ["## How this was made", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
         (self.folder / f"{self.name}.md").write_text("\n".join(page), encoding="utf-8")
-        content = {"environment": facts, "quick": self.quick, "tables": self.tables} | self.extra
+        content = {"environment": facts, "quick": self.quick, "texts": self.texts, "tables": self.tables} | self.extra
         text = json.dumps(content, indent=1, default=_plain, ensure_ascii=False)
         (self.folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
 
@@ -146,6 +155,28 @@ def _output(command: list[str]) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+class ProcessorTimes(Reporter):
+    """A reporter that takes the processor time of each stage, which other work on the machine hardly changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processor_seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.process_time()
+        with super().stage(name):
+            yield
+        self.processor_seconds[name] = self.processor_seconds.get(name, 0.0) + time.process_time() - start
+
+    def line(self, text: str) -> None:
+        super().line(text)
+        print(f"  [{time.process_time():.0f} CPU s] {text}", flush=True)
 
 
 # --- simulations ------------------------------------------------------------------------------------------------------

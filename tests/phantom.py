@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from emsplat.imaging.noise import noise_spectra
+from emsplat.io import ImageSource
 from emsplat.models.gaussians import Gaussians
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import Part, PartWeights
@@ -77,3 +79,12 @@ def accumulated(
 ) -> list[Statistics]:
     """The statistics of numbered parts; (N,) number of each image's part, negative for none."""
     return list(accumulate(particles, images, numbered_parts(numbers), settings, progress).values())
+
+
+def inverted(particles: Particles) -> NDArray[np.float32]:
+    """(D, D, D) the direct inversion of all images of a table."""
+    with ImageSource(particles) as images:
+        rows = np.arange(len(particles))
+        noise = noise_spectra(images.read(rows), particles)
+        settings = AccumulationSettings(particles.box_size, particles.box_size, noise, np.eye(3)[None])
+        return accumulated(particles, images, np.zeros(len(rows), dtype=np.int8), settings)[0].raw_map()

@@ -85,6 +85,20 @@ class ReconstructSettings(InputSettings):
         """The quantities of each image that are refined."""
         return () if self.refine is None else tuple(name.strip() for name in self.refine.split(","))
 
+    def for_search(self, no_ctf: bool) -> AbInitioSettings:
+        """The same options of a search for poses.
+
+        Raises:
+            InputError: an option is given that the search does not have.
+        """
+        known = {f.name for f in fields(AbInitioSettings)}
+        for f in fields(self):
+            if f.name not in known and getattr(self, f.name) != f.default:
+                option = f"--{f.name.replace('_', '-')}"
+                raise InputError(f"{option}: emsplat abinitio has no such option; leave it out")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
+        return AbInitioSettings(no_ctf=no_ctf, **given)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_refinement(self.refine, self.refined, self.refine_range)
@@ -99,8 +113,7 @@ class ReconstructSettings(InputSettings):
         )
         for option, value, least, rule in rules:
             _require_option(option, value, least, rule)
-        if self.cache_size is not None and self.cache is None:
-            raise InputError("--cache-size says how large --cache may grow; give --cache too, or leave both out")
+        _check_cache(self.cache, self.cache_size)
         if isinstance(self.sharpen, float | int) and not math.isfinite(self.sharpen):
             raise InputError(
                 f"--sharpen {self.sharpen}: it must be a B-factor in Å² or auto; give one, or leave it out"
@@ -110,7 +123,7 @@ class ReconstructSettings(InputSettings):
 
 @dataclass(frozen=True)
 class HeterogeneitySettings(InputSettings):
-    """What can be asked of a search for heterogeneity; None: found from the data, and said in the log."""
+    """The options of a search for heterogeneity. What is None is found from the data, and the log says so."""
 
     components: int | Literal["auto"] = "auto"  # Number of latents of each particle. auto: as many as both halves see.
     states: int | Literal["auto"] = "auto"  # Number of maps of states. auto: from the number of images.
@@ -127,6 +140,8 @@ class HeterogeneitySettings(InputSettings):
     refine_range: tuple[float, float] | None = None
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
+    # Processor (cpu) or graphics card (cuda) for the consensus and for the bins' statistics. The rest runs on the CPU.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
     def n_components(self) -> int | None:
@@ -162,6 +177,8 @@ class AbInitioSettings(FileSettings):
     max_resolution: float | None = None  # Finest resolution, in Å, to look at.
     # Largest number of searches of each half set from other random poses. More than one only if they disagree.
     starts: int = 3
+    cache: Path | None = None  # Folder on a local disk for small copies of the images, if the file system is slow.
+    cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
     # Processor (cpu) or graphics card (cuda) for the fits of Gaussians. The search runs on the CPU.
@@ -174,12 +191,19 @@ class AbInitioSettings(FileSettings):
             ("--max-shift", self.max_shift, 0, "0 or more Å"),
             ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
             ("--starts", self.starts, 1, "a positive number"),
+            ("--cache-size", self.cache_size, 1e-6, "a positive number of GB"),
             ("--threads", self.threads, 1, "a positive number"),
             ("--seed", self.seed, 0, "0 or more"),
         )
         for option, value, least, rule in rules:
             _require_option(option, value, least, rule)
+        _check_cache(self.cache, self.cache_size)
         symmetry_operators(self.symmetry)
+
+
+def _check_cache(folder: Path | None, most_gigabytes: float | None) -> None:
+    if most_gigabytes is not None and folder is None:
+        raise InputError("--cache-size says how large --cache may grow; give --cache too, or leave both out")
 
 
 def _check_refinement(asked: str | None, quantities: tuple[str, ...], limits: tuple[float, float] | None) -> None:

@@ -49,6 +49,8 @@ TEXTS = {
     "a,b\n1,2\n": Format.UNKNOWN,
     "": Format.UNKNOWN,
     "# a comment\n\ndata_particles\n": Format.RELION,
+    "data_\n\nloop_\n_cisTEMPositionInStack #1\n_cisTEMAnglePsi #2\n1 2\n": Format.CISTEM,
+    "created: 2024\nresults:\n  blob:\n    metafile: '>a.cs'\n": Format.CRYOSPARC_GROUP,
     "data_\n\n_rlnTomoTomogramsFile b.star\n_rlnTomoParticlesFile a.star\n": Format.OPTIMISATION_SET,
 }
 
@@ -69,12 +71,12 @@ def test_the_name_counts_where_content_says_nothing(tmp_path, shared_data, refus
 
 def test_what_is_not_read_is_refused_with_its_remedy(shared_data, tmp_path, refuses):
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "packed.star.gz").write_bytes(gzip.compress(b"data_particles\n" * 10))
+    (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(b"a.mrcs\n" * 10))
     (tmp_path / "list.txt").write_text("a.mrcs\n")
     os.mkfifo(tmp_path / "pipe")
     for path, culprits in (
         (tmp_path / "table.csv", ["unknown format", "convert"]),
-        (tmp_path / "packed.star.gz", ["compressed with gzip", "gunzip -k"]),
+        (tmp_path / "packed.txt.gz", ["compressed with gzip", "gunzip -k"]),
         (tmp_path / "list.txt", ["a list of stacks", "--poses"]),
         (shared_data / "real/relion31-5/relion31.mrcs", ["a stack of images", "--poses", "--ctf"]),
         (shared_data / "metadata/pose.cs.pkl", ["a pickle", "--poses"]),

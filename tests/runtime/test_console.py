@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import time
@@ -134,3 +135,18 @@ def test_quiet_prints_nothing_but_errors(simulated: Path, tmp_path: Path, capsys
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "--overwrite" in shown.err
+
+
+def test_imports_are_kept_from_the_garbage_collector_and_it_works_again_afterwards() -> None:
+    reporter = ConsoleReporter(quiet=True)
+    before = gc.get_freeze_count()
+    try:
+        with pytest.raises(ImportError), reporter.loading():
+            assert not gc.isenabled()
+            lasting = [[] for _ in range(1000)]
+            raise ImportError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + len(lasting)
+        assert reporter.seconds["loading"] > 0
+    finally:
+        gc.unfreeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from cistem_tables import values_of_binary
 from emsplat.errors import InputError
 from emsplat.io import ImageSource, StackReader, read_map, read_particles, read_star
 from emsplat.io.lists import read_ids
@@ -27,8 +29,8 @@ from emsplat.models.gaussians import Gaussians
 from emsplat.particles.table import Particles
 from emsplat.simulation.atoms import read_atoms
 from spoilt import valid_files
-from spoilt.mutations import ANY, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
-from spoilt.valid_files import N
+from spoilt.mutations import ANY, CISTEM, GZIP, MRC, NPY, PICKLE, SAFETENSORS, STAR, TEXT, Mutation
+from spoilt.valid_files import PACKERS, N
 
 SECONDS, BYTES = 10, 1 << 30  # of the processor's time and of memory for one file, beside what was taken before
 LONGEST_WAIT = 120  # seconds by the clock, on a busy machine, for what waits instead of working
@@ -179,6 +181,31 @@ def _read_cs(path: Path) -> None:
     np.testing.assert_array_equal(particles.section, table["blob/idx"])
 
 
+def _read_cistem(path: Path) -> None:
+    particles = read_particles(path)
+    _check_particles(particles)
+    raw = path.read_bytes()
+    if path.suffix == ".cistem" and len(particles) == N:
+        said = values_of_binary(raw, "Defocus1")
+        np.testing.assert_array_equal(particles.defocus_u_in_angstroms, said)
+
+
+def _read_compressed_star(path: Path) -> None:
+    """What is read is what Python's own gzip unpacks, to the checksum at the end."""
+    particles = read_particles(path)
+    _check_particles(particles)
+    plain = path.with_name("plain.star")
+    plain.write_bytes(gzip.decompress(path.read_bytes()))
+    np.testing.assert_array_equal(particles.ids, read_particles(plain).ids)
+
+
+def _read_compressed_map(path: Path) -> None:
+    found = read_map(path)
+    raw = PACKERS[path.suffix[1:]].decompress(path.read_bytes())
+    either = [_pixels(raw, order) for order in "<>"]
+    assert any(v is not None and np.array_equal(np.sort(v.ravel()), np.sort(found.values.ravel())) for v in either)
+
+
 def _read_pickle(path: Path) -> None:
     """Read the images with their pickles, and then the pickle by itself."""
     folder = path.parent
@@ -254,6 +281,12 @@ READERS = (
     Reader("MRC map", valid_files.volume, _read_map, {**ANY, **MRC}),
     Reader("cryoSPARC table", valid_files.cryosparc_table, _read_cs, {**ANY, **NPY}),
     Reader("cryoSPARC table, part of it written back", valid_files.cryosparc_table, _read_subset, {**ANY, **NPY}),
+    Reader("cryoSPARC group", valid_files.cryosparc_group, _read_particles, {**ANY, **TEXT}),
+    Reader("cisTEM star", valid_files.cistem_star, _read_cistem, {**ANY, **TEXT, **STAR}),
+    Reader("cisTEM binary table", valid_files.cistem_binary, _read_cistem, {**ANY, **CISTEM}),
+    Reader("star, compressed", valid_files.compressed_star, _read_compressed_star, {**ANY, **GZIP}),
+    Reader("MRC map, gzip", valid_files.compressed_map("gz"), _read_compressed_map, {**ANY, **GZIP}),
+    Reader("MRC map, bzip2", valid_files.compressed_map("bz2"), _read_compressed_map, ANY),
     Reader("cryoDRGN poses", valid_files.poses, _read_pickle, {**ANY, **PICKLE}),
     Reader("cryoDRGN CTFs", valid_files.ctfs, _read_pickle, {**ANY, **PICKLE}),
     Reader("list of stacks", valid_files.stack_list, _read_stack_list, {**ANY, **TEXT}),

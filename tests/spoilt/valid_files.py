@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import gemmi
 import numpy as np
 import torch
 
+import cistem_tables
+from cistem_tables import write_cistem_binary, write_cistem_star
 from emsplat.io import Table, write_map, write_star
 from emsplat.models.gaussians import Gaussians
 
 N, BOX = 40, 16
+PACKERS: dict[str, ModuleType] = {"gz": gzip, "bz2": bz2}
 
 
 def stack(folder: Path) -> Path:
@@ -113,6 +119,39 @@ def cryosparc_table(folder: Path) -> Path:
     with (folder / "a.cs").open("wb") as file:
         np.save(file, table)
     return folder / "a.cs"
+
+
+def cryosparc_group(folder: Path) -> Path:
+    """A group of one table that holds everything."""
+    cryosparc_table(folder)
+    slots = "".join(f"  {s}:\n    metafile: '>a.cs'\n    num_items: {N}\n" for s in ("alignments3D", "blob", "ctf"))
+    (folder / "a.csg").write_text(f"created: 2024-02-29\ngroup:\n  type: particle\nresults:\n{slots}version: v4.4.1\n")
+    return folder / "a.csg"
+
+
+def cistem_star(folder: Path) -> Path:
+    stack(folder)
+    return write_cistem_star(folder / "a.star", cistem_tables.table(N))
+
+
+def cistem_binary(folder: Path) -> Path:
+    stack(folder)
+    return write_cistem_binary(folder / "a.cistem", cistem_tables.table(N))
+
+
+def compressed_star(folder: Path) -> Path:
+    path = folder / "a.star.gz"
+    path.write_bytes(gzip.compress(star_31(folder).read_bytes()))
+    return path
+
+
+def compressed_map(method: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = folder / f"a.map.{method}"
+        path.write_bytes(PACKERS[method].compress(volume(folder).read_bytes()))
+        return path
+
+    return make
 
 
 def _pickles(folder: Path) -> None:

@@ -6,9 +6,8 @@ inverse FFT tries all shifts at each rotation. The best rotations are then refin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -16,11 +15,13 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from emsplat.abinitio import grids
+from emsplat.abinitio.volume import samples, transform_of
 from emsplat.fourier import maps
 
 _COARSE_RINGS = 6
 _COARSE_STEP = 12.0  # degrees
 _REFINED, _REFINED_TO_THE_END = 12, 2  # best rotations of each hand that are refined with coarse shells, then with all
+_MOST_POINTS = 12_000  # number of Fourier voxels that determine a rotation and a shift well enough
 _MIRROR = np.diag([1.0, 1.0, -1.0])  # negates z, which turns one hand into the other
 
 
@@ -67,7 +68,7 @@ def align(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int)
 
 def align_near(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int) -> Alignment:
     """The small rotation and shift that bring the second map onto the first, if both have the same hand."""
-    return _refined(first, _padded_transform(second), np.eye(3), np.zeros(3), n_rings, mirrored=False)
+    return _refined(first, transform_of(second), np.eye(3), np.zeros(3), n_rings, mirrored=False)
 
 
 def own_rotations(volume: NDArray[np.float32], n_rings: int, least: float = 0.9) -> NDArray[np.float64]:
@@ -76,11 +77,9 @@ def own_rotations(volume: NDArray[np.float32], n_rings: int, least: float = 0.9)
     Args:
         least: least correlation with the turned map at which the two count as the same.
     """
-    coarse = min(n_rings, _COARSE_RINGS)
-    points, source = _lattice(len(volume), coarse), _padded_transform(volume)
-    against = _whitened(_sample(source, points), points, coarse).conj()
-    grid = _rotation_grid()
-    turned = [float((_whitened(_sample(source, points @ r), points, coarse) * against).real.sum()) for r in grid]
+    coarse = _Comparison.of(volume, min(n_rings, _COARSE_RINGS))
+    source, grid = transform_of(volume), _rotation_grid()
+    turned = [coarse.correlation(source, rotation) for rotation in grid]
     found, tried = [np.eye(3)], [np.eye(3)]
     for i in np.argsort(turned)[::-1]:
         if turned[i] < 0.5:
@@ -105,11 +104,11 @@ def moved(
 ) -> NDArray[np.float32]:
     """(N, N, N) ``V(mirror(Rᵀ (x − s)))``, band-limited to the sphere of its last whole shell."""
     box_size = len(volume)
-    points = _lattice(box_size, (box_size - 1) // 2)
-    source = _padded_transform(maps.mirrored(volume) if mirrored else volume)
-    values = _sample(source, points @ rotation) * np.exp(-2j * np.pi * (points @ shift) / box_size)
+    points = _half_lattice(box_size, (box_size - 1) // 2)
+    source = transform_of(maps.mirrored(volume) if mirrored else volume)
+    values = samples(source, points, rotation) * np.exp(-2j * np.pi * (points @ shift) / box_size)
     spectrum = np.zeros((box_size,) * 3, np.complex64)
-    spectrum[tuple((points.astype(int) % box_size).T[::-1])] = values
+    _fill(spectrum, points, values)
     return scipy.fft.fftshift(scipy.fft.ifftn(spectrum).real).astype(np.float32)
 
 
@@ -122,25 +121,22 @@ def shell_correlations(first: NDArray[np.float32], second: NDArray[np.float32], 
 
 
 def _best_of_hand(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int, mirrored: bool) -> Alignment:
-    coarse = min(n_rings, _COARSE_RINGS)
-    points = _lattice(len(first), coarse)
-    against = _whitened(_sample(_padded_transform(first), points), points, coarse).conj()
-    source = _padded_transform(second)
+    coarse = _Comparison.of(first, min(n_rings, _COARSE_RINGS))
+    source = transform_of(second)
     rotations = _rotation_grid()
-    small = 2 * coarse + 2
-    place = tuple((points.astype(int) % small).T[::-1])
+    small = 2 * coarse.rings + 2
     correlations, shifts = np.empty(len(rotations)), np.empty((len(rotations), 3))
     for part in np.array_split(np.arange(len(rotations)), -(-len(rotations) // 64)):
         cross = np.zeros((len(part), small, small, small), np.complex64)
-        for i, rotation in enumerate(rotations[part]):
-            cross[(i, *place)] = _whitened(_sample(source, points @ rotation), points, coarse) * against
+        for spectrum, rotation in zip(cross, rotations[part], strict=True):
+            _fill(spectrum, coarse.points, coarse.whitened(samples(source, coarse.points, rotation)) * coarse.against)
         over_shifts = scipy.fft.ifftn(cross, axes=(1, 2, 3)).real.reshape(len(part), -1)
         best = over_shifts.argmax(axis=1)
-        correlations[part] = over_shifts[np.arange(len(part)), best] * small**3
+        correlations[part] = over_shifts[np.arange(len(part)), best]
         where = np.stack(np.unravel_index(best, (small,) * 3), axis=1)[:, ::-1]
         shifts[part] = -np.where(where > small // 2, where - small, where) * (len(first) / small)
     tried = [
-        _refined(first, source, rotations[i], shifts[i], coarse, mirrored)
+        _refined(first, source, rotations[i], shifts[i], coarse.rings, mirrored)
         for i in np.argsort(correlations)[::-1][:_REFINED]
     ]
     tried.sort(key=lambda found: -found.correlation)
@@ -156,24 +152,57 @@ def _refined(
     n_rings: int,
     mirrored: bool,
 ) -> Alignment:
-    box_size = len(first)
-    transform = _padded_transform(first)
     best_rotation, best_shift, value = rotation, shift, -1.0
     for rings in sorted({min(n_rings, 2 * _COARSE_RINGS), n_rings}):
-        points = _lattice(box_size, rings)
-        against = _whitened(_sample(transform, points), points, rings).conj()
+        comparison = _Comparison.of(first, rings)
         turn_unit, shift_unit = np.deg2rad(3.0), 0.3
 
         def loss(x: NDArray[np.float64]) -> float:
             turned = Rotation.from_rotvec(x[:3] * turn_unit).as_matrix() @ best_rotation  # noqa: B023
-            values = _whitened(_sample(source, points @ turned), points, rings)  # noqa: B023
-            phases = np.exp(-2j * np.pi * (points @ (best_shift + x[3:] * shift_unit)) / box_size)  # noqa: B023
-            return -float((values * phases * against).real.sum())  # noqa: B023
+            return -comparison.correlation(source, turned, best_shift + x[3:] * shift_unit)  # noqa: B023
 
         found = minimize(loss, np.zeros(6), method="Powell", options={"xtol": 0.02, "ftol": 1e-4, "maxfev": 400})
         best_rotation = Rotation.from_rotvec(found.x[:3] * turn_unit).as_matrix() @ best_rotation
         best_shift, value = best_shift + found.x[3:] * shift_unit, -float(found.fun)
     return Alignment(best_rotation, best_shift, mirrored, value)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A map's whitened Fourier voxels, with which those of another map are correlated."""
+
+    box_size: int
+    rings: int
+    points: NDArray[np.float64]  # (n, 3) kx, ky, kz of voxels in one half of Fourier space
+    shell: NDArray[np.int64]  # (n,) shell of each
+    against: NDArray[np.complex64]  # (n,) complex conjugates of the whitened values
+
+    @staticmethod
+    def of(volume: NDArray[np.float32], rings: int) -> _Comparison:
+        """Compare with a map (N, N, N) on its shells up to `rings`, or on a random sample of their voxels."""
+        points = _half_lattice(len(volume), rings)
+        if len(points) > _MOST_POINTS:
+            points = points[np.sort(np.random.default_rng(0).choice(len(points), _MOST_POINTS, replace=False))]
+        shell = np.rint(np.linalg.norm(points, axis=1)).astype(int)
+        empty = _Comparison(len(volume), rings, points, shell, np.empty(0, np.complex64))
+        return replace(empty, against=empty.whitened(samples(transform_of(volume), points, np.eye(3))).conj())
+
+    def whitened(self, values: NDArray[np.complex64]) -> NDArray[np.complex64]:
+        """The values with equal power in all shells and a total power of 1."""
+        power = np.bincount(self.shell, values.real**2 + values.imag**2, minlength=self.rings + 1)
+        shown = power > 0
+        factors = np.sqrt(1 / (np.where(shown, power, np.inf) * max(np.count_nonzero(shown), 1)))
+        return values * factors.astype(np.float32)[self.shell]
+
+    def correlation(
+        self, source: NDArray[np.complex64], rotation: NDArray[np.float64], shift: NDArray[np.float64] | None = None
+    ) -> float:
+        """Correlation with a map that is turned (3, 3) and shifted (3,); `source` is its transform."""
+        values = self.whitened(samples(source, self.points, rotation)) * self.against
+        if shift is None:
+            return float(values.real.sum())
+        angle = (-2 * np.pi / self.box_size * (self.points @ shift)).astype(np.float32)
+        return float((values.real * np.cos(angle) - values.imag * np.sin(angle)).sum())
 
 
 def _rotation_grid() -> NDArray[np.float64]:
@@ -183,52 +212,17 @@ def _rotation_grid() -> NDArray[np.float64]:
     return np.concatenate([grids.turned(grids.frames(points), np.full(len(points), angle)) for angle in psi])
 
 
-def _lattice(box_size: int, rings: int) -> NDArray[np.float64]:
-    """(n, 3) kx, ky, kz of all Fourier voxels with 0 < |k| ≤ rings."""
+def _half_lattice(box_size: int, rings: int) -> NDArray[np.float64]:
+    """(n, 3) kx, ky, kz of the Fourier voxels with 0 < |k| ≤ rings, one of each pair of mirror images."""
     k = np.arange(-rings, rings + 1, dtype=np.float64)
-    points = np.stack(np.meshgrid(k, k, k, indexing="ij"), axis=-1).reshape(-1, 3)
-    radius = np.linalg.norm(points, axis=1)
-    return points[(radius > 0) & (radius <= min(rings, (box_size - 1) // 2))]
+    z, y, x = (a.ravel() for a in np.meshgrid(k, k, k, indexing="ij"))
+    half = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
+    points = np.stack([x, y, z], axis=1)[half]
+    return points[np.linalg.norm(points, axis=1) <= min(rings, (box_size - 1) // 2)]
 
 
-def _whitened(values: NDArray[np.complex64], points: NDArray[np.float64], rings: int) -> NDArray[np.complex64]:
-    """The values with equal power in all shells and a total power of 1."""
-    shell = np.rint(np.linalg.norm(points, axis=1)).astype(int)
-    power = np.bincount(shell, values.real**2 + values.imag**2, minlength=rings + 1)
-    scaled = values / np.sqrt(np.maximum(power, 1e-300))[shell]
-    return (scaled / np.sqrt(np.count_nonzero(power))).astype(np.complex64)
-
-
-def _padded_transform(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """(2N, 2N, 2N) transform about voxel N//2, ready for trilinear interpolation."""
-    box_size = len(volume)
-    n = 2 * box_size
-    axis = np.sinc((np.arange(box_size) - box_size // 2) / n) ** 2
-    padded = np.zeros((n, n, n), np.float32)
-    place = (np.arange(box_size) - box_size // 2) % n
-    padded[np.ix_(place, place, place)] = volume / (axis[:, None, None] * axis[:, None] * axis)
-    return scipy.fft.fftn(padded)
-
-
-def _sample(transform: NDArray[np.complex64], points: NDArray[np.float64]) -> NDArray[np.complex64]:
-    """(n,) values of a transform at points (n, 3) x, y, z in units of 1/N."""
-    return _trilinear(transform, 2.0 * points)
-
-
-@numba.njit(cache=True, error_model="numpy")
-def _trilinear(grid, points):
-    n = grid.shape[0]
-    out = np.empty(len(points), np.complex64)
-    for p in range(len(points)):
-        x, y, z = points[p, 0], points[p, 1], points[p, 2]
-        ix, iy, iz = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
-        fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
-        total = np.complex64(0)
-        for dz in range(2):
-            wz = fz if dz else np.float32(1) - fz
-            for dy in range(2):
-                w = wz * (fy if dy else np.float32(1) - fy)
-                row = grid[(iz + dz) % n, (iy + dy) % n]
-                total += w * ((np.float32(1) - fx) * row[ix % n] + fx * row[(ix + 1) % n])
-        out[p] = total
-    return out
+def _fill(spectrum: NDArray[np.complex64], points: NDArray[np.float64], values: NDArray[np.complex64]) -> None:
+    """Set Fourier voxels (N, N, N), in fft order, at points (n, 3) of one half, and their mirror images."""
+    at = points.astype(int).T[::-1]
+    spectrum[tuple(at % len(spectrum))] = values
+    spectrum[tuple(-at % len(spectrum))] = values.conj()

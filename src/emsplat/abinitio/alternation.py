@@ -5,7 +5,8 @@ Local refinement never leaves a wrong basin, and a global search is coarse. They
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,35 +22,84 @@ from emsplat.abinitio.verdict import Verdict
 from emsplat.fourier import maps
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
+from emsplat.runtime.packing import packed, unpacked
 from emsplat.settings import ReconstructSettings
 
 _MOST_SEARCHES = 3  # largest number of searches on refined maps
 _SETTLED = 0.02  # share of the images that a search moves, below which no other search is worthwhile
 
 
+@dataclass
+class _Alternation:
+    """The poses after some refinements and searches, as they are kept to be resumed."""
+
+    euler_angles_in_degrees: NDArray[np.float64]  # (N, 3)
+    origin_in_angstroms: NDArray[np.float64]  # (N, 2)
+    moved: list[float]  # share of the images that each search has moved
+    is_over: bool
+
+
 def refined(job: Job, table: Particles, verdict: Verdict) -> tuple[Reconstruction, tuple[float, ...]]:
     """Refine locally and search globally in turn until hardly any image jumps, then reconstruct."""
-    moved: list[float] = []
-    if verdict.status != "failed":
-        for number in range(_MOST_SEARCHES):
-            # One fit of each half suffices for the search; the final reconstruction averages several.
-            on_the_way = replace(_reconstruct_settings(job, refine=True), n_fits=1)
-            found = reconstruct(table, on_the_way, job.reporter, contrast_is_known=True)
-            table = _brought_together(found.particles, found, job)
-            limit = found.validation.limit_shell
-            if limit == 0:
-                break
-            with job.reporter.stage("search again"):
-                table, share = _searched_again(job, table, found, number)
-            moved.append(share)
-            job.reporter.line(f"search on the refined maps: {share:.1%} of the images moved to another pose")
-            if share < _SETTLED:
-                break
-    settings = _reconstruct_settings(job, refine=verdict.status != "failed")
-    return reconstruct(table, settings, job.reporter, contrast_is_known=True), tuple(moved)
+    checkpoint = job.context.checkpoints.named("poses", job.context.world)
+    state = checkpoint.load()
+    if state is None:
+        failed = verdict.status == "failed"
+        kept = _Alternation(table.euler_angles_in_degrees, table.origin_in_angstroms, [], is_over=failed)
+    else:
+        kept = unpacked(state, _Alternation)
+        table = _in_poses_of(kept, table)
+        for number in range(1, len(kept.moved) + 1):
+            job.context.checkpoints.remove_nested(_refinement(number))
+    while not kept.is_over:
+        number = len(kept.moved) + 1
+        table, share = _refined_and_searched(job, table, number)
+        moved = [*kept.moved, *([] if share is None else [share])]
+        is_over = share is None or share < _SETTLED or number == _MOST_SEARCHES
+        kept = _Alternation(table.euler_angles_in_degrees, table.origin_in_angstroms, moved, is_over)
+        if checkpoint.offer(partial(packed, kept)):
+            job.context.checkpoints.remove_nested(_refinement(number))
+    settings = reconstruct_settings(job, refine=verdict.status != "failed")
+    return _reconstructed(job, table, settings, "last"), tuple(kept.moved)
 
 
-def _reconstruct_settings(job: Job, refine: bool) -> ReconstructSettings:
+def _refinement(number: int) -> str:
+    return f"refinement{number}"
+
+
+def _in_poses_of(kept: _Alternation, table: Particles) -> Particles:
+    return replace(
+        table,
+        euler_angles_in_degrees=kept.euler_angles_in_degrees,
+        origin_in_angstroms=kept.origin_in_angstroms,
+    )
+
+
+def _reconstructed(job: Job, table: Particles, settings: ReconstructSettings, name: str) -> Reconstruction:
+    """A reconstruction as a stage of the search, with states of its own under this name."""
+    checkpoints, world = job.context.checkpoints.nested(name), job.context.world
+    return reconstruct(table, settings, job.reporter, checkpoints, world, contrast_is_known=True)
+
+
+def _refined_and_searched(job: Job, table: Particles, number: int) -> tuple[Particles, float | None]:
+    """The particles after a local refinement and a global search, and the share of the images that the search moved.
+
+    The share is None if nothing is measurable, so that there was no search.
+    """
+    # One fit of each half suffices for the search; the final reconstruction averages several.
+    on_the_way = replace(reconstruct_settings(job, refine=True), n_fits=1)
+    found = _reconstructed(job, table, on_the_way, _refinement(number))
+    table = _brought_together(found.particles, found, job)
+    if found.validation.limit_shell == 0:
+        return table, None
+    with job.reporter.stage("search again"):
+        table, share = _searched_again(job, table, found, number - 1)
+    job.reporter.line(f"search on the refined maps: {share:.1%} of the images moved to another pose")
+    return table, share
+
+
+def reconstruct_settings(job: Job, refine: bool) -> ReconstructSettings:
+    """The settings of a reconstruction from poses that were found, with or without local refinement."""
     s = job.settings
     # The search's last step is half as wide as this, so local refinement need not go farther.
     reach = job.scales.coarse_step
@@ -61,6 +111,8 @@ def _reconstruct_settings(job: Job, refine: bool) -> ReconstructSettings:
         max_resolution=s.max_resolution,
         refine="poses,shifts" if refine else None,
         refine_range=(min(reach, 20.0), rim) if refine else None,
+        cache=s.cache,
+        cache_size=s.cache_size,
         seed=s.seed,
         threads=s.threads,
         device=s.device,
@@ -80,9 +132,9 @@ def _searched_again(job: Job, table: Particles, found: Reconstruction, number: i
     for half, rows in enumerate(job.rows):
         map_ = on_box(_weighted_map(found, half), volume.map_box(halves[half].grid))
         rng = np.random.default_rng((job.settings.seed, 100 + number, half))
-        jumped, there = refinement.search_again(
-            halves[half], map_, rotations[rows], centres[rows], stage, settings, rng
-        )
+        what = halves[half], map_, rotations[rows], centres[rows], stage, settings, rng
+        with job.reporter.bar(f"searching half {half + 1} again", "images") as advance:
+            jumped, there = refinement.search_again(*what, advance)
         rotations[rows[jumped]], centres[rows[jumped]] = there.rotations[jumped], there.centres[jumped]
         n_moved += int(jumped.sum())
     return with_poses(table, rotations, centres), n_moved / len(table)

@@ -8,7 +8,8 @@ likelihood stops rising.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -56,46 +57,72 @@ class Found:
         return Found(np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2)), none, none.copy(), none.copy())
 
 
+@dataclass
+class Rounds:
+    """The second stage so far, from which it goes on."""
+
+    map: NDArray[np.float32]  # (N, N, N) on the box of `volume.map_box`
+    centres: NDArray[np.float64]  # (n, 2) x, y in pixels: centres of the shifts that are searched
+    trace: Trace = field(default_factory=Trace)
+    sums: volume.SliceSums | None = None  # the sums that the map solves, once there was a round
+    found: Found | None = None  # the images' poses against the map before it
+
+    @property
+    def rise(self) -> float:
+        """What the last round has added to the likelihood."""
+        evidence = self.trace.evidence
+        return evidence[-1] - evidence[-2] if len(evidence) > 1 else np.inf
+
+    def is_over(self, settings: FullSettings) -> bool:
+        """Whether another round would not be worthwhile."""
+        evidence = self.trace.evidence
+        if not evidence:
+            return False
+        small = settings.gain * max(abs(evidence[-1]), 1.0)
+        settled = len(evidence) >= settings.fewest_rounds and self.rise < small
+        return (
+            bool(self.trace.steps_back) or evidence[-1] < _NOTHING or settled or len(evidence) >= settings.most_rounds
+        )
+
+
 def full_stage(
     images: PolarImages,
-    map_: NDArray[np.float32],
-    centres: NDArray[np.float64],
+    rounds: Rounds,
     stage: StageSettings,
     settings: FullSettings,
     rng: np.random.Generator,
-    trace: Trace,
-    watch: Callable[[int, NDArray[np.float32], Trace], None] = lambda done, map_, trace: None,
-    advance: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[NDArray[np.float32], volume.SliceSums, Found]:
-    """The map (N, N, N), the sums it solves, and the images' poses against the map before it.
+    after_round: Callable[[], None] = lambda: None,
+    progress: Callable[[int], AbstractContextManager[Callable[[int, int], None]]] = lambda _: nullcontext(_ignore),
+) -> None:
+    """Search all images round by round, until it is no longer worthwhile.
 
     Args:
-        map_: the map to start from, on the box of `volume.map_box`.
-        centres: (n, 2) x, y in pixels; replaced by the centres that are found.
+        rounds: the map to start from, or the state after some rounds; it is brought up to date after every round.
+        after_round: called after every round.
+        progress: the progress bar of a round of this number, from 1.
     """
-    kept: tuple[NDArray[np.float32], volume.SliceSums, Found] | None = None
-    for done in range(settings.most_rounds):
-        sums = volume.SliceSums.empty(len(map_))
-        found = round_of(images, map_, centres, stage, settings, rng, sums, advance)
-        rise = float(found.evidence.mean()) - (trace.evidence[-1] if done else -np.inf)
-        if kept is not None and rise < -_FALLEN * max(abs(trace.evidence[-1]), 1.0):
-            trace.steps_back.append(done)
-            return kept
+    while not rounds.is_over(settings):
+        trace, centres = rounds.trace, rounds.centres
+        sums = volume.SliceSums.empty(len(rounds.map))
+        with progress(len(trace.evidence) + 1) as advance:
+            found = round_of(images, rounds.map, centres, stage, settings, rng, sums, advance)
+        evidence = float(found.evidence.mean())
+        if rounds.found is not None and evidence - trace.evidence[-1] < -_FALLEN * max(abs(trace.evidence[-1]), 1.0):
+            trace.steps_back.append(len(trace.evidence))
+            after_round()
+            return
         centres += np.clip(found.centres - centres, -settings.fine_shift, settings.fine_shift)
         centres[:] = limited(centres, stage.max_shift)
-        trace.evidence.append(float(found.evidence.mean()))
+        rounds.map, rounds.sums, rounds.found = volume.solve(sums, stage.signal, stage.diameter), sums, found
+        trace.evidence.append(evidence)
         trace.top.append(float(found.top.mean()))
         trace.beta.append(1.0)
-        map_ = volume.solve(sums, stage.signal, stage.diameter)
-        trace.power.append(power_share(map_, stage.signal))
-        kept = map_, sums, found
-        watch(done + 1, map_, trace)
-        if trace.evidence[-1] < _NOTHING:
-            break
-        if done + 1 >= settings.fewest_rounds and rise < settings.gain * max(abs(trace.evidence[-1]), 1.0):
-            break
-    assert kept is not None
-    return kept
+        trace.power.append(power_share(rounds.map, stage.signal))
+        after_round()
+
+
+def _ignore(done: int, total: int) -> None:
+    """Take no notice of progress."""
 
 
 def round_of(

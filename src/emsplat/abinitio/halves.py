@@ -8,8 +8,8 @@ under their own; and whether they get the same poses there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,16 @@ from scipy.spatial.transform import Rotation
 
 from emsplat.abinitio import full, volume
 from emsplat.abinitio.alignment import Alignment, align, shell_correlations
-from emsplat.abinitio.full import Found, FullSettings, full_stage
+from emsplat.abinitio.full import Found, FullSettings, Rounds, full_stage
 from emsplat.abinitio.imitation import Imitation, imitate
 from emsplat.abinitio.modes import Modes, modes_of
 from emsplat.abinitio.polar import PolarImages
 from emsplat.abinitio.stochastic import NOTHING, StageSettings, StochasticSettings, Trace, first_stage
+from emsplat.abinitio.volume import SliceSums
 from emsplat.fourier import maps
+from emsplat.runtime.checkpoint import UNKEPT, Checkpoint
+from emsplat.runtime.packing import packed, unpacked
+from emsplat.runtime.reporting import Reporter
 
 _COMPARED = 4000  # largest number of images of a half that are posed in the other half's map
 _FEW, _IMITATED = 150, 600
@@ -68,31 +72,72 @@ class Search:
     full: FullSettings
 
 
+@dataclass
+class _Halfway:
+    """A search after its first stage, as it is kept to be resumed."""
+
+    first: Trace
+    pictures: list[NDArray[np.float32]]
+    rounds: Rounds
+    generator: dict[str, Any]  # the state of the random numbers
+
+
 def start(
     images: PolarImages,
     settings: Search,
     rng: np.random.Generator,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    title: str = "",
+    reporter: Reporter | None = None,
+    checkpoint: Checkpoint = UNKEPT,
 ) -> Start:
-    """Search for the poses of one half's images, starting from random poses."""
+    """Search for the poses of one half's images, starting from random poses.
+
+    Args:
+        title: what the progress bars call this search.
+        checkpoint: the state after the first stage and after every round of the second is offered to it, and the search
+            resumes from what it loads.
+    """
+    reporter = reporter or Reporter()
+    state = checkpoint.load()
+    if state is None:
+        begun = _first(images, settings, rng, title, reporter)
+        checkpoint.offer(lambda: packed(begun))
+    else:
+        begun = unpacked(state, _Halfway, Trace, Rounds, SliceSums, Found)
+        rng.bit_generator.state = begun.generator
+    first, pictures, rounds = begun.first, begun.pictures, begun.rounds
+    if first.evidence[-1] < NOTHING:
+        return _nothing(rounds.map, len(images), first, pictures, rng)
+
+    def after_round() -> None:
+        begun.generator = dict(rng.bit_generator.state)
+        checkpoint.offer(lambda: packed(begun))
+
+    full_stage(
+        images, rounds, settings.fine, settings.full, rng, after_round,
+        lambda number: reporter.bar(f"{title}, round {number}", "images"),
+    )  # fmt: skip
+    assert rounds.sums is not None and rounds.found is not None
+    inversion = volume.unregularised(rounds.sums, images.grid.n_rings)
+    return Start(rounds.map, inversion, rounds.found, first, rounds.trace, [*pictures, rounds.map])
+
+
+def _first(images: PolarImages, settings: Search, rng: np.random.Generator, title: str, reporter: Reporter) -> _Halfway:
+    """The search after its first stage."""
     centres = np.zeros((len(images), 2))
     pictures: list[NDArray[np.float32]] = []
     n_iterations = settings.stochastic.iterations
+    with reporter.bar(title, "batches") as advance:
 
-    def watch(done: int, map_: NDArray[np.float32], trace: Trace) -> None:
-        advance(done, n_iterations)
-        if done in (1, n_iterations // 10, n_iterations // 3, n_iterations):
-            pictures.append(map_)
+        def watch(done: int, map_: NDArray[np.float32], trace: Trace) -> None:
+            advance(done, n_iterations)
+            if done in (1, n_iterations // 10, n_iterations // 3, n_iterations):
+                pictures.append(map_)
 
-    coarse_images = images.coarser(settings.full.coarse_rings)
-    coarse, first = first_stage(coarse_images, centres, settings.coarse, settings.stochastic, rng, watch)
-    second = Trace()
-    map_ = on_box(coarse, volume.map_box(images.grid))
-    if first.evidence[-1] < NOTHING:
-        return _nothing(map_, len(images), first, pictures, rng)
-    map_, sums, found = full_stage(images, map_, centres, settings.fine, settings.full, rng, second)
-    pictures.append(map_)
-    return Start(map_, volume.unregularised(sums, images.grid.n_rings), found, first, second, pictures)
+        coarse_images = images.coarser(settings.full.coarse_rings)
+        coarse, first = first_stage(coarse_images, centres, settings.coarse, settings.stochastic, rng, watch)
+    rounds = Rounds(on_box(coarse, volume.map_box(images.grid)), centres)
+    return _Halfway(first, pictures, rounds, dict(rng.bit_generator.state))
 
 
 def _nothing(

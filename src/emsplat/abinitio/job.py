@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,18 @@ from emsplat.abinitio.stochastic import StageSettings
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
 from emsplat.io import read_input
+from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
 from emsplat.io.lists import with_choice
+from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
+from emsplat.reconstruction.identity import NO_MATTER
+from emsplat.reconstruction.working_grid import working_box
+from emsplat.runtime.context import Context
 from emsplat.runtime.reporting import Reporter
-from emsplat.settings import AbInitioSettings
+from emsplat.settings import AbInitioSettings, ReconstructSettings
 from emsplat.symmetry import symmetry_operators
+from emsplat.versions import __version__
 
 _OUTLINE_MARGIN = 1.15  # factor on the outline, because the variance shows a little less than the particle
 _UNSEEN_DIAMETER, _LARGEST_DIAMETER = 0.8, 0.95  # shares of the box
@@ -38,14 +46,14 @@ class Job:
     def __init__(
         self,
         table: Particles,
-        images: ImageSource,
+        images: Images,
         look: Look,
         diameter_in_angstroms: float,
         settings: AbInitioSettings,
-        reporter: Reporter,
+        context: Context,
     ) -> None:
         self.table, self.images, self.look = table, images, look
-        self.settings, self.reporter = settings, reporter
+        self.settings, self.context, self.reporter = settings, context, context.reporter
         self.diameter_in_angstroms = diameter_in_angstroms
         self.symmetry = symmetry_operators(settings.symmetry)
         box = table.box_size * table.pixel_size_in_angstroms
@@ -65,7 +73,8 @@ class Job:
         found = []
         for number, rows in enumerate(self.rows, start=1):
             with self.reporter.bar(f"transforming half {number}", "images") as advance:
-                found.append(read_polar(self.table, self.images, rows, self.look.noise, grid, self.circle, advance))
+                what = self.table, self.images, rows, self.look.noise, grid, self.circle
+                found.append(read_polar(*what, advance, self.settings.cache))
         (first, of_first), (second, of_second) = found
         return (first, second), of_first.mean(of_second)
 
@@ -99,6 +108,22 @@ class Job:
             f"{nats:.1f} nats, so that {search.stochastic.iterations} batches of {search.stochastic.batch} are used"
         )
         return search, nats
+
+
+def identity(table: Particles, settings: AbInitioSettings) -> dict[str, Any]:
+    """Everything that must be the same for a search to be resumed: program, particles and settings."""
+    asked = {name: value for name, value in asdict(settings).items() if name not in NO_MATTER}
+    return {"emsplat": __version__, "job": "abinitio", "particles": table.fingerprint()} | asked
+
+
+def cached(
+    source: ImageSource, table: Particles, settings: AbInitioSettings, reporter: Reporter, stack: ExitStack
+) -> Images:
+    """The images, by way of the cache if there is to be one; the stack closes it."""
+    if settings.cache is None:
+        return source
+    box_size = working_box(table, ReconstructSettings(max_resolution=settings.max_resolution))
+    return stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
 
 
 def table_of(source: Path | str | Particles, settings: AbInitioSettings, reporter: Reporter) -> Particles:

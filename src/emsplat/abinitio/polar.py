@@ -11,15 +11,16 @@ the sum over a ring of Fourier pixels is the mean over its angles times 2πr.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import scipy.fft
 import torch
 from numpy.typing import NDArray
 
+from emsplat.abinitio.samples import StoredSamples
 from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop
 from emsplat.optics.aberrations import antisymmetric_factors
@@ -28,7 +29,7 @@ from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
 _BLOCK_BYTES = 32 << 20
-_MOST_IN_MEMORY = 512 << 20  # size of the samples of one half set, above which they lie in a file
+MOST_IN_MEMORY = 128 << 20  # size of the samples of one half set, above which they lie in a file
 _SPARE_SHELLS = 3  # shells beyond the last ring, so that the circle's edge smears nothing into it
 
 
@@ -98,7 +99,7 @@ class PolarImages:
     """The data of n images, ready for the comparison with any pose."""
 
     grid: PolarGrid
-    signal: NDArray[np.complex64]  # (n, R, Q) I
+    signal: NDArray[np.complex64] | StoredSamples  # (n, R, Q) I
     power: NDArray[np.float32]  # (n, R) c²
 
     def __len__(self) -> int:
@@ -111,7 +112,9 @@ class PolarImages:
     def coarser(self, n_rings: int) -> PolarImages:
         """The images on the first rings alone."""
         grid = self.grid.coarser(n_rings)
-        return PolarImages(grid, self.signal[:, : grid.n_rings], self.power[:, : grid.n_rings])
+        signal = self.signal
+        first = signal.first_rings(n_rings) if isinstance(signal, StoredSamples) else signal[:, : grid.n_rings]
+        return PolarImages(grid, first, self.power[:, : grid.n_rings])
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def polar_blocks(
         noise: (groups, D//2+1) from `noise_spectra`.
         circle_in_pixels: diameter of the circle of each image that is kept.
     """
-    full, box_size = particles.box_size, working_box(grid, particles.box_size)
+    full, box_size = particles.box_size, min(working_box(grid, particles.box_size), images.box_size)
     transform = _to_polar(grid, box_size)
     window = _soft_circle(box_size, circle_in_pixels * box_size / full)
     ky, kx = np.meshgrid(np.fft.fftfreq(box_size, 1 / box_size), np.arange(box_size // 2 + 1), indexing="ij")
@@ -162,7 +165,8 @@ def polar_blocks(
     for part in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // per_block))):
         chosen = particles.select(rows[part])
         block = images.read(rows[part])
-        subtract_background(block, outside_circle(full))
+        if images.box_size == full:  # the background of cropped images has been subtracted already
+            subtract_background(block, outside_circle(full))
         spectra = fourier_crop(scipy.fft.rfft2(block), box_size)
         del block
         factors = fourier_crop(ctf(chosen).astype(np.complex64), box_size).real
@@ -195,12 +199,18 @@ def read_polar(
     grid: PolarGrid,
     circle_in_pixels: float,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    folder: Path | None = None,
 ) -> tuple[PolarImages, Spectra]:
     """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`.
 
-    The samples take 8 R Q bytes per image, which is 4 kB on 14 rings. If that is too much, they lie in a file.
+    The samples take 8 R Q bytes per image, which is 4 kB on 14 rings. If they are too many, they lie in a file.
+
+    Args:
+        folder: the folder of that file; by default the one of all temporary files.
     """
-    signal = _room((len(rows), grid.n_rings, grid.n_angles))
+    shape = len(rows), grid.n_rings, grid.n_angles
+    in_memory = 8 * int(np.prod(shape)) <= MOST_IN_MEMORY
+    signal = np.empty(shape, np.complex64) if in_memory else StoredSamples.empty(*shape, folder)
     power = np.empty((len(rows), grid.n_rings), np.float32)
     total = np.zeros((4, grid.n_rings))
     for part, block_signal, block_power, sums in polar_blocks(particles, images, rows, noise, grid, circle_in_pixels):
@@ -209,13 +219,6 @@ def read_polar(
         advance(int(part[-1]) + 1, len(rows))
     image_power, sigma2, ctf_power = total[:3] / total[3]
     return PolarImages(grid, signal, power), Spectra(image_power, sigma2, ctf_power)
-
-
-def _room(shape: tuple[int, int, int]) -> NDArray[np.complex64]:
-    """Memory for the samples of all images; if they are many, an unnamed file on the temporary disk."""
-    if 8 * int(np.prod(shape)) <= _MOST_IN_MEMORY:
-        return np.empty(shape, np.complex64)
-    return np.memmap(tempfile.TemporaryFile(), dtype=np.complex64, mode="w+", shape=shape)
 
 
 def working_box(grid: PolarGrid, box_size: int) -> int:

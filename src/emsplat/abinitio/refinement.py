@@ -6,6 +6,8 @@ the best pose is far from the present one and more likely, the image moves there
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,6 +52,7 @@ def search_again(
     stage: StageSettings,
     settings: full.FullSettings,
     rng: np.random.Generator,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[NDArray[np.bool_], full.Found]:
     """(n,) mask of the images with a more likely pose far from their present one, and the results of the search.
 
@@ -57,7 +60,7 @@ def search_again(
         rotations: (n, 3, 3), centres: (n, 2) x, y in pixels of the present poses.
     """
     present = likelihoods(images, map_, rotations, centres, stage.box_size)
-    found = full.round_of(images, map_, centres.copy(), stage, settings, rng)
+    found = full.round_of(images, map_, centres.copy(), stage, settings, rng, advance=advance)
     at_found = likelihoods(images, map_, found.rotations, found.centres, stage.box_size)
     far = distances_in_degrees(found.rotations, rotations, stage.symmetry) > NEAR_IN_DEGREES
     return far & (at_found > present), found

@@ -6,6 +6,7 @@ refines locally and searches again in turn, reconstructs, and judges.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.abinitio.alignment import Alignment
 from emsplat.abinitio.alternation import own_ctfs, refined
 from emsplat.abinitio.full import Found
 from emsplat.abinitio.halves import Agreement, Search, Start, compare, start
-from emsplat.abinitio.job import Halves, Job, diameter_of, table_of, with_poses
+from emsplat.abinitio.imitation import Imitation
+from emsplat.abinitio.job import Halves, Job, cached, diameter_of, identity, table_of, with_poses
 from emsplat.abinitio.look import Look, look_at
+from emsplat.abinitio.modes import Modes
+from emsplat.abinitio.polar import PolarImages
+from emsplat.abinitio.stochastic import Trace
 from emsplat.abinitio.symmetric import onto_axes
 from emsplat.abinitio.verdict import REMEDY, Ending, Verdict, judged
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
+from emsplat.runtime.context import Context
+from emsplat.runtime.packing import packed, unpacked
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
 from emsplat.settings import AbInitioSettings
@@ -72,32 +81,49 @@ class AbInitio:
         }
 
 
-def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, reporter: Reporter | None = None) -> AbInitio:
+@dataclass(frozen=True)
+class _Searched:
+    """The result of the search without initial poses, as it is kept to be resumed."""
+
+    starts: tuple[Start, Start]
+    agreement: Agreement
+    n_starts: tuple[int, int]
+    nats: float  # information of an image
+    batch: int
+    iterations: int
+
+
+def ab_initio(
+    source: Path | str | Particles,
+    settings: AbInitioSettings,
+    reporter: Reporter | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+) -> AbInitio:
     """Find the poses of particle images without initial poses.
 
     Args:
         source: a particle file, whose poses are ignored, or the table read from one.
         settings: values that are not given are found from the data.
         reporter: receiver of progress; silent by default.
+        checkpoints: where every stage writes its state, and what it may be resumed from; by default, none.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
     reporter = reporter or Reporter()
-    with threads(settings.threads):
+    with threads(settings.threads), ExitStack() as stack:
         with reporter.stage("read"):
             table = table_of(source, settings, reporter)
-        with ImageSource(table, settings.invert) as images:
-            with reporter.stage("preview"):
-                look = look_at(table, images, settings.seed)
-                diameter = diameter_of(look, table, settings, reporter)
-            job = Job(table, images, look, diameter, settings, reporter)
-            with reporter.stage("polar images"):
-                halves, spectra = job.read(job.scales.fine_rings)
-            search, nats = job.search(halves, spectra)
-            with reporter.stage("search"):
-                starts, agreement, verdict, counts = _independent_starts(job, halves, search)
-            table, certainty = _posed(job, starts, agreement)
-        reconstruction, moved = refined(job, table, verdict)
+        checkpoints = checkpoints.belonging_to(identity(table, settings))
+        images = stack.enter_context(ImageSource(table, settings.invert))
+        with reporter.stage("preview"):
+            look = look_at(table, images, settings.seed)
+            diameter = diameter_of(look, table, settings, reporter)
+        context = Context(reporter=reporter, checkpoints=checkpoints)
+        job = Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context)
+        searched = _searched(job)
+        starts, agreement = searched.starts, searched.agreement
+        table, certainty = _posed(job, starts, agreement)
+        reconstruction, moved = refined(job, table, judged(starts, agreement, None))
         with reporter.stage("search"):
             with_own_ctfs = own_ctfs(job, reconstruction)
         ending = Ending(
@@ -111,30 +137,48 @@ def ab_initio(source: Path | str | Particles, settings: AbInitioSettings, report
     if verdict.status != "converged":
         reporter.warn(f"ab initio {verdict.status}: no resolution is claimed; {REMEDY}")
     return AbInitio(
-        reconstruction, verdict, agreement, starts, counts, moved, certainty, look, diameter, settings,
+        reconstruction, verdict, agreement, starts, searched.n_starts, moved, certainty, look, diameter, settings,
         found={
             "diameter_in_angstroms": round(diameter, 1),
             "rings": [job.scales.coarse_rings, job.scales.fine_rings],
             "step_in_degrees": [round(job.scales.coarse_step, 2), round(job.scales.coarse_step / 2, 2)],
-            "nats_an_image": round(nats, 2),
-            "batch": search.stochastic.batch,
-            "iterations": search.stochastic.iterations,
+            "nats_an_image": round(searched.nats, 2),
+            "batch": searched.batch,
+            "iterations": searched.iterations,
             "rounds_of_halves": [len(s.second.evidence) for s in starts],
             "contrast_in_standard_errors": round(look.contrast, 1),
         },
     )  # fmt: skip
 
 
+def _searched(job: Job) -> _Searched:
+    """The search without initial poses, which is done or else resumed."""
+    checkpoint = job.context.checkpoints.named("search")
+    state = checkpoint.load()
+    if state is not None:
+        kinds = Start, Found, Trace, Agreement, Alignment, Modes, Imitation
+        kept: _Searched = unpacked(state, _Searched, *kinds)
+        return kept
+    with job.reporter.stage("polar images"):
+        halves, spectra = job.read(job.scales.fine_rings)
+    search, nats = job.search(halves, spectra)
+    with job.reporter.stage("search"):
+        starts, agreement, n_starts = _independent_starts(job, halves, search)
+    searched = _Searched(starts, agreement, n_starts, nats, search.stochastic.batch, search.stochastic.iterations)
+    if checkpoint.offer(lambda: packed(searched)):
+        checkpoint.remove_others()
+    return searched
+
+
 def _independent_starts(
     job: Job, halves: Halves, search: Search
-) -> tuple[tuple[Start, Start], Agreement, Verdict, tuple[int, int]]:
-    """The best starts of both halves, their agreement, the verdict on it, and the numbers of starts."""
+) -> tuple[tuple[Start, Start], Agreement, tuple[int, int]]:
+    """The best starts of both halves, their agreement, and the numbers of starts."""
     best: list[Start] = []
     seed = job.settings.seed
     for attempt in range(job.settings.starts):
         for number in (0, 1):
-            with job.reporter.bar(f"half {number + 1}, start {attempt + 1}", "batches") as advance:
-                found = start(halves[number], search, np.random.default_rng((seed, attempt, number)), advance)
+            found = _start(job, halves[number], search, attempt, number)
             job.reporter.line(f"half {number + 1}, start {attempt + 1}: {_in_words(found)}")
             if len(best) == number:
                 best.append(found)
@@ -152,7 +196,22 @@ def _independent_starts(
         hopeless = max(first.evidence, second.evidence) < 0.3
         if verdict.status == "converged" or hopeless:
             break
-    return (first, second), agreement, verdict, (attempt + 1, attempt + 1)
+    return (first, second), agreement, (attempt + 1, attempt + 1)
+
+
+def _start(job: Job, images: PolarImages, search: Search, attempt: int, number: int) -> Start:
+    """One start of one half, 0 or 1, which is done or else resumed."""
+    title = f"half {number + 1}, start {attempt + 1}"
+    on_the_way = job.context.checkpoints.named(f"half{number + 1}-start{attempt + 1}")
+    done = on_the_way.piece("done")
+    state = done.load()
+    if state is not None:
+        kept: Start = unpacked(state, Start, Found, Trace)
+        return kept
+    rng = np.random.default_rng((job.settings.seed, attempt, number))
+    found = start(images, search, rng, title, job.reporter, on_the_way)
+    done.offer(lambda: packed(found))
+    return found
 
 
 def _in_words(found: Start) -> str:

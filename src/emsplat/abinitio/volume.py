@@ -41,16 +41,31 @@ def map_box(grid: PolarGrid) -> int:
     return 2 * (grid.n_rings + 2)
 
 
-def slices(volume: NDArray[np.float32], grid: PolarGrid, frames: NDArray[np.float64]) -> NDArray[np.complex64]:
-    """(d, R, Q) samples of the central slices of a map (N, N, N), origin at voxel N//2, in (d, 3, 3) frames."""
+def transform_of(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
+    """(2N, 2N, 2N) transform of a map (N, N, N) about voxel N//2, ready for trilinear interpolation."""
     box_size = len(volume)
     n = _OVERSAMPLING * box_size
     padded = np.zeros((n, n, n), np.float32)
     place = (np.arange(box_size) - box_size // 2) % n
     padded[np.ix_(place, place, place)] = volume / _kernel_transform(box_size)
-    transform = scipy.fft.fftn(padded)
+    return scipy.fft.fftn(padded)
+
+
+def slices(volume: NDArray[np.float32], grid: PolarGrid, frames: NDArray[np.float64]) -> NDArray[np.complex64]:
+    """(d, R, Q) samples of the central slices of a map (N, N, N), origin at voxel N//2, in (d, 3, 3) frames."""
+    of_map = transform_of(volume)
     out = np.empty((len(frames), grid.n_rings, grid.n_angles), np.complex64)
-    _gather(transform, grid.points.reshape(-1, 2) * _OVERSAMPLING, frames, out.reshape(len(frames), -1))
+    points = grid.points.reshape(-1, 2) * _OVERSAMPLING
+    _gather(of_map.reshape(-1), len(of_map), points, frames, out.reshape(len(frames), -1))
+    return out
+
+
+def samples(
+    of_map: NDArray[np.complex64], points: NDArray[np.float64], rotation: NDArray[np.float64]
+) -> NDArray[np.complex64]:
+    """(n,) values of a map at points (n, 3) @ rotation (3, 3) in units of 1/N, from what `transform_of` gives."""
+    out = np.empty(len(points), np.complex64)
+    _sample(of_map.reshape(-1), len(of_map), points, rotation, float(_OVERSAMPLING), out)
     return out
 
 
@@ -71,8 +86,11 @@ def insert(
     values = (back_projection * per_sample[:, None]).reshape(len(frames), -1)
     weights = np.repeat(weight * per_sample, grid.n_angles, axis=1)
     points = grid.points.reshape(-1, 2) * _OVERSAMPLING
+    n = len(sums.weight)
+    added = np.zeros((n**3, 3), np.float32)
     for operator in symmetry:
-        _spread(sums.back_projection, sums.weight, points, frames @ operator, values, weights)
+        _spread(added, n, points, frames @ operator, values, weights)
+    _add_with_mirror_image(sums.back_projection, sums.weight, added.reshape(n, n, n, 3))
 
 
 def solve(sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: float = 1.0) -> NDArray[np.float32]:
@@ -138,9 +156,39 @@ def _kernel_transform(box_size: int) -> NDArray[np.float32]:
     return (axis[:, None, None] * axis[:, None] * axis).astype(np.float32)
 
 
+# Frequencies lie within half of the grid's edge on either side, so that one comparison wraps an index. Places are
+# unsigned, because for signed ones numba would look at every index for a negative value.
+
+
+@numba.njit(inline="always")
+def _wrapped(i, n):
+    """Places of two neighbouring frequencies, the first of which may be negative, on a periodic axis of n points."""
+    first = i + n if i < 0 else i
+    second = first + 1 if first + 1 < n else 0
+    return np.uint64(first), np.uint64(second)
+
+
+@numba.njit(inline="always")
+def _trilinear(flat, n, x, y, z):
+    """The value between the eight neighbours of a frequency, on a periodic grid of edge n that is given flat."""
+    edge = np.uint64(n)
+    bx, by, bz = np.floor(x), np.floor(y), np.floor(z)
+    fx, fy, fz = np.float32(x - bx), np.float32(y - by), np.float32(z - bz)
+    x0, x1 = _wrapped(int(bx), n)
+    ys, zs = _wrapped(int(by), n), _wrapped(int(bz), n)
+    total = np.complex64(0)
+    for dz in range(2):
+        wz = fz if dz else np.float32(1) - fz
+        plane = (zs[1] if dz else zs[0]) * edge
+        for dy in range(2):
+            w = wz * (fy if dy else np.float32(1) - fy)
+            row = (plane + (ys[1] if dy else ys[0])) * edge
+            total += w * ((np.float32(1) - fx) * flat[row + x0] + fx * flat[row + x1])
+    return total
+
+
 @numba.njit(cache=True, parallel=True, error_model="numpy")
-def _gather(grid, points, frames, out):
-    n = grid.shape[0]
+def _gather(flat, n, points, frames, out):
     for d in numba.prange(len(frames)):
         f = frames[d]
         for p in range(len(points)):
@@ -148,39 +196,56 @@ def _gather(grid, points, frames, out):
             x = f[0, 0] * kx + f[1, 0] * ky
             y = f[0, 1] * kx + f[1, 1] * ky
             z = f[0, 2] * kx + f[1, 2] * ky
-            ix, iy, iz = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
-            fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
-            total = np.complex64(0)
-            for dz in range(2):
-                wz = fz if dz else np.float32(1) - fz
-                for dy in range(2):
-                    wzy = wz * (fy if dy else np.float32(1) - fy)
-                    row = grid[(iz + dz) % n, (iy + dy) % n]
-                    total += wzy * ((np.float32(1) - fx) * row[ix % n] + fx * row[(ix + 1) % n])
-            out[d, p] = total
+            out[d, p] = _trilinear(flat, n, x, y, z)
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _spread(back_projection, weight, points, frames, values, weights):
-    n = weight.shape[0]
+def _sample(flat, n, points, rotation, factor, out):
+    for p in range(len(points)):
+        kx, ky, kz = factor * points[p, 0], factor * points[p, 1], factor * points[p, 2]
+        x = kx * rotation[0, 0] + ky * rotation[1, 0] + kz * rotation[2, 0]
+        y = kx * rotation[0, 1] + ky * rotation[1, 1] + kz * rotation[2, 1]
+        z = kx * rotation[0, 2] + ky * rotation[1, 2] + kz * rotation[2, 2]
+        out[p] = _trilinear(flat, n, x, y, z)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _spread(added, n, points, frames, values, weights):
+    edge = np.uint64(n)
     for d in range(len(frames)):
         f = frames[d]
         for p in range(len(points)):
-            for side in range(2):  # a sample and its mirror image
-                sign = 1.0 - 2.0 * side
-                kx, ky = sign * points[p, 0], sign * points[p, 1]
-                value = np.conj(values[d, p]) if side else values[d, p]
-                x = f[0, 0] * kx + f[1, 0] * ky
-                y = f[0, 1] * kx + f[1, 1] * ky
-                z = f[0, 2] * kx + f[1, 2] * ky
-                ix, iy, iz = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
-                fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
-                for dz in range(2):
-                    wz = fz if dz else np.float32(1) - fz
-                    for dy in range(2):
-                        wzy = wz * (fy if dy else np.float32(1) - fy)
-                        for dx in range(2):
-                            w = wzy * (fx if dx else np.float32(1) - fx)
-                            at = ((iz + dz) % n, (iy + dy) % n, (ix + dx) % n)
-                            back_projection[at] += w * value
-                            weight[at] += w * weights[d, p]
+            kx, ky = points[p, 0], points[p, 1]
+            real, imaginary, weight = values[d, p].real, values[d, p].imag, weights[d, p]
+            x = f[0, 0] * kx + f[1, 0] * ky
+            y = f[0, 1] * kx + f[1, 1] * ky
+            z = f[0, 2] * kx + f[1, 2] * ky
+            bx, by, bz = np.floor(x), np.floor(y), np.floor(z)
+            fx, fy, fz = np.float32(x - bx), np.float32(y - by), np.float32(z - bz)
+            xs, ys, zs = _wrapped(int(bx), n), _wrapped(int(by), n), _wrapped(int(bz), n)
+            for dz in range(2):
+                wz = fz if dz else np.float32(1) - fz
+                plane = (zs[1] if dz else zs[0]) * edge
+                for dy in range(2):
+                    wzy = wz * (fy if dy else np.float32(1) - fy)
+                    row = (plane + (ys[1] if dy else ys[0])) * edge
+                    for dx in range(2):
+                        w = wzy * (fx if dx else np.float32(1) - fx)
+                        at = row + (xs[1] if dx else xs[0])
+                        added[at, 0] += w * real
+                        added[at, 1] += w * imaginary
+                        added[at, 2] += w * weight
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def _add_with_mirror_image(back_projection, weight, added):
+    """Add samples, each of which stands also for its mirror image, whose value is the complex conjugate."""
+    n = len(weight)
+    for z in numba.prange(n):
+        mirrored_z = n - z if z else 0
+        for y in range(n):
+            mirrored_y = n - y if y else 0
+            for x in range(n):
+                here, there = added[z, y, x], added[mirrored_z, mirrored_y, n - x if x else 0]
+                back_projection[z, y, x] += np.complex64(complex(here[0] + there[0], here[1] - there[1]))
+                weight[z, y, x] += here[2] + there[2]

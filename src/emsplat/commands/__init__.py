@@ -1,7 +1,8 @@
 """The subcommands, one file for each. Nothing heavy is imported before a command runs, so that help comes at once.
 
-``help`` lays out the docstring of a command for the terminal; ``arguments`` are those that commands share; ``run_demo``
-is what the demonstration does; ``relion_job`` is the separate command `emsplat-relion`.
+- ``help``: lays out the docstring of a command for the terminal
+- ``arguments``: what several commands can be asked; ``session``: what surrounds a long job
+- ``run_demo``: what the demonstration does; ``relion_job``: the separate command `emsplat-relion`
 """
 
 from __future__ import annotations

@@ -7,18 +7,17 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from emsplat.commands.arguments import Output
+from emsplat.commands.arguments import LongJobOptions, Output
+from emsplat.commands.session import session
+from emsplat.errors import InputError
 from emsplat.settings import AbInitioSettings
-from emsplat.versions import __version__
 
 
 def abinitio(
     particles: Annotated[Positional[Path], arg(metavar="PARTICLES")],
     output: Output,
     settings: OmitArgPrefixes[AbInitioSettings] = AbInitioSettings(),  # noqa: B008 (frozen)
-    overwrite: bool = False,
-    quiet: bool = False,
-    json: bool = False,
+    run: OmitArgPrefixes[LongJobOptions] = LongJobOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Find poses and a map from particle images without poses, and say whether they can be trusted.
 
@@ -26,36 +25,39 @@ def abinitio(
     the same map and the same poses. The hand of the map stays undetermined: `emsplat flip DIR` writes the other one.
 
     Args:
-        particles: A RELION star, a cryoSPARC table (.cs), or, with the option ctf, the images of cryoDRGN. Poses are
-            ignored. With the option no-ctf, a stack alone is enough.
+        particles: A RELION star, a cryoSPARC table (.cs) or group (.csg), a cisTEM table (.star or .cistem), or,
+            with the option ctf, the images of cryoDRGN. Poses are ignored. With the option no-ctf, a stack alone is
+            enough.
         output: Folder that the run is written to.
         settings: What is left out is found from the data, and the log says what was found.
-        overwrite: Replace a run that the folder holds. The old run stays until the new one is complete.
-        quiet: Print nothing but errors. The file run.log in the folder has the whole log.
-        json: Print the summary as one JSON object; progress and warnings go to standard error.
+        run: How the run is made and shown.
 
     Examples:
         # Find the poses of extracted particles, with everything else found from the data:
         emsplat abinitio particles.star -o found
         # Impose a symmetry, and say how large the particle is:
         emsplat abinitio extracted.cs -o found --symmetry D2 --mask-diameter 180
+        # Continue a search that was interrupted:
+        emsplat abinitio particles.star -o found --resume
     """
     from json import dumps
 
-    from emsplat.runtime.console import ConsoleReporter
+    with session(particles, output, run) as at:
+        reporter = at.reporter
+        if at.world.size > 1:
+            raise InputError("emsplat abinitio: works in one process; start it without torchrun or srun")
+        with reporter.loading():
+            from emsplat.abinitio.run import ab_initio
+            from emsplat.outputs.abinitio import is_complete, write_ab_initio
+            from emsplat.runs.closing import closing_curve, closing_rows
 
-    reporter = ConsoleReporter(quiet=quiet, to_stderr=json)
-    reporter.line(f"emsplat {__version__}: {particles} → {output}")
-    with reporter.stage("loading"):
-        from emsplat.abinitio.run import ab_initio
-        from emsplat.outputs import reconstruction as outputs
-        from emsplat.outputs.abinitio import write_ab_initio
-        from emsplat.runs.closing import closing_curve, closing_rows
-
-    with outputs.claimed(output, overwrite, reporter):
-        found = ab_initio(particles, settings, reporter)
-        summary = write_ab_initio(output, found, reporter, overwrite)
-    curve = closing_curve(found.reconstruction.validation) if found.status == "converged" else []
-    reporter.closing([("ab initio", found.verdict.text()), *closing_rows(summary, output)], curve)
-    if json:
-        print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))
+        if at.may_be_complete and is_complete(output, particles, settings, reporter):
+            at.tell_complete()
+            return
+        with at.at_work() as checkpoints:
+            found = ab_initio(particles, settings, reporter, checkpoints)
+            summary = write_ab_initio(output, found, reporter, run.overwrite)
+        curve = closing_curve(found.reconstruction.validation) if found.status == "converged" else []
+        reporter.closing([("ab initio", found.verdict.text()), *closing_rows(summary, output)], curve)
+        if run.json:
+            print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))

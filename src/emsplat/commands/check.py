@@ -40,7 +40,7 @@ def check(
 
     reporter = ConsoleReporter()
     reporter.line(f"emsplat {__version__}: checking {particles}")
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.check.oddities import odd_list
         from emsplat.check.run import check, closing_line
         from emsplat.check.write import ODD, PICTURE, check_output, write_check

@@ -51,7 +51,7 @@ def decode(
     from emsplat.runtime.console import ConsoleReporter
 
     reporter = ConsoleReporter()
-    with reporter.stage("loading"):
+    with reporter.loading():
         import emsplat.export.decode as decoding
         from emsplat.errors import InputError
     given = {"--at": at, "--state": state, "--particles": particles, "--path": path}

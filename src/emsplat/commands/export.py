@@ -42,7 +42,7 @@ def export(
     from emsplat.runtime.console import ConsoleReporter
 
     reporter = ConsoleReporter()
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.export.formats import export
     with reporter.stage("writing"):
         written = export(run, format, output, half, pixel_size, box_size, overwrite)

@@ -29,7 +29,7 @@ def report(
     from emsplat.runtime.console import ConsoleReporter
 
     reporter = ConsoleReporter()
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.report.page import write_report
     with reporter.stage("report"):
         written = write_report(run, output)

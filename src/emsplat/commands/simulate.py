@@ -45,7 +45,7 @@ def simulate(
     shows, and truths/ with the map of each conformation.
 
     Args:
-        models: PDB or mmCIF files, also compressed with gzip, or cubic MRC maps.
+        models: PDB or mmCIF files, also compressed with gzip, or cubic MRC maps, also compressed.
         output: Folder that particles.star, particles.mrcs, truth.mrc and mask.mrc are written to.
         n_images: Number of images.
         box_size: Box size in pixels.

@@ -20,7 +20,7 @@ def subset(
 
     Args:
         particles: A RELION star, a cryoSPARC .cs, cryoDRGN's poses.pkl or ctf.pkl, or its stack with the options poses
-            and ctf.
+            and ctf. A cryoSPARC group (.csg) and a cisTEM table can only be converted to a RELION star.
         output: File to write. Its name ends like that of PARTICLES, or in .star, which converts.
         settings: A list for --keep or --drop is a text file with one id in each line, a CSV file with a column called
             id, or a pickle of row numbers counted from 0. The id of a particle is its rlnImageName in a star, its uid

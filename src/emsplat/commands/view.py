@@ -39,7 +39,7 @@ def view(
     if most_gaussians < 1:
         raise InputError(f"--most-gaussians {most_gaussians}: it must be at least 1")
     reporter = ConsoleReporter()
-    with reporter.stage("loading"):
+    with reporter.loading():
         from emsplat.viewer.view import open_view
 
         server, _ = open_view(run, reporter.line, host, port, model, most_gaussians)

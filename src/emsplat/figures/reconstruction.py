@@ -25,6 +25,7 @@ from emsplat.validation.validate import C_AT_RESOLUTION, Validation
 INK, QUIET, FAINT = "#222222", "#8a8a8a", "#d9d9d9"
 BLUE, ORANGE, GREEN, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"
 _TITLE_WIDTH = 72  # characters
+_PNG_COMPRESSION = 2  # of 0 to 9
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -57,8 +58,11 @@ def style() -> AbstractContextManager[None]:
 def save(figure: Figure, path: str | Path) -> None:
     """Save a figure, under a temporary name first. A Figure without pyplot uses Agg and needs no display."""
     path = Path(path)
+    kind = path.suffix.lstrip(".") or "png"
+    # Higher levels of compression make the files little smaller and take several times as long.
+    options: dict[str, Any] = {"pil_kwargs": {"compress_level": _PNG_COMPRESSION}} if kind == "png" else {}
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+        figure.savefig(temporary, format=kind, **options)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,11 +31,25 @@ def initial_gaussians(
     symmetry: NDArray[np.float64] | None = None,
     device: torch.device = CPU,
 ) -> GaussianModel:
-    """Equal spheres drawn from the smoothed low-resolution inversion, with the mass that fits the images best.
+    """The one set of `initial_sets` with this seed."""
+    return initial_sets(statistics, mask, extent, settings, [seed], symmetry, device)[0]
+
+
+def initial_sets(
+    statistics: Statistics,
+    mask: NDArray[np.float32],
+    extent: int,
+    settings: GaussianSettings,
+    seeds: Sequence[int],
+    symmetry: NDArray[np.float64] | None = None,
+    device: torch.device = CPU,
+) -> list[GaussianModel]:
+    """For each seed, equal spheres drawn from the smoothed inversion, with the mass that fits the images best.
 
     Args:
         mask: (D, D, D) soft mask of the particle; centres are drawn within it.
         extent: edge of the cube, in voxels, in which the Gaussians live.
+        seeds: one for each set.
         symmetry: (m, 3, 3) operators; one m-th of the Gaussians is drawn, and the operators replicate it.
         device: where the Gaussians are stored and their mass is found.
     Raises:
@@ -45,8 +60,26 @@ def initial_gaussians(
     smooth = gaussian_filter(statistics.raw_map(), _BLUR)[middle] * mask
     # Everywhere in the mask there is a little weight, because weak parts of the inversion must not be left empty.
     weight = np.maximum(smooth - 0.1 * smooth.max(), 0) + 0.02 * smooth.max() * (mask > 0.5)
-    log_scale = math.log(max(_START_PER_WIDEST * settings.max_scale, 1.0))
     operators = np.eye(3)[None] if symmetry is None else symmetry
+    loss = loss_on(device, statistics, extent)
+    models = []
+    for seed in seeds:
+        model = _spheres(weight, extent, settings, seed, operators, device)
+        model.parameters.log_masses += math.log(max(loss.best_mass(model.density()), 1e-12))
+        models.append(model)
+    return models
+
+
+def _spheres(
+    weight: NDArray[np.float32],
+    extent: int,
+    settings: GaussianSettings,
+    seed: int,
+    operators: NDArray[np.float64],
+    device: torch.device,
+) -> GaussianModel:
+    """Spheres of mass 1 about centres drawn in proportion to a weight, (d, d, d), and repeated by the operators."""
+    log_scale = math.log(max(_START_PER_WIDEST * settings.max_scale, 1.0))
     number = max(1, settings.n_gaussians // len(operators))
     centres = sample_centres(weight, number, np.random.default_rng(seed))
     centres = np.einsum("gij,kj->gki", operators, centres).reshape(-1, 3).astype(np.float32)
@@ -55,7 +88,4 @@ def initial_gaussians(
             "the inversion shows no positive density within the particle's sphere; check --invert and --mask-diameter"
         )
     parameters = round_gaussians(centres, log_scale, 0.0, 1 if settings.isotropic else 3)
-    model = GaussianModel(parameters.map(lambda _, tensor: tensor.to(device)), extent, settings)
-    mass = loss_on(device, statistics, extent).best_mass(model.density())
-    model.parameters.log_masses += math.log(max(mass, 1e-12))
-    return model
+    return GaussianModel(parameters.map(lambda _, tensor: tensor.to(device)), extent, settings)

@@ -4,13 +4,15 @@
 - ``star``, ``star_scan``, ``star_rows``: STAR files, fast and row by row
 - ``relion``, ``relion_rows``, ``relion_aberrations``: RELION's single particles
 - ``tomo``, ``tilt_series``: RELION's tomography with 2D stacks
-- ``cs``, ``cs_columns``, ``cs_alignments``: cryoSPARC
+- ``cs``, ``cs_columns``, ``cs_alignments``, ``csg``: cryoSPARC
+- ``cistem``, ``cistem_columns``: cisTEM
 - ``pkl``, ``unpickle``: cryoDRGN
 - ``lists``: lists of images that are kept or left out
 - ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles written back to files
 - ``find_files``: where a named file lies; ``repeats``: rows that show the same image
+- ``compressed``: files that are unpacked while they are read
 - ``kinds``: files of an unexpected kind; ``contradictions``: facts that a file states twice and differently
-- ``mrc``: maps and stacks; ``masks``: masks and maps on the grid of another map
+- ``mrc``, ``mrc_header``: maps and stacks; ``masks``: masks and maps on the grid of another map
 - ``stacks``: which stack an image's name means; ``images``: the images of any rows
 - ``cache``, ``cache_folder``: small copies of the images on a local disk
 """
@@ -23,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from emsplat.errors import InputError
-from emsplat.io.cs import read_cs
+from emsplat.io.cistem import read_cistem
+from emsplat.io.cs import read_cs, read_csg
 from emsplat.io.formats import REMEDY, Format, sniff
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.io.lists import with_choice
@@ -116,7 +119,8 @@ def read_particles(
 
     Args:
         path: a RELION star of single particles (3.0 to 5) or of tomography (the optimisation set), a cryoSPARC table
-            (.cs), or, with `poses` and `ctf`, cryoDRGN's images: a stack, a list of stacks, a star or a .cs.
+            (.cs) or group (.csg), a cisTEM table (.star or .cistem), or, with `poses` and `ctf`, cryoDRGN's images: a
+            stack, a list of stacks, a star or a .cs.
         datadir: the folder that the names of stacks are relative to; without it, each reader looks where it says.
         strip_prefix: leading text of the stacks' names that is no longer part of their path.
         pixel_size_in_angstroms: overrides the table and the stacks' headers.
@@ -130,7 +134,7 @@ def read_particles(
     """
     path = Path(path)
     kind = sniff(path)
-    if passthrough and kind is not Format.CRYOSPARC:
+    if passthrough and kind not in (Format.CRYOSPARC, Format.CRYOSPARC_GROUP):
         raise InputError(f"--passthrough is for cryoSPARC tables (.cs), and {path} is {kind.value}; leave it out")
     options: dict[str, Any] = {
         "datadir": datadir,
@@ -146,12 +150,15 @@ def read_particles(
                 "--poses and --ctf are the two pickles of cryoDRGN: give both, without --passthrough, or neither"
             )
         return with_repeats_joined(read_cryodrgn(path, poses, ctf, kind=kind, **options))
+    needs = {"need_poses": need_poses, "need_ctf": need_ctf}
     if kind is Format.CRYOSPARC:
-        return with_repeats_joined(
-            read_cs(path, passthrough=passthrough, need_poses=need_poses, need_ctf=need_ctf, **options)
-        )
+        return with_repeats_joined(read_cs(path, passthrough=passthrough, **needs, **options))
+    if kind is Format.CRYOSPARC_GROUP:
+        return with_repeats_joined(read_csg(path, passthrough=passthrough, **needs, **options))
+    if kind is Format.CISTEM:
+        return with_repeats_joined(read_cistem(path, **needs, **options))
     if kind is Format.RELION:
-        table = with_repeats_joined(read_relion(path, need_poses=need_poses, need_ctf=need_ctf, **options))
+        table = with_repeats_joined(read_relion(path, **needs, **options))
         return _without_ctf(table, "because the table has no defocus") if need_ctf and not table.has_ctf else table
     if kind is not Format.OPTIMISATION_SET:
         raise InputError(f"{path}: {kind.value}; {REMEDY[kind]}")

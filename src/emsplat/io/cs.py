@@ -6,8 +6,10 @@ known of each column, and from where, stands in docs/formats.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from emsplat.errors import InputError
 from emsplat.io.contradictions import Said, all_agree
 from emsplat.io.cs_alignments import Alignment, read_alignment
 from emsplat.io.cs_columns import Columns, read_columns
+from emsplat.io.csg import read_group
 from emsplat.io.find_files import renamed
 from emsplat.io.stacks import ImageNames, StackFacts, agreed_pixel_size, check_stacks, find_stacks
 from emsplat.particles.table import OpticsGroup, Particles
@@ -40,6 +43,7 @@ def read_cs(
     strip_prefix: str | None = None,
     pixel_size_in_angstroms: float | None = None,
     passthrough: Sequence[str | Path] = (),
+    table_of: Mapping[str, Path] | None = None,
     need_stacks: bool = True,
     need_poses: bool = True,
     need_ctf: bool = True,
@@ -52,6 +56,7 @@ def read_cs(
         strip_prefix: leading text of the stacks' names that is no longer part of their path.
         pixel_size_in_angstroms: overrides the table and the stacks' headers.
         passthrough: tables of the same particles, searched in this order for what the main table does not have.
+        table_of: the table that each slot of columns is taken from, where a group says so.
         need_stacks: False reads the tables alone, for their poses and optics: stacks stay as written and the box size
             is blob/shape, or 0.
         need_poses: False also reads particles that have no 3D alignment yet; their angles and shifts are 0.
@@ -60,7 +65,7 @@ def read_cs(
         InputError: anything missing, out of range or contradictory; the message names it and the remedy.
     """
     path = Path(path)
-    columns = read_columns(path, [Path(other) for other in passthrough])
+    columns = read_columns(path, [Path(other) for other in passthrough], table_of=table_of)
     _check_columns(columns, need_ctf)
     alignment = read_alignment(columns, needed=need_poses)
     turned = np.abs(alignment.pose).max(axis=1)
@@ -106,6 +111,18 @@ def read_cs(
         symmetry_axes="cryoSPARC",
         modelled_to_in_angstroms=_modelled_to(columns, optics, optics_group),
     )
+
+
+def read_csg(path: str | Path, *, passthrough: Sequence[str | Path] = (), **options: Any) -> Particles:
+    """Reads the tables that a group of cryoSPARC's outputs names; the options are those of `read_cs`."""
+    path = Path(path)
+    folder = options.get("datadir")
+    group = read_group(path, None if folder is None else Path(folder), options.get("strip_prefix"))
+    found = read_cs(group.main, passthrough=[*group.passthrough, *passthrough], table_of=group.table_of, **options)
+    if group.n_items in (None, len(found)):
+        return found
+    line = f"{path} says {group.n_items} particles, and {group.main} holds {len(found)}: were they written together?"
+    return replace(found, warnings=(*found.warnings, line))
 
 
 def image_names(path: Path) -> ImageNames:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -135,23 +135,35 @@ class Columns:
         )
 
 
-def read_columns(path: Path, passthrough: Sequence[Path], block_in_bytes: int = 16 << 20) -> Columns:
+def read_columns(
+    path: Path,
+    passthrough: Sequence[Path],
+    block_in_bytes: int = 16 << 20,
+    table_of: Mapping[str, Path] | None = None,
+) -> Columns:
     """The main table with its passthrough tables joined to it; rows that only a passthrough has are left out.
 
     Args:
+        table_of: the table that each slot of columns is taken from, whichever other table has it too.
         block_in_bytes: size of the rows that are read at once; most of a table's columns are not kept.
     Raises:
         InputError: a file that is no table, is damaged or holds Python objects; a uid that is missing or repeated.
     """
-    tables = [_read_table(path, block_in_bytes)]
+    tables = [_read_slots(path, block_in_bytes, table_of or {})]
     uid = _uids(path, tables[0])
     if len(uid) == 0:
         raise InputError(f"{path}: no particles in it (0 rows); check the path or the selection that wrote it")
     for other in passthrough:
-        table = _read_table(other, block_in_bytes)
+        table = _read_slots(other, block_in_bytes, table_of or {})
         rows = _rows_of(uid, path, _uids(other, table), other)
         tables.append({name: values[rows] for name, values in table.items() if name not in tables[0]})
     return Columns(path, tuple(tables))
+
+
+def _read_slots(path: Path, block_in_bytes: int, table_of: Mapping[str, Path]) -> dict[str, NDArray]:
+    """The kept columns of a table without those of slots that are taken from another table."""
+    table = _read_table(path, block_in_bytes)
+    return {name: values for name, values in table.items() if table_of.get(name.partition("/")[0], path) == path}
 
 
 def _uids(path: Path, table: dict[str, NDArray]) -> NDArray[np.uint64]:

@@ -10,15 +10,16 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
-from emsplat.runtime.files import open_regular, replacing
+from emsplat.io.compressed import Bound, open_plain
+from emsplat.runtime.files import replacing
 
+_LARGEST_UNPACKED = Bound(in_bytes=256 << 20, ratio=100)  # that of real star files is 3 to 10
 _WORDS_IN_A_BATCH = 1 << 16  # words that are read before they are sorted into columns
 
 
@@ -266,7 +267,7 @@ def _take(block: _Block | None, line: str, fields: list[str]) -> None:
 
 def _pieces(path: Path, size: int) -> Iterator[bytes]:
     """The file in pieces of whole lines; a byte-order mark and carriage returns are taken off."""
-    with BufferedReader(open_regular(path)) as file:
+    with open_plain(path, _LARGEST_UNPACKED) as file:
         try:
             mark = file.peek(3).startswith(b"\xef\xbb\xbf")
             file.read(3 if mark else 0)

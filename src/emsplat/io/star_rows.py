@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.io.compressed import open_plain
 from emsplat.io.star import quoted
 from emsplat.runtime.files import replacing
 
@@ -30,7 +32,7 @@ def copy_rows(
         updates: (n,) values of the kept rows by column; a column the loop does not have comes last.
     """
     with (
-        source.open(encoding="utf-8", newline="") as lines,
+        TextIOWrapper(open_plain(source), encoding="utf-8", newline="") as lines,
         replacing(out) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):

@@ -8,11 +8,14 @@ import numpy as np
 
 from emsplat.errors import InputError
 from emsplat.io import read_input
+from emsplat.io.formats import Format, sniff
 from emsplat.io.lists import chosen_rows
 from emsplat.io.write_back import check_other_file, open_source
 from emsplat.io.write_relion import write_relion
 from emsplat.particles.table import Particles
 from emsplat.settings import InputSettings
+
+_ONLY_CONVERTED = (Format.CISTEM, Format.CRYOSPARC_GROUP)  # formats that are read and not written
 
 
 def subset(source: Path, out: Path, settings: InputSettings | None = None) -> tuple[int, int, tuple[str, ...]]:
@@ -29,7 +32,7 @@ def subset(source: Path, out: Path, settings: InputSettings | None = None) -> tu
     """
     settings = settings or InputSettings()
     check_other_file(source, out)
-    if settings.poses is not None or settings.ctf is not None:
+    if settings.poses is not None or settings.ctf is not None or sniff(source) in _ONLY_CONVERTED:
         return _converted(source, out, settings)
     table = open_source(source)
     if out.suffix == table.suffix:

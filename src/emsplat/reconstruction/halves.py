@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from emsplat.fit.by_statistics import FitSettings, fit_statistics
 from emsplat.fit.count import FEWEST, automatic_count
-from emsplat.fit.initial import initial_gaussians
+from emsplat.fit.initial import initial_sets
 from emsplat.fit.state import FitHistory
 from emsplat.fourier import maps
 from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
@@ -87,10 +87,8 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
     gaussian_settings, each = _settings_of_fits(job, number, parts, mask)
     device = devices.CPU if by_images else job.context.device  # images are projected there
     with reporter.stage("fit"):
-        starts = [
-            initial_gaussians(training, mask, grid.extent, gaussian_settings, one.seed, grid.symmetry, device)
-            for one in each
-        ]
+        seeds = [one.seed for one in each]
+        starts = initial_sets(training, mask, grid.extent, gaussian_settings, seeds, grid.symmetry, device)
     fit = by_images or partial(_by_statistics, parts)
     del training, held_out, parts
     fits: list[tuple[GaussianModel, FitHistory]] = []

@@ -10,10 +10,10 @@ from emsplat.settings import InputSettings, ReconstructSettings
 from emsplat.versions import __version__
 
 # Settings that only change where files lie, how fast the work goes, or what is made of the finished maps.
-_NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "device", "sharpen", "cache", "cache_size"}
+NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "device", "sharpen", "cache", "cache_size"}
 
 
 def identity(particles: Particles, settings: ReconstructSettings) -> dict[str, Any]:
     """Everything that must be the same for a reconstruction to be resumed: program, particles and settings."""
-    asked = {name: value for name, value in asdict(settings).items() if name not in _NO_MATTER}
+    asked = {name: value for name, value in asdict(settings).items() if name not in NO_MATTER}
     return {"emsplat": __version__, "particles": particles.fingerprint()} | asked

@@ -5,13 +5,13 @@ Read it from top to bottom: read the table, look at a sample, solve for both hal
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
@@ -26,12 +26,13 @@ from emsplat.particles.batches import Images
 from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.particles.table import Particles
 from emsplat.poses.rounds import Refinement, check_refinable, refine_settings, refined
+from emsplat.reconstruction.device import with_room
 from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
 from emsplat.reconstruction.job import Job, accumulation_settings
 from emsplat.reconstruction.solution import Solution, solve
 from emsplat.reconstruction.tuning import Tuning
-from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
+from emsplat.reconstruction.working_grid import working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
 from emsplat.runtime.context import Context, Task
@@ -140,7 +141,10 @@ def reconstruct(
             f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with Gaussians in a cube of "
             f"{grid.extent * grid.pixel_size:.0f} Å"
         )
-        device = _with_room(device, grid, preview, settings, reporter, world)
+        accumulation, finest = accumulation_settings(grid, preview, tuning), 2 * grid.pixel_size
+        device = with_room(
+            device, HALF_SET_PARTS, table.box_size, accumulation, settings.device, finest, reporter, world
+        )
 
         job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints), tuning)
         refinement = None
@@ -298,21 +302,6 @@ def _diameter(
     return min(preview.diameter_in_angstroms, box)
 
 
-def _with_room(
-    device: torch.device, grid: Grid, preview: Preview, settings: ReconstructSettings, reporter: Reporter, world: World
-) -> torch.device:
-    """The device, or the CPU if its memory is too small for the accumulation or not every rank has such a device."""
-    if device.type == "cuda":
-        from emsplat.statistics.accumulate_gpu import bytes_needed  # Triton may only exist where there is a card
-
-        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview, Tuning()))
-        device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
-    if {device.type} != set(world.gather(device.type)):
-        reporter.warn("working on the CPU, because not every rank has a graphics card that it can use")
-        return devices.CPU
-    return device
-
-
 @dataclass(frozen=True)
 class _Judged:
     """The maps, and how far they can be trusted, as in `Reconstruction`."""
@@ -333,13 +322,14 @@ def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
-        errors = _standard_error(solution, half_maps, b_factor, validation.resolution, pixel_size)
-    with reporter.stage("local resolution"):
+    # The standard error is found beside the local resolution, because much of its work cannot be shared by threads.
+    with reporter.stage("local resolution"), ThreadPoolExecutor(1) as pool:
+        errors = pool.submit(_standard_error, solution, half_maps, b_factor, validation.resolution, pixel_size)
         local = local_resolution(
             first.raw, second.raw, *half_maps, solution.mask, pixel_size, solution.validation.limit_shell
         )
         reporter.line(local.text())
-    return _Judged(result, half_maps, validation, local, errors, b_factor)
+    return _Judged(result, half_maps, validation, local, errors.result(), b_factor)
 
 
 def _standard_error(

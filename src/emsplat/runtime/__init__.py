@@ -4,7 +4,7 @@
 - ``threads``: the number of threads of all libraries; ``simd``: the innermost loops as vector instructions
 - ``ranks``: one job on many processes
 - ``files``, ``folders``: files and folders that appear whole or not at all; ``tensors``: safetensors files
-- ``checkpoint``: the states a job is resumed from
+- ``checkpoint``: the states a job is resumed from; ``packing``: dataclasses as such states
 - ``context``: what every stage of a job is given of all this
 - ``reporting``: what a job reports; ``console``: how the terminal shows it; ``text_curve``: a curve in characters
 - ``stopwatch``: how much time each activity takes

@@ -95,8 +95,8 @@ class Checkpoints:
             InputError: a new job would replace a run that could be resumed.
         """
         assert self.folder
-        there = any(self.folder.glob("*.safetensors"))
-        for path in self.folder.glob(".*.tmp"):
+        there = any(self.folder.rglob("*.safetensors"))
+        for path in self.folder.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
         if self.resume and not there:
             self.reporter.line(f"{self.folder}: there is no checkpoint to resume from; the run starts at its beginning")
@@ -138,6 +138,15 @@ class Checkpoints:
                 continue
             job._refuse_another(path, found)
         return job
+
+    def nested(self, name: str) -> Checkpoints:
+        """The checkpoints of another job that is a stage of this one, in a folder of their own."""
+        return replace(self, folder=self.folder / name, identity={}) if self.folder else self
+
+    def remove_nested(self, name: str) -> None:
+        """Remove the states of a job that was a stage of this one and is complete."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def within(self, part: str) -> Checkpoints:
         """The checkpoints of a part of the job whose stages have the same names as those of other parts."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.settings import SimulationSettings
 from emsplat.simulation.atoms import centre_of_mass, potential_of_atoms, read_models
-from emsplat.simulation.truth import MAP_SUFFIXES, map_of_file
+from emsplat.simulation.truth import is_map, map_of_file
 
 _MOST_CONFORMATIONS = 1000
 
@@ -78,7 +78,7 @@ def read_conformations(models: Sequence[Path], settings: SimulationSettings) -> 
     for path in map(Path, models):
         if not path.is_file():
             raise InputError(f"{path}: no such file; give a PDB or mmCIF model, or an MRC map")
-        if path.suffix.lower() in MAP_SUFFIXES:
+        if is_map(path):
             found.append((path.name, path))
             continue
         several = read_models(path, settings.assembly)

@@ -12,16 +12,22 @@ from scipy.ndimage import distance_transform_edt
 
 from emsplat.errors import InputError
 from emsplat.fourier.slices import fourier_volume, transform_at
+from emsplat.io.compressed import without_ending
 from emsplat.io.mrc import StackReader, read_map
 from emsplat.settings import SimulationSettings
 from emsplat.simulation.atoms import potential_of_atoms, read_atoms
 
-MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrcs", ".rec")
+_MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".mrcs", ".rec")
 
 
 def bundled_model() -> Path:
     """The atomic model that ships with the program: PDB entry 7PBL, 227 kDa (CC0)."""
     return Path(__file__).parent.parent / "data" / "7pbl.pdb.gz"
+
+
+def is_map(model: Path) -> bool:
+    """Whether a model is a map and no atoms, by its name, which may end in that of a compressed file."""
+    return without_ending(model).suffix.lower() in _MAP_SUFFIXES
 
 
 def molecular_map(model: str | Path, settings: SimulationSettings) -> NDArray[np.float32]:
@@ -38,7 +44,7 @@ def molecular_map(model: str | Path, settings: SimulationSettings) -> NDArray[np
     if not model.is_file():
         raise InputError(f"{model}: no such file; give a PDB or mmCIF model, or an MRC map")
     box_size, pixel_size = settings.box_size, settings.pixel_size_in_angstroms
-    if model.suffix.lower() in MAP_SUFFIXES:
+    if is_map(model):
         return map_of_file(model, settings)
     return potential_of_atoms(
         read_atoms(model, settings.assembly),
@@ -58,7 +64,7 @@ def map_of_file(path: Path, settings: SimulationSettings) -> NDArray[np.float32]
 
 def _pixel_size_of_header(model: Path) -> float:
     """Pixel size in Å. Unlike in a stack, a value of 1 is trusted, because a model has no star that says otherwise."""
-    with StackReader(model) as reader:
+    with StackReader(model, unpack=True) as reader:
         size = reader._header.voxel_in_angstroms[0]
     if not size > 0:
         raise InputError(f"{model}: the header gives no pixel size; set it in the map")

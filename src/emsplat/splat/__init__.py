@@ -5,7 +5,7 @@ sum of 2D Gaussians of the same masses. Both are truncated per voxel or pixel at
 same way forward and backward, and rescaled by the mass that is kept.
 
 - ``reference``: the definitions in plain torch, against which every kernel is tested
-- ``cpu``, ``cpu_projection``: numba kernels; ``functions``: these kernels as functions of torch
+- ``cpu``, ``cpu_projection``, ``cpu_shapes``: numba kernels; ``functions``: these kernels as functions of torch
 - ``gpu``, ``gpu_projection``: Triton kernels; ``functions_gpu``: these kernels as functions of torch
 - ``rotations``: rotation matrices; ``bandlimit``: Gaussians that are narrower than a grid can sample
 """
@@ -72,13 +72,11 @@ def voxelise(
         precisions = reference.ellipsoids(log_scales, quaternions, power=-2)
         return reference.splat(centres + box_size // 2, precisions, peaks, box_size, cutoff)
     # The shapes are float64, because rounding the precisions of a thin Gaussian to float32 would bend it.
+    if how == "cpu":
+        return CpuSplat.apply(centres, log_scales, quaternions, peaks, box_size, cutoff).to(centres.dtype)
     precisions = reference.ellipsoids(log_scales.double(), quaternions.double(), power=-2)
     places = centres.double() + box_size // 2
-    if how == "gpu":
-        volume = GpuSplat.apply(places, precisions, peaks, _by_size(log_scales), box_size, cutoff)
-    else:
-        volume = CpuSplat.apply(places, precisions, peaks, box_size, cutoff)
-    return volume.to(centres.dtype)
+    return GpuSplat.apply(places, precisions, peaks, _by_size(log_scales), box_size, cutoff).to(centres.dtype)
 
 
 def project(

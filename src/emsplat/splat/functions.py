@@ -21,33 +21,36 @@ def unpacked(entries: Tensor) -> Tensor:
 
 
 class CpuSplat(torch.autograd.Function):
-    """`reference.splat` by the numba kernels, in float32; the gradient follows from the ten moments."""
+    """`reference.splat` by the numba kernels, in float32, as a function of what the precisions are made of.
+
+    The peaks are arguments of their own: the gradient with respect to the scales is that at constant peaks.
+    """
 
     @staticmethod
-    def forward(ctx, centres, precisions, peaks, box_size, cutoff):
-        from emsplat.splat import cpu
+    def forward(ctx, centres, log_scales, quaternions, peaks, box_size, cutoff):
+        from emsplat.splat import cpu, cpu_shapes
 
-        entries = packed(precisions)
-        ctx.save_for_backward(centres, precisions, entries, peaks)
-        ctx.cutoff = cutoff
-        volume = cpu.splat(
-            centres.contiguous().numpy(), entries.numpy(), peaks.float().contiguous().numpy(), box_size, cutoff
-        )
+        places = (centres.double() + box_size // 2).contiguous()
+        shapes = log_scales.double().expand(-1, 3).contiguous(), quaternions.double().contiguous()
+        entries = torch.from_numpy(cpu_shapes.precisions(*(t.numpy() for t in shapes)))
+        ctx.save_for_backward(places, entries, *shapes, peaks)
+        ctx.cutoff, ctx.isotropic = cutoff, log_scales.shape[1] == 1
+        volume = cpu.splat(places.numpy(), entries.numpy(), peaks.float().contiguous().numpy(), box_size, cutoff)
         return torch.from_numpy(volume)[:, :, :box_size]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent):
-        from emsplat.splat import cpu
+        from emsplat.splat import cpu, cpu_shapes
 
-        centres, precisions, entries, peaks = ctx.saved_tensors
+        places, entries, log_scales, quaternions, peaks = ctx.saved_tensors
         padded = torch.nn.functional.pad(cotangent, (0, cpu.PADDING)).contiguous()
-        moments = torch.from_numpy(
-            cpu.moments(centres.contiguous().numpy(), entries.numpy(), padded.numpy(), ctx.cutoff)
-        ).to(centres.dtype)
-        weighted = peaks[:, None] * moments
-        d_centres = torch.einsum("kij,kj->ki", precisions, weighted[:, 1:4])
-        return d_centres, -0.5 * unpacked(weighted[:, 4:]), moments[:, 0].to(peaks.dtype), None, None
+        moments = cpu.moments(places.numpy(), entries.numpy(), padded.numpy(), ctx.cutoff)
+        inputs = (peaks.double(), entries, log_scales, quaternions)
+        found = torch.from_numpy(cpu_shapes.gradients(moments, *(t.numpy() for t in inputs))).to(peaks.dtype)
+        of_scales = found[:, 3:6].sum(dim=1, keepdim=True) if ctx.isotropic else found[:, 3:6]
+        of_peaks = torch.from_numpy(moments[:, 0].copy()).to(peaks.dtype)
+        return found[:, :3], of_scales, found[:, 6:], of_peaks, None, None
 
 
 class CpuProjection(torch.autograd.Function):

@@ -18,8 +18,12 @@ chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,13 +113,14 @@ def local_resolution(
     spectra, uneven = whitened(raw_half_1, raw_half_2, gaussian_half_1, gaussian_half_2)
     points = window_centres(mask, limit_shell)
     lower, middle, upper = falls = [_FirstFall(tuple(len(p) for p in points)) for _ in range(3)]
-    for band in bands:
-        c, se, raw, se_without_signal = local_correlation(spectra, mask, band, points, uneven)
-        usable = raw > SIGNIFICANCE * se_without_signal
-        for fall, curve in zip(falls, (c - SE_MARGIN * se, c, c + SE_MARGIN * se), strict=True):
-            fall.advance(band.shell / edge, curve, usable)
-        if not np.any(upper.open):
-            break
+    correlate = partial(local_correlation, spectra, mask, points=points, uneven=uneven)
+    with closing(_in_parallel(correlate, bands)) as found:
+        for band, (c, se, raw, se_without_signal) in zip(bands, found, strict=True):
+            usable = raw > SIGNIFICANCE * se_without_signal
+            for fall, curve in zip(falls, (c - SE_MARGIN * se, c, c + SE_MARGIN * se), strict=True):
+                fall.advance(band.shell / edge, curve, usable)
+            if not np.any(upper.open):
+                break
     with np.errstate(divide="ignore", invalid="ignore"):
         # A lower curve that begins below 0.5 falls at the first band, for want of a better number. Where the upper
         # one reaches the limit, the distance to the lower one has to do for both.
@@ -129,6 +134,20 @@ def local_resolution(
     standard_error = _at_voxels(error, middle.fallen, points, mask)
     standard_error[better_than] = np.nan
     return LocalResolution(resolution, standard_error, better_than, mask, edge / bands[0].shell, edge / bands[-1].shell)
+
+
+def _in_parallel(work: Callable[[Band], Any], bands: Sequence[Band]) -> Generator[Any]:
+    """The work on each band, in order, a band for each of the threads that the caller allows its transforms."""
+    workers = fft.get_workers()
+    # A new thread of torch would work with as many threads as there are cores.
+    with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1)) as pool:
+        begun: deque[Future[Any]] = deque()
+        for band in bands:
+            begun.append(pool.submit(work, band))
+            if len(begun) > workers:  # no further ahead, for the memory
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 class _FirstFall:

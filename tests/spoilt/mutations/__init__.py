@@ -5,13 +5,26 @@ table of mutations by name; those whose names begin with "large" or "many" make 
 
 - ``tools``: what the mutations are made of
 - ``anything``: mutations of any file
-- ``text``: of lines and words, and of STAR files; ``binary``: of MRC, NumPy and safetensors files; ``pickles``
+- ``text``: of lines and words, and of STAR files; ``binary``: of MRC, NumPy, safetensors, cisTEM and gzip
+  files; ``pickles``
 """
 
 from spoilt.mutations.anything import ANY
-from spoilt.mutations.binary import MRC, NPY, SAFETENSORS
+from spoilt.mutations.binary import CISTEM, GZIP, MRC, NPY, SAFETENSORS
 from spoilt.mutations.pickles import HOSTILE_PICKLES, PICKLE
 from spoilt.mutations.text import STAR, TEXT
 from spoilt.mutations.tools import Mutation
 
-__all__ = ["ANY", "HOSTILE_PICKLES", "MRC", "NPY", "PICKLE", "SAFETENSORS", "STAR", "TEXT", "Mutation"]
+__all__ = [
+    "ANY",
+    "CISTEM",
+    "GZIP",
+    "HOSTILE_PICKLES",
+    "MRC",
+    "NPY",
+    "PICKLE",
+    "SAFETENSORS",
+    "STAR",
+    "TEXT",
+    "Mutation",
+]

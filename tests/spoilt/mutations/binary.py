@@ -119,3 +119,23 @@ SAFETENSORS: dict[str, Mutation] = {
     "header's bits flipped": lambda data, rng: flip_bits(data, rng, 8, 900),
     "values not finite": lambda data, rng: data[:-4] + strange_float(rng),
 }
+
+
+CISTEM: dict[str, Mutation] = {
+    "columns claimed": integer_at((0,), _STRANGE_INTEGERS),
+    "rows claimed": integer_at((4,), (*_STRANGE_INTEGERS, 39, 41)),
+    "codes": integer_at(tuple(range(8, 8 + 9 * 18, 9)), (*_STRANGE_INTEGERS, 4, 8, 64, 16777216)),
+    "types": lambda data, rng: flip_bits(data, rng, 16, 17) if rng.random() < 0.5 else flip_bits(data, rng, 8, 170),
+    "values": lambda data, rng: float_at(tuple(range(170, len(data) - 4)), _STRANGE_FLOATS)(data, rng),
+    "lengths of texts": lambda data, rng: data.replace(struct.pack("<i", 10), rng.bytes(4), int(rng.integers(1, 40))),
+    "texts": replace_once(b"stack.mrcs", b"../../../x", b"stack\nmrcs", b"\xff\xfeack.mrcs", b"\0\0\0\0\0\0\0\0\0\0"),
+}
+
+GZIP: dict[str, Mutation] = {
+    "checksum": lambda data, rng: flip_bits(data, rng, len(data) - 8, len(data) - 4),
+    "length at the end": lambda data, rng: flip_bits(data, rng, len(data) - 4, len(data)),
+    "flags": lambda data, rng: data[:3] + rng.bytes(1) + data[4:],
+    "two of them": lambda data, rng: data + data,
+    "something behind": lambda data, rng: data + rng.bytes(int(rng.integers(1, 100))),
+    "zeros behind": lambda data, rng: data + bytes(int(rng.integers(1, 100))),
+}
