@@ -150,7 +150,7 @@ def read_particles(
                 "--poses and --ctf are the two pickles of cryoDRGN: give both, without --passthrough, or neither"
             )
         return with_repeats_joined(read_cryodrgn(path, poses, ctf, kind=kind, **options))
-    needs = {"need_poses": need_poses, "need_ctf": need_ctf}
+    needs: dict[str, Any] = {"need_poses": need_poses, "need_ctf": need_ctf}
     if kind is Format.CRYOSPARC:
         return with_repeats_joined(read_cs(path, passthrough=passthrough, **needs, **options))
     if kind is Format.CRYOSPARC_GROUP:
