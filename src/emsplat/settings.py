@@ -85,7 +85,7 @@ class ReconstructSettings(InputSettings):
         """The quantities of each image that are refined."""
         return () if self.refine is None else tuple(name.strip() for name in self.refine.split(","))
 
-    def for_search(self, no_ctf: bool) -> AbInitioSettings:
+    def for_search(self) -> AbInitioSettings:
         """The same options of a search for poses.
 
         Raises:
@@ -97,7 +97,7 @@ class ReconstructSettings(InputSettings):
                 option = f"--{f.name.replace('_', '-')}"
                 raise InputError(f"{option}: emsplat abinitio has no such option; leave it out")
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
-        return AbInitioSettings(no_ctf=no_ctf, **given)
+        return AbInitioSettings(**given)
 
     def __post_init__(self) -> None:
         super().__post_init__()
