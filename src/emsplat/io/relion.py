@@ -306,7 +306,8 @@ def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
 def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64]:
     """(N,) particle numbers, equal for the tilts of one particle.
 
-    rlnGroupName names a tilted particle only where the pre-exposure varies within it; otherwise it names a micrograph.
+    rlnGroupName names a tilted particle only where the pre-exposure varies within it, or where no two of its images
+    have one B-factor, which programs derive from the exposure of each tilt; otherwise it names a micrograph.
     """
     if "rlnTomoParticleName" in rows:
         return _numbered(rows.texts("rlnTomoParticleName"))
@@ -314,7 +315,8 @@ def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64
     if "rlnGroupName" not in rows:
         return alone
     group = _numbered(rows.texts("rlnGroupName"))
-    return _numbered(np.where(_varies_within(group, dose), group, len(rows) + alone))
+    tilts = _varies_within(group, dose) | _all_differ_within(group, rows.numbers("rlnCtfBfactor", 0))
+    return _numbered(np.where(tilts, group, len(rows) + alone))
 
 
 def _with_original_images(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -347,6 +349,13 @@ def _varies_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDAr
     np.minimum.at(lowest, group, value)
     np.maximum.at(highest, group, value)
     return (lowest < highest)[group]
+
+
+def _all_differ_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether this row's group has several rows, and no two of one value."""
+    _, pair, count = np.unique(np.stack([group, value]), axis=1, return_inverse=True, return_counts=True)
+    alike = _varies_within(group, value) & (count[pair.ravel()] == 1)
+    return (np.bincount(group, alike) == np.bincount(group))[group]
 
 
 def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:
