@@ -28,7 +28,7 @@ from emsplat.io.stacks import (
 )
 from emsplat.particles.table import OpticsGroup, Particles
 
-_BY_MAGNIFICATION = "rlnDetectorPixelSize / rlnMagnification"
+BY_MAGNIFICATION = "rlnDetectorPixelSize / rlnMagnification"
 _OPTICS = {
     "rlnVoltage": "voltage",
     "rlnSphericalAberration": "spherical aberration",
@@ -148,7 +148,7 @@ def _pixel_size(
                 f"two pixel sizes: {size:.5g} Å ({said[0].source}, and the stacks' headers) against "
                 f"{float(np.median(other.value)):.5g} Å ({other.source}); the first is taken"
             )
-    unconfirmed = said[0].source == _BY_MAGNIFICATION and not confirmed
+    unconfirmed = said[0].source == BY_MAGNIFICATION and not confirmed
     doubt = f"pixel size {size:.5g} Å is from {said[0].source} alone; if wrong, give --pixel-size"
     return size, [*lines, *[doubt] * unconfirmed]
 
@@ -173,8 +173,8 @@ def pixel_sizes_of_star(rows: Rows) -> list[Said]:
         magnification = rows.numbers("rlnMagnification")
         rows.require(magnification > 0, "rlnMagnification", magnification, "must be positive")
         sizes = rows.numbers("rlnDetectorPixelSize") * 1e4 / magnification  # µm → Å
-        rows.require(sizes > 0, _BY_MAGNIFICATION, sizes, "must be positive")
-        found.append(Said(_BY_MAGNIFICATION, sizes))
+        rows.require(sizes > 0, BY_MAGNIFICATION, sizes, "must be positive")
+        found.append(Said(BY_MAGNIFICATION, sizes))
     return found
 
 
@@ -294,13 +294,17 @@ def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
 def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64]:
     """(N,) particle numbers, equal for the tilts of one particle.
 
-    rlnGroupName names a tilted particle only where the pre-exposure varies within it; otherwise it names a micrograph.
+    rlnGroupName names a tilted particle only where the dose varies within it; otherwise it names a micrograph. Warp's
+    older versions give the dose only as a negative B-factor, −4 Å² for every e/Å².
     """
     if "rlnTomoParticleName" in rows:
         return _numbered(rows.texts("rlnTomoParticleName"))
     alone = np.arange(len(rows))
     if "rlnGroupName" not in rows:
         return alone
+    b_factor = rows.numbers("rlnCtfBfactor", 0)
+    if not dose.any() and b_factor.max() <= 0:
+        dose = -b_factor / 4
     group = _numbered(rows.texts("rlnGroupName"))
     return _numbered(np.where(_varies_within(group, dose), group, len(rows) + alone))
 
