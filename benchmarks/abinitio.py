@@ -8,8 +8,6 @@ set, seed or part can be added later; `--again NAME` makes the rows of a set ane
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abinitio_sets import HARD, IGG, LADDER, QUICK, SETS, built, foreign_sets, shows_particle, traps
-from common import SHARED, Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
+from common import SHARED, Case, ProcessorTimes, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.abinitio import alignment
 from emsplat.abinitio.run import AbInitio, ab_initio
 from emsplat.errors import InputError
@@ -26,7 +24,6 @@ from emsplat.fourier import maps
 from emsplat.io import read_particles
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction
-from emsplat.runtime.reporting import Reporter
 from emsplat.settings import AbInitioSettings
 from emsplat.validation.correlation import fsc, resolution_at
 from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL
@@ -98,25 +95,6 @@ def map_quality(found: Reconstruction, star: Path) -> tuple[float, float]:
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-
-
-class ProcessorTimes(Reporter):
-    """A reporter that takes the processor time of each stage, which other work on the machine hardly changes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.processor_seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.process_time()
-        with super().stage(name):
-            yield
-        self.processor_seconds[name] = self.processor_seconds.get(name, 0.0) + time.process_time() - start
-
-    def line(self, text: str) -> None:
-        super().line(text)
-        print(f"  [{time.process_time():.0f} CPU s] {text}", flush=True)
 
 
 def judged(found: AbInitio, true: NDArray[np.float64], symmetry: NDArray[np.float64]) -> dict[str, Any]:

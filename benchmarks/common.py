@@ -10,6 +10,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -153,6 +155,28 @@ def _output(command: list[str]) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+class ProcessorTimes(Reporter):
+    """A reporter that takes the processor time of each stage, which other work on the machine hardly changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processor_seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.process_time()
+        with super().stage(name):
+            yield
+        self.processor_seconds[name] = self.processor_seconds.get(name, 0.0) + time.process_time() - start
+
+    def line(self, text: str) -> None:
+        super().line(text)
+        print(f"  [{time.process_time():.0f} CPU s] {text}", flush=True)
 
 
 # --- simulations ------------------------------------------------------------------------------------------------------

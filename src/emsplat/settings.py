@@ -67,6 +67,20 @@ class ReconstructSettings(InputSettings):
         """The quantities of each image that are refined."""
         return () if self.refine is None else tuple(name.strip() for name in self.refine.split(","))
 
+    def for_search(self, no_ctf: bool) -> AbInitioSettings:
+        """The same options of a search for poses.
+
+        Raises:
+            InputError: an option is given that the search does not have.
+        """
+        known = {f.name for f in fields(AbInitioSettings)}
+        for f in fields(self):
+            if f.name not in known and getattr(self, f.name) != f.default:
+                option = f"--{f.name.replace('_', '-')}"
+                raise InputError(f"{option}: emsplat abinitio has no such option; leave it out")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
+        return AbInitioSettings(no_ctf=no_ctf, **given)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_refinement(self.refine, self.refined, self.refine_range)
@@ -91,7 +105,7 @@ class ReconstructSettings(InputSettings):
 
 @dataclass(frozen=True)
 class HeterogeneitySettings(InputSettings):
-    """What can be asked of a search for heterogeneity; None: found from the data, and said in the log."""
+    """The options of a search for heterogeneity. What is None is found from the data, and the log says so."""
 
     components: int | Literal["auto"] = "auto"  # Number of latents of each particle. auto: as many as both halves see.
     states: int | Literal["auto"] = "auto"  # Number of maps of states. auto: from the number of images.
@@ -108,6 +122,8 @@ class HeterogeneitySettings(InputSettings):
     refine_range: tuple[float, float] | None = None
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
+    # Processor (cpu) or graphics card (cuda) for the consensus and for the bins' statistics. The rest runs on the CPU.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
     def n_components(self) -> int | None:

@@ -110,7 +110,7 @@ def test_the_same_as_if_never_ended(star: Path, tmp_path: Path, monkeypatch: pyt
     for number, name in ends:
         ended_after(number, name, monkeypatch, work)
     # All samples lie on the disk now, in blocks of their own.
-    monkeypatch.setattr(polar, "_MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(polar, "MOST_IN_MEMORY", 0)
     equal(work(), whole)
     for (_, name), log in zip(ends, logs[1:], strict=True):
         assert f"resuming from {name}.safetensors" in log, name
@@ -136,7 +136,7 @@ def test_samples_on_the_disk_and_cached_images_are_the_same(
         (in_memory, spectra), (of_cache, of_cached) = (
             polar.read_polar(table, source, rows, noise, grid, 28.0) for source in (images, small)
         )
-        monkeypatch.setattr(polar, "_MOST_IN_MEMORY", 0)
+        monkeypatch.setattr(polar, "MOST_IN_MEMORY", 0)
         stored, _ = polar.read_polar(table, images, rows, noise, grid, 28.0, folder=tmp_path)
     some = np.array([5, 80, 2])
     assert isinstance(stored.signal, StoredSamples) and len(stored) == len(rows)

@@ -18,24 +18,12 @@ from emsplat.io import read_map, read_particles
 from emsplat.models.gaussians import Gaussians
 from emsplat.simulation import simulate
 from emsplat.validation.correlation import fsc
-from simulations import TINY
-
-SETTINGS = replace(TINY, n_images=800, snr=0.2, contrast_sigma=0.1)
+from heterogeneous import SETTINGS, two_conformations
 
 
 @pytest.fixture(scope="module")
 def two_states(one_chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The star of a particle of which 40 % lack the last third of the chain."""
-    folder = tmp_path_factory.mktemp("two_states")
-    structure = gemmi.read_structure(str(one_chain))
-    shorter = structure[0].clone()
-    for chain in shorter:
-        for _ in range(len(chain) // 3):
-            del chain[len(chain) - 1]
-    shorter.num = 2
-    structure.add_model(shorter)
-    structure.write_pdb(str(folder / "two.pdb"))
-    return simulate(folder / "two.pdb", folder / "images", replace(SETTINGS, populations=(60, 40)))
+    return two_conformations(one_chain, tmp_path_factory.mktemp("two_states"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ import torch
 
 from emsplat.cli import main
 from emsplat.fourier.insertion import SliceGrid
+from emsplat.plan.abinitio import EARLY_ROUNDS, LATE_ROUNDS, PoseRates, pose_search_stages
 from emsplat.plan.cluster import Cluster
+from emsplat.plan.heterogeneity import Search, SearchRates, search_stages
 from emsplat.plan.model import DISK, NETWORK, PROCESSOR, Job, Stage, grid_bytes, stages
 from emsplat.plan.rates import ASSUMED_CARD, Rates, disk_rate, measured_card
 from emsplat.plan.run import of_rates
@@ -125,6 +127,45 @@ def test_a_plan_and_its_run(simulated: Path, capsys: pytest.CaptureFixture[str])
     assert 0.02 < predicted["fit"] / reporter.seconds["fit"] < 10
 
 
+SEARCH = PoseRates(
+    look_seconds=0.5, polar_seconds_per_image=1e-3, batch_seconds=0.2, n_batches=100, early_seconds_per_image=8e-3,
+    late_seconds_per_image=3e-3, alignment_seconds=5.0, samples_bytes_per_image=5000,
+)  # fmt: skip
+
+
+def test_of_a_search_the_first_stage_and_the_memory_do_not_grow_with_the_images() -> None:
+    def found(n_images: int) -> dict[str, Stage]:
+        job = replace(JOB, n_images=n_images, refined=True)
+        return {stage.name: stage for stage in pose_search_stages(job, Cluster(), RATES, SEARCH)}
+
+    one, ten = found(100_000), found(1_000_000)
+    assert one["first stage"] == ten["first stage"]
+    for name in ("polar images", "second stage", "search again"):
+        assert ten[name].seconds == pytest.approx(10 * one[name].seconds)
+        assert ten[name].memory_bytes == one[name].memory_bytes
+    assert one["second stage"].seconds == pytest.approx(1e5 * (EARLY_ROUNDS * 8e-3 + LATE_ROUNDS * 3e-3))
+    faster = replace(SEARCH, late_seconds_per_image=1e-3)
+    assert pose_search_stages(JOB, Cluster(), RATES, faster)[5].seconds < one["second stage"].seconds
+
+
+def test_the_plan_of_a_search_is_measured_on_images_without_poses(
+    simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", str(simulated / "particles.star"), "--job", "abinitio", "--threads", "2", "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
+    names = [stage["name"] for stage in found["stages"]]
+    assert names.index("polar images") < names.index("second stage") < names.index("search again") < names.index("fit")
+    rates = found["abinitio"]
+    assert 0 < rates["late_seconds_per_image"] <= rates["early_seconds_per_image"] < 1
+    assert any("late round" in line for line in found["assumptions"])
+    assert main([*command, "--solver", "images"]) == 2
+    assert "--solver: emsplat abinitio has no such option" in capsys.readouterr().err
+    assert main([*command[:2], "--no-ctf"]) == 2
+    assert "--job abinitio" in capsys.readouterr().err
+
+
 def test_the_table(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(simulated / "particles.star"), "--machines", "4", "--gpus", "8", "--threads", "2"]) == 0
     text = capsys.readouterr().out
@@ -162,3 +203,31 @@ def test_no_particle_file(tmp_path: Path, refuses: Callable) -> None:
 
     with refuses(str(tmp_path / "absent.star")):
         plan(tmp_path / "absent.star", ReconstructSettings(), Cluster(), Reporter())
+
+
+def test_a_search_for_heterogeneity_is_planned_stage_by_stage(
+    simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    star = str(simulated / "particles.star")
+    options = ["--threads", "1", "--max-resolution", "12", "--json"]
+    assert main(["plan", star, "--job", "heterogeneity", "--components", "2", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = [stage["name"] for stage in found["stages"]]
+    assert names[-7:] == ["subspace", "latents", "bins", "decoder", "posterior", "states", "writing states"]
+    assert all(stage["seconds"] > 0 for stage in found["stages"][-7:])
+    assert any("2 components" in line for line in found["assumptions"])
+
+
+def test_components_are_learnt_from_a_limited_number_of_images() -> None:
+    rates = SearchRates(1e-4, (1e-5, 4e-5, 1e-4), 1e-4, 1e-5)
+
+    def of(n_images: int) -> dict[str, Stage]:
+        search = Search(replace(JOB, n_images=n_images), 3, 15)
+        return {stage.name: stage for stage in search_stages(search, Cluster(), RATES, rates)}
+
+    one, ten = of(100_000), of(1_000_000)
+    assert ten["subspace"] == one["subspace"]
+    assert ten["decoder"] == one["decoder"]
+    for name in ("latents", "bins", "posterior"):
+        assert 5 < ten[name].seconds / one[name].seconds < 10.5
+    assert ten["bins"].memory_bytes == one["bins"].memory_bytes < 3e9

@@ -59,7 +59,7 @@ def refined(job: Job, table: Particles, verdict: Verdict) -> tuple[Reconstructio
         kept = _Alternation(table.euler_angles_in_degrees, table.origin_in_angstroms, moved, is_over)
         if checkpoint.offer(partial(packed, kept)):
             job.context.checkpoints.remove_nested(_refinement(number))
-    settings = _reconstruct_settings(job, refine=verdict.status != "failed")
+    settings = reconstruct_settings(job, refine=verdict.status != "failed")
     return _reconstructed(job, table, settings, "last"), tuple(kept.moved)
 
 
@@ -87,7 +87,7 @@ def _refined_and_searched(job: Job, table: Particles, number: int) -> tuple[Part
     The share is None if nothing is measurable, so that there was no search.
     """
     # One fit of each half suffices for the search; the final reconstruction averages several.
-    on_the_way = replace(_reconstruct_settings(job, refine=True), n_fits=1)
+    on_the_way = replace(reconstruct_settings(job, refine=True), n_fits=1)
     found = _reconstructed(job, table, on_the_way, _refinement(number))
     table = _brought_together(found.particles, found, job)
     if found.validation.limit_shell == 0:
@@ -98,7 +98,8 @@ def _refined_and_searched(job: Job, table: Particles, number: int) -> tuple[Part
     return table, share
 
 
-def _reconstruct_settings(job: Job, refine: bool) -> ReconstructSettings:
+def reconstruct_settings(job: Job, refine: bool) -> ReconstructSettings:
+    """The settings of a reconstruction from poses that were found, with or without local refinement."""
     s = job.settings
     # The search's last step is half as wide as this, so local refinement need not go farther.
     reach = job.scales.coarse_step

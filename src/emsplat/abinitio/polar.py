@@ -29,7 +29,7 @@ from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 
 _BLOCK_BYTES = 32 << 20
-_MOST_IN_MEMORY = 128 << 20  # size of the samples of one half set, above which they lie in a file
+MOST_IN_MEMORY = 128 << 20  # size of the samples of one half set, above which they lie in a file
 _SPARE_SHELLS = 3  # shells beyond the last ring, so that the circle's edge smears nothing into it
 
 
@@ -209,7 +209,7 @@ def read_polar(
         folder: the folder of that file; by default the one of all temporary files.
     """
     shape = len(rows), grid.n_rings, grid.n_angles
-    in_memory = 8 * int(np.prod(shape)) <= _MOST_IN_MEMORY
+    in_memory = 8 * int(np.prod(shape)) <= MOST_IN_MEMORY
     signal = np.empty(shape, np.complex64) if in_memory else StoredSamples.empty(*shape, folder)
     power = np.empty((len(rows), grid.n_rings), np.float32)
     total = np.zeros((4, grid.n_rings))

@@ -12,6 +12,7 @@ from emsplat.commands.arguments import LongJobOptions
 from emsplat.versions import __version__
 
 if TYPE_CHECKING:
+    from emsplat.outputs.reconstruction import Folder
     from emsplat.runtime.checkpoint import Checkpoints
     from emsplat.runtime.console import ConsoleReporter
     from emsplat.runtime.ranks import World
@@ -32,9 +33,13 @@ class Session:
         return self.world.is_first and self.options.resume and not self.options.overwrite
 
     @contextmanager
-    def at_work(self) -> Iterator[Checkpoints]:
-        """Claim the folder and show the view while the block works; yields the job's checkpoints."""
+    def at_work(self, kind: type[Folder] | None = None) -> Iterator[Checkpoints]:
+        """Claim the folder and show the view while the block works; yields the job's checkpoints.
+
+        Args: kind: the kind of folder that the job writes; by default that of a reconstruction.
+        """
         from emsplat.outputs.reconstruction import claimed
+        from emsplat.runs.run_folder import RunFolder
         from emsplat.runtime.checkpoint import checkpoints_of
 
         options, reporter, world = self.options, self.reporter, self.world
@@ -43,7 +48,8 @@ class Session:
             from emsplat.viewer.live import watched
 
             view = watched(reporter, options.host, options.port)
-        with claimed(self.output, options.overwrite, reporter) if world.is_first else nullcontext(), view:
+        claim = claimed(self.output, options.overwrite, reporter, kind or RunFolder)
+        with claim if world.is_first else nullcontext(), view:
             checkpoints = checkpoints_of(self.output, options.resume, options.overwrite, reporter, world)
             with checkpoints.told_of_if_ended():
                 yield checkpoints

@@ -60,7 +60,7 @@ def figure_components(
     """
     with style():
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        panels = ((variances, least[0], "variance of the latents there"), (significances, least[1], "σ above none"))
+        panels = ((variances, least[0], "variance of the latents there"), (significances, least[1], "σ above noise"))
         for place, (values, limit, label) in enumerate(panels, 1):
             axes = figure.add_subplot(1, 2, place)
             for half, of_half in enumerate(values, 1):

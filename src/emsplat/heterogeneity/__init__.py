@@ -1,6 +1,7 @@
 """The job that looks for heterogeneity: a latent for every particle, maps of states, Gaussians that follow the latents.
 
-- ``run``: the whole job; ``result``: its result
+- ``run``: the whole job; ``work``: its data and settings; ``rounds``: from latents to a decoder; ``result``: its result
+- ``kept``: finished stages as checkpoints, and stages that the ranks divide
 - ``observations``: the data of the images below a limit of frequency; ``slices``: slices of many volumes at once
 - ``subspace``: a linear subspace of maps; ``posterior``: its latents, with contrast and pose errors integrated out
 - ``agreement``: the number of components, decided by the other half's images; ``alignment``: one frame for both

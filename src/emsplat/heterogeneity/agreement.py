@@ -1,10 +1,20 @@
 """The number of components, decided by images that had no part in finding them.
 
-Components U of one half are tested on the images of the other half. Let r be an image's residual to its own half's
-consensus, and Σ the covariance of noise, contrast and pose errors. Then ``h = Uᵀ Σ⁻¹ r`` has the covariance
-``A = Uᵀ Σ⁻¹ U`` if the images do not vary along U, and ``A + A Λ A`` if they do, where Λ is the covariance of their
-latents. Therefore Λ follows from ``Σ_i (h hᵀ − A)`` over the images, without bias and with a known error. A real
-component has a variance near 1 there, and one that was made of noise has 0, however similar the two halves' noise is.
+Components U of one half are tested on the images of the other half. Three things must not pass for a component:
+
+- *How the image was taken.* The contrast, errors of the pose, and the absence of a particle change an image along the
+  slices of its own half's consensus and their derivatives by the pose. All of these, in each of several bands of
+  frequency, are projected out of image and components. No variance has to be known for that, and errors of poses that
+  blurred the consensus are removed as well as those that did not.
+- *The level of the noise.* Let h be the product of a component with what is left of an image. Without variability, h²
+  has the expectation of its own diagonal, the sum of u² r² over the samples, whatever the noise of this image is. Only
+  the products of different samples remain in ``h hᵀ − diagonal``. If latents vary with the covariance Λ, these products
+  have the expectation A Λ A, where A is the Gram matrix of the projected components.
+- *Chance.* The strongest of several directions of noise is strong. Random signs and sizes given to the images say how
+  strong: they keep the noise of every image and remove what the images have in common.
+
+A real component has a variance near 1 in the other half, and one that was made of noise has 0, however similar the
+noise of the two halves is.
 """
 
 from __future__ import annotations
@@ -19,7 +29,11 @@ from emsplat.heterogeneity.posterior import inner_products, posterior
 from emsplat.heterogeneity.subspace import Subspace, columns_of, parts_of, volumes_of
 
 LEAST_VARIANCE = 0.3  # least variance of a component's latents in the other half; its own half finds 1
-LEAST_SIGNIFICANCE = 6.0  # standard deviations: the strongest of several directions of noise reaches 3 to 4
+LEAST_SIGNIFICANCE = 4.0  # standard deviations above the strongest direction of noise
+_BANDS = (5.5, 9.5, 15.5)  # shells between bands of frequency; they are the ends of the stages of the subspace
+_DRAWS = 400  # draws of random weights for the images
+_RIDGE = 1e-6  # keeps columns that depend on each other apart
+_LEAST_FREEDOM = 0.05  # least share of a sample's noise that the projection leaves, where its power is used
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Seen:
 
     basis: NDArray[np.float64]  # (K, K) columns: the rotated components in terms of the given ones, clearest first
     variance: NDArray[np.float64]  # (K,) variance of the latents along each, in units of what their own half finds
-    significance: NDArray[np.float64]  # (K,) standard deviations above no variance
+    significance: NDArray[np.float64]  # (K,) standard deviations above the strongest direction of noise
 
     @property
     def count(self) -> int:
@@ -37,69 +51,108 @@ class Seen:
         return len(sure) if sure.all() else int(np.argmin(sure))
 
 
+@dataclass(frozen=True)
+class Moments:
+    """The products of n images with K components from which all else has been projected out."""
+
+    excess: NDArray[np.float64]  # (n, K, K) h hᵀ without the products of a sample with itself
+    gram: NDArray[np.float64]  # (n, K, K) A
+
+
 def seen_by(space: Subspace, components: NDArray[np.float32], observations: Observations) -> Seen:
     """Test components on the images of the other half.
 
     Args:
-        space: the space of the images' own half, whose consensus, contrasts and pose errors are used.
+        space: the space of the images' own half, whose consensus and share of junk are used.
         components: (K, D′, D′, D′) of the other half, scaled for latents of unit variance.
     """
     count = len(components)
     model = replace(space, components=components)
-    nuisance = np.concatenate([[model.contrast.sigma**2], model.variances()[count:-1]])
-    kept = nuisance > 1e-12
-    of_nuisance = np.concatenate([[0], np.arange(count + 1, count + len(nuisance))])[kept]
     nothing = np.where(np.arange(count + 6) < count, 0.0, model.variances())
     volumes = volumes_of(model)
-    scores, grams, particles = [], [], []
+    found, particles = [], []
     for part in parts_of(observations):
-        inner = inner_products(columns_of(volumes, part), part)
-        particles.append(1 - posterior(inner, nothing, model.contrast).junk)
-        h = inner.data - inner.gram[:, :, 0]
-        u = slice(1, count + 1)
-        across = inner.gram[:, u][:, :, of_nuisance]
-        within = inner.gram[:, of_nuisance][:, :, of_nuisance] + np.diag(1 / nuisance[kept])
-        solved = np.linalg.solve(within, across.transpose(0, 2, 1))  # (n, nuisance, K)
-        scores.append(h[:, u] - np.einsum("njk,nj->nk", solved, h[:, of_nuisance]))
-        grams.append(inner.gram[:, u, u] - across @ solved)
-    return seen_from(np.concatenate(scores), np.concatenate(grams), np.concatenate(particles))
+        columns = columns_of(volumes, part)
+        particles.append(1 - posterior(inner_products(columns, part), nothing, model.contrast).junk)
+        nuisance = _in_bands(np.concatenate([columns[..., :1], columns[..., count + 1 : -1]], axis=-1), part.samples)
+        root = np.sqrt(part.weights * part.multiplicity)[:, :, None, None]
+        data = np.divide(
+            (part.spectra * part.multiplicity).view(np.float32).reshape(*columns.shape[:3], 1), root,
+            out=np.zeros((*columns.shape[:3], 1), dtype=np.float32), where=root > 1e-6 * root.max(),
+        )  # fmt: skip
+        n = len(part)
+        whitened = ((a * root).reshape(n, -1, a.shape[-1]) for a in (columns[..., 1 : count + 1], nuisance))
+        found.append(moments(data.reshape(n, -1), *whitened))
+    together = Moments(*(np.concatenate([getattr(m, name) for m in found]) for name in ("excess", "gram")))
+    return seen_from(together, np.concatenate(particles))
 
 
-def seen_from(scores: NDArray[np.float64], grams: NDArray[np.float64], weights: NDArray[np.float64]) -> Seen:
-    """The variance of latents from scores and their covariances.
+def _in_bands(columns: NDArray[np.float32], samples: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(n, m, 2, L × bands) the columns within each band of frequency, and 0 elsewhere."""
+    band = np.searchsorted(_BANDS, np.sqrt((samples**2).sum(axis=1)))
+    return np.concatenate([columns * (band == b)[:, None, None] for b in np.unique(band)], axis=-1)
 
-    Args: scores: (n, K) h; grams: (n, K, K) A; weights: (n,) probability that each image shows a particle.
+
+def moments(data: NDArray[np.float32], components: NDArray[np.float32], nuisance: NDArray[np.float32]) -> Moments:
+    """The moments of images.
+
+    Args:
+        data: (n, s) samples whose noise has equal variance and is independent; components: (n, s, K).
+        nuisance: (n, s, q) columns along which an image may change without saying anything.
     """
-    count = scores.shape[1]
-    excess = np.einsum("n,nk,nl->kl", weights, scores, scores) - np.einsum("n,nkl->kl", weights, grams)
-    operator = np.einsum("n,nab,ncd->acbd", weights, grams, grams, optimize=True).reshape(count**2, count**2)
-    covariance = np.linalg.solve(operator, excess.ravel()).reshape(count, count)
+    norm = np.sqrt((nuisance**2).sum(axis=1, keepdims=True))
+    nuisance = nuisance / np.maximum(norm, 1e-30)
+    across = nuisance.transpose(0, 2, 1)
+    gram = np.matmul(across, nuisance).astype(np.float64) + _RIDGE * np.eye(nuisance.shape[2])
+    dual = np.matmul(nuisance, np.linalg.inv(gram).astype(np.float32))
+    columns = components - np.matmul(dual, np.matmul(across, components))
+    left = data[:, :, None] - np.matmul(dual, np.matmul(across, data[:, :, None]))
+    # The projection takes a share of each sample's noise, which the power of what is left must be corrected for.
+    free = np.maximum(1 - (dual * nuisance).sum(axis=2, keepdims=True), _LEAST_FREEDOM)
+    turned = columns.transpose(0, 2, 1)
+    h = np.matmul(turned, left).astype(np.float64)
+    diagonal = np.matmul(turned, columns * (left**2 / free)).astype(np.float64)
+    return Moments(h * h.transpose(0, 2, 1) - diagonal, np.matmul(turned, columns).astype(np.float64))
+
+
+def seen_from(found: Moments, weights: NDArray[np.float64]) -> Seen:
+    """The variance of latents from the moments of images.
+
+    Args: weights: (n,) probability that each image shows a particle.
+    """
+    count, gram = found.gram.shape[1], found.gram
+    operator = np.einsum("n,nab,ncd->acbd", weights, gram, gram, optimize=True).reshape(count**2, count**2)
+    excess = np.einsum("n,nkl->kl", weights, found.excess)
+    covariance = _symmetric(np.linalg.solve(operator, excess.ravel()).reshape(count, count))
     # This is the metric in which every direction's variance is known equally well.
-    values, vectors = np.linalg.eigh(np.einsum("n,nkl->kl", weights, grams) / weights.sum())
-    root = vectors * np.sqrt(np.maximum(values, 1e-12 * values.max()))
-    inverse = vectors / np.sqrt(np.maximum(values, 1e-12 * values.max()))
-    power, turned = np.linalg.eigh(root.T @ (0.5 * (covariance + covariance.T)) @ root)
+    values, vectors = np.linalg.eigh(np.einsum("n,nkl->kl", weights, gram) / weights.sum())
+    values = np.maximum(values, 1e-12 * values.max())
+    root, inverse = vectors * np.sqrt(values), vectors / np.sqrt(values)
+    power, turned = np.linalg.eigh(root.T @ covariance @ root)
     power, turned = power[::-1], turned[:, ::-1]
-    claimed = np.einsum("kj,k,kj->j", turned, np.maximum(values, 1e-12 * values.max()), turned)
-    error = _errors(scores, grams, weights, covariance, operator, root @ turned)
-    return Seen(inverse @ turned, power / claimed, power / error)
+    claimed = np.einsum("kj,k,kj->j", turned, values, turned)
+    left = weights[:, None, None] * (found.excess - gram @ covariance @ gram)
+    strongest = _strongest_of_noise(left.reshape(len(left), -1), operator, root @ turned)
+    significance = (power - strongest.mean(axis=0)) / np.maximum(strongest.std(axis=0), 1e-30)
+    return Seen(inverse @ turned, power / claimed, significance)
 
 
-def _errors(
-    scores: NDArray[np.float64],
-    grams: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    covariance: NDArray[np.float64],
-    operator: NDArray[np.float64],
-    directions: NDArray[np.float64],
+def _strongest_of_noise(
+    left: NDArray[np.float64], operator: NDArray[np.float64], directions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(K,) standard errors of ``uᵀ Λ u`` along the columns u, from the images' residuals to the fitted moments.
+    """(draws, K) largest variance, among the directions from each one on, of images with random weights.
 
-    A strong component makes the other ones uncertain, which the variance of noise alone would not show.
+    The random weights have mean 0, so they keep the scatter of the images, which includes what a strong component adds
+    to it, and no variance on average.
+
+    Args: left: (n, K²) residuals of the images to the fitted moments; directions: (K, K) columns.
     """
-    count = scores.shape[1]
-    left = scores[:, :, None] * scores[:, None, :] - grams - grams @ covariance @ grams
-    left = (weights[:, None, None] * left).reshape(len(scores), count**2)
-    pairs = np.einsum("kj,lj->klj", directions, directions).reshape(count**2, -1)
-    influence = left @ np.linalg.solve(operator, pairs)
-    return np.sqrt((influence**2).sum(axis=0))
+    count = len(directions)
+    draws = np.random.default_rng(0).standard_normal((_DRAWS, len(left))) @ left
+    found = np.linalg.solve(operator, draws.T).T.reshape(_DRAWS, count, count)
+    found = _symmetric(directions.T @ found @ directions)
+    return np.stack([np.linalg.eigvalsh(found[:, j:, j:])[:, -1] for j in range(count)], axis=1)
+
+
+def _symmetric(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * (matrices + matrices.swapaxes(-1, -2))

@@ -5,18 +5,18 @@ Landmarks are spread over the latents of both halves. An image has a share in ea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
-from emsplat.heterogeneity.fit_decoder import Bin, make_bin
+from emsplat.heterogeneity.fit_decoder import Bin
 from emsplat.particles.batches import Images
 from emsplat.particles.parts import HELD_OUT, TRAINING, Part, PartWeights
 from emsplat.particles.table import Particles
-from emsplat.statistics.accumulate import AccumulationSettings, accumulate
-from emsplat.statistics.sufficient import Statistics
+from emsplat.runtime.context import Task
+from emsplat.statistics.accumulate import AccumulationSettings
+from emsplat.statistics.distributed import accumulate_in_groups
+from emsplat.statistics.loss import QuadraticLoss, fitting_period
 
 LEAST_WEIGHT = 0.02  # shares below this are dropped
 _BANDWIDTH = 1.5
@@ -63,28 +63,43 @@ def fill_bins(
     split: PartWeights,
     settings: AccumulationSettings,
     extent: int,
-    progress: Callable[[int], None] = lambda done: None,
+    task: Task,
 ) -> list[Bin]:
-    """The bins of one half, without those that hold too few images.
+    """The bins of one half, without those that hold too few images, on the rank that owns the half; none on others.
+
+    Of the statistics of a bin only the loss is kept, so that few of them are in memory at a time.
 
     Args:
         weights: (N, G) share of every image in every bin; latents: (N, K).
         split: the training and the held-out images of both halves.
+        extent: edge in voxels of the Gaussians' cube.
+        task: its ranks read the images together.
     """
-    rows = particles.half_set == half
-    chosen = np.where(rows[:, None], weights, 0)
-    table = split.with_states(chosen, LEAST_WEIGHT / 2)
-    sums = {part: total for part, total in zip(table.parts, table.sums_of_weights().tolist(), strict=True)}
+    chosen = np.where((particles.half_set == half)[:, None], weights, 0)
+    sums = _sums(split.with_states(chosen, LEAST_WEIGHT / 2))
     numbers = [
         g
         for g in range(weights.shape[1])
         if sums[Part(half, TRAINING, g)] > _FEWEST and sums[Part(half, HELD_OUT, g)] > _FEWEST / 5
     ]
     total = sum(sums[Part(half, s, g)] for g in numbers for s in (TRAINING, HELD_OUT))
-    found: dict[Part, Statistics] = accumulate(particles, images, table, settings, progress)
+    table = split.with_states(np.where(np.isin(np.arange(weights.shape[1]), numbers), chosen, 0), LEAST_WEIGHT / 2)
+    losses: dict[Part, QuadraticLoss] = {}
+    owners = dict.fromkeys(table.parts, task.world.owner(half))
+    for group in accumulate_in_groups(particles, images, table, settings, owners, task):
+        for part in list(group):
+            statistics = group.pop(part)
+            if part.half == half and part.state in numbers:
+                losses[part] = QuadraticLoss(statistics, extent, fitting_period(extent))
     bins = []
-    for g in numbers:
+    for g in numbers if losses else ():
         z = (chosen[:, g] @ latents) / chosen[:, g].sum()
-        training, held_out = (found.pop(Part(half, s, g)) for s in (TRAINING, HELD_OUT))
-        bins.append(make_bin(z, total, training, held_out, extent))
+        training, held_out = (Part(half, s, g) for s in (TRAINING, HELD_OUT))
+        weight = sums[training] + sums[held_out]
+        bins.append(Bin(z, weight / total, losses[training], losses[held_out], sums[held_out] / weight))
     return bins
+
+
+def _sums(table: PartWeights) -> dict[Part, float]:
+    """The sum of the images' weights in each part."""
+    return dict(zip(table.parts, table.sums_of_weights().tolist(), strict=True))

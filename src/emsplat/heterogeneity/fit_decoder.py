@@ -23,8 +23,7 @@ from emsplat.models.gaussians import Gaussians
 from emsplat.models.parameters import Parameters
 from emsplat.splat import voxelise
 from emsplat.splat.bandlimit import widened
-from emsplat.statistics.loss import QuadraticLoss, fitting_period
-from emsplat.statistics.sufficient import Statistics
+from emsplat.statistics.loss import QuadraticLoss
 
 VARIANTS = ("mass", "both")
 
@@ -65,14 +64,6 @@ class DecoderHistory:
     checks: list[tuple[int, float]] = field(default_factory=list)
     best: float = math.inf
     best_at: int = 0
-
-
-def make_bin(z: NDArray[np.float64], total: float, training: Statistics, held_out: Statistics, extent: int) -> Bin:
-    """A bin from its statistics. Args: total: sum of all bins' weights; extent: voxels of the Gaussians' cube."""
-    period = fitting_period(extent)
-    weight = training.divisor + held_out.divisor
-    first, second = (QuadraticLoss(s, extent, period) for s in (training, held_out))
-    return Bin(z, weight / total, first, second, held_out.divisor / weight)
 
 
 class DecoderFit:

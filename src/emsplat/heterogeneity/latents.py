@@ -46,6 +46,17 @@ class Latents:
         """The table for particles that do not vary."""
         return Latents.empty(table, 0)
 
+    @staticmethod
+    def of(table: Particles, found: tuple[NDArray[np.float64], ...]) -> Latents:
+        """The table with what `found` gave."""
+        mean, covariance, contrast, junk, log_likelihood = found
+        nowhere = np.full(len(table), -1, dtype=np.int32)
+        return Latents(table.ids, table.half_set, mean, covariance, contrast, junk, log_likelihood, nowhere)
+
+    def found(self) -> tuple[NDArray[np.float64], ...]:
+        """What was found of the images: mean, covariance, contrast, junk and log-likelihood."""
+        return self.mean, self.covariance, self.contrast, self.junk, self.log_likelihood
+
     def put(
         self,
         rows: NDArray[np.int64],

@@ -14,16 +14,13 @@ from numpy.typing import NDArray
 
 from emsplat.fourier import maps
 from emsplat.heterogeneity.bins import landmarks
-from emsplat.heterogeneity.decoder import Decoder
 from emsplat.heterogeneity.latents import Latents
-from emsplat.io.images import ImageSource
+from emsplat.heterogeneity.rounds import Rounds
+from emsplat.heterogeneity.work import Work
 from emsplat.models.gaussians import Gaussians, merge
 from emsplat.particles.parts import Part, PartWeights
-from emsplat.particles.table import Particles
-from emsplat.reconstruction.reconstruct import Reconstruction
-from emsplat.runtime.reporting import Reporter
 from emsplat.settings import HeterogeneitySettings
-from emsplat.statistics.accumulate import AccumulationSettings, accumulate
+from emsplat.statistics.distributed import accumulate_in_groups
 from emsplat.validation.validate import Validation, validate
 
 _MOST_STATES = 12
@@ -57,53 +54,76 @@ class State:
     difference: Difference
 
 
-def make_states(
-    table: Particles,
-    images: ImageSource,
-    consensus: Reconstruction,
-    decoders: tuple[Decoder, Decoder],
-    latents: Latents,
-    points: NDArray[np.float64],
-    posterior: NDArray[np.float32],
-    accumulation: AccumulationSettings,
-    settings: HeterogeneitySettings,
-    reporter: Reporter,
-) -> tuple[tuple[State, ...], NDArray[np.int32]]:
-    """The states, the most populated first, and the state of each image.
-
-    Args: posterior: (N, P) posterior of each image over the points, (P, K).
-    """
-    of_point = _states_of_points(latents, points, posterior, settings)
+def make_states(work: Work, rounds: Rounds) -> tuple[tuple[State, ...], NDArray[np.int32]]:
+    """The states, the most populated first, and the state of each image; the same on every rank."""
+    latents, posterior = rounds.latents, rounds.posterior
+    of_point = _states_of_points(latents, rounds.points, posterior, work.settings)
     n_states = int(of_point.max()) + 1
     weights = np.stack([posterior[:, of_point == s].sum(axis=1) for s in range(n_states)], axis=1)
     weights *= (1 - latents.junk[:, None]).astype(np.float32)
-    table_of_parts = PartWeights.one_part_each((Part(1), Part(2)), table.half_set.astype(np.int32) - 1).with_states(
-        weights, _LEAST_SHARE
-    )
-    with reporter.stage("states"), reporter.bar("states", "images") as advance:
-        found = accumulate(table, images, table_of_parts, accumulation, lambda done: advance(done, len(table)))
-    states = []
-    pixel_size = table.pixel_size_in_angstroms
-    with reporter.stage("states"):
-        decoded = [[decoder.at(z).voxelise(table.box_size, pixel_size) for z in points] for decoder in decoders]
-        whole = [half.raw for half in consensus.halves]
-        for s in range(n_states):
-            raws, maps_of_halves = [], []
-            for half in (1, 2):
-                raw = found.pop(Part(half, state=s)).raw_map()
-                raws.append(_resized(raw, table.box_size))
-                rows = (table.half_set == half) & (latents.junk < 0.5)
-                mass = np.where(of_point == s, posterior[rows].sum(axis=0), 0)
-                total = max(float(mass.sum()), 1e-9)
-                maps_of_halves.append(_weighted(decoded[half - 1], mass / total))
-            states.append(
-                _state(s, (raws[0], raws[1]), (maps_of_halves[0], maps_of_halves[1]), whole, weights, latents, decoders,
-                       consensus, settings)
-            )  # fmt: skip
+    raws = _inversions(work, weights)
+    with work.reporter.stage("states"):
+        states = _states(work, rounds, of_point, weights, raws) if work.world.is_first else None
+        states = work.world.broadcast(states)
     order = np.argsort([-state.population for state in states], kind="stable")
     of_image = np.argsort(order)[weights.argmax(axis=1)].astype(np.int32)
     of_image[latents.junk > 0.5] = -1
     return tuple(states[i] for i in order), of_image
+
+
+def _inversions(work: Work, weights: NDArray[np.float32]) -> dict[Part, NDArray[np.float32]]:
+    """The direct inversion of each half's images of each state, on the first rank.
+
+    Args: weights: (N, S) of every image in every state.
+    """
+    table, context = work.table, work.context
+    parts = PartWeights.one_part_each((Part(1), Part(2)), table.half_set.astype(np.int32) - 1)
+    parts = parts.with_states(weights, _LEAST_SHARE)
+    raws: dict[Part, NDArray[np.float32]] = {}
+    name = "states" if work.world.size == 1 else f"states-rank{work.world.rank}of{work.world.size}"
+    checkpoint = context.checkpoints.named(name)
+    with work.reporter.stage("states"), context.task("states", "images", checkpoint) as task:
+        owners = dict.fromkeys(parts.parts, 0)
+        for group in accumulate_in_groups(table, work.images, parts, work.accumulation, owners, task):
+            for part in list(group):
+                raws[part] = _resized(group.pop(part).raw_map(), table.box_size)
+    return raws
+
+
+def _states(
+    work: Work,
+    rounds: Rounds,
+    of_point: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    raws: dict[Part, NDArray[np.float32]],
+) -> list[State]:
+    """The states in the order of their numbers. Args: of_point: (P,) state of each point; takes the maps of `raws`."""
+    whole = [half.raw for half in work.consensus.halves]
+    states = []
+    for s in range(weights.shape[1]):
+        raw = raws.pop(Part(1, state=s)), raws.pop(Part(2, state=s))
+        half_maps = _average(work, rounds, of_point == s, 1), _average(work, rounds, of_point == s, 2)
+        states.append(_state(weights[:, s], weights, raw, half_maps, whole, rounds, work))
+    return states
+
+
+def _average(work: Work, rounds: Rounds, chosen: NDArray[np.bool_], half: int) -> NDArray[np.float32]:
+    """The average of a half's decoder over its images at the chosen points, (P,)."""
+    box_size, pixel_size = work.table.box_size, work.table.pixel_size_in_angstroms
+    rows = (work.table.half_set == half) & (rounds.latents.junk < 0.5)
+    mass = np.where(chosen, rounds.posterior[rows].sum(axis=0), 0)
+    mass /= max(float(mass.sum()), 1e-9)
+    total = np.zeros((box_size,) * 3, dtype=np.float32)
+    for point in np.flatnonzero(mass > 0):
+        total += np.float32(mass[point]) * rounds.decoders[half - 1].at(rounds.points[point]).voxelise(
+            box_size, pixel_size
+        )
+    return total
+
+
+def states_of(n_images: int) -> int:
+    """The number of states that is sought among this number of particles."""
+    return int(np.clip(n_images // (2 * _IMAGES_OF_A_STATE), 2, _MOST_STATES))
 
 
 def _states_of_points(
@@ -111,7 +131,7 @@ def _states_of_points(
 ) -> NDArray[np.int64]:
     """(P,) state of each point, given by the nearest of some landmarks among the latents."""
     surely = latents.junk < 0.5
-    count = settings.n_states or int(np.clip(surely.sum() // (2 * _IMAGES_OF_A_STATE), 2, _MOST_STATES))
+    count = settings.n_states or states_of(int(surely.sum()))
     centres = landmarks(latents.mean[surely], min(count, len(points)), settings.seed + 2)
     nearest = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
     mass = np.bincount(nearest, posterior.sum(axis=0), minlength=len(centres))
@@ -121,29 +141,29 @@ def _states_of_points(
 
 
 def _state(
-    s: int,
+    own: NDArray[np.float32],
+    weights: NDArray[np.float32],
     raw: tuple[NDArray[np.float32], NDArray[np.float32]],
     half_maps: tuple[NDArray[np.float32], NDArray[np.float32]],
     whole: list[NDArray[np.float32]],
-    weights: NDArray[np.float32],
-    latents: Latents,
-    decoders: tuple[Decoder, Decoder],
-    consensus: Reconstruction,
-    settings: HeterogeneitySettings,
+    rounds: Rounds,
+    work: Work,
 ) -> State:
+    """One state. Args: own: (N,) the images' weights in it; weights: (N, S) those in all states."""
+    consensus, latents = work.consensus, rounds.latents
     pixel_size = consensus.pixel_size_in_angstroms
-    w = weights[:, s].astype(np.float64)
+    w = own.astype(np.float64)
     z = w @ latents.mean / w.sum()
     inner = np.einsum("n,nkk->k", w, latents.covariance) / w.sum()
     spread = np.sqrt(w @ (latents.mean - z) ** 2 / w.sum() + np.maximum(inner, 0))
     mean = 0.5 * (half_maps[0] + half_maps[1])
     mask = maps.soft_mask(mean, pixel_size, consensus.preview.diameter_in_angstroms)
-    validation = validate(*raw, *half_maps, mask, pixel_size, settings.seed)
+    validation = validate(*raw, *half_maps, mask, pixel_size, work.settings.seed)
     gain = np.append(validation.gain[:1], validation.gain)
     whole_mask = np.maximum(mask, consensus.mask)
     return State(
         z, spread, float(w.sum() / weights.sum()), maps.radial_filter(mean, gain), half_maps, raw, mask,
-        merge(*(decoder.at(z) for decoder in decoders)), validation,
+        merge(*(decoder.at(z) for decoder in rounds.decoders)), validation,
         _difference(raw, whole, whole_mask, min(consensus.validation.limit_shell, max(validation.limit_shell, 4))),
     )  # fmt: skip
 
@@ -169,14 +189,6 @@ def _difference(
         float(ab.sum() / np.sqrt(aa.sum() * bb.sum())),
         float((terms * fsc).sum() / np.sqrt(terms.sum())),
     )
-
-
-def _weighted(volumes: list[NDArray[np.float32]], weights: NDArray[np.float64]) -> NDArray[np.float32]:
-    total = np.zeros_like(volumes[0])
-    for volume, weight in zip(volumes, weights.tolist(), strict=True):
-        if weight > 0:
-            total += np.float32(weight) * volume
-    return total
 
 
 def _resized(volume: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,39 +19,25 @@ from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.states import State
 from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
-from emsplat.outputs.reconstruction import command_line, write_run
-from emsplat.report.landscape import write_landscape
+from emsplat.outputs.reconstruction import check_output, command_line, write_json, write_run
+from emsplat.report.landscape import Decoded, write_landscape
+from emsplat.report.volumes import surface_level
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 from emsplat.runs.run_folder import HALVES
-from emsplat.runtime.folders import check_folder, claiming, filling
-from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
+from emsplat.runtime.folders import filling
+from emsplat.runtime.reporting import peak_memory_in_bytes
 from emsplat.validation.validate import Validation, write_fsc_csv
 from emsplat.versions import versions
 
 
-@contextmanager
-def claimed(folder: Path, overwrite: bool, reporter: Reporter) -> Iterator[None]:
-    """Keeps `folder` for the run that the block makes.
-
-    Raises:
-        InputError: a run could not be written to it, or another one is at work on it.
-    """
-    names = [path.name for path in HeterogeneityFolder(folder).results]
-    check_folder(folder, names, overwrite, "run")
-    with claiming(folder) as found:
-        for line in found:
-            reporter.warn(line)
-        check_folder(folder, names, overwrite, "run")
-        yield
-
-
-def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = False) -> dict[str, Any]:
-    """Writes everything; an old run stays until all files are complete. Returns what summary.json holds."""
+def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = False, ranks: int = 1) -> dict[str, Any]:
+    """Write everything; an old run stays until all files are complete. Return what summary.json holds."""
     reporter = result.reporter
-    check_folder(folder, [path.name for path in HeterogeneityFolder(folder).results], overwrite, "run")
-    with filling(folder, last=HeterogeneityFolder.SUMMARY) as staging:
+    check_output(folder, overwrite, HeterogeneityFolder)
+    obsolete = HeterogeneityFolder.CHECKPOINTS
+    with filling(folder, last=HeterogeneityFolder.SUMMARY, obsolete=obsolete) as staging:
         files = HeterogeneityFolder(staging)
-        write_run(files.consensus, result.consensus, reporter)
+        write_run(files.consensus, result.consensus, reporter, ranks=ranks)
         with reporter.stage("writing"):
             write_latents(files.latents, result.latents)
             _write_ids(files.junk, result.latents.ids[result.latents.junk > 0.5])
@@ -63,11 +46,11 @@ def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = F
             for number, state in enumerate(result.states, 1):
                 _write_state(files, number, state, result)
             _write_trajectories(files, result)
-            _write_json(files.configuration, _configuration(result))
+            write_json(files.configuration, _configuration(result))
         with reporter.stage("figures"):
             _draw(files, result)
-        summary = summarise(result)
-        _write_json(files.summary, summary)
+        summary = summarise(result) | {"ranks": ranks, "resumed": reporter.resumed}
+        write_json(files.summary, summary)
         with reporter.stage("report"):
             _write_landscape(files.landscape, folder.resolve().name, result, summary)
         closing = [f"{name}: {text}" for name, text in closing_rows(summary, folder)]
@@ -90,7 +73,10 @@ def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str |
     return [
         *rows,
         ("consensus", files.consensus),
-        ("time", f"{sum(summary['seconds'].values()):.1f} s"),
+        (
+            "time",
+            f"{sum(summary['seconds'].values()):.1f} s{' since the run was resumed' if summary['resumed'] else ''}",
+        ),
         ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
     ]
 
@@ -219,7 +205,7 @@ def _write_state(files: HeterogeneityFolder, number: int, state: State, result: 
     write_map(names.difference, state.difference.map, pixel_size)
     write_map(names.difference_error, state.difference.error, pixel_size)
     state.gaussians.save(
-        names.gaussians, box_size=str(len(state.map)), pixel_size_in_angstroms=f"{pixel_size:.6g}", symmetry="C1"
+        names.gaussians(), box_size=str(len(state.map)), pixel_size_in_angstroms=f"{pixel_size:.6g}", symmetry="C1"
     )
     write_fsc_csv(names.curves, state.validation)
     _write_ids(names.ids, result.latents.ids[result.latents.state == number - 1])
@@ -242,7 +228,20 @@ def _write_landscape(path: Path, name: str, result: Heterogeneity, summary: dict
         "view: rot (°)": np.rad2deg(np.arctan2(view[:, 1], view[:, 0])),
     }
     states = [state | {"resolution_text": _resolution(state)} for state in summary["states"]]
-    write_landscape(path, name, latents.ids.tolist(), latents.mean, columns, states, summary["leaks"])
+    write_landscape(path, name, latents.ids.tolist(), latents.mean, columns, states, summary["leaks"], _decoded(result))
+
+
+def _decoded(result: Heterogeneity) -> Decoded | None:
+    """What the landscape needs to show the density at any point."""
+    if result.halves is None or not result.states:
+        return None
+    consensus, first = result.consensus, result.states[0]
+    return Decoded(
+        average(*(half.decoder for half in result.halves)),
+        surface_level(first.map, first.mask),
+        0.5 * len(consensus.map) * consensus.pixel_size_in_angstroms,
+        [(f"component {t.component + 1}", t.points) for t in trajectories(result.latents)],
+    )
 
 
 def _write_ids(path: Path, ids: NDArray[np.str_]) -> None:
@@ -258,7 +257,8 @@ def _write_trajectories(files: HeterogeneityFolder, result: Heterogeneity) -> No
     both = average(first, second)
     box_size, pixel_size = len(result.consensus.map), result.consensus.pixel_size_in_angstroms
     for trajectory in trajectories(result.latents):
-        folder = files.trajectory(trajectory.component + 1)
+        names_of = files.trajectory(trajectory.component + 1)
+        folder = names_of.path
         folder.mkdir()
         volumes = [both.at(z).voxelise(box_size, pixel_size) for z in trajectory.points]
         names = [f"{i:02d}.mrc" for i in range(1, len(volumes) + 1)]
@@ -267,10 +267,10 @@ def _write_trajectories(files: HeterogeneityFolder, result: Heterogeneity) -> No
         rows = zip(names, trajectory.points.tolist(), trajectory.images.tolist(), strict=True)
         header = ["file", *(f"z{i + 1}" for i in range(trajectory.points.shape[1])), "images"]
         lines = [",".join(header), *(",".join([n, *(f"{x:.6g}" for x in z), str(count)]) for n, z, count in rows)]
-        (folder / "points.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        figures.movie(volumes, folder / "movie.gif")
+        names_of.points.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        figures.movie(volumes, names_of.movie)
         level = float(np.quantile(np.mean(volumes, axis=0), 0.97))
-        (folder / "play.cxc").write_text(_chimerax(names, level), encoding="utf-8")
+        names_of.script.write_text(_chimerax(names, level), encoding="utf-8")
 
 
 def _chimerax(names: list[str], level: float) -> str:
@@ -289,18 +289,14 @@ def _draw(files: HeterogeneityFolder, result: Heterogeneity) -> None:
     if len(found.seen[0].variance):
         figures.figure_components(
             [seen.variance for seen in found.seen], [seen.significance for seen in found.seen],
-            (LEAST_VARIANCE, LEAST_SIGNIFICANCE), found.count, files.figures / "components.png",
+            (LEAST_VARIANCE, LEAST_SIGNIFICANCE), found.count, files.figure("components"),
         )  # fmt: skip
     if result.states:
         shares = np.array([state.population for state in result.states])
         sure = result.latents.junk < 0.5
         figures.figure_landscape(
             result.latents.mean[sure], np.array([state.z for state in result.states]), shares,
-            files.figures / "landscape.png",
+            files.figure("landscape"),
         )  # fmt: skip
         labels = [_resolution(_state_summary(i, state)) for i, state in enumerate(result.states, 1)]
-        figures.figure_states([state.map for state in result.states], shares, labels, files.figures / "states.png")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        figures.figure_states([state.map for state in result.states], shares, labels, files.figure("states"))

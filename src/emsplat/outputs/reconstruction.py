@@ -27,7 +27,8 @@ from emsplat.outputs.evidence import Evidence, gather_evidence, write_evidence
 from emsplat.reconstruction.reconstruct import Reconstruction
 from emsplat.report.page import write_report
 from emsplat.runs.closing import Summary, closing_rows, resolution_text
-from emsplat.runs.run_folder import RunFolder
+from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
+from emsplat.runs.run_folder import JobFolder, RunFolder
 from emsplat.runtime.folders import check_folder, claiming, filling
 from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
 from emsplat.validation.validate import write_fsc_csv
@@ -36,25 +37,30 @@ from emsplat.versions import versions
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+Folder = RunFolder | HeterogeneityFolder
 
-def check_output(folder: Path, overwrite: bool = False) -> None:
+
+def check_output(folder: Path, overwrite: bool = False, kind: type[Folder] = RunFolder) -> None:
     """InputError if a run could not be written to `folder`, which the user wants to know before the work."""
-    names = [path.name for path in RunFolder(folder).results]
+    names = [path.name for path in kind(folder).results]
     check_folder(folder, names, overwrite, "run")
 
 
 @contextmanager
-def claimed(folder: Path, overwrite: bool, reporter: Reporter) -> Iterator[None]:
+def claimed(folder: Path, overwrite: bool, reporter: Reporter, kind: type[Folder] = RunFolder) -> Iterator[None]:
     """Reserve `folder` for the run that the block makes, and warn of what killed runs have left in it.
 
+    Args:
+        kind: the kind of folder that the run makes.
     Raises:
         InputError: a run could not be written to the folder, or another run is using it.
     """
-    check_output(folder, overwrite)
+    check_output(folder, overwrite, kind)
     with claiming(folder) as found:
         for line in found:
             reporter.warn(line)
-        check_output(folder, overwrite)  # once more, because the files of a killed run may just have been completed
+        # Once more, because the files of a killed run may just have been completed.
+        check_output(folder, overwrite, kind)
         yield
 
 
@@ -73,7 +79,7 @@ def is_complete(
     with claiming(folder) as found:
         for line in found:
             reporter.warn(line)
-    files = RunFolder(folder)
+    files = JobFolder(folder)
     if files.checkpoints.exists() or not files.summary.exists():
         return False
     try:
@@ -112,7 +118,7 @@ def write_run(
             _write_maps(files, reconstruction)
             _write_gaussians(files, reconstruction)
             write_fsc_csv(files.curves, reconstruction.validation)
-            _write_json(files.configuration, configuration(reconstruction))
+            write_json(files.configuration, configuration(reconstruction))
             if addition is None:
                 _write_particles(files, reconstruction, reporter)
         with reporter.stage("figures"):
@@ -124,7 +130,7 @@ def write_run(
             evidence = gather_evidence(reconstruction, truth)
         write_evidence(files, evidence)
         summary = summarise(reconstruction, reporter) | facts
-        _write_json(files.summary, summary)
+        write_json(files.summary, summary)
         stacks = [stack.line() for stack in stacks_read(reconstruction.particles)]
         closing = [f"{name}: {text}" for name, text in closing_rows(summary, folder)]
         log = [*reporter.log, "", *closing, "", "stacks that were read:", *stacks]
@@ -286,5 +292,5 @@ def _errors(r: Reconstruction) -> dict[str, float]:
     }
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

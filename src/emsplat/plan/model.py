@@ -102,7 +102,7 @@ def held_bytes(job: Job, rates: Rates) -> float:
     return rates.base_bytes + job.n_images * (rates.table_bytes_per_image + ROW_BYTES)
 
 
-def _slowness(cluster: Cluster, at_work: int | None = None) -> int:
+def slowness(cluster: Cluster, at_work: int | None = None) -> int:
     """Factor by which a process is slower than its machine, since all active processes share the cores."""
     return min(cluster.processes_of_a_machine, at_work or cluster.ranks)
 
@@ -125,13 +125,13 @@ def _pass(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
     grids = HALF_SET_PARTS * grid_bytes(job.working_box, job.reach)
     work, then = grids_work(job.working_box, job.reach), grids_work(rates.pass_box, rates.pass_reach)
     # If there are two processes, each has one half.
-    extra = rates.grids_seconds * work / then / min(cluster.ranks, 2) * _slowness(cluster, 2)
+    extra = rates.grids_seconds * work / then / min(cluster.ranks, 2) * slowness(cluster, 2)
     if card:
-        parts[PROCESSOR] = each * load * _slowness(cluster)
+        parts[PROCESSOR] = each * load * slowness(cluster)
         parts[CARD] = each * _card_seconds(job, card)
         extra = HALF_SET_PARTS * work * card.transform_seconds / min(cluster.ranks, 2)
     else:
-        parts[PROCESSOR] = each * (load + transform + insert) * _slowness(cluster)
+        parts[PROCESSOR] = each * (load + transform + insert) * slowness(cluster)
     extra_of = CARD if card else PROCESSOR
     if cluster.ranks > 1:
         exchange = 2 * grids * (cluster.ranks - 1) / cluster.ranks / (1e9 / 8 * cluster.network)
@@ -157,7 +157,7 @@ def _inversion(job: Job, cluster: Cluster, rates: Rates) -> Stage:
     """Both halves, one after the other or on two processes."""
     seconds = 2 / min(cluster.ranks, 2) * rates.inversion_seconds * volume_work(job.working_box)
     volume = 4 * job.working_box**3
-    return Stage("inversion", {PROCESSOR: seconds * _slowness(cluster, 2)}, 6 * volume + 2 * 4 * job.reach**3)
+    return Stage("inversion", {PROCESSOR: seconds * slowness(cluster, 2)}, 6 * volume + 2 * 4 * job.reach**3)
 
 
 def _fit(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
@@ -169,7 +169,7 @@ def _fit(job: Job, cluster: Cluster, rates: Rates, card: Card | None) -> Stage:
         step = 2 * volume_work(job.reach) * card.transform_seconds + splat
         return Stage("fit", {CARD: fits * STEPS * step}, memory, card_bytes=memory)
     step = rates.convolution_seconds * volume_work(job.reach) + rates.splat_seconds_per_gaussian * job.n_gaussians
-    return Stage("fit", {PROCESSOR: fits * STEPS * step * _slowness(cluster, 2)}, memory)
+    return Stage("fit", {PROCESSOR: fits * STEPS * step * slowness(cluster, 2)}, memory)
 
 
 def _refinement(job: Job, cluster: Cluster, rates: Rates, solving: list[Stage]) -> Stage:
@@ -180,7 +180,7 @@ def _refinement(job: Job, cluster: Cluster, rates: Rates, solving: list[Stage]) 
     each = rates.load_seconds_per_image + rates.transform_seconds_per_image
     each += REFINEMENT_PASSES * rates.insert_seconds_per_image * (job.working_box / rates.pass_box) ** 2 / 2
     again = sum(stage.seconds for stage in solving)
-    work = RefineSettings.most_rounds * job.n_images / cluster.ranks * each * _slowness(cluster)
+    work = RefineSettings.most_rounds * job.n_images / cluster.ranks * each * slowness(cluster)
     return Stage(
         "refinement",
         {PROCESSOR: work},

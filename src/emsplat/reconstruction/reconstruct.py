@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
@@ -27,12 +26,13 @@ from emsplat.particles.batches import Images
 from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.particles.table import Particles
 from emsplat.poses.rounds import Refinement, check_refinable, refine_settings, refined
+from emsplat.reconstruction.device import with_room
 from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
 from emsplat.reconstruction.job import Job, accumulation_settings
 from emsplat.reconstruction.solution import Solution, solve
 from emsplat.reconstruction.tuning import Tuning
-from emsplat.reconstruction.working_grid import Grid, working_box, working_grid
+from emsplat.reconstruction.working_grid import working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
 from emsplat.runtime.context import Context, Task
@@ -136,7 +136,10 @@ def reconstruct(
             f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with Gaussians in a cube of "
             f"{grid.extent * grid.pixel_size:.0f} Å"
         )
-        device = _with_room(device, grid, preview, settings, reporter, world)
+        accumulation, finest = accumulation_settings(grid, preview, tuning), 2 * grid.pixel_size
+        device = with_room(
+            device, HALF_SET_PARTS, table.box_size, accumulation, settings.device, finest, reporter, world
+        )
 
         job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints), tuning)
         refinement = None
@@ -270,21 +273,6 @@ def _diameter(
         f"the particle has a diameter of {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample"
     )
     return min(preview.diameter_in_angstroms, box)
-
-
-def _with_room(
-    device: torch.device, grid: Grid, preview: Preview, settings: ReconstructSettings, reporter: Reporter, world: World
-) -> torch.device:
-    """The device, or the CPU if its memory is too small for the accumulation or not every rank has such a device."""
-    if device.type == "cuda":
-        from emsplat.statistics.accumulate_gpu import bytes_needed  # Triton may only exist where there is a card
-
-        needed = bytes_needed(HALF_SET_PARTS, grid.full_box_size, accumulation_settings(grid, preview, Tuning()))
-        device = devices.with_room(device, needed, settings.device, 2 * grid.pixel_size, reporter)
-    if {device.type} != set(world.gather(device.type)):
-        reporter.warn("working on the CPU, because not every rank has a graphics card that it can use")
-        return devices.CPU
-    return device
 
 
 @dataclass(frozen=True)

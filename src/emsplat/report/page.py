@@ -15,7 +15,7 @@ from emsplat.runs.run import Run
 from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.files import replacing
 
-_SCRIPTS = ("unpack.js", "curves.js", "slices.js", "isosurface.js", "surface.js")
+_SCRIPTS = ("unpack.js", "curves.js", "slices.js", "ramp.js", "isosurface.js", "space.js", "surface.js")
 _ASSETS = files("emsplat.report")
 
 

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from emsplat.runs.run_folder import AVERAGE
+from emsplat.runs.run_folder import AVERAGE, JobFolder, MapFolder, suffix
 
 
 @dataclass(frozen=True)
-class StateFolder:
-    """Paths in the folder of one state."""
-
-    path: Path
-
-    def map(self, half: str = AVERAGE) -> Path:
-        """The average of the decoder's maps over the state's images."""
-        return self.path / f"map{_suffix(half)}.mrc"
-
-    def unregularised_map(self, half: str) -> Path:
-        """The direct inversion of a half's images of the state."""
-        return self.path / f"raw{_suffix(half)}.mrc"
-
-    @property
-    def mask(self) -> Path:
-        return self.path / "mask.mrc"
+class StateFolder(MapFolder):
+    """Paths in the folder of one state. Its maps are averages of the decoder's maps over the state's images."""
 
     @property
     def difference(self) -> Path:
@@ -34,16 +19,8 @@ class StateFolder:
 
     @property
     def difference_error(self) -> Path:
+        """The standard error of the difference at each voxel."""
         return self.path / "difference_error.mrc"
-
-    @property
-    def gaussians(self) -> Path:
-        """The decoder's Gaussians at the state's mean latent."""
-        return self.path / "gaussians.safetensors"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "fsc.csv"
 
     @property
     def ids(self) -> Path:
@@ -52,25 +29,29 @@ class StateFolder:
 
 
 @dataclass(frozen=True)
-class HeterogeneityFolder:
-    """Paths in the folder of a search for heterogeneity. No path is opened here, and a file need not exist."""
+class TrajectoryFolder:
+    """Paths in the folder of the trajectory along one component."""
 
     path: Path
 
-    SUMMARY: ClassVar[str] = "summary.json"
+    @property
+    def points(self) -> Path:
+        """The points in latent space, a row for each map."""
+        return self.path / "points.csv"
 
     @property
-    def summary(self) -> Path:
-        """The summary. It is moved into place last, so that a folder with a summary holds a complete run."""
-        return self.path / self.SUMMARY
+    def movie(self) -> Path:
+        return self.path / "movie.gif"
 
     @property
-    def configuration(self) -> Path:
-        return self.path / "config.json"
+    def script(self) -> Path:
+        """Commands that play the maps in ChimeraX."""
+        return self.path / "play.cxc"
 
-    @property
-    def log(self) -> Path:
-        return self.path / "run.log"
+
+@dataclass(frozen=True)
+class HeterogeneityFolder(JobFolder):
+    """Paths in the folder of a search for heterogeneity. No path is opened here, and a file need not exist."""
 
     @property
     def consensus(self) -> Path:
@@ -82,11 +63,7 @@ class HeterogeneityFolder:
         return self.path / "latents.csv"
 
     def decoder(self, half: str = AVERAGE) -> Path:
-        return self.path / f"decoder{_suffix(half)}.safetensors"
-
-    @property
-    def figures(self) -> Path:
-        return self.path / "figures"
+        return self.path / f"decoder{suffix(half)}.safetensors"
 
     @property
     def states(self) -> Path:
@@ -110,15 +87,11 @@ class HeterogeneityFolder:
     def trajectories(self) -> Path:
         return self.path / "trajectories"
 
-    def trajectory(self, component: int) -> Path:
+    def trajectory(self, component: int) -> TrajectoryFolder:
         """The folder of a component's trajectory. Args: component: from 1."""
-        return self.trajectories / f"component{component}"
+        return TrajectoryFolder(self.trajectories / f"component{component}")
 
     @property
     def results(self) -> tuple[Path, ...]:
         """The files and folders by which a folder is known to hold such a run."""
         return (self.summary, self.configuration, self.log, self.latents, self.decoder(), self.consensus, self.states)
-
-
-def _suffix(half: str) -> str:
-    return "" if half == AVERAGE else f"_half{half}"

@@ -14,18 +14,13 @@ AVERAGE = "average"
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Paths in the folder of a run. No path is opened here, and a file need not exist.
-
-    A model, a map or an unregularised map is that of half "1" or "2", or of their "average" where there is one.
-    """
+class JobFolder:
+    """Paths of what every job leaves in its folder. No path is opened here, and a file need not exist."""
 
     path: Path
 
     SUMMARY: ClassVar[str] = "summary.json"
     CHECKPOINTS: ClassVar[str] = CHECKPOINTS
-
-    # --- what every job leaves
 
     @property
     def summary(self) -> Path:
@@ -46,11 +41,6 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
-    def evidence(self) -> Path:
-        """The arrays that the report needs beside the other files."""
-        return self.path / "report_data.npz"
-
-    @property
     def figures(self) -> Path:
         """The folder of the figures."""
         return self.path / "figures"
@@ -64,22 +54,45 @@ class RunFolder:
         """The folder of states to resume from. It is removed when the run is complete."""
         return self.path / self.CHECKPOINTS
 
-    # --- maps and models
+
+@dataclass(frozen=True)
+class MapFolder:
+    """Paths of a map and of all that belongs to it.
+
+    A model, a map or an unregularised map is that of half "1" or "2", or of their "average" where there is one.
+    """
+
+    path: Path
 
     def map(self, half: str = AVERAGE) -> Path:
-        """The combination of Gaussians and direct inversion; the average is the final map."""
-        return self.path / f"map{_suffix(half)}.mrc"
+        """The final map, which is the average, or a half map."""
+        return self.path / f"map{suffix(half)}.mrc"
 
     def unregularised_map(self, half: str) -> Path:
         """The direct inversion of a half's images."""
-        return self.path / f"raw{_suffix(half)}.mrc"
+        return self.path / f"raw{suffix(half)}.mrc"
 
     def gaussians(self, half: str = AVERAGE) -> Path:
-        return self.path / f"gaussians{_suffix(half)}.safetensors"
+        return self.path / f"gaussians{suffix(half)}.safetensors"
 
     @property
     def mask(self) -> Path:
         return self.path / "mask.mrc"
+
+    @property
+    def curves(self) -> Path:
+        """The Fourier shell correlations and c_map."""
+        return self.path / "fsc.csv"
+
+
+@dataclass(frozen=True)
+class RunFolder(JobFolder, MapFolder):
+    """Paths in the folder of a reconstruction. Its maps are combinations of Gaussians and direct inversion."""
+
+    @property
+    def evidence(self) -> Path:
+        """The arrays that the report needs beside the other files."""
+        return self.path / "report_data.npz"
 
     @property
     def local_resolution(self) -> Path:
@@ -89,11 +102,6 @@ class RunFolder:
     def uncertainty(self) -> Path:
         """The standard error of the map at each voxel."""
         return self.path / "uncertainty.mrc"
-
-    @property
-    def curves(self) -> Path:
-        """The Fourier shell correlations and c_map."""
-        return self.path / "fsc.csv"
 
     @property
     def refined_particles(self) -> tuple[Path, ...]:
@@ -131,7 +139,8 @@ class RunFolder:
         )
 
 
-def _suffix(half: str) -> str:
+def suffix(half: str) -> str:
+    """What is added to a file's name for a half; nothing for the average of both."""
     if half not in (*HALVES, AVERAGE):
         raise ValueError(f"no half is called {half!r}")
     return "" if half == AVERAGE else f"_half{half}"

@@ -5,7 +5,7 @@ The filled grids of a part go to the rank that owns it, which is the rank that w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -44,6 +44,20 @@ def accumulate_shared(
     task: Task | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> dict[Part, Statistics]:
+    """The statistics of all parts that this rank owns; see `accumulate_in_groups`."""
+    groups = accumulate_in_groups(particles, images, parts, settings, owners, task, stopwatch)
+    return {part: found for group in groups for part, found in group.items()}
+
+
+def accumulate_in_groups(
+    particles: Particles,
+    images: Images,
+    parts: PartWeights,
+    settings: AccumulationSettings,
+    owners: Mapping[Part, int],
+    task: Task | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Iterator[dict[Part, Statistics]]:
     """Stream over the images and accumulate the statistics of every part, together with the other ranks of a task.
 
     Args:
@@ -53,10 +67,11 @@ def accumulate_shared(
             rank's grids, see `fill_grids` (a graphics card has filled its grids before it would pay); its reporter is
             told what a graphics card has room for. All ranks have devices of one kind.
         stopwatch: of the task's device; told where the time goes.
-    Returns:
-        The statistics of the parts that this rank owns. Memory does not depend on N. The images are read once where the
-        grids that a rank fills and owns fit into `settings.grid_bytes`, else once for each of the groups of parts that
-        do; the statistics of a group are kept in a state of their own, which goes with the checkpoint.
+    Yields:
+        The statistics of the parts that this rank owns, group after group. Memory does not depend on N, nor, where the
+        caller keeps little of each group, on the number of parts. The images are read once if the grids that a rank
+        fills and owns fit into `settings.grid_bytes`, and otherwise once for each group of parts that fits; the
+        statistics of a group are then kept in a state of their own, which goes with the checkpoint.
     """
     task = task or Task()
     world, order = task.world, rows_in_order(particles, parts)
@@ -68,7 +83,6 @@ def accumulate_shared(
     n_mine = sum(len(block) for share in shares for block in share[world.rank].blocks)
     stopwatch = stopwatch or Stopwatch(task.device)
     done = 0
-    result: dict[Part, Statistics] = {}
     for group, dealt in zip(groups, shares, strict=True):
         mine = dealt[world.rank]
 
@@ -92,9 +106,9 @@ def accumulate_shared(
                 found = _owned(filled, dealt, parts, group, owner_of_part, settings, world)
             if finished and found:
                 finished.offer(partial(saved_statistics, found))
-        result |= found
         done += sum(map(len, mine.blocks))
-    return result
+        yield found
+        del found  # before the grids of the next group are made
 
 
 def _of_group(task: Task, group: NDArray[np.bool_]) -> Task:
