@@ -14,6 +14,13 @@ from emsplat.errors import InputError
 from emsplat.symmetry import symmetry_operators
 
 SMALLEST_BOX = 16
+FieldKind = Literal["neural-field", "hash-grid"]
+ModelKind = Literal["gaussians", "neural-field", "hash-grid"]
+MODEL_NAMES: dict[ModelKind, str] = {  # in sentences
+    "gaussians": "Gaussians",
+    "neural-field": "neural fields",
+    "hash-grid": "hash grids",
+}
 REFINABLE = ("poses", "shifts", "contrast", "defocus")
 LARGEST_RANGE_IN_DEGREES = 30  # a local search finds nothing beyond
 
@@ -42,7 +49,8 @@ class ReconstructSettings(InputSettings):
     invert: bool = False  # Set this if the particles are dark.
     # Number of Gaussians of each fit. If left out, it follows from the particle's size, SNR and number of images.
     n_gaussians: int | None = None
-    # Number of fits of each half, from different starts, that are averaged. If left out, 2, or 1 with --solver images.
+    # Number of fits of each half, from different starts, that are averaged. If left out, 2, or 1 with --solver images
+    # and for neural fields.
     n_fits: int | None = None
     isotropic: bool = False  # Use round Gaussians only.
     symmetry: str = "C1"  # Point group, with the names and axes of RELION.
@@ -57,6 +65,8 @@ class ReconstructSettings(InputSettings):
     cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
     # Fit to the statistics of all images, or to the images themselves, as splatting does elsewhere, much more slowly.
     solver: Literal["statistics", "images"] = "statistics"
+    # What is fitted. The neural field and the hash grid with a small network are there for comparison with Gaussians.
+    model: ModelKind = "gaussians"
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
     # Processor (cpu) or graphics card (cuda) to work on. auto takes a graphics card if one can be used.
@@ -101,6 +111,18 @@ class ReconstructSettings(InputSettings):
                 f"--sharpen {self.sharpen}: it must be a B-factor in Å² or auto; give one, or leave it out"
             )
         symmetry_operators(self.symmetry)
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """InputError if something is asked for that only Gaussians have."""
+        asked = {
+            "--n-gaussians": self.n_gaussians is not None,
+            "--isotropic": self.isotropic,
+            "--solver images": self.solver == "images",
+        }
+        if self.model != "gaussians" and any(asked.values()):
+            option = next(name for name, given in asked.items() if given)
+            raise InputError(f"--model {self.model}: {option} is for Gaussians only; leave out the one or the other")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def images(seed: int, amplitude: float, contrast_sigma: float = 0.0, turn: float
     )
     recorded = Rotation.from_rotvec(np.deg2rad(turn) * rng.normal(size=(N, 3))).as_matrix() @ matrices
     weights = np.full((N, len(samples)), 1 / noise**2, dtype=np.float32)
-    return Observations(np.arange(N), samples, (data / noise**2).astype(np.complex64), weights, recorded, BOX), z
+    return Observations(
+        np.arange(N), np.arange(N), samples, (data / noise**2).astype(np.complex64), weights, recorded, BOX
+    ), z
 
 
 def learnt(observations: Observations, count: int = 2, seed: int = 0) -> Subspace:

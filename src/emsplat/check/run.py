@@ -40,7 +40,8 @@ from emsplat.runtime.threads import threads
 from emsplat.symmetry import named_by, symmetry_operators
 from emsplat.validation.correlation import Curve
 
-_FEWEST = 16  # particles that are needed for a useful map
+_FEWEST_IMAGES = 16  # that are needed for a useful map
+_FEWEST_PARTICLES = 4  # one for each quarter; those of tilt series have many images each
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,11 @@ def _invert(
     sample: Sample, thon: ThonFit | None, settings: CheckSettings, reporter: Reporter
 ) -> tuple[Inversion | None, Finding | None]:
     """The small map and its agreement with the images, or the reason why there is none."""
-    n_particles = len(np.unique(sample.small.particle))
-    if n_particles < _FEWEST:
-        text = f"{n_particles} particles are too few for a map: contrast and poses cannot be judged"
+    n_particles, n_images = len(np.unique(sample.small.particle)), len(sample.small)
+    if n_particles < _FEWEST_PARTICLES or n_images < _FEWEST_IMAGES:
+        text = (
+            f"{n_images} images of {n_particles} particles are too few for a map: contrast and poses cannot be judged"
+        )
         return None, note("poses", text)
     try:
         data = SmallData(sample.small, sample.images, noise_spectra(sample.images, sample.small))

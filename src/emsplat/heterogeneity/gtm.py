@@ -25,7 +25,10 @@ class PointPosterior:
     """The posterior of n images over a set of points."""
 
     weights: NDArray[np.float32]  # (n, P) posterior; rows add up to 1
-    log_likelihood: NDArray[np.float64]  # (n,) under the whole model, less that of an image without a particle
+    log_likelihood: NDArray[
+        np.float64
+    ]  # (n,) under the whole model, less that of an image without a particle; the mean
+    # over a particle's images where they share their latent
     junk: NDArray[np.float64]  # (n,) probability that an image shows no particle
     contrast: NDArray[np.float64]  # (n,) mean, if the image shows a particle
 
@@ -65,10 +68,13 @@ def point_posterior(
     overlap: NDArray[np.floating],
     populations: NDArray[np.float64],
     prior: ContrastPrior,
+    particle: NDArray[np.int64] | None = None,
 ) -> tuple[PointPosterior, NDArray[np.float64]]:
     """Posteriors, and the populations (P,) that make the images most likely.
 
-    Args: power, overlap: (n, P) from `inner_with_points`.
+    Args:
+        power, overlap: (n, P) from `inner_with_points`.
+        particle: (n,) number of each image's particle, if images of one particle share their latent.
     """
     c, log_prior = CONTRASTS[1:], prior.log()
     likelihood = np.full(power.shape, -np.inf)
@@ -78,6 +84,8 @@ def point_posterior(
         likelihood = np.logaddexp(likelihood, term)
     for value, log in zip(c, log_prior[1:], strict=True):
         contrast += value * np.exp(log + value * overlap - 0.5 * value**2 * power - likelihood)
+    if particle is not None and len(np.unique(particle)) < len(particle):
+        return _of_particles(likelihood, contrast, populations, log_prior[0], particle)
     for _ in range(_MIXING_ROUNDS):
         log_weights = likelihood + np.log(np.maximum(populations, 1e-12))
         top = log_weights.max(axis=1, keepdims=True)
@@ -89,6 +97,38 @@ def point_posterior(
         junk = np.exp(log_prior[0] - whole)
         populations = ((1 - junk) @ weights) / max(float((1 - junk).sum()), 1e-12)
     found = PointPosterior(weights.astype(np.float32), whole, junk, (weights * contrast).sum(axis=1))
+    return found, populations
+
+
+def _of_particles(
+    likelihood: NDArray[np.float64],
+    contrast: NDArray[np.float64],
+    populations: NDArray[np.float64],
+    log_junk: float,
+    particle: NDArray[np.int64],
+) -> tuple[PointPosterior, NDArray[np.float64]]:
+    """Posteriors of particles, given to each of their images. Each image may be junk by itself.
+
+    Args: likelihood, contrast: (n, P) of images that show a particle; log_junk: log probability of the others.
+    """
+    names, of_image = np.unique(particle, return_inverse=True)
+    either = np.logaddexp(likelihood, log_junk)
+    together = np.zeros((len(names), likelihood.shape[1]))
+    np.add.at(together, of_image, either)
+    junk_at_points = np.exp(log_junk - either)
+    for _ in range(_MIXING_ROUNDS):
+        log_weights = together + np.log(np.maximum(populations, 1e-12))
+        top = log_weights.max(axis=1, keepdims=True)
+        weights = np.exp(log_weights - top)
+        total = weights.sum(axis=1, keepdims=True)
+        weights /= total
+        populations = weights.mean(axis=0)
+    of_images = weights[of_image]
+    evidence = (top + np.log(total))[:, 0] / np.bincount(of_image)
+    found = PointPosterior(
+        of_images.astype(np.float32), evidence[of_image], (of_images * junk_at_points).sum(axis=1),
+        (of_images * contrast).sum(axis=1),
+    )  # fmt: skip
     return found, populations
 
 

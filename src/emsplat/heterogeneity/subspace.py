@@ -21,8 +21,14 @@ from numpy.typing import NDArray
 
 from emsplat.fourier import maps
 from emsplat.fourier.insertion import SliceGrid
-from emsplat.heterogeneity.observations import Observations
-from emsplat.heterogeneity.posterior import BETWEEN_CONTRASTS, ContrastPrior, Posterior, inner_products, posterior
+from emsplat.heterogeneity.observations import Observations, blocks_of_particles
+from emsplat.heterogeneity.posterior import (
+    BETWEEN_CONTRASTS,
+    ContrastPrior,
+    Posterior,
+    inner_products,
+    posterior_of_particles,
+)
 from emsplat.heterogeneity.slices import Volumes, add_pose_columns, residual_slices
 
 STAGES = ((16, 6, 12), (24, 10, 8), (32, 15, 5), (48, 23, 3))  # box, last shell, iterations
@@ -132,11 +138,13 @@ def learn(
 def embed(space: Subspace, observations: Observations) -> Posterior:
     """The latents of images; the first K of each moment belong to the components."""
     volumes = volumes_of(space)
-    parts = [
-        posterior(inner_products(columns_of(volumes, part), part), space.variances(), space.contrast)
-        for part in parts_of(observations)
-    ]
+    parts = [_posterior(space, columns_of(volumes, part), part) for part in parts_of(observations)]
     return Posterior(*(np.concatenate([getattr(p, name) for p in parts]) for name in Posterior.__dataclass_fields__))
+
+
+def _posterior(space: Subspace, columns: NDArray[np.float32], part: Observations) -> Posterior:
+    inner = inner_products(columns, part)
+    return posterior_of_particles(inner, space.variances(), space.contrast, part.particle, space.count)
 
 
 def _on(space: Subspace, mean: NDArray[np.float32], stage: Stage) -> Subspace:
@@ -180,9 +188,9 @@ class _Step:
         moments, pose, number, squared, junk = np.zeros((count, count)), np.zeros(_N_POSE), 0, 0.0, 0.0
         for part in parts_of(self.observations):
             columns = columns_of(volumes, part)
-            found = posterior(inner_products(columns, part), space.variances(), space.contrast)
+            found = _posterior(space, columns, part)
             if blank:
-                found = _random(found, count, rng)
+                found = _random(found, count, part.particle, rng)
             self._insert_residuals(grids, columns, part, found)
             second = found.second_moment
             moments += second[:, :count, :count].sum(axis=0)
@@ -232,11 +240,11 @@ class _Step:
         return maps.from_half_spectrum(spectrum, self.stage.box_size)
 
 
-def _random(found: Posterior, count: int, rng: np.random.Generator) -> Posterior:
+def _random(found: Posterior, count: int, particle: NDArray[np.int64], rng: np.random.Generator) -> Posterior:
     """Random latents with unchanged poses, with which the first step sketches the residual covariance."""
-    n = len(found.mean)
+    names, of_image = np.unique(particle, return_inverse=True)
     z = np.zeros_like(found.mean)
-    z[:, :count] = rng.standard_normal((n, count))
+    z[:, :count] = rng.standard_normal((len(names), count))[of_image]
     square = z[:, :, None] * z[:, None, :]
     c = found.contrast
     return replace(
@@ -285,4 +293,5 @@ def _half_planes(values: NDArray, samples: NDArray[np.int64], box_size: int) -> 
 
 
 def parts_of(observations: Observations) -> list[Observations]:
-    return [observations.part(slice(i, i + _BLOCK)) for i in range(0, len(observations), _BLOCK)]
+    """The observations in blocks that divide no particle."""
+    return [observations.part(block) for block in blocks_of_particles(observations.particle, _BLOCK)]

@@ -24,7 +24,7 @@ from emsplat.io.cs import images_and_optics
 from emsplat.io.find_files import renamed
 from emsplat.io.formats import Format
 from emsplat.io.mrc import StackReader
-from emsplat.io.relion import BY_MAGNIFICATION, pixel_sizes_of_star
+from emsplat.io.relion import BY_MAGNIFICATION, particle_numbers, pixel_sizes_of_star
 from emsplat.io.relion_rows import read_rows
 from emsplat.io.stacks import (
     ImageNames,
@@ -57,6 +57,7 @@ class _Images:
     ids: Sequence[str] = ()  # (N,) where the file gives them
     stacks: tuple[Path, ...] = ()  # where they had to be opened to know their images
     half_set: NDArray[np.int8] | None = None  # (N,) 1 or 2, where the file gives them
+    particle: NDArray[np.int64] | None = None  # (N,) numbers, where the file may tell the tilts of one particle
     said: Mapping[str, Said] = field(default_factory=dict)  # what the CTFs' pickle says, too, by the name in LIMITS
 
 
@@ -123,7 +124,7 @@ def read_cryodrgn(
         b_factor_in_square_angstroms=np.zeros(n),
         ctf_scale=np.ones(n),
         pre_exposure=np.zeros(n),
-        particle=np.arange(n),
+        particle=np.arange(n) if images.particle is None else images.particle,
         half_set=np.zeros(n, dtype=np.int8) if images.half_set is None else images.half_set,
         warnings=(*renamed(names.stacks, stacks), *twice),
     )
@@ -178,6 +179,7 @@ def _images_of_star(path: Path) -> _Images:
         parse_image_names(ids, path),
         ids,
         half_set=None if half_set is None else half_set.astype(np.int8),
+        particle=particle_numbers(rows),
         said=said | ({"pixel size": sizes[0]} if sizes else {}),
     )
 

@@ -90,7 +90,7 @@ def particles_of(
     origin, origin_warnings = _origins(rows, pixel_size, pixel_size_in_angstroms)
     twice = _optics_twice(rows)
     dose = rows.numbers("rlnMicrographPreExposure", 0)
-    particle = _particle_numbers(rows, dose)
+    particle = _tilted_particles(rows)
     return Particles(
         source=rows.path,
         optics=optics,
@@ -108,7 +108,7 @@ def particles_of(
         b_factor_in_square_angstroms=rows.numbers("rlnCtfBfactor", 0),
         ctf_scale=rows.numbers("rlnCtfScalefactor", 1),
         pre_exposure=np.where(_varies_within(particle, dose), dose, 0.0),
-        particle=_with_original_images(rows, particle),
+        particle=particle_numbers(rows),
         half_set=_half_sets(rows, particle),
         warnings=(*renamed(names.stacks, stacks), *pixel_warnings, *twice, *origin_warnings, *_warnings(rows)),
     )
@@ -291,22 +291,26 @@ def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
     return rows.numbers("rlnDefocusAngle", 0)
 
 
-def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64]:
+def particle_numbers(rows: Rows) -> NDArray[np.int64]:
+    """(N,) particle numbers, equal for the tilts of one particle and for images made from one recorded image."""
+    return _with_original_images(rows, _tilted_particles(rows))
+
+
+def _tilted_particles(rows: Rows) -> NDArray[np.int64]:
     """(N,) particle numbers, equal for the tilts of one particle.
 
-    rlnGroupName names a tilted particle only where the dose varies within it; otherwise it names a micrograph. Warp's
-    older versions give the dose only as a negative B-factor, −4 Å² for every e/Å².
+    rlnGroupName names a tilted particle only where the pre-exposure varies within it, or where no two of its images
+    have one B-factor, which programs derive from the exposure of each tilt; otherwise it names a micrograph.
     """
     if "rlnTomoParticleName" in rows:
         return _numbered(rows.texts("rlnTomoParticleName"))
     alone = np.arange(len(rows))
     if "rlnGroupName" not in rows:
         return alone
-    b_factor = rows.numbers("rlnCtfBfactor", 0)
-    if not dose.any() and b_factor.max() <= 0:
-        dose = -b_factor / 4
     group = _numbered(rows.texts("rlnGroupName"))
-    return _numbered(np.where(_varies_within(group, dose), group, len(rows) + alone))
+    dose = rows.numbers("rlnMicrographPreExposure", 0)
+    tilts = _varies_within(group, dose) | _all_differ_within(group, rows.numbers("rlnCtfBfactor", 0))
+    return _numbered(np.where(tilts, group, len(rows) + alone))
 
 
 def _with_original_images(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -339,6 +343,13 @@ def _varies_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDAr
     np.minimum.at(lowest, group, value)
     np.maximum.at(highest, group, value)
     return (lowest < highest)[group]
+
+
+def _all_differ_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether this row's group has several rows, and no two of one value."""
+    _, pair, count = np.unique(np.stack([group, value]), axis=1, return_inverse=True, return_counts=True)
+    alike = _varies_within(group, value) & (count[pair.ravel()] == 1)
+    return (np.bincount(group, alike) == np.bincount(group))[group]
 
 
 def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:

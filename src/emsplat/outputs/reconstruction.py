@@ -31,6 +31,7 @@ from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 from emsplat.runs.run_folder import JobFolder, RunFolder
 from emsplat.runtime.folders import check_folder, claiming, filling
 from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
+from emsplat.settings import MODEL_NAMES
 from emsplat.validation.validate import write_fsc_csv
 from emsplat.versions import versions
 
@@ -138,6 +139,9 @@ def write_run(
         files.report.touch()
         with _costing_no_run(folder, reporter):
             write_report(staging, name=folder.resolve().name)
+    if reconstruction.gaussians is None:
+        for path in RunFolder(folder).models:
+            path.unlink(missing_ok=True)  # of the run that this one replaced
     return summary
 
 
@@ -164,6 +168,7 @@ def _write_maps(files: RunFolder, r: Reconstruction) -> None:
 
 
 def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
+    """Writes the Gaussians, if they are what was fitted."""
     box = {
         "box_size": str(len(r.map)),
         "pixel_size_in_angstroms": f"{r.pixel_size_in_angstroms:.6g}",
@@ -171,7 +176,8 @@ def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
     }
     models = (r.gaussians, *(half.gaussians for half in r.halves))
     for path, model in zip(files.models, models, strict=True):
-        model.save(path, **box)
+        if model is not None:
+            model.save(path, **box)
 
 
 def _write_particles(files: RunFolder, r: Reconstruction, reporter: Reporter) -> None:
@@ -198,9 +204,8 @@ def draw_figures(
     histories = [half.history for half in r.halves]
     steps = [np.arange(len(history.losses)) for history in histories]
     pixel_size = r.pixel_size_in_angstroms
-    figures.figure_fsc(
-        r.validation, files.figure("fsc"), truth, f"resolution: {resolution or resolution_text(verdict(r))}"
-    )
+    title = f"resolution: {resolution or resolution_text(verdict(r))}"
+    figures.figure_fsc(r.validation, files.figure("fsc"), truth, title, MODEL_NAMES[r.settings.model])
     figures.figure_slices(r.map, files.figure("slices"), pixel_size, raw)
     figures.figure_projections(r.map, files.figure("projections"), pixel_size, raw)
     figures.figure_orientations(r.particles.euler_angles_in_degrees, files.figure("orientations"))
@@ -225,7 +230,7 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
             "pixel_size_in_angstroms": r.pixel_size_in_angstroms,
             "box_size": len(r.map),
             "diameter_in_angstroms": r.preview.diameter_in_angstroms,
-            "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
+            "n_gaussians_of_halves": [half.n_gaussians for half in r.halves],
             "fit_steps_of_halves": [half.n_steps for half in r.halves],
         },
     }
@@ -261,8 +266,10 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "refinement": r.refinement.summary(r.particles.half_set) if r.refinement else None,
         "n_images": r.n_images,
         "n_particles": len(np.unique(r.particles.particle)),
-        "n_gaussians": len(r.gaussians),
-        "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
+        "model": r.settings.model,
+        "n_gaussians": None if r.gaussians is None else len(r.gaussians),
+        "n_gaussians_of_halves": [half.n_gaussians for half in r.halves],
+        "n_parameters_of_halves": [half.n_parameters for half in r.halves],
         "box_size": len(r.map),
         "pixel_size": r.pixel_size_in_angstroms,
         "symmetry": r.symmetry,

@@ -39,7 +39,7 @@ from emsplat.runtime.context import Context, Task
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
-from emsplat.settings import InputSettings, ReconstructSettings
+from emsplat.settings import MODEL_NAMES, InputSettings, ReconstructSettings
 from emsplat.statistics.preview import Preview, look_at_sample
 from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
@@ -55,8 +55,9 @@ class Reconstruction:
     """The result of a run. Maps are (D, D, D) ``[z, y, x]``, with the origin at voxel D//2."""
 
     map: NDArray[np.float32]  # average of the half maps, sharpened if asked for
-    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]  # Gaussians and direct inversion of each half, combined
-    gaussians: Gaussians  # the average as a model: both halves' Gaussians with half the masses
+    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]  # fit and direct inversion of each half, combined
+    # The average as a model: both halves' Gaussians with half the masses. None if neural fields were fitted.
+    gaussians: Gaussians | None
     halves: tuple[Half, Half]
     mask: NDArray[np.float32]
     validation: Validation
@@ -133,7 +134,7 @@ def reconstruct(
             diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
-            f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with Gaussians in a cube of "
+            f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with density in a cube of "
             f"{grid.extent * grid.pixel_size:.0f} Å"
         )
         accumulation, finest = accumulation_settings(grid, preview, tuning), 2 * grid.pixel_size
@@ -163,7 +164,7 @@ def reconstruct(
     return Reconstruction(
         map=judged.map,
         half_maps=judged.half_maps,
-        gaussians=merge(first.gaussians, second.gaussians),
+        gaussians=merge(first.gaussians, second.gaussians) if first.gaussians and second.gaussians else None,
         halves=(first, second),
         mask=solution.mask,
         validation=judged.validation,
@@ -291,7 +292,7 @@ def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings
     """Combine the two halves, and judge the result."""
     first, second = solution.halves
     with reporter.stage("validation"):
-        half_maps, validation = _combined(solution, reporter)
+        half_maps, validation = _combined(solution, settings, reporter)
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
@@ -322,18 +323,18 @@ def _standard_error(
 
 
 def _combined(
-    solution: Solution, reporter: Reporter
+    solution: Solution, settings: ReconstructSettings, reporter: Reporter
 ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], Validation]:
     """The final half maps, and the validation of their average."""
     first, second = solution.halves
     found = solution.validation
     if found.resolution_kind == "not_measurable":
-        reporter.warn("nothing could be measured: map.mrc is the plain average of the Gaussian half maps")
+        reporter.warn("nothing could be measured: map.mrc is the plain average of the fitted half maps")
         return (first.map, second.map), found
     raw = (first.raw, second.raw)
     combination = combine(raw, (first.map, second.map), solution.mask, found.limit_shell, found.last_shell)
     validation = validate_combination(found, combination, *raw, solution.mask)
-    reporter.line(f"combination: {validation.sources_text()}")
+    reporter.line(f"combination: {validation.sources_text(MODEL_NAMES[settings.model])}")
     return combination.halves, validation
 
 

@@ -14,7 +14,7 @@ from emsplat.report import volumes
 from emsplat.report.charts import sphere_map
 from emsplat.report.picture import as_data_uri, grey, png_as_data_uri, surface_picture
 from emsplat.report.volumes import Window
-from emsplat.runs.closing import true_resolution_text
+from emsplat.runs.closing import model_row, true_resolution_text
 from emsplat.runs.run import Run, map_of
 from emsplat.runs.run_folder import HALVES, RunFolder
 
@@ -48,7 +48,7 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("box", f"{s['box_size']}³ voxels of {s['pixel_size']:.4g} Å"),
         ("measurable to", f"{s['measurable_limit']:.2f} Å" if s["measurable_limit"] else "no shell"),
         ("Nyquist", f"{s['nyquist']:.2f} Å"),
-        ("Gaussians", " + ".join(f"{n:,}" for n in s["n_gaussians_of_halves"])),
+        model_row(s),
         ("symmetry", s["symmetry"]),
         ("sharpening", "none" if s["b_factor"] is None else f"B-factor {s['b_factor']:.0f} Å²"),
         ("time", _duration(sum(s["seconds"].values()))),
@@ -295,8 +295,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     files = RunFolder(Path(name))
     finer = 0.5 * float(run.summary["pixel_size"])
     relion = f"{name}_relion"
-    return [
-        ("Look at the map and its halves in ChimeraX", f"chimerax {files.map()} {name}/map_half[12].mrc"),
+    of_gaussians = [
         ("The Gaussians, the surface and an atomic model in the browser", f"emsplat view {name}"),
         (
             "The Gaussians as pseudo-atoms with anisotropic displacements, for ChimeraX",
@@ -306,6 +305,10 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
             "The map on a finer grid: Gaussians have no pixels",
             f"emsplat export {name} --format mrc --pixel-size {finer:.3g}",
         ),
+    ]
+    return [
+        ("Look at the map and its halves in ChimeraX", f"chimerax {files.map()} {name}/map_half[12].mrc"),
+        *(of_gaussians if run.model == "gaussians" else []),
         (
             "The direct inversions of the halves and the mask under RELION's names, and RELION's own post-processing",
             f"emsplat export {name} --format relion && relion_postprocess --mask {relion}/mask.mrc "

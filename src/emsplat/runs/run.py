@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.io.mrc import Map, read_map
 from emsplat.runs.run_folder import RunFolder
+from emsplat.settings import MODEL_NAMES, ModelKind
 
 _AGAIN = "run emsplat reconstruct again"
 # What every version has written into summary.json.
@@ -62,6 +63,21 @@ class Run:
     def pixel_size_in_angstroms(self) -> float:
         """Edge of a voxel of the maps."""
         return self._grid[1]
+
+    @property
+    def model(self) -> ModelKind:
+        """What was fitted; older versions fitted Gaussians only."""
+        kind: ModelKind = self.summary.get("model", "gaussians")
+        return kind
+
+    def gaussians(self, half: str) -> Path:
+        """The file of the Gaussians of a half; InputError if it is missing, or if something else was fitted."""
+        if self.model != "gaussians":
+            raise InputError(
+                f"{self.folder.path}: this run fitted {MODEL_NAMES[self.model]}, so that it has no Gaussians; its maps "
+                "are in the folder, and emsplat export --format relion writes them under RELION's names"
+            )
+        return required(self.folder.gaussians(half))
 
     @cached_property
     def configuration(self) -> dict[str, Any] | None:
