@@ -35,6 +35,8 @@ def reconstruct(
         emsplat reconstruct particles.star -o run
         # Refine the poses locally, with symmetry, and sharpen the map:
         emsplat reconstruct particles.star -o run --symmetry D2 --refine poses,shifts --sharpen auto
+        # Leave out the images that emsplat check found odd:
+        emsplat reconstruct particles.star -o run --drop check/odd.csv
         # Fit a hash grid with a small network instead of Gaussians, to compare the two:
         emsplat reconstruct particles.star -o run-hash-grid --model hash-grid
         # Reconstruct cryoSPARC particles, or continue after an interruption:

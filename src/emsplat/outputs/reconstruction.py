@@ -250,6 +250,7 @@ def verdict(r: Reconstruction) -> Summary:
         "resolution": v.resolution,
         "resolution_kind": v.resolution_kind,
         "poses_shared": r.poses_shared,
+        "has_ctf": r.particles.has_ctf,
         "measurable_limit": float(1 / v.frequency[v.limit_shell - 1]) if v.limit_shell else None,
         "nyquist": v.nyquist,
     }

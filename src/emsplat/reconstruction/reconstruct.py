@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.fourier import maps
 from emsplat.imaging.likelihood import Recorded
-from emsplat.io import read_input
+from emsplat.io import as_asked, read_as_said
 from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
 from emsplat.models.gaussians import Gaussians, merge
@@ -40,10 +40,12 @@ from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
 from emsplat.settings import MODEL_NAMES, InputSettings, ReconstructSettings
-from emsplat.statistics.preview import Preview, look_at_sample
+from emsplat.statistics.preview import Preview, look_at_sample, statistics_of_sample
 from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.combination import combine
+from emsplat.validation.ctf_test import REMEDY as NO_CTF_REMEDY
+from emsplat.validation.ctf_test import CtfEvidence, compare_ctfs
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
 from emsplat.validation.symmetry_test import SymmetryChoice, choose_symmetry, take_sample
 from emsplat.validation.uncertainty import standard_error
@@ -112,7 +114,8 @@ def reconstruct(
     with threads(settings.threads or world.cores), ExitStack() as stack:
         device = devices.chosen(settings.device, reporter)
         with reporter.stage("read"):
-            table, poses_shared = _table_with_halves(particles, settings, reporter)
+            said = _as_said(particles, settings)
+            table, poses_shared = _table_with_halves(as_asked(said, settings), settings, reporter)
             check_agreement(table, settings, world)
             _check_modelled(table, settings)
         source = stack.enter_context(ImageSource(table, settings.invert))
@@ -130,6 +133,8 @@ def reconstruct(
             group = _symmetry(table, whole, settings, reporter, world)
         symmetry = symmetry_operators(group)
         with reporter.stage("preview"):
+            if said.has_ctf and not table.has_ctf and not said.premultiplied.any():
+                _check_without_ctf(said, table, whole, symmetry, settings, world)
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
             diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
@@ -182,17 +187,18 @@ def reconstruct(
     )
 
 
-def _table_with_halves(
-    source: Path | str | Particles, settings: ReconstructSettings, reporter: Reporter
-) -> tuple[Particles, bool]:
-    """The particle table, its half sets, and whether they had to be drawn."""
-    if isinstance(source, Particles):
-        idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
-        if idle:
-            raise InputError(f"{', '.join(idle)}: act only when a file is read; give them to read_particles")
-        table = source
-    else:
-        table = read_input(Path(source), settings)
+def _as_said(source: Path | str | Particles, settings: ReconstructSettings) -> Particles:
+    """The particle table with the CTFs that the file gives."""
+    if not isinstance(source, Particles):
+        return read_as_said(Path(source), settings)
+    idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
+    if idle:
+        raise InputError(f"{', '.join(idle)}: act only when a file is read; give them to read_particles")
+    return source
+
+
+def _table_with_halves(table: Particles, settings: ReconstructSettings, reporter: Reporter) -> tuple[Particles, bool]:
+    """The particle table with its half sets, and whether they had to be drawn."""
     for warning in table.warnings:
         reporter.warn(warning)
     particles = len(np.unique(table.particle))
@@ -201,7 +207,7 @@ def _table_with_halves(
             f"{table.source}: holds {particles} particle; at least 2 are needed, one for each half set; give more"
         )
     reporter.line(
-        f"{len(table):,} images of {particles:,} particles, box {table.box_size}, "
+        f"{len(table):,} images of {particles:,} particles{table.left_out_text()}, box {table.box_size}, "
         f"{table.pixel_size_in_angstroms:.4g} Å/px, {len(table.optics)} optics group(s)"
     )
     given = bool(np.any(table.half_set > 0))
@@ -243,6 +249,27 @@ def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, r
     if choice.line:
         reporter.line(choice.line)
     return choice.name
+
+
+def _check_without_ctf(
+    said: Particles,
+    table: Particles,
+    images: Images,
+    symmetry: NDArray[np.float64],
+    settings: ReconstructSettings,
+    world: World,
+) -> None:
+    """InputError where the images surely have the CTFs of the file, which the user does not want to be used."""
+    found = None
+    if world.is_first:
+        with ImageSource(said, settings.invert) as others:
+            theirs = statistics_of_sample(said, others, symmetry, settings.seed)
+        found = compare_ctfs(said, theirs, statistics_of_sample(table, images, symmetry, settings.seed))
+    evidence: CtfEvidence = world.broadcast(found)
+    if evidence.is_sure:
+        raise InputError(
+            f"{table.source}: --no-ctf, but the images have the CTFs of the table: {evidence.text()}; {NO_CTF_REMEDY}"
+        )
 
 
 def _diameter(

@@ -29,6 +29,7 @@ def resolution_text(summary: Summary) -> str:
         text = f"better than {resolution:.2f} Å, the limit of measurability (c_map is above 0.5 up to there)"
     else:
         text = f"{resolution:.2f} Å (c_map = 0.5, measured)"
+    text += "" if summary.get("has_ctf", True) else ", CTF taken as 1"
     return text + (", upper bound: poses shared" if summary["poses_shared"] else "")
 
 
