@@ -35,7 +35,7 @@ STAGES = ((16, 6, 12), (24, 10, 8), (32, 15, 5), (48, 23, 3))  # box, last shell
 _BLOCK = 256  # images whose slices are held at once
 _PRIOR_POWER = 0.1  # prior power of the components in every shell, as a share of V₀'s
 _START_TURN, _START_SHIFT = np.deg2rad(1.0), 0.1  # standard deviations: radians, and voxels of the first stage
-# Last shell of the stages in which the variances of pose errors are learnt. Beyond it, a movement of a pixel is no longer
+# Last shell of the stages in which the variances of pose errors are learnt. Beyond it, a movement of a pixel is not
 # a small phase, and the derivatives of a map that errors have blurred explain less and less of them.
 _POSES_UP_TO = 10
 _LEAST_TURN, _LEAST_SHIFT = np.deg2rad(0.01), 0.002  # least standard deviations: radians, and voxels
