@@ -127,13 +127,18 @@ def _threshold(axes: Axes, value: float, text: str) -> None:
 
 
 def figure_fsc(
-    validation: Validation, path: str | Path, truth: ArrayLike | None = None, title: str | None = None
+    validation: Validation,
+    path: str | Path,
+    truth: ArrayLike | None = None,
+    title: str | None = None,
+    fitted: str = "Gaussians",
 ) -> None:
     """Draw c_map with ± one standard error, and behind it the classical curves of the FSC.
 
     Args:
         truth: (D//2,) correlation with the known truth of a simulation within the same mask.
         title: the title, of any length.
+        fitted: what was fitted, in the plural.
     """
     v = validation
     shown = np.arange(len(v.frequency)) < v.limit_shell
@@ -141,7 +146,7 @@ def figure_fsc(
         figure = Figure(figsize=(7.4, 4.8), layout="constrained")
         axes = correlation_axes(figure, v.frequency, "correlation")
         behind = (
-            (v.gaussian_half, ORANGE, "-", "FSC, Gaussian halves (overstates: shared prior)"),
+            (v.gaussian_half, ORANGE, "-", f"FSC, half maps of {fitted} (overstates: shared prior)"),
             (v.raw_half_masked, SKY, "-", "FSC, direct inversions, masked"),
             (v.raw_half_corrected, SKY, (0, (1, 1.2)), "FSC, direct inversions, corrected for the mask"),
             (v.raw_half_unmasked, QUIET, (0, (5, 2)), "FSC, direct inversions, unmasked"),
@@ -158,7 +163,7 @@ def figure_fsc(
                     v.c_gaussians[shown],
                     color=VERMILION,
                     lw=1.3,
-                    label="the Gaussians alone and the truth",
+                    label=f"the {fitted} alone and the truth",
                     zorder=3,
                 )
                 axes.plot(

@@ -7,6 +7,7 @@
 - ``cs``, ``cs_columns``, ``cs_alignments``, ``csg``: cryoSPARC
 - ``cistem``, ``cistem_columns``: cisTEM
 - ``pkl``, ``unpickle``: cryoDRGN
+- ``lists``: lists of images that are kept or left out
 - ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles written back to files
 - ``find_files``: where a named file lies; ``repeats``: rows that show the same image
 - ``compressed``: files that are unpacked while they are read
@@ -19,6 +20,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from emsplat.io.cistem import read_cistem
 from emsplat.io.cs import read_cs, read_csg
 from emsplat.io.formats import REMEDY, Format, sniff
 from emsplat.io.images import ImageSource, reading_order
+from emsplat.io.lists import with_choice
 from emsplat.io.mrc import Map, StackReader, StackWriter, read_map, write_map
 from emsplat.io.pkl import read_cryodrgn
 from emsplat.io.relion import read_relion
@@ -35,7 +38,7 @@ from emsplat.io.star import Table, read_star, write_star
 from emsplat.io.tomo import read_tomo
 from emsplat.particles.table import Particles
 from emsplat.runtime.files import replacing
-from emsplat.settings import InputSettings
+from emsplat.settings import FileSettings, InputSettings
 
 __all__ = [
     "ImageSource",
@@ -43,6 +46,8 @@ __all__ = [
     "StackReader",
     "StackWriter",
     "Table",
+    "as_asked",
+    "read_as_said",
     "read_input",
     "read_map",
     "read_particles",
@@ -54,18 +59,45 @@ __all__ = [
 ]
 
 
-def read_input(path: str | Path, settings: InputSettings, *, need_stacks: bool = True) -> Particles:
-    """Read particles as `read_particles` does, with the options of the command line."""
-    return read_particles(
+_WITHOUT_CTF = (
+    "the CTF is taken as 1, {why}: if the images were recorded with a CTF that was not corrected, the map is wrong, in "
+    "both halves alike, and the resolution does not show it"
+)
+
+
+def read_input(
+    path: str | Path, settings: FileSettings, *, need_stacks: bool = True, need_poses: bool = True
+) -> Particles:
+    """Read particles as `read_particles` does, with the options of the command line, and choose those that are used."""
+    return as_asked(read_as_said(path, settings, need_stacks=need_stacks, need_poses=need_poses), settings)
+
+
+def read_as_said(
+    path: str | Path, settings: FileSettings, *, need_stacks: bool = True, need_poses: bool = True
+) -> Particles:
+    """The particles of `read_input` with the CTFs that the file gives, even where the user does not want them."""
+    table = read_particles(
         path,
         datadir=settings.datadir,
         strip_prefix=settings.strip_prefix,
         pixel_size_in_angstroms=settings.pixel_size,
-        poses=settings.poses,
+        poses=settings.poses if isinstance(settings, InputSettings) else None,
         ctf=settings.ctf,
         passthrough=settings.passthrough,
         need_stacks=need_stacks,
+        need_poses=need_poses,
+        need_ctf=not settings.no_ctf,
     )
+    return with_choice(table, settings.keep, settings.drop)
+
+
+def as_asked(said: Particles, settings: FileSettings) -> Particles:
+    """The particles of `read_as_said` with the CTFs that the user wants."""
+    return _without_ctf(said, "as --no-ctf asks") if settings.no_ctf else said
+
+
+def _without_ctf(table: Particles, why: str) -> Particles:
+    return replace(table.without_ctf(), warnings=(*table.warnings, _WITHOUT_CTF.format(why=why)))
 
 
 def read_particles(
@@ -95,7 +127,8 @@ def read_particles(
         poses, ctf: cryoDRGN's pickles, which replace what the table says.
         passthrough: cryoSPARC's other tables of the same particles.
         need_stacks: False reads the table alone, for its poses and optics.
-        need_poses, need_ctf: False also reads tables that have none; then `ctf` may be given without `poses`.
+        need_poses, need_ctf: False also reads tables that have none; then `ctf` may be given without `poses`, and the
+            reverse. A star without a defocus is read in any case: its CTF is 1, and a warning says so.
     Raises:
         InputError: an unsupported format, an option that does not fit it, or anything that its reader refuses.
     """
@@ -112,19 +145,21 @@ def read_particles(
     if kind in (Format.STACK, Format.STACK_LIST) and not (need_poses or need_ctf):
         return with_repeats_joined(read_cryodrgn(path, None, ctf, kind=kind, **options))
     if poses is not None or ctf is not None:
-        if (poses is None and need_poses) or ctf is None or passthrough:
+        if (poses is None and need_poses) or (ctf is None and need_ctf) or passthrough:
             raise InputError(
                 "--poses and --ctf are the two pickles of cryoDRGN: give both, without --passthrough, or neither"
             )
         return with_repeats_joined(read_cryodrgn(path, poses, ctf, kind=kind, **options))
+    needs: dict[str, Any] = {"need_poses": need_poses, "need_ctf": need_ctf}
     if kind is Format.CRYOSPARC:
-        return with_repeats_joined(read_cs(path, passthrough=passthrough, need_poses=need_poses, **options))
+        return with_repeats_joined(read_cs(path, passthrough=passthrough, **needs, **options))
     if kind is Format.CRYOSPARC_GROUP:
-        return with_repeats_joined(read_csg(path, passthrough=passthrough, need_poses=need_poses, **options))
+        return with_repeats_joined(read_csg(path, passthrough=passthrough, **needs, **options))
     if kind is Format.CISTEM:
-        return with_repeats_joined(read_cistem(path, need_poses=need_poses, need_ctf=need_ctf, **options))
+        return with_repeats_joined(read_cistem(path, **needs, **options))
     if kind is Format.RELION:
-        return with_repeats_joined(read_relion(path, need_poses=need_poses, need_ctf=need_ctf, **options))
+        table = with_repeats_joined(read_relion(path, **needs, **options))
+        return _without_ctf(table, "because the table has no defocus") if need_ctf and not table.has_ctf else table
     if kind is not Format.OPTIMISATION_SET:
         raise InputError(f"{path}: {kind.value}; {REMEDY[kind]}")
     return with_repeats_joined(read_tomo(path, **options))

@@ -16,7 +16,7 @@ from emsplat.errors import InputError
 from emsplat.io.contradictions import LIMITS, Said, all_agree
 from emsplat.io.find_files import renamed
 from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, with_aberrations
-from emsplat.io.relion_rows import NOT_MODELLED, Rows, mandatory_columns, read_rows
+from emsplat.io.relion_rows import CTF_COLUMNS, NOT_MODELLED, Rows, mandatory_columns, read_rows
 from emsplat.io.repeats import joined
 from emsplat.io.stacks import (
     ImageNames,
@@ -55,19 +55,31 @@ def read_relion(
         need_stacks: False reads the table alone, for its poses and optics: stacks stay as written and the box size
             is rlnImageSize, or 0.
         need_poses: False also reads particles that have no poses yet; their angles and origins are 0.
-        need_ctf: False also reads particles without CTFs; what is missing is taken from a microscope of 300 kV.
+        need_ctf: False also reads a table whose CTFs are incomplete; what is missing is taken from a microscope of
+            300 kV. Where nothing in the table tells of a CTF but its microscope, the CTF is 1 in any case.
     Raises:
         InputError: anything missing, out of range or contradictory; the message names it and the remedy.
     """
     path = Path(path)
-    rows = read_rows(path, mandatory=mandatory_columns(need_poses, need_ctf))
+    rows = read_rows(path, mandatory=mandatory_columns(need_poses, ctf=False))
+    none = not any(name in rows for name in CTF_COLUMNS)
+    if need_ctf and not none:
+        rows.must_have(mandatory_columns(need_poses))
     names = parse_image_names(rows.texts("rlnImageName"), path)
     if need_stacks:
         stacks = find_stacks(names, Path(datadir) if datadir is not None else None, strip_prefix)
         facts = check_stacks(names, stacks)
     else:
         stacks, facts = unread_stacks(rows, names)
-    return particles_of(rows, names, stacks, facts, pixel_size_in_angstroms)
+    found = particles_of(rows, names, stacks, facts, pixel_size_in_angstroms)
+    if not none:
+        return found
+    if found.premultiplied.any():
+        raise InputError(
+            f"{path}: no defocus in it, although rlnCtfDataAreCtfPremultiplied says that the images are multiplied "
+            "with their CTF; export the particles with their CTF"
+        )
+    return found.without_ctf()
 
 
 def unread_stacks(rows: Rows, names: ImageNames) -> tuple[tuple[Path, ...], StackFacts]:
