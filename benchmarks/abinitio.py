@@ -202,12 +202,12 @@ def simulations(page: Page, part: str, sets: list[tuple[Case, str]], args: Any) 
 
 def foreign(page: Page, args: Any) -> None:
     """Rows of the sets made by others."""
-    for name, (particles, true) in foreign_sets().items():
+    for name, particles in foreign_sets().items():
         for seed in range(args.seeds):
             if page.wants("foreign", name, seed):
                 row, found = trap_row(name, particles, seed, args.threads)
                 none = {"right": False, "error (°)": None, "p90 (°)": None, "near": None}
-                row |= none if found is None else judged(found, true, np.eye(3)[None])
+                row |= none if found is None else judged(found, particles.rotations(), np.eye(3)[None])
                 row.pop("doubts", None)
                 page.add("foreign", row, _FOREIGN_TEXT)
 

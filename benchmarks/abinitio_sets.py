@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from common import SHARED, Case
 from emsplat.io import ImageSource, read_particles
+from emsplat.io.formats import Format
+from emsplat.io.pkl import read_cryodrgn
 from emsplat.particles.table import Particles
 from emsplat.settings import SimulationSettings
 
@@ -113,23 +114,19 @@ def shows_particle(star: Path, n: int) -> NDArray[np.bool_]:
 # --- sets made by others ----------------------------------------------------------------------------------------------
 
 
-def foreign_sets() -> dict[str, tuple[Particles, NDArray[np.float64]]]:
-    """Noise-free images of cryoDRGN without poses, and (n, 3, 3) the poses that come with them."""
-    folder = SHARED.parent / "foreign"
-    hand, toy = folder / "cryodrgn-hand", folder / "cryodrgn-toy"
+def foreign_sets() -> dict[str, Particles]:
+    """Noise-free images of cryoDRGN's tests, with the poses that come with them."""
+    hand, toy = (SHARED.parent / "foreign" / name for name in ("cryodrgn-hand", "cryodrgn-toy"))
     if not hand.exists():
         return {}
-    found = {
-        "cryodrgn-hand": read_particles(
-            hand / "hand.mrcs", pixel_size_in_angstroms=3.0, need_poses=False, need_ctf=False
+    return {
+        "cryodrgn-hand": read_cryodrgn(
+            hand / "hand.mrcs", hand / "hand_rot_trans.pkl", None, pixel_size_in_angstroms=3.0, kind=Format.STACK
         ),
-        "cryodrgn-toy": read_particles(toy / "toy_projections.mrcs", ctf=toy / "test_ctf.pkl", need_poses=False),
+        "cryodrgn-toy": read_cryodrgn(
+            toy / "toy_projections.mrcs", toy / "toy_rot_trans.pkl", toy / "test_ctf.pkl", kind=Format.STACK
+        ),
     }
-    answer = {}
-    for name, particles in found.items():
-        with next((folder / name).glob("*_rot_trans.pkl")).open("rb") as file:
-            answer[name] = particles, np.asarray(pickle.load(file)[0], dtype=np.float64)
-    return answer
 
 
 # --- traps ------------------------------------------------------------------------------------------------------------

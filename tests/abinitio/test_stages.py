@@ -94,6 +94,7 @@ def test_pruning_changes_neither_the_likelihood_nor_the_sums(
     images = blobs.images_of(GRID, Rotation.random(100, random_state=rng).as_matrix(), np.zeros((100, 2)), weight, rng)
     map_, search = blobs.map_of(volume.map_box(GRID)), settings(signal)
     found = []
+    monkeypatch.setattr(full, "_FLAT", 1.0)
     for kept_mass in (0.999, 2.0):
         monkeypatch.setattr(full, "_KEPT_MASS", kept_mass)
         sums = volume.SliceSums.empty(len(map_))
@@ -103,6 +104,29 @@ def test_pruning_changes_neither_the_likelihood_nor_the_sums(
         found.append((searched.evidence.mean(), sums.back_projection))
     assert found[0][0] == pytest.approx(found[1][0], abs=0.1)
     assert np.linalg.norm(found[0][1] - found[1][1]) < 0.05 * np.linalg.norm(found[1][1])
+
+
+def test_images_with_flat_posteriors_stay_on_the_coarse_grid(
+    signal: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(13)
+    weight = 2 / (2 * np.pi * GRID.radii * signal).sum()  # a nat an image
+    images = blobs.images_of(GRID, Rotation.random(100, random_state=rng).as_matrix(), np.zeros((100, 2)), weight, rng)
+    map_, search = blobs.map_of(volume.map_box(GRID)), settings(signal)
+    found, sums = [], []
+    for flat in (1 / 3, 1.0):
+        monkeypatch.setattr(full, "_FLAT", flat)
+        sums.append(volume.SliceSums.empty(len(map_)))
+        generator = np.random.default_rng(1)
+        found.append(full.round_of(images, map_, np.zeros((100, 2)), search.fine, search.full, generator, sums[-1]))
+    assert found[0].flat.mean() > 0.9 and not found[1].flat.any()
+    assert found[0].evidence.mean() == pytest.approx(found[1].evidence.mean(), abs=0.2)
+    # On the rings of the coarse grid, they add to the map what they would add from the fine grid.
+    coarse, fine = (volume.solve(s, signal, 1.0) for s in sums)
+    inner = search.full.coarse_rings - 1
+    powers = [volume.shell_powers(v, inner) for v in (coarse, fine, coarse - fine)]
+    assert (powers[2] < 0.2 * np.sqrt(powers[0] * powers[1])).all()
+    assert volume.shell_powers(coarse, GRID.n_rings)[-1] < 0.01 * powers[0].max()
 
 
 def test_a_search_on_the_right_map_moves_the_images_that_are_wrong_and_no_others(signal: np.ndarray) -> None:

@@ -1,8 +1,9 @@
 """The second stage: EM over all images, on a coarse grid of poses that is refined where posteriors have mass.
 
 In every round each image is compared with all coarse poses on the first rings. The directions that hold nearly all of
-its posterior are replaced by their finer families, which are compared on all rings. Rounds go on until the
-likelihood stops rising.
+its posterior are replaced by their finer families, which are compared on all rings. An image whose posterior is flat
+would keep most directions; it says nothing on the finer rings yet, and stays on the coarse grid in this round. Rounds
+go on until the likelihood stops rising.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.abinitio import grids, search, volume
-from emsplat.abinitio.polar import PolarImages
+from emsplat.abinitio.polar import PolarGrid, PolarImages
 from emsplat.abinitio.stochastic import StageSettings, Trace, limited, power_share, shift_prior
 
 _KEPT_MASS = 0.999  # share of an image's coarse posterior that is searched further
+_FLAT = 1 / 3  # share of the coarse directions; an image that would keep more stays on the coarse grid
 _FALLEN = 0.05  # a loss of this share of the likelihood is a fault; the round before is then taken
 _NOTHING = 0.3  # nats per image; images that say less hold no map
 _SCORES_AT_ONCE = 24 << 20  # number of scores held for a block of images
@@ -50,11 +52,12 @@ class Found:
     top: NDArray[np.float32]  # (n,) posterior of the most probable pose
     evidence: NDArray[np.float32]  # (n,) log-likelihood, less that of no particle
     likelihood: NDArray[np.float32]  # (n,) log-likelihood of the most probable pose alone
+    flat: NDArray[np.bool_]  # (n,) whether the posterior was too flat for the fine grid
 
     @staticmethod
     def empty(n: int) -> Found:
         none = np.zeros(n, np.float32)
-        return Found(np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2)), none, none.copy(), none.copy())
+        return Found(np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2)), none, none.copy(), none.copy(), none > 0)
 
 
 @dataclass
@@ -136,70 +139,123 @@ def round_of(
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
     """Search all images once against a map; their slices are added to `sums`."""
-    grid, turn_of_grids = images.grid, grids.random_turn(rng)
-    coarse_grid = grid.coarser(settings.coarse_rings)
+    turn_of_grids = grids.random_turn(rng)
+    coarse_grid = images.grid.coarser(settings.coarse_rings)
     coarse = grids.directions(settings.coarse_directions, turn_of_grids, stage.symmetry)
     fine = grids.directions(settings.fine_directions, turn_of_grids, stage.symmetry)
-    fine_frames = grids.frames(fine)
-    coarse_samples = volume.slices(map_, grid, grids.frames(coarse))[:, : coarse_grid.n_rings]
     search_in = _Search(
-        coarse=search.slices_of(np.ascontiguousarray(coarse_samples), coarse_grid),
-        fine=search.slices_of(volume.slices(map_, grid, fine_frames), grid),
-        frames=fine_frames,
+        coarse=_Level.of(
+            map_, coarse_grid, coarse, settings.coarse_turns, grids.shift_grid(1, settings.coarse_shift), stage
+        ),
+        fine=_Level.of(map_, images.grid, fine, settings.fine_turns, grids.shift_grid(2, settings.fine_shift), stage),
         families=grids.families(fine, coarse),
-        coarse_turn=search.turn_matrix(coarse_grid.n_orders, settings.coarse_turns),
-        fine_turn=search.turn_matrix(grid.n_orders, settings.fine_turns),
-        coarse_offsets=grids.shift_grid(1, settings.coarse_shift),
-        fine_offsets=grids.shift_grid(2, settings.fine_shift),
         stage=stage,
     )
     found = Found.empty(len(images))
-    back = np.zeros((len(fine), grid.n_rings, grid.n_angles), np.complex64)
-    weight = np.zeros((len(fine), grid.n_rings), np.float32)
-    per_image = settings.coarse_turns * len(coarse) * len(search_in.coarse_offsets)
+    per_image = settings.coarse_turns * len(coarse) * len(search_in.coarse.offsets)
     block = int(np.clip(_SCORES_AT_ONCE // per_image, 32, 512))
     for rows in np.array_split(np.arange(len(images)), max(1, -(-len(images) // block))):
-        _search_block(images.select(rows), centres[rows], search_in, rows, found, back, weight)
+        _search_block(images.select(rows), centres[rows], search_in, rows, found)
         advance(int(rows[-1]) + 1, len(images))
     if sums is not None:
-        volume.insert(sums, back, weight, grid, fine_frames, stage.symmetry)
+        for level in (search_in.coarse, search_in.fine):
+            volume.insert(sums, level.back, level.weight, level.slices.grid, level.frames, stage.symmetry)
     return found
 
 
 @dataclass(frozen=True)
-class _Search:
-    """The grids of one round, and the slices of its map."""
+class _Level:
+    """One of the two grids of poses of a round, the slices of its map, and those of the images found on it."""
 
-    coarse: search.Slices
-    fine: search.Slices
-    frames: NDArray[np.float64]  # (fine, 3, 3)
+    slices: search.Slices
+    frames: NDArray[np.float64]  # (d, 3, 3)
+    turn: torch.Tensor
+    offsets: NDArray[np.float64]  # (T, 2) pixels
+    log_prior: NDArray[np.float32]  # (T,)
+    back: NDArray[np.complex64]  # (d, R, Q) sums of the images' slices
+    weight: NDArray[np.float32]  # (d, R)
+
+    @staticmethod
+    def of(
+        map_: NDArray[np.float32],
+        grid: PolarGrid,
+        directions: NDArray[np.float64],
+        n_turns: int,
+        offsets: NDArray[np.float64],
+        stage: StageSettings,
+    ) -> _Level:
+        frames = grids.frames(directions)
+        return _Level(
+            search.slices_of(volume.slices(map_, grid, frames), grid),
+            frames,
+            search.turn_matrix(grid.n_orders, n_turns),
+            offsets,
+            shift_prior(offsets, stage),
+            np.zeros((len(frames), grid.n_rings, grid.n_angles), np.complex64),
+            np.zeros((len(frames), grid.n_rings), np.float32),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The numbers of turns, directions and shifts."""
+        return len(self.turn), len(self.frames), len(self.offsets)
+
+    def poses(
+        self, best: NDArray[np.int64], centres: NDArray[np.float64], directions: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Rotations (n, 3, 3) and centres (n, 2) of flat indices (ψ, d, t), among all directions or some of them."""
+        n_turns, _, n_shifts = self.shape
+        frames = self.frames if directions is None else self.frames[directions]
+        k, d, t = np.unravel_index(best, (n_turns, len(frames), n_shifts))
+        return grids.turned(frames[d], grids.turns(n_turns)[k]), centres + self.offsets[t]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The grids of one round."""
+
+    coarse: _Level
+    fine: _Level
     families: list[NDArray[np.int64]]  # fine directions of each coarse direction
-    coarse_turn: torch.Tensor
-    fine_turn: torch.Tensor
-    coarse_offsets: NDArray[np.float64]
-    fine_offsets: NDArray[np.float64]
     stage: StageSettings
 
 
 def _search_block(
-    block: PolarImages,
-    centres: NDArray[np.float64],
-    s: _Search,
-    rows: NDArray[np.int64],
-    found: Found,
-    back: NDArray[np.complex64],
-    weight: NDArray[np.float32],
+    block: PolarImages, centres: NDArray[np.float64], s: _Search, rows: NDArray[np.int64], found: Found
 ) -> None:
-    """Search one block of images; fill in `found` at the rows, and add to `back` and `weight`."""
-    moved = search.shifted(block.coarser(s.coarse.grid.n_rings), centres, s.coarse_offsets, s.stage.box_size)
-    _, coarse = search.e_step(s.coarse, moved, s.coarse_turn, shift_prior(s.coarse_offsets, s.stage), 1.0)
-    kept = _directions_with_mass(coarse.of_direction)
+    """Search one block of images; fill in `found` at the rows, and add to the sums of both levels."""
+    n = len(block)
+    kept = np.empty((len(s.coarse.frames), n), np.bool_)
+    for part in np.array_split(np.arange(n), -(-n // search.images_at_once())):
+        kept[:, part] = _search_coarsely(block.select(part), centres[part], s, rows[part], found)
+    sharp = np.flatnonzero(~found.flat[rows])
     # Images that say little keep many directions, so the fine posteriors of fewer images are held at a time.
-    per_direction = len(s.fine_turn) * len(s.fine_offsets) * -(-len(s.frames) // len(s.families))
-    part = np.cumsum(kept.sum(axis=0) * per_direction) // _SCORES_AT_ONCE
-    for number in np.unique(part):
-        some = np.flatnonzero(part == number)
-        _search_families(block.select(some), centres[some], kept[:, some], s, rows[some], found, back, weight)
+    per_direction = len(s.fine.turn) * len(s.fine.offsets) * -(-len(s.fine.frames) // len(s.families))
+    number = np.cumsum(kept[:, sharp].sum(axis=0) * per_direction) // _SCORES_AT_ONCE
+    for value in np.unique(number):
+        some = sharp[number == value]
+        _search_families(block.select(some), centres[some], kept[:, some], s, rows[some], found)
+
+
+def _search_coarsely(
+    block: PolarImages, centres: NDArray[np.float64], s: _Search, rows: NDArray[np.int64], found: Found
+) -> NDArray[np.bool_]:
+    """(coarse, n) mask of the directions that each image keeps; images with flat posteriors are finished."""
+    level, grid = s.coarse, s.coarse.slices.grid
+    moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size)
+    probabilities, sums = search.e_step(level.slices, moved, level.turn, level.log_prior, 1.0, reuse=True)
+    kept = _directions_with_mass(sums.of_direction)
+    flat = kept.mean(axis=0) > _FLAT
+    if flat.any():
+        at = rows[flat]
+        found.flat[at] = True
+        found.rotations[at], found.centres[at] = level.poses(sums.best[flat], centres[flat])
+        found.top[at], found.likelihood[at] = 1 / sums.total[flat], sums.largest[flat]
+        found.evidence[at] = sums.evidence[flat]
+        normalisation = np.where(flat, sums.total, np.float32(np.inf))
+        level.back[:] += search.m_step(probabilities, moved, normalisation, level.turn, grid)
+        level.weight[:] += (sums.of_direction * flat) @ block.power[:, : grid.n_rings]
+    return kept
 
 
 def _search_families(
@@ -209,27 +265,24 @@ def _search_families(
     s: _Search,
     rows: NDArray[np.int64],
     found: Found,
-    back: NDArray[np.complex64],
-    weight: NDArray[np.float32],
 ) -> None:
     """Search images in the families of the coarse directions that each of them has kept, (coarse, n)."""
-    n = len(block)
-    moved = search.shifted(block, centres, s.fine_offsets, s.stage.box_size)
-    log_prior = shift_prior(s.fine_offsets, s.stage)
+    n, level = len(block), s.fine
+    moved = search.shifted(block, centres, level.offsets, s.stage.box_size)
     parts = []
     largest = np.full(n, -np.inf, np.float32)
     for family, of_family in zip(s.families, kept, strict=True):
         who = np.flatnonzero(of_family)
         if len(who) == 0 or len(family) == 0:
             continue
-        some = moved.select(who)
-        probabilities, sums = search.e_step(s.fine.select(family), some, s.fine_turn, log_prior, 1.0)
+        probabilities, sums = search.e_step(
+            level.slices.select(family), moved.select(who), level.turn, level.log_prior, 1.0
+        )
         better = sums.largest > largest[who]
         winners = who[better]
         largest[winners] = sums.largest[better]
-        k, d, t = np.unravel_index(sums.best[better], probabilities.shape[:3])
-        found.rotations[rows[winners]] = grids.turned(s.frames[family[d]], grids.turns(len(s.fine_turn))[k])
-        found.centres[rows[winners]] = centres[winners] + s.fine_offsets[t]
+        at = rows[winners]
+        found.rotations[at], found.centres[at] = level.poses(sums.best[better], centres[winners], family)
         parts.append((family, who, probabilities, sums))
     total = np.zeros(n, np.float32)
     for _, who, _, sums in parts:
@@ -237,12 +290,12 @@ def _search_families(
     for family, who, probabilities, sums in parts:
         scale = np.exp(sums.largest - largest[who])
         normalisation = (total[who] / np.maximum(scale, 1e-30)).astype(np.float32)
-        back[family] += search.m_step(probabilities, moved.select(who), normalisation, s.fine_turn, block.grid)
-        weight[family] += (sums.of_direction * (sums.total / normalisation)) @ block.power[who]
-    poses = len(s.fine_turn) * len(s.frames) * len(s.fine_offsets)
+        grid = level.slices.grid
+        level.back[family] += search.m_step(probabilities, moved.select(who), normalisation, level.turn, grid)
+        level.weight[family] += (sums.of_direction * (sums.total / normalisation)) @ block.power[who]
     found.top[rows] = 1 / total
     found.likelihood[rows] = largest
-    found.evidence[rows] = largest + np.log(total) - np.float32(np.log(poses))
+    found.evidence[rows] = largest + np.log(total) - np.float32(np.log(np.prod(level.shape)))
 
 
 def _directions_with_mass(of_direction: NDArray[np.float32]) -> NDArray[np.bool_]:

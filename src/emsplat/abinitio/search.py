@@ -11,6 +11,7 @@ so that one slice is inserted for each direction and not for each image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numba
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from emsplat.abinitio import grids
 from emsplat.abinitio.polar import PolarGrid, PolarImages
-from emsplat.abinitio.softmax import Posterior, posterior
+from emsplat.abinitio.softmax import LANES, Posterior, posterior
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,17 @@ def turn_matrix(n_orders: int, n_turns: int) -> Tensor:
     return torch.from_numpy(np.stack([np.cos(angle), np.sin(angle)], axis=2).reshape(n_turns, -1).astype(np.float32))
 
 
-def scores_of(slices: Slices, images: Shifted, turn: Tensor) -> Tensor:
-    """(ψ, d, T, n) log-likelihoods without the penalty."""
-    c = torch.bmm(slices.products, images.coefficients)  # (M, 2·d, T·n)
+def scores_of(slices: Slices, images: Shifted, turn: Tensor, reuse: bool = False) -> Tensor:
+    """(ψ, d, T, n) log-likelihoods without the penalty.
+
+    Args:
+        reuse: write them over those of the last call that reused memory.
+    """
     d, n = slices.n_directions, len(images.power)
-    return (turn @ c.reshape(turn.shape[1], -1)).reshape(len(turn), d, images.n_shifts, n)
+    m, columns = len(images.coefficients), images.coefficients.shape[2]
+    c = torch.bmm(slices.products, images.coefficients, out=_room("products", m, 2 * d, columns))  # (M, 2·d, T·n)
+    out = _room("scores", len(turn), d * columns) if reuse else None
+    return torch.mm(turn, c.view(turn.shape[1], -1), out=out).view(len(turn), d, images.n_shifts, n)
 
 
 def penalty_of(slices: Slices, images: Shifted) -> NDArray[np.float32]:
@@ -113,11 +120,21 @@ def penalty_of(slices: Slices, images: Shifted) -> NDArray[np.float32]:
 
 
 def e_step(
-    slices: Slices, images: Shifted, turn: Tensor, log_prior: NDArray[np.float32], beta: float
+    slices: Slices,
+    images: Shifted,
+    turn: Tensor,
+    log_prior: NDArray[np.float32],
+    beta: float,
+    reuse: bool = False,
 ) -> tuple[Tensor, Posterior]:
-    """(ψ, d, T, n) posterior before normalisation, and its sums."""
-    scores = scores_of(slices, images, turn)
+    """(ψ, d, T, n) posterior before normalisation, and its sums; `reuse` as in `scores_of`."""
+    scores = scores_of(slices, images, turn, reuse)
     return scores, posterior(scores.numpy(), penalty_of(slices, images), log_prior, beta)
+
+
+def images_at_once() -> int:
+    """Number of images whose scores on a coarse grid stay in the caches while they are worked on."""
+    return LANES * max(2, numba.get_num_threads())
 
 
 def m_step(
@@ -125,7 +142,8 @@ def m_step(
 ) -> NDArray[np.complex64]:
     """(d, R, Q) slices of b, from probabilities (ψ, d, T, n) divided by a normalisation (n,)."""
     n_turns, d, n_shifts, n = probabilities.shape
-    w = (turn.T @ probabilities.reshape(n_turns, -1)).reshape(grid.n_orders, 2 * d, n_shifts * n)
+    w = _room("products", 2 * grid.n_orders, d * n_shifts * n)
+    w = torch.mm(turn.T, probabilities.reshape(n_turns, -1), out=w).view(grid.n_orders, 2 * d, n_shifts * n)
     scale = torch.from_numpy(1 / normalisation).repeat(n_shifts)
     both = torch.bmm(w, (images.coefficients * scale).transpose(1, 2))  # (M, 2·d, 2·R)
     rings = grid.n_rings
@@ -145,6 +163,20 @@ def samples_of(real: Tensor, imaginary: Tensor, grid: PolarGrid) -> NDArray[np.c
     ]
     samples = torch.complex(*parts).reshape(grid.n_angles, d, rings)
     return samples.permute(1, 2, 0).contiguous().numpy()
+
+
+_rooms: dict[str, Tensor] = {}
+
+
+def _room(name: str, *shape: int) -> Tensor:
+    """Memory for the intermediate results of one name, whose content is lost at the next call.
+
+    Fresh memory of some megabytes costs more time, page by page, than the products that fill it.
+    """
+    size = math.prod(shape)
+    if name not in _rooms or _rooms[name].numel() < size:
+        _rooms[name] = torch.empty(size)
+    return _rooms[name][:size].view(shape)
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_LANES = 32  # images that are worked on together; their sums stay in the first-level cache
+LANES = 32  # images that are worked on together; their sums stay in the first-level cache
 # 2^f on [−½, ½], constant term first: relative error 2e-7 (least-squares fit).
 _EXP2 = tuple(
     np.float32(c) for c in (1.0, 0.693147180, 0.240226507, 0.0555041087, 0.00961812911, 0.00133335581, 0.000154035304)
@@ -75,8 +75,8 @@ def _exp(x):
 @numba.njit(cache=True, parallel=True, error_model="numpy", fastmath={"contract", "nsz", "nnan"})
 def _exponentiate(scores, penalty, log_prior, beta, sums, of_direction, of_shift, best):
     n_psi, n_directions, n_shifts, n = scores.shape
-    for block in numba.prange((n + _LANES - 1) // _LANES):
-        first, last = block * _LANES, min(n, (block + 1) * _LANES)
+    for block in numba.prange((n + LANES - 1) // LANES):
+        first, last = block * LANES, min(n, (block + 1) * LANES)
         width = last - first
         largest = np.full(width, np.float32(-1e30))
         where = np.zeros(width, np.int32)

@@ -22,7 +22,7 @@ _SMOOTHED = 8  # iterations over which the likelihood is averaged
 _FALLEN, _TOO_MUCH_POWER = 0.25, 1.2  # faults: loss of this share of the likelihood; map's power over the images'
 _MOST_STEPS_BACK, _WARMER = 3, 1.5  # largest number of steps back; factor on the entropies' floor after each
 NOTHING = 0.02  # nats per image; images that say less after a third of the batches give no map
-_FOR_BETA = 24  # number of images from which the temperature is found
+_FOR_BETA = 12  # number of images from which the temperature is found
 
 
 @dataclass(frozen=True)
@@ -165,17 +165,42 @@ class _Stochastic:
             back, weight = _at_random(batch, moved, frames, turn, self.rng)
         else:
             slices = search.slices_of(volume.slices(map_, grid, frames), grid)
-            scores, penalty = search.scores_of(slices, moved, turn), search.penalty_of(slices, moved)
-            beta = _beta(scores[..., :_FOR_BETA].numpy(), penalty[:, :_FOR_BETA], floor)
-            found = search.posterior(scores.numpy(), penalty, shift_prior(offsets, stage), beta)
-            back = search.m_step(scores, moved, found.total, turn, grid)
-            weight = found.of_direction @ batch.power
-            self.centres[rows] = limited(self.centres[rows] + (offsets.T @ found.of_shift).T, stage.max_shift)
-            trace.evidence.append(float(found.evidence.mean()))
-            trace.entropy.append(float(found.entropy.mean()))
-            trace.top.append(float((1 / found.total).mean()))
-            trace.beta.append(beta)
+            back, weight = self._search(rows, batch, moved, slices, turn, offsets, floor, trace)
         volume.insert(sums, back, weight, grid, frames, stage.symmetry)
+
+    def _search(
+        self,
+        rows: NDArray[np.int64],
+        batch: PolarImages,
+        moved: search.Shifted,
+        slices: search.Slices,
+        turn: torch.Tensor,
+        offsets: NDArray[np.float64],
+        floor: float,
+        trace: Trace,
+    ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+        """The slices of b, and their weights, of a batch of images that is searched; their centres are updated."""
+        grid, stage, n = batch.grid, self.stage, len(rows)
+        back = np.zeros((slices.n_directions, grid.n_rings, grid.n_angles), np.complex64)
+        weight = np.zeros((slices.n_directions, grid.n_rings), np.float32)
+        means = np.zeros(3)  # of the log-likelihood, the entropy and the largest posterior
+        beta: float | None = None
+        for part in np.array_split(np.arange(n), -(-n // search.images_at_once())):
+            some = moved.select(part)
+            scores, penalty = search.scores_of(slices, some, turn, reuse=True), search.penalty_of(slices, some)
+            if beta is None:
+                beta = _beta(scores[..., :_FOR_BETA].numpy(), penalty[:, :_FOR_BETA], floor)
+            found = search.posterior(scores.numpy(), penalty, shift_prior(offsets, stage), beta)
+            back += search.m_step(scores, some, found.total, turn, grid)
+            weight += found.of_direction @ batch.power[part]
+            here = rows[part]
+            self.centres[here] = limited(self.centres[here] + (offsets.T @ found.of_shift).T, stage.max_shift)
+            means += found.evidence.sum(), found.entropy.sum(), (1 / found.total).sum()
+        assert beta is not None
+        for values, mean in zip((trace.evidence, trace.entropy, trace.top), means / n, strict=True):
+            values.append(float(mean))
+        trace.beta.append(beta)
+        return back, weight
 
 
 def power_share(map_: NDArray[np.float32], signal: NDArray[np.float64]) -> float:
@@ -220,18 +245,19 @@ def _at_random(
 def _beta(scores: NDArray[np.float32], penalty: NDArray[np.float32], floor: float) -> float:
     """The largest β ≤ 1 at which the mean entropy of some images is at least a share of the grid's."""
     flat = (scores - penalty[:, None]).reshape(-1, scores.shape[-1])
-    flat = flat - flat.max(axis=0)
+    flat -= flat.max(axis=0)
     wanted = floor * np.log(len(flat))
+    room = np.empty_like(flat)
 
     def entropy(beta: float) -> float:
-        p = np.exp(beta * flat)
+        p = np.exp(np.multiply(flat, np.float32(beta), out=room), out=room)
         total = p.sum(axis=0)
-        return float((np.log(total) - beta * (p * flat).sum(axis=0) / total).mean())
+        return float((np.log(total) - beta * np.einsum("pn,pn->n", p, flat) / total).mean())
 
     if floor <= 0 or entropy(1.0) >= wanted:
         return 1.0
     low, high = 1e-4, 1.0
-    for _ in range(10):
+    for _ in range(8):
         middle = np.sqrt(low * high)
         low, high = (middle, high) if entropy(middle) >= wanted else (low, middle)
     return float(low)
