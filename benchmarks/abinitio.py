@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from abinitio_products import TEXT as _PRODUCTS_TEXT
+from abinitio_products import product_rows
 from abinitio_sets import HARD, IGG, LADDER, QUICK, SETS, built, foreign_sets, shows_particle, traps
 from common import SHARED, Case, ProcessorTimes, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.abinitio import alignment
@@ -158,7 +160,7 @@ def trap_row(name: str, particles: Particles, seed: int, threads: int, **more: A
     """The verdict of the program on images, and why; and the run itself, unless the images were refused."""
     start = time.process_time()
     found = None
-    row: dict[str, Any] = {"images": name, "seed": seed, "number": len(particles)}
+    row: dict[str, Any] = {"set": name, "seed": seed, "images": len(particles)}
     try:
         found = ab_initio(particles, AbInitioSettings(seed=seed, threads=threads, **more), ProcessorTimes())
         failed = [f"{c.name} {c.value:.2g}" for c in found.verdict.criteria if c.status != "converged"]
@@ -174,27 +176,27 @@ class Page:
     def __init__(self, report: Report, again: tuple[str, ...], revision: str) -> None:
         self.report, self.again, self.revision = report, again, revision
 
-    def wants(self, heading: str, name: str, seed: int) -> bool:
-        """Whether there is no such row yet, or it is to be made anew."""
+    def wants(self, heading: str, *which: Any) -> bool:
+        """Whether there is no row of this name, seed and number of images yet, or it is to be made anew."""
         rows = self.report.tables.get(heading, [])
-        return name in self.again or not any(self._is(row, name, seed) for row in rows)
+        return which[0] in self.again or all(self._which(row) != which for row in rows)
 
     def add(self, heading: str, row: dict[str, Any], text: str) -> None:
-        """Add a row with the program's revision, in place of an older one of the same set and seed."""
-        name, seed = next(iter(row.values())), row["seed"]
-        rows = [old for old in self.report.tables.get(heading, []) if not self._is(old, name, seed)]
+        """Add a row with the program's revision, in place of an older one of the same set, seed and size."""
+        rows = [old for old in self.report.tables.get(heading, []) if self._which(old) != self._which(row)]
         self.report.table(heading, [*rows, row | {"revision": self.revision}], text)
 
     @staticmethod
-    def _is(row: dict[str, Any], name: str, seed: int) -> bool:
-        return next(iter(row.values())) == name and row["seed"] == seed
+    def _which(row: dict[str, Any]) -> tuple[Any, ...]:
+        """Name, seed and number of images of a row."""
+        return tuple(row.values())[:3]
 
 
 def simulations(page: Page, part: str, sets: list[tuple[Case, str]], args: Any) -> None:
     """Rows of a part that consists of simulations, seed by seed."""
     for seed in range(args.seeds):
         for case, symmetry in sets:
-            if page.wants(part, case.name, seed):
+            if page.wants(part, case.name, seed, case.settings.n_images):
                 row, of_stages = one_run(case, symmetry, seed, args.work, bool(args.truth), args.threads)
                 page.add("stages", of_stages, _STAGES_TEXT)
                 page.add(part, row, _TEXT)
@@ -204,7 +206,7 @@ def foreign(page: Page, args: Any) -> None:
     """Rows of the sets made by others."""
     for name, particles in foreign_sets().items():
         for seed in range(args.seeds):
-            if page.wants("foreign", name, seed):
+            if page.wants("foreign", name, seed, len(particles)):
                 row, found = trap_row(name, particles, seed, args.threads)
                 none = {"right": False, "error (°)": None, "p90 (°)": None, "near": None}
                 row |= none if found is None else judged(found, particles.rotations(), np.eye(3)[None])
@@ -215,13 +217,13 @@ def foreign(page: Page, args: Any) -> None:
 def null_rows(page: Page, args: Any) -> None:
     """Rows of the traps, and of real images that hold too little."""
     star = simulated(QUICK if args.quick else IGG, args.work)
-    sets = traps(star, args.work, 240 if args.quick else 1500)
+    sets = traps(star, args.work, 240 if args.quick else args.images or 1500)
     tilts = SHARED / "real" / "ribosome-tilts" / "particles.star"
     if tilts.exists() and not args.quick:
         sets["real tilts of 40 ribosomes"] = read_particles(tilts)
     for seed in range(args.seeds):
         for name, particles in sets.items():
-            if name.startswith(args.only) and page.wants("traps", name, seed):
+            if name.startswith(args.only) and page.wants("traps", name, seed, len(particles)):
                 page.add("traps", trap_row(name, particles, seed, args.threads)[0], _TRAPS_TEXT)
 
 
@@ -229,8 +231,9 @@ def main() -> None:
     args = arguments(
         __doc__,
         seeds=(1, "runs of each set"),
-        part=("sets,hard,traps,foreign,ladder", "which parts, with commas between"),
+        part=("products,sets,hard,traps,foreign,ladder", "which parts, with commas between"),
         only=("", "the sets whose names begin so, with semicolons between"),
+        images=(0, "number of images of each set in place of its own"),
         again=("", "sets whose rows are made anew, with semicolons between"),
         truth=(1, "1: also reconstruct with the true poses"),
         threads=(2, "of each run"),
@@ -241,14 +244,18 @@ def main() -> None:
     groups = {"sets": SETS, "ladder": LADDER, "hard": HARD}
     parts = args.part.split(",")
     if args.quick:
-        groups, parts, args.seeds = {"sets": [(QUICK, "C1")]}, ["sets", "traps"], 1
+        groups, parts, args.seeds = {"sets": [(QUICK, "C1")]}, ["products", "sets", "traps"], 1
     for part in parts:
-        if part == "traps":
+        if part == "products":
+            report.table("products", product_rows(), _PRODUCTS_TEXT)
+        elif part == "traps":
             null_rows(page, args)
         elif part == "foreign":
             foreign(page, args)
         else:
             sets = [(case, symmetry) for case, symmetry in groups[part] if case.name.startswith(args.only)]
+            if args.images:
+                sets = [(replace(c, settings=replace(c.settings, n_images=args.images)), group) for c, group in sets]
             simulations(page, part, sets, args)
 
 

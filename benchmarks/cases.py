@@ -37,6 +37,15 @@ KEPT = (
 )
 KEPT_RATIOS = (0.78, 0.78, 0.70, 0.60)  # of the error left by RELION, or by the direct inversion, that may be left
 
+# Where the number of Gaussians was never measured: very many images, and very noisy and very clean ones.
+COUNT_CORNERS = (
+    Case("7PBL, 64²", "7pbl.pdb.gz", _grid(_SMALL, 64, 2.7, n_images=50_000, snr=0.05)),
+    Case("7PBL, 64²", "7pbl.pdb.gz", _grid(_SMALL, 64, 2.7, n_images=3000, snr=0.2)),
+    Case("7PBL, 64²", "7pbl.pdb.gz", _grid(_SMALL, 64, 2.7, n_images=3000, snr=0.005)),
+    Case("8BK7, 60² at 3.6 Å", "8bk7.cif.gz", _grid(_SMALL, 60, 3.6, n_images=3000, snr=0.2)),
+    Case("8BK7, 60² at 3.6 Å", "8bk7.cif.gz", _grid(_SMALL, 60, 3.6, n_images=3000, snr=0.005)),
+)
+
 _TINY = SimulationSettings(n_images=200, box_size=40, pixel_size_in_angstroms=5.0, snr=0.05)
 QUICK = Case("7PBL, 40²", "7pbl.pdb.gz", _TINY)
 QUICK_ODD = Case("1IGY, 41²", "1igy.cif.gz", replace(_TINY, box_size=41))

@@ -195,7 +195,9 @@ def simulated(case: Case, work: Path, seed: int = 0) -> Path:
     """The star of a case; simulated once, then found again by its settings."""
     settings = replace(case.settings, seed=seed)
     key = hashlib.sha256(repr((case.model, settings)).encode()).hexdigest()[:10]
-    folder = work / "simulations" / f"{case.model.split('.')[0]}-{settings.box_size}-{settings.n_images}-{key}"
+    folder = (
+        work / "simulations" / f"{Path(case.model).name.split('.')[0]}-{settings.box_size}-{settings.n_images}-{key}"
+    )
     if not (folder / "particles.star").exists():
         print(f"simulating {case.name}, seed {seed}: {folder.name}", flush=True)
         emsplat.simulate(SHARED / "models" / case.model, folder, settings, overwrite=True)

@@ -119,7 +119,7 @@ def _npy(rows: int) -> bytes:
 
 _STAR = b"data_particles\nloop_\n_rlnImageName #1\n_rlnAngleRot #2\n"
 _READ = "from emsplat.io import read_particles, read_map; read_{}('{}')"
-_LIST = "from pathlib import Path; from emsplat.io.subset import read_ids; read_ids(Path('{1}'))"
+_LIST = "from pathlib import Path; from emsplat.io.lists import read_ids; read_ids(Path('{1}'))"
 _HUGE: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "star, a word of 100 MB": (_READ, "particles", _written(_STAR + b"1@a ", b"9", 10**8, b"\n")),
     "star, 100 MB of quotes": (_READ, "particles", _written(_STAR, b"'a ", 10**8 // 3)),

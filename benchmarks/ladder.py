@@ -6,13 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from cases import ANTIBODY, BETAGAL, MSBA, QUICK, RUVB
+from cases import ANTIBODY, BETAGAL, COUNT_CORNERS, MSBA, QUICK, RUVB
 from common import Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.io import read_particles
+from emsplat.reconstruction.halves import fits_of_half
+from emsplat.settings import ReconstructSettings
 
-_TEXT = """F as in quality.md. Counts are asked for of a fit and kept by a half, which is the average of three fits.
+_TEXT = """F as in quality.md. Counts are asked for of a fit and kept by a half, which is the average of its fits.
 "automatic" is what the program chooses by itself; "lost" is how far its average lies
 below the best of the ladder, as a share of 1 − F of the best."""
+
+_CORNERS_TEXT = """Whether another number of Gaussians would pay where images are very many, very noisy or very clean.
+"F average" is that of the Gaussians alone, "F map" that of the map, in which the direct inversion takes part. "error
+left" is 1 − F of the map over that of the automatic number. **A search for the number would pay if another number left
+less than 0.97 of the error.**"""
 
 
 def rung(star: Any, truth: np.ndarray, mask: np.ndarray, count: int | None) -> dict[str, Any]:
@@ -25,6 +32,7 @@ def rung(star: Any, truth: np.ndarray, mask: np.ndarray, count: int | None) -> d
         "kept": kept,
         "F half": float(np.mean([mean_fsc(v, truth, mask) for v in volumes])),
         "F average": mean_fsc(0.5 * (volumes[0] + volumes[1]), truth, mask),
+        "F map": mean_fsc(result.map, truth, mask),
         "steps a half": int(np.mean([half.n_steps for half in result.halves])),
         "fit, s a half": seconds["fit"] / 2,
         "unseen loss": float(
@@ -56,8 +64,32 @@ def climb(case: Case, args: Any, report: Report, counts: list[int]) -> dict[str,
     }
 
 
+def corners(args: Any) -> None:
+    """Multiples of the automatic number, for sets at the ends of what is met."""
+    report = Report("ladder-corners", "How many Gaussians: very many, very noisy and very clean images", args)
+    rows: list[dict[str, Any]] = []
+    for case in (QUICK,) if args.quick else COUNT_CORNERS:
+        star = simulated(case, args.work)
+        truth, mask = truth_and_mask(star)
+        automatic = rung(star, truth, mask, None)
+        of_a_fit = automatic["kept"] // fits_of_half(ReconstructSettings())
+        found = {1.0: automatic} | {x: rung(star, truth, mask, int(x * of_a_fit)) for x in (0.5, 2.0, 4.0)}
+        for multiple in sorted(found):
+            of_one = found[multiple]
+            rows.append(
+                {"case": case.name, "images": case.settings.n_images, "SNR": case.settings.snr}
+                | {"of the automatic number": multiple, "Gaussians a half": of_one["kept"]}
+                | {name: of_one[name] for name in ("F average", "F map", "fit, s a half")}
+                | {"error left": (1 - of_one["F map"]) / (1 - automatic["F map"])}
+            )
+        report.table("Corners", rows, _CORNERS_TEXT)
+
+
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, part=("ladders", "ladders, or corners: multiples of the automatic number at the ends"))
+    if args.part == "corners":
+        corners(args)
+        return
     cases = (QUICK,) if args.quick else (RUVB, BETAGAL, MSBA, ANTIBODY)
     counts = [100, 200, 400] if args.quick else [2000 * 2**i for i in range(6)]
     report = Report("ladder", "How many Gaussians", args)

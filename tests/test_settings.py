@@ -20,7 +20,10 @@ def test_values_that_make_no_sense_are_refused(settings, refuses):
     for one in ("poses", "ctf"):
         with refuses("--poses and --ctf", "both"):
             settings(**{one: Path("one.pkl")})
+    with refuses("--keep and --drop"):
+        settings(keep=Path("a.csv"), drop=Path("b.csv"))
     settings(pixel_size=1.0, poses=Path("poses.pkl"), ctf=Path("ctf.pkl"))
+    settings(poses=Path("poses.pkl"), no_ctf=True)
 
 
 def test_what_is_said_of_a_file_is_refused_where_none_is_read(refuses):
@@ -31,6 +34,9 @@ def test_what_is_said_of_a_file_is_refused_where_none_is_read(refuses):
         "poses": Path("x"),
         "ctf": Path("x"),
         "passthrough": (Path("x"),),
+        "no_ctf": True,
+        "keep": Path("x"),
+        "drop": Path("x"),
     }
     assert set(values) == {field.name for field in fields(InputSettings)}
     particles = imagined_particles(4, 16)

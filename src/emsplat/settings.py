@@ -14,25 +14,50 @@ from emsplat.errors import InputError
 from emsplat.symmetry import symmetry_operators
 
 SMALLEST_BOX = 16
+FieldKind = Literal["neural-field", "hash-grid"]
+ModelKind = Literal["gaussians", "neural-field", "hash-grid"]
+MODEL_NAMES: dict[ModelKind, str] = {  # in sentences
+    "gaussians": "Gaussians",
+    "neural-field": "neural fields",
+    "hash-grid": "hash grids",
+}
 REFINABLE = ("poses", "shifts", "contrast", "defocus")
 LARGEST_RANGE_IN_DEGREES = 30  # a local search finds nothing beyond
 
 
 @dataclass(frozen=True)
-class InputSettings:
-    """What a particle file does not say itself."""
+class FileSettings:
+    """What a particle file does not say itself, and which of its images are used."""
 
     datadir: Path | None = None  # Folder that image names are relative to, if it is not the folder of the file.
     strip_prefix: str | None = None  # Leading part of the image names that is not part of their path any more.
     pixel_size: float | None = None  # Pixel size in Å. It overrides the file and the stacks.
-    poses: Path | None = None  # poses.pkl of cryoDRGN for the images of PARTICLES.
     ctf: Path | None = None  # ctf.pkl of cryoDRGN for the images of PARTICLES.
+    no_ctf: bool = False  # Take the CTF as 1, because the images have none or it is not known.
     passthrough: tuple[Path, ...] = ()  # Passthrough tables of cryoSPARC, joined on uid.
+    # Images to use, and no others: a text or CSV file of ids, or a pickle of row numbers, such as cryoDRGN's ind.pkl.
+    keep: Path | None = None
+    drop: Path | None = None  # Images to leave out, listed in the same way. emsplat check writes such a list.
 
     def __post_init__(self) -> None:
         _require_option("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å")
-        if (self.poses is None) != (self.ctf is None):
-            raise InputError("--poses and --ctf are the two pickles of cryoDRGN: give both or neither of them")
+        if self.keep is not None and self.drop is not None:
+            raise InputError("--keep and --drop: both were given; give only one of them")
+
+
+@dataclass(frozen=True)
+class InputSettings(FileSettings):
+    """What a particle file with poses does not say itself, and which of its images are used."""
+
+    poses: Path | None = None  # poses.pkl of cryoDRGN for the images of PARTICLES.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.poses is None) != (self.ctf is None) and not (self.ctf is None and self.no_ctf):
+            raise InputError(
+                "--poses and --ctf are the two pickles of cryoDRGN: give both or neither of them; images without a CTF "
+                "need --no-ctf in place of --ctf"
+            )
 
 
 @dataclass(frozen=True)
@@ -42,7 +67,8 @@ class ReconstructSettings(InputSettings):
     invert: bool = False  # Set this if the particles are dark.
     # Number of Gaussians of each fit. If left out, it follows from the particle's size, SNR and number of images.
     n_gaussians: int | None = None
-    # Number of fits of each half, from different starts, that are averaged. If left out, 2, or 1 with --solver images.
+    # Number of fits of each half, from different starts, that are averaged. If left out, 2, or 1 with --solver images
+    # and for neural fields.
     n_fits: int | None = None
     isotropic: bool = False  # Use round Gaussians only.
     symmetry: str = "C1"  # Point group, with the names and axes of RELION.
@@ -57,6 +83,8 @@ class ReconstructSettings(InputSettings):
     cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
     # Fit to the statistics of all images, or to the images themselves, as splatting does elsewhere, much more slowly.
     solver: Literal["statistics", "images"] = "statistics"
+    # What is fitted. The neural field and the hash grid with a small network are there for comparison with Gaussians.
+    model: ModelKind = "gaussians"
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
     # Processor (cpu) or graphics card (cuda) to work on. auto takes a graphics card if one can be used.
@@ -67,7 +95,7 @@ class ReconstructSettings(InputSettings):
         """The quantities of each image that are refined."""
         return () if self.refine is None else tuple(name.strip() for name in self.refine.split(","))
 
-    def for_search(self, no_ctf: bool) -> AbInitioSettings:
+    def for_search(self) -> AbInitioSettings:
         """The same options of a search for poses.
 
         Raises:
@@ -79,7 +107,7 @@ class ReconstructSettings(InputSettings):
                 option = f"--{f.name.replace('_', '-')}"
                 raise InputError(f"{option}: emsplat abinitio has no such option; leave it out")
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
-        return AbInitioSettings(no_ctf=no_ctf, **given)
+        return AbInitioSettings(**given)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +129,18 @@ class ReconstructSettings(InputSettings):
                 f"--sharpen {self.sharpen}: it must be a B-factor in Å² or auto; give one, or leave it out"
             )
         symmetry_operators(self.symmetry)
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """InputError if something is asked for that only Gaussians have."""
+        asked = {
+            "--n-gaussians": self.n_gaussians is not None,
+            "--isotropic": self.isotropic,
+            "--solver images": self.solver == "images",
+        }
+        if self.model != "gaussians" and any(asked.values()):
+            option = next(name for name, given in asked.items() if given)
+            raise InputError(f"--model {self.model}: {option} is for Gaussians only; leave out the one or the other")
 
 
 @dataclass(frozen=True)
@@ -148,15 +188,9 @@ class HeterogeneitySettings(InputSettings):
 
 
 @dataclass(frozen=True)
-class AbInitioSettings:
+class AbInitioSettings(FileSettings):
     """The options of a search for poses from none. What is None is found from the data, and the log says so."""
 
-    datadir: Path | None = None  # Folder that image names are relative to, if it is not the folder of the file.
-    strip_prefix: str | None = None  # Leading part of the image names that is not part of their path any more.
-    pixel_size: float | None = None  # Pixel size in Å. It overrides the file and the stacks.
-    ctf: Path | None = None  # ctf.pkl of cryoDRGN for the images of PARTICLES.
-    passthrough: tuple[Path, ...] = ()  # Passthrough tables of cryoSPARC, joined on uid.
-    no_ctf: bool = False  # Take the CTF as 1, because the images have none or it is not known.
     invert: bool = False  # Set this if the particles are dark.
     symmetry: str = "C1"  # Point group to impose, with the names and axes of RELION.
     mask_diameter: float | None = None  # Diameter, in Å, of a circle about the image's middle that holds the particle.
@@ -175,8 +209,8 @@ class AbInitioSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rules = (
-            ("--pixel-size", self.pixel_size, 1e-3, "a positive number of Å"),
             ("--mask-diameter", self.mask_diameter, 1e-3, "a positive number of Å"),
             ("--max-shift", self.max_shift, 0, "0 or more Å"),
             ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),

@@ -75,6 +75,7 @@ def test_posteriors_of_classes_are_those_of_all_poses_of_all_maps(
     shares = np.array([0.5, 0.2, 0.3])
     monkeypatch.setattr(full, "_KEPT_MASS", 2.0)  # nothing is pruned
     monkeypatch.setattr(full, "_FLAT", -1.0 if flat else 2.0)
+    monkeypatch.setattr(full, "_LITTLE", np.inf)
     sums = volume.SliceSums.like(maps)
     n = len(images)
     found = full.round_of(images, maps, np.zeros((n, 2)), s.fine, s.full, np.random.default_rng(2), sums, shares=shares)

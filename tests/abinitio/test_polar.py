@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from emsplat.abinitio.look import look_at
 from emsplat.abinitio.polar import PolarGrid, read_polar
-from emsplat.abinitio.transfer import without_ctf
 from phantom import ImagesInMemory, imagined_particles
 
 
@@ -21,7 +20,7 @@ def blob(box_size: int, x: float, y: float, width: float) -> NDArray[np.float32]
 
 @pytest.mark.parametrize("box_size", [48, 45])
 def test_a_blob_has_its_analytic_transform_on_every_ring(box_size: int) -> None:
-    particles = without_ctf(imagined_particles(2, box_size))
+    particles = imagined_particles(2, box_size).without_ctf()
     places = np.array([[3.3, -2.2], [-4.1, 0.7]])
     images = ImagesInMemory(np.array([blob(box_size, x, y, 2.0) for x, y in places]))
     noise = np.full((1, box_size // 2 + 1), 4.0)
@@ -39,7 +38,7 @@ def test_a_blob_has_its_analytic_transform_on_every_ring(box_size: int) -> None:
 def test_a_sample_shows_diameter_and_contrast(sign: float) -> None:
     box_size, n = 48, 500
     rng = np.random.default_rng(5)
-    particles = without_ctf(imagined_particles(n, box_size))
+    particles = imagined_particles(n, box_size).without_ctf()
     angle = rng.uniform(0, 2 * np.pi, n)
     signal = [blob(box_size, 9 * np.cos(a), 9 * np.sin(a), 3.0) + blob(box_size, 0, 0, 3.0) for a in angle]
     noise = 0.02 * rng.normal(size=(n, box_size, box_size))
@@ -50,5 +49,5 @@ def test_a_sample_shows_diameter_and_contrast(sign: float) -> None:
 
 def test_noise_shows_neither() -> None:
     noise = np.random.default_rng(6).normal(size=(500, 48, 48)).astype(np.float32)
-    look = look_at(without_ctf(imagined_particles(500, 48)), ImagesInMemory(noise), 0)
+    look = look_at(imagined_particles(500, 48).without_ctf(), ImagesInMemory(noise), 0)
     assert look.diameter is None and not look.surely_white and not look.surely_dark

@@ -78,7 +78,7 @@ def test_the_m_step_is_the_adjoint_of_the_scores(images: PolarImages) -> None:
     moved = search.shifted(images, np.zeros((11, 2)), grids.shift_grid(1, 1.0), blobs.BOX)
     scores = search.scores_of(exact_slices(frames), moved, turn)
     weights = torch.from_numpy(rng.random(tuple(scores.shape)).astype(np.float32))
-    back = search.m_step(weights, moved, np.ones(11, np.float32), turn, GRID)
+    back = search.samples_of(search.m_step(weights, moved, np.ones(11, np.float32), turn, GRID), GRID)
     per_ring = 2 * np.pi * GRID.radii / GRID.n_angles
     overlap = np.einsum("drq,drq,r->", blobs.slices_at(GRID, frames).conj(), back, per_ring).real
     assert overlap == pytest.approx(float((scores * weights).sum()), rel=1e-4)

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 import blobs
 from emsplat.abinitio import volume
 from emsplat.abinitio.polar import PolarGrid, read_polar
-from emsplat.abinitio.transfer import own_ctfs_win, without_ctf
+from emsplat.abinitio.transfer import own_ctfs_win
 from emsplat.optics.ctf import ctf
 from emsplat.particles.table import Particles
 from phantom import ImagesInMemory, imagined_particles
@@ -44,4 +44,4 @@ def test_images_are_likelier_with_their_own_ctfs_only_if_the_table_has_them() ->
     )
     assert value(particles) > 0.6
     assert value(wrong) < 0.2
-    assert value(without_ctf(particles)) == pytest.approx(1.0)  # all CTFs are one: nothing can be said
+    assert value(particles.without_ctf()) == pytest.approx(1.0)  # all CTFs are one: nothing can be said

@@ -24,7 +24,8 @@ def test_a_good_set(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == f"nothing wrong found; picture: {folder / 'check.png'}"
     assert "500 of 500 particles" in out
-    assert sorted(path.name for path in folder.iterdir()) == ["check.json", "check.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["check.json", "check.png", "odd.csv"]
+    assert (folder / "odd.csv").read_text() == "id,reason\n"
     pixels = imread(folder / "check.png")[..., :3]
     assert min(pixels.shape[:2]) > 1000 and pixels.std() > 0.1
     found = json.loads((folder / "check.json").read_text(encoding="utf-8"))
@@ -51,6 +52,41 @@ def test_problems_are_advice_and_no_failure(
     assert lines[-1].startswith("1 problem found")
     assert main(["check", str(star), "-o", str(tmp_path / "a"), "--invert", "--overwrite", "--n-images", "250"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("nothing wrong found")
+
+
+def test_odd_images_are_listed_for_other_commands(
+    spoilt: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def paint(images: NDArray[np.float32]) -> None:
+        images[4, 3, 3] = np.nan
+        images[7] = 2.0
+        images[20] += 30 * (images[20] - images[20].mean())
+        images[30] += 500
+
+    star, folder = spoilt(paint=paint), tmp_path / "a"
+    assert main(["check", str(star), "-o", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"4 images to leave out: {folder / 'odd.csv'}")
+    rows = [line.split(",", 1) for line in (folder / "odd.csv").read_text().splitlines()[1:]]
+    assert [name for name, _ in rows] == [f"{number:06d}@particles.mrcs" for number in (5, 8, 21, 31)]
+    assert ["cannot be used" in reason for _, reason in rows] == [True, True, False, False]
+    found = check(star, CheckSettings(drop=folder / "odd.csv", every_image=True))
+    assert len(found.particles) == 496 and found.statistics.usable.all() and not len(found.odd.rows)
+    assert not found.problems
+
+
+def test_ctfs_that_are_ignored_and_those_that_are_not_there(tiny: Path, spoilt: Callable[..., Path]) -> None:
+    """The images have the CTFs of their table; --no-ctf is found wrong, and nothing where the table has none."""
+    (problem,) = check(tiny / "particles.star", CheckSettings(no_ctf=True)).problems
+    assert problem.topic == "CTF" and "the CTFs of the table" in problem.text and "--no-ctf" in problem.advice
+
+    def change(optics: dict[str, list[str]], particles: dict[str, list[str]]) -> None:
+        for column in [name for name in particles if name.startswith(("rlnDefocus", "rlnPhaseShift", "rlnCtf"))]:
+            del particles[column]
+
+    found = check(spoilt(change=change))
+    notes = [finding.text for finding in found.findings if finding.verdict == "note"]
+    assert any("taken as 1" in text for text in notes) and not found.facts.has_ctf
+    assert not any("phases" in reading.alternative.name for reading in found.inversion.readings)
 
 
 def test_order_against_order(spoilt: Callable[..., Path]) -> None:

@@ -32,7 +32,7 @@ def images(
 
 def seen(*given: object, **options: object) -> Seen:
     found = moments(*images(*given, **options))
-    return seen_from(found, np.ones(len(found.gram)))
+    return seen_from(found, np.ones(len(found.gram)), np.arange(len(found.gram)))
 
 
 def test_a_real_component_has_the_variance_it_was_given() -> None:
@@ -71,10 +71,23 @@ def test_the_significance_counts_from_the_strongest_direction_of_noise() -> None
 
 def test_images_without_a_particle_do_not_count() -> None:
     found = moments(*images(3000, np.zeros((2, 2)), 1))
-    found.excess[:600] += 10 * found.gram[:600]
-    weights = np.where(np.arange(3000) < 600, 0.0, 1.0)
-    assert seen_from(found, np.ones(3000)).count > 0
-    assert seen_from(found, weights).count == 0
+    found.score[:600] *= 10
+    weights, number = np.where(np.arange(3000) < 600, 0.0, 1.0), np.arange(3000)
+    assert seen_from(found, np.ones(3000), number).count > 0
+    assert seen_from(found, weights, number).count == 0
+
+
+def test_images_of_one_particle_are_judged_together() -> None:
+    """A component too weak for single images is seen in particles of ten images, with the right variance."""
+    data, columns, nuisance = images(4000, np.zeros((2, 2)), 2)
+    particle = np.arange(4000) // 10
+    z = np.random.default_rng(3).normal(size=400)[particle]
+    found = moments(data + 0.55 * columns[..., 0] * z[:, None], 0.55 * columns, nuisance)
+    alone = seen_from(found, np.ones(4000), np.arange(4000))
+    together = seen_from(found, np.ones(4000), particle)
+    assert alone.significance[0] < 4 < together.significance[0]
+    assert together.variance[0] == pytest.approx(1, abs=0.4)
+    assert seen_from(found, np.ones(4000), np.random.default_rng(4).permutation(particle)).significance[0] < 3.5
 
 
 def spaces(noise: float = 0.0) -> tuple[Subspace, Subspace, np.ndarray]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emsplat.heterogeneity.posterior import CONTRASTS, ContrastPrior, Inner, posterior
+from emsplat.heterogeneity.posterior import (
+    CONTRASTS,
+    ContrastPrior,
+    Inner,
+    _with_prior,
+    posterior,
+    posterior_of_particles,
+)
 
 RNG = np.random.default_rng(0)
 PRIOR = ContrastPrior(sigma=0.2, junk=0.1)
@@ -105,3 +112,51 @@ def test_contrasts_between_those_of_the_grid_are_found() -> None:
     found = posterior(inner_of(columns, data), np.array([1.0, 0.0025]), PRIOR)
     assert np.abs(found.contrast - contrast).mean() < 0.03
     assert np.abs(found.mean[:, 0]).mean() < 0.03  # the component does not stand in for it
+
+
+def test_a_prior_of_ones_own_moves_all_moments() -> None:
+    columns, data = images(4, 3, 1)
+    mean, sigma = np.array([0.4, -1.0, 2.0, 0.0]), np.array([0.3, 0.5, 1.0, 2.0])
+    found = _with_prior(inner_of(columns, data), np.array([1.0, 0.0]), PRIOR, mean[:, None], sigma[:, None, None])
+    z = np.linspace(-12, 12, 6001)
+    for i in range(4):
+        c = CONTRASTS[:, None]
+        model = c[:, :, None] * (columns[i, :, 0] + z[:, None] * columns[i, :, 1])
+        misfit = 0.5 * ((data[i] - model) ** 2).sum(axis=2)
+        log = PRIOR.log()[:, None] - misfit - 0.5 * ((z - mean[i]) / sigma[i]) ** 2
+        weight = np.exp(log - log.max())
+        weight /= weight.sum()
+        expected = {
+            "mean": (weight * z).sum(),
+            "cz": (weight * c * z).sum(),
+            "ccz": (weight * c**2 * z).sum(),
+            "cczz": (weight * c**2 * z**2).sum(),
+            "covariance": (weight * z**2).sum() - (weight * z).sum() ** 2,
+        }
+        for name, value in expected.items():
+            assert np.ravel(getattr(found, name)[i])[0] == pytest.approx(value, abs=1e-6), name
+
+
+def test_images_of_a_particle_share_what_they_say_of_it() -> None:
+    columns, data = images(6, 40, 2)
+    z = RNG.normal(size=(2, 2))
+    particle = np.array([7, 7, 7, 3, 3, 5])
+    data += np.einsum("nmk,nk->nm", columns[:, :, 1:], 3 * z[[0, 0, 0, 1, 1, 1]])
+    sharp = ContrastPrior(sigma=1e-3, junk=1e-200)
+    variances = np.array([1.0, 1.0, 0.0])
+    found = posterior_of_particles(inner_of(columns, data), variances, sharp, particle, 2)
+    for number in (7, 3, 5):
+        rows = particle == number
+        u = columns[rows, :, 1:].reshape(-1, 2)
+        left = (data - columns[:, :, 0])[rows].ravel()
+        precision = u.T @ u + np.eye(2)
+        for i in np.flatnonzero(rows):
+            np.testing.assert_allclose(found.covariance[i, :2, :2], np.linalg.inv(precision), atol=1e-6)
+            np.testing.assert_allclose(found.mean[i, :2], np.linalg.solve(precision, u.T @ left), atol=1e-6)
+
+
+def test_images_of_their_own_particles_are_left_alone() -> None:
+    columns, data = images(5, 10, 2)
+    inner, variances = inner_of(columns, data), np.array([1.0, 1.0, 0.0])
+    found = posterior_of_particles(inner, variances, PRIOR, np.arange(5), 2)
+    np.testing.assert_array_equal(found.mean, posterior(inner, variances, PRIOR).mean)

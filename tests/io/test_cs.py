@@ -169,6 +169,26 @@ def test_aberrations_are_never_ignored_in_silence(table, name):
     assert name in warning
 
 
+WAVELENGTH = 0.019687  # Å, at 300 kV
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "resolution"),  # where the phase is 45°, in Å
+    [
+        ("ctf/tilt_A", (3e4, -1e4), (8 * WAVELENGTH**2 * 4e4) ** (1 / 3)),
+        ("ctf/trefoil_A", (0, 4e4), (8 * WAVELENGTH**2 * 4e4) ** (1 / 3)),
+        ("ctf/tetra_A", (1e7, 0, 0, 1e7), (2 * WAVELENGTH**3 * 2e7) ** (1 / 4)),
+        ("ctf/shift_A", (0.3, 0.2), 8 * 0.5),
+        ("ctf/anisomag", (0.2, 0, 0, 0), 8 * 0.2 * BOX_SIZE * 1.5 / 4),
+    ],
+)
+def test_detail_that_aberrations_spoil_is_not_modelled(table, name, entry, resolution):
+    values = np.zeros((N_IMAGES, len(entry)), dtype="<f4")
+    assert read_cs(table({name: values})).modelled_to_in_angstroms is None
+    values[2] = entry
+    assert read_cs(table({name: values})).modelled_to_in_angstroms == pytest.approx(resolution, rel=0.03)
+
+
 def test_stacks_are_found_below_the_project(table, tmp_path, refuses, monkeypatch):
     path = table({"blob/path": column(b">J1/extract/stack.mrcs", "S")})
     expected = tmp_path / "J1/extract/stack.mrcs"

@@ -9,6 +9,7 @@ from cs_project import N_IMAGES, column, complete, only, write_cs
 from emsplat.io import read_particles
 from emsplat.io.formats import Format, sniff
 from emsplat.io.subset import subset
+from emsplat.settings import InputSettings
 
 MAIN, PASSED = "J24_particles.cs", "J24_passthrough_particles.cs"
 
@@ -94,5 +95,5 @@ def test_a_part_of_a_group_is_written_as_a_star(job, tmp_path, monkeypatch):
     path = write_group(job / "a.csg", SLOTS)
     ids = read_particles(path).ids.tolist()
     (tmp_path / "ids").write_text("\n".join(ids[:2]))
-    assert subset(path, tmp_path / "out.star", drop=tmp_path / "ids")[:2] == (N_IMAGES - 2, N_IMAGES)
+    assert subset(path, tmp_path / "out.star", InputSettings(drop=tmp_path / "ids"))[:2] == (N_IMAGES - 2, N_IMAGES)
     assert len(read_particles(tmp_path / "out.star")) == N_IMAGES - 2

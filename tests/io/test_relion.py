@@ -119,6 +119,9 @@ def test_missing_defocus_angle_is_zero_without_astigmatism(dataset, refuses):
         ),
         # single particles: a group is a micrograph
         ({"rlnGroupName": list("aaabbb"), "rlnMicrographPreExposure": [4] * 6}, range(6), [0] * 6),
+        ({"rlnGroupName": list("aaabbb"), "rlnCtfBfactor": [-4, -8, -12] * 2}, [0, 0, 0, 1, 1, 1], [0] * 6),
+        ({"rlnGroupName": list("aaabbb"), "rlnCtfBfactor": [-4, -8, -8] * 2}, range(6), [0] * 6),
+        ({"rlnGroupName": list("abcdef"), "rlnCtfBfactor": [-4, -8, -8] * 2}, range(6), [0] * 6),
         ({"rlnGroupName": list("aaabbb")}, range(6), [0] * 6),
         # doses that differ between images but never within a particle
         ({"rlnMicrographPreExposure": [1, 2, 3, 4, 5, 6]}, range(6), [0] * 6),
@@ -329,7 +332,7 @@ def test_a_table_without_its_stacks(dataset, tmp_path):
 
 REAL = {
     "real/ribosome-tilts/particles.star": (1430, 32, 12.0, 40),
-    "real/ribosome-sta/sta_testing_bin8.star": (219, 64, 14.56, 219),
+    "real/ribosome-sta/sta_testing_bin8.star": (219, 64, 14.56, 6),
     "real/spa-17/sample_relion_data.star": (17, 200, 1.338, 17),
     "real/relion31-5/relion31.star": (5, 256, 2.806, 5),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from emsplat.io import read_map, read_particles, read_star
-from emsplat.io.subset import read_ids, subset
+from emsplat.io.lists import read_ids
+from emsplat.io.subset import subset
 from emsplat.settings import InputSettings
 from emsplat.validation.correlation import fsc
 from relion import run_relion
@@ -65,8 +67,8 @@ def test_lists_that_say_nothing(content: bytes, culprit: str, tmp_path: Path, re
 
 def test_keep_and_drop_are_complements(dataset: Callable, listed: Callable, tmp_path: Path) -> None:
     star, ids = dataset(), listed(IDS[4], IDS[1])
-    assert subset(star, tmp_path / "kept.star", keep=ids) == (2, 6, ())
-    assert subset(star, tmp_path / "left.star", drop=ids) == (4, 6, ())
+    assert subset(star, tmp_path / "kept.star", InputSettings(keep=ids)) == (2, 6, ())
+    assert subset(star, tmp_path / "left.star", InputSettings(drop=ids)) == (4, 6, ())
     assert read_star(tmp_path / "kept.star")["particles"].column("rlnImageName") == [IDS[1], IDS[4]]
     assert read_star(tmp_path / "left.star")["particles"].column("rlnImageName") == [IDS[i] for i in (0, 2, 3, 5)]
     whole, kept = read_particles(star), read_particles(tmp_path / "kept.star")
@@ -79,7 +81,7 @@ def test_relion_agrees_on_what_a_subset_is(simulated: Path, tmp_path: Path, list
     table = read_star(simulated / "particles.star")["particles"]
     pairs = zip(table.column("rlnImageName"), table.column("rlnRandomSubset"), strict=True)
     ids = listed("id,half", *(f"{name},2" for name, half in pairs if half == "2"))
-    subset(simulated / "particles.star", tmp_path / "half.star", keep=ids)
+    subset(simulated / "particles.star", tmp_path / "half.star", InputSettings(keep=ids))
     run_relion("relion_reconstruct", "--i", "half.star", "--o", "ours.mrc", "--ctf", folder=tmp_path)
     chosen = ("--subset", 2, "--o", tmp_path / "relions.mrc")
     run_relion("relion_reconstruct", "--i", "particles.star", *chosen, "--ctf", folder=simulated)
@@ -101,38 +103,38 @@ def test_ids_that_do_not_fit(
     star = dataset()
     for how in ("keep", "drop"):
         with refuses("ids.csv", culprit):
-            subset(star, tmp_path / "out.star", **{how: listed(*lines)})
+            subset(star, tmp_path / "out.star", InputSettings(**{how: listed(*lines)}))
     assert not (tmp_path / "out.star").exists()
 
 
 def test_other_mistakes(dataset: Callable, listed: Callable, tmp_path: Path, refuses: Callable) -> None:
     star, ids = dataset(), listed(*IDS)
     with refuses("--keep and --drop"):
-        subset(star, tmp_path / "out.star", keep=ids, drop=ids)
+        subset(star, tmp_path / "out.star", InputSettings(keep=ids, drop=ids))
     with refuses("--keep or --drop"):
         subset(star, tmp_path / "out.star")
     with refuses("drops all 6"):
-        subset(star, tmp_path / "out.star", drop=ids)
+        subset(star, tmp_path / "out.star", InputSettings(drop=ids))
     with refuses("out.cs", ".star"):
-        subset(star, tmp_path / "out.cs", keep=ids)
+        subset(star, tmp_path / "out.cs", InputSettings(keep=ids))
     with refuses("choose another"):
-        subset(star, star, keep=ids)
+        subset(star, star, InputSettings(keep=ids))
     with refuses("choose another"):
-        subset(star, star, settings=InputSettings(poses=Path("poses.pkl"), ctf=Path("ctf.pkl")))
+        subset(star, star, InputSettings(poses=Path("poses.pkl"), ctf=Path("ctf.pkl")))
     (tmp_path / "poses.pkl").write_bytes(pickle.dumps((np.zeros((2, 3, 3)), np.zeros((2, 2)))))
     with refuses("poses.pkl", "--poses and --ctf"):
-        subset(tmp_path / "poses.pkl", tmp_path / "out.star", keep=ids)
+        subset(tmp_path / "poses.pkl", tmp_path / "out.star", InputSettings(keep=ids))
 
 
 def test_rows_of_a_pickle_are_known_by_number(listed: Callable, tmp_path: Path, refuses: Callable) -> None:
     poses = np.random.default_rng(0).normal(size=(4, 3, 3))
     (tmp_path / "poses.pkl").write_bytes(pickle.dumps((poses, np.arange(8.0).reshape(4, 2))))
-    subset(tmp_path / "poses.pkl", tmp_path / "out.pkl", keep=listed("4", "2"))
+    subset(tmp_path / "poses.pkl", tmp_path / "out.pkl", InputSettings(keep=listed("4", "2")))
     rotations, shifts = pickle.loads((tmp_path / "out.pkl").read_bytes())
     assert np.array_equal(rotations, poses[[1, 3]])
     assert np.array_equal(shifts, [[2, 3], [6, 7]])
     with refuses("000002@a.mrcs", "'1'"):
-        subset(tmp_path / "poses.pkl", tmp_path / "out.pkl", keep=listed("000002@a.mrcs"))
+        subset(tmp_path / "poses.pkl", tmp_path / "out.pkl", InputSettings(keep=listed("000002@a.mrcs")))
 
 
 # Other formats to RELION's
@@ -187,9 +189,9 @@ def test_cryosparc_to_relion(
     assert np.vdot(converted, original) / np.vdot(original, original) == pytest.approx(1, abs=0.01)
 
     few = listed("1000000000000000007", "1000000000000000003")
-    assert subset(table, Path("few.cs"), keep=few)[:2] == (2, 600)
+    assert subset(table, Path("few.cs"), InputSettings(keep=few))[:2] == (2, 600)
     assert np.load("few.cs").tobytes() == np.load(table)[[3, 7]].tobytes()
-    subset(table, Path("few.star"), keep=few)
+    subset(table, Path("few.star"), InputSettings(keep=few))
     names = read_star("few.star")["particles"].column("rlnImageName")
     assert names == ["000004@J1/particles.mrc:mrcs", "000008@J1/particles.mrc:mrcs"]
 
@@ -200,7 +202,7 @@ def test_dark_images_are_not_passed_off_as_white(as_cryosparc: Callable, tmp_pat
         subset(table, tmp_path / "mixed.star")
     assert not (tmp_path / "mixed.star").exists()
     (tmp_path / "dark.csv").write_text("1000000000000000000\n")
-    *_, lost = subset(table, tmp_path / "dark.star", keep=tmp_path / "dark.csv")
+    *_, lost = subset(table, tmp_path / "dark.star", InputSettings(keep=tmp_path / "dark.csv"))
     assert "--invert" in lost[-1]
 
 
@@ -210,7 +212,7 @@ def test_cryodrgn_to_relion(shared_data: Path, tmp_path: Path, listed: Callable)
     star, stack = folder / "sta_testing_bin8.star", "ay19102021_L3_position6_ribo_it09_bin8_1.82A.mrcs"
     settings = InputSettings(poses=folder / "sta_pose.pkl", ctf=folder / "sta_ctf.pkl", pixel_size=14.56)
     ids = listed(*(f"{number:06d}@{stack}" for number in (3, 100, 219)))
-    subset(star, tmp_path / "out.star", keep=ids, settings=settings)
+    subset(star, tmp_path / "out.star", replace(settings, keep=ids))
     found = read_particles(tmp_path / "out.star", pixel_size_in_angstroms=14.56)
     expected = read_particles(star, pixel_size_in_angstroms=14.56)
     expected = expected.select(np.isin(expected.section, [2, 99, 218]))

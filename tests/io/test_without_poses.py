@@ -63,11 +63,12 @@ def test_an_extraction_star_is_read_without_poses_and_written_with_them(stack: P
     assert read_star(out)["particles"].column("rlnCoordinateX") == ["7.5"] * N
 
 
-def test_a_star_without_ctfs_is_read_only_if_they_are_not_needed(stack: Path) -> None:
+def test_a_star_without_ctfs_causes_a_warning_only_if_they_are_needed(stack: Path) -> None:
     star = extraction_star(stack, ctf=False)
-    with pytest.raises(InputError, match="rlnDefocusU"):
-        read_particles(star, need_poses=False)
-    assert len(read_particles(star, need_poses=False, need_ctf=False)) == N
+    for needed in (True, False):
+        particles = read_particles(star, need_poses=False, need_ctf=needed)
+        assert len(particles) == N and not particles.has_ctf
+        assert any("CTF is taken as 1" in line for line in particles.warnings) == needed
 
 
 def test_a_ctf_pickle_alone_is_enough(stack: Path, tmp_path: Path) -> None:

@@ -162,8 +162,6 @@ def test_the_plan_of_a_search_is_measured_on_images_without_poses(
     assert any("late round" in line for line in found["assumptions"])
     assert main([*command, "--solver", "images"]) == 2
     assert "--solver: emsplat abinitio has no such option" in capsys.readouterr().err
-    assert main([*command[:2], "--no-ctf"]) == 2
-    assert "--job abinitio" in capsys.readouterr().err
 
 
 def test_the_table(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:

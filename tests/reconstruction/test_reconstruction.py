@@ -134,6 +134,15 @@ def test_without_half_sets_the_resolution_is_an_upper_bound(simulated: Path) -> 
     assert sorted(np.bincount(result.particles.half_set)[1:]) == [60, 60]
 
 
+def test_detail_that_aberrations_spoil_is_refused(simulated: Path, refuses: Callable) -> None:
+    """Both halves have the aberrations, so that no resolution would show them."""
+    spoilt = replace(read_particles(simulated / "particles.star").select(np.arange(60)), modelled_to_in_angstroms=11.28)
+    for settings in (ReconstructSettings(), ReconstructSettings(max_resolution=11.2)):
+        with refuses("aberrations", "beyond 11.3 Å", "--max-resolution 11.3"):
+            reconstruct(spoilt, settings)
+    assert reconstruct(spoilt, ReconstructSettings(max_resolution=11.3, n_gaussians=100, n_fits=1)).n_images == 60
+
+
 # No signal
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cistem_tables import values_of_binary
 from emsplat.errors import InputError
 from emsplat.io import ImageSource, StackReader, read_map, read_particles, read_star
-from emsplat.io.subset import read_ids
+from emsplat.io.lists import read_ids
 from emsplat.io.unpickle import read_arrays
 from emsplat.io.write_back import open_source, write_back
 from emsplat.models.gaussians import Gaussians

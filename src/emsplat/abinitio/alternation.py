@@ -165,7 +165,7 @@ def own_ctfs(job: Job, found: Reconstruction) -> float:
     poses are right although the CTFs are not.
     """
     finest = min(int(found.validation.limit_shell), int(job.max_ring))
-    if job.settings.no_ctf or finest < 2:
+    if not job.table.has_ctf or finest < 2:
         return 1.0
     halves, spectra = job.read(finest)
     grid, rows = halves[0].grid, job.rows[0]

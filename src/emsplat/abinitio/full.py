@@ -1,7 +1,7 @@
 """The second stage: EM over all images, on a coarse grid of poses that is refined where posteriors have mass.
 
 In every round each image is compared with all coarse poses on the first rings. The directions that hold nearly all of
-its posterior are replaced by their finer families, which are compared on all rings. An image whose posterior is flat
+its posterior are replaced by their finer families, which are compared on all rings. An image with a flat posterior
 would keep most directions; it says nothing on the finer rings yet, and stays on the coarse grid in this round. Rounds
 go on until the likelihood stops rising.
 """
@@ -21,7 +21,9 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages
 from emsplat.abinitio.stochastic import StageSettings, Trace, limited, power_share, shift_prior
 
 _KEPT_MASS = 0.999  # share of an image's coarse posterior that is searched further
-_FLAT = 1 / 3  # share of the coarse directions; an image that would keep more stays on the coarse grid
+# An image that keeps more than this share of the coarse directions, and says less than this in nats, stays on the
+# coarse grid. One that says much may tell directions apart on finer rings, as one of a particle that is nearly round.
+_FLAT, _LITTLE = 0.6, 8.0
 _FALLEN = 0.05  # a loss of this share of the likelihood is a fault; the round before is then taken
 _NOTHING = 0.3  # nats per image; images that say less hold no map
 _LEAST_SHARE = 0.05  # of a class, over that of classes of equal size
@@ -189,8 +191,9 @@ def round_of(
         advance(int(rows[-1]) + 1, len(images))
     if sums is not None:
         for level in (search_in.coarse, search_in.fine):
-            frames = level.frames[: len(level.frames) // n_classes]
-            volume.insert(sums, level.back, level.weight, level.slices.grid, frames, stage.symmetry)
+            grid, frames = level.slices.grid, level.frames[: len(level.frames) // n_classes]
+            back = search.samples_of(level.back, grid)
+            volume.insert(sums, back, level.weight, grid, frames, stage.symmetry)
     return found
 
 
@@ -206,7 +209,7 @@ class _Level:
     turn: torch.Tensor
     offsets: NDArray[np.float64]  # (T, 2) pixels
     log_prior: NDArray[np.float32]  # (T,)
-    back: NDArray[np.complex64]  # (d, R, Q) sums of the images' slices
+    back: torch.Tensor  # (2, M, d, R) sums of the images' slices, as angular coefficients
     weight: NDArray[np.float32]  # (d, R)
 
     @staticmethod
@@ -227,7 +230,7 @@ class _Level:
             search.turn_matrix(grid.n_orders, n_turns),
             offsets,
             shift_prior(offsets, stage),
-            np.zeros((len(frames), grid.n_rings, grid.n_angles), np.complex64),
+            torch.zeros(2, grid.n_orders, len(frames), grid.n_rings),
             np.zeros((len(frames), grid.n_rings), np.float32),
         )
 
@@ -297,7 +300,7 @@ def _search_coarsely(
     moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size)
     probabilities, sums = search.e_step(level.slices, moved, level.turn, level.log_prior, 1.0, reuse=True)
     kept = _directions_with_mass(sums.of_direction)
-    flat = kept.mean(axis=0) > _FLAT
+    flat = (kept.mean(axis=0) > _FLAT) & (sums.evidence < _LITTLE)
     if flat.any():
         at = rows[flat]
         found.flat[at] = True
@@ -349,7 +352,8 @@ def _search_families(
     for family, who, probabilities, sums in parts:
         scale = np.exp(sums.largest - largest[who]) * shown[who]
         normalisation = (total[who] / np.maximum(scale, 1e-30)).astype(np.float32)
-        level.back[family] += search.m_step(probabilities, moved.select(who), normalisation, level.turn, grid)
+        added = search.m_step(probabilities, moved.select(who), normalisation, level.turn, grid)
+        level.back.index_add_(2, torch.from_numpy(family), added)
         share = sums.total / normalisation
         level.weight[family] += (sums.of_direction * share) @ block.power[who]
         found.classes[rows[who], family[0] * n_classes // len(level.frames)] += share

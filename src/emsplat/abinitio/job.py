@@ -15,12 +15,12 @@ from emsplat.abinitio.look import Look
 from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
 from emsplat.abinitio.scales import full_settings, information, scales_of, stochastic_settings
 from emsplat.abinitio.stochastic import StageSettings
-from emsplat.abinitio.transfer import without_ctf
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
-from emsplat.io import read_particles
+from emsplat.io import read_input
 from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
+from emsplat.io.lists import with_choice
 from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.identity import NO_MATTER
@@ -155,22 +155,11 @@ def cached(
 def table_of(source: Path | str | Particles, settings: AbInitioSettings, reporter: Reporter) -> Particles:
     """The particles with half sets and without their poses."""
     if isinstance(source, Particles):
-        table = source
+        table = with_choice(source.without_ctf() if settings.no_ctf else source, settings.keep, settings.drop)
     else:
-        table = read_particles(
-            source,
-            datadir=settings.datadir,
-            strip_prefix=settings.strip_prefix,
-            pixel_size_in_angstroms=settings.pixel_size,
-            ctf=settings.ctf,
-            passthrough=settings.passthrough,
-            need_poses=False,
-            need_ctf=not settings.no_ctf,
-        )
+        table = read_input(source, settings, need_poses=False)
     for warning in table.warnings:
         reporter.warn(warning)
-    if settings.no_ctf:
-        table = without_ctf(table)
     n = len(table)
     if len(np.unique(table.half_set[table.half_set > 0])) == 1:
         reporter.warn("the half sets put all images into one half, so they are not used")
@@ -185,7 +174,8 @@ def table_of(source: Path | str | Particles, settings: AbInitioSettings, reporte
             f"{_FEWEST_IMAGES} in each: give more images"
         )
     reporter.line(
-        f"{n:,} images, box {table.box_size}, {table.pixel_size_in_angstroms:.4g} Å/px; poses in the table are ignored"
+        f"{n:,} images{table.left_out_text()}, box {table.box_size}, {table.pixel_size_in_angstroms:.4g} Å/px; "
+        "poses in the table are ignored"
     )
     return table
 

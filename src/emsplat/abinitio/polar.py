@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -75,18 +76,27 @@ class PolarGrid:
         The other half of the circle holds the complex conjugates. Coefficients of even order therefore come from the
         real part of the half circle, and those of odd order from its imaginary part.
         """
-        angle, q = self.angles, self.n_angles
-        even, odd = (m[:, None] * angle for m in (np.arange(0, self.n_orders, 2), np.arange(1, self.n_orders, 2)))
-        of_even = np.stack([np.cos(even), -np.sin(even)], axis=1) / q
-        of_odd = np.stack([np.sin(odd), np.cos(odd)], axis=1) / q
-        return tuple(np.ascontiguousarray(a.reshape(-1, q), dtype=np.float32) for a in (of_even, of_odd))  # type: ignore[return-value]
+        return _to_orders(self.n_angles, self.n_orders)
 
     def from_orders(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The inverses of `to_orders`: (Q, 2·even orders) to the real part, (Q, 2·odd orders) to the imaginary part."""
-        of_even, of_odd = self.to_orders()
-        scale = np.where(np.arange(self.n_orders) == 0, 1, 2)[:, None] * self.n_angles
-        even, odd = (np.repeat(scale[first::2], 2, axis=0) * a for first, a in ((0, of_even), (1, of_odd)))
-        return np.ascontiguousarray(even.T, dtype=np.float32), np.ascontiguousarray(odd.T, dtype=np.float32)
+        return _from_orders(self.n_angles, self.n_orders)
+
+
+@lru_cache(maxsize=8)
+def _to_orders(q: int, n_orders: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    angle = np.pi * np.arange(q) / q
+    even, odd = (m[:, None] * angle for m in (np.arange(0, n_orders, 2), np.arange(1, n_orders, 2)))
+    of_even = np.stack([np.cos(even), -np.sin(even)], axis=1) / q
+    of_odd = np.stack([np.sin(odd), np.cos(odd)], axis=1) / q
+    return tuple(np.ascontiguousarray(a.reshape(-1, q), dtype=np.float32) for a in (of_even, of_odd))  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=8)
+def _from_orders(q: int, n_orders: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    scale = np.where(np.arange(n_orders) == 0, 1, 2)[:, None] * q
+    even, odd = (np.repeat(scale[first::2], 2, axis=0) * a for first, a in enumerate(_to_orders(q, n_orders)))
+    return np.ascontiguousarray(even.T, dtype=np.float32), np.ascontiguousarray(odd.T, dtype=np.float32)
 
 
 def _orders_for(n_rings: int, diameter: float) -> int:

@@ -49,15 +49,15 @@ class Slices:
 class Shifted:
     """Angular coefficients of n images at T shifts."""
 
-    coefficients: Tensor  # (M, 2·R, T·n): Re Î, then Im Î
+    coefficients: Tensor  # (M, T·n, 2·R): Re Î, then Im Î
     power: NDArray[np.float32]  # (n, R) c²
     n_shifts: int
 
     def select(self, rows: NDArray[np.int64]) -> Shifted:
         """The coefficients of some of the images."""
-        orders, parts = self.coefficients.shape[:2]
-        of_images = self.coefficients.reshape(orders, parts, self.n_shifts, len(self.power))
-        chosen = of_images[..., torch.from_numpy(rows)].reshape(orders, parts, -1)
+        orders, _, parts = self.coefficients.shape
+        of_images = self.coefficients.view(orders, self.n_shifts, len(self.power), parts)
+        chosen = of_images.index_select(2, torch.from_numpy(rows)).view(orders, -1, parts)
         return Shifted(chosen, self.power[rows], self.n_shifts)
 
 
@@ -86,15 +86,15 @@ def shifted(images: PolarImages, centres: NDArray[np.float64], offsets: NDArray[
     """
     grid = images.grid
     n, n_shifts = len(images), len(offsets)
-    real = np.empty((grid.n_angles, grid.n_rings, n_shifts, n), np.float32)
+    real = np.empty((grid.n_angles, n_shifts, n, grid.n_rings), np.float32)
     imaginary = np.empty_like(real)
     frequencies = 2 * np.pi * grid.points / box_size
     _move(images.signal, frequencies, np.asarray(centres), np.asarray(offsets), real, imaginary)
-    out = torch.empty(grid.n_orders, 2 * grid.n_rings, n_shifts * n)
+    out = torch.empty(grid.n_orders, n_shifts * n, 2, grid.n_rings)
     for first, matrix, part in zip((0, 1), grid.to_orders(), (real, imaginary), strict=True):
         found = torch.from_numpy(matrix) @ torch.from_numpy(part.reshape(grid.n_angles, -1))
-        out[first::2] = found.reshape(-1, 2 * grid.n_rings, n_shifts * n)
-    return Shifted(out, images.power, n_shifts)
+        out[first::2] = found.view(-1, 2, n_shifts * n, grid.n_rings).transpose(1, 2)
+    return Shifted(out.view(grid.n_orders, n_shifts * n, -1), images.power, n_shifts)
 
 
 def turn_matrix(n_orders: int, n_turns: int) -> Tensor:
@@ -110,8 +110,9 @@ def scores_of(slices: Slices, images: Shifted, turn: Tensor, reuse: bool = False
         reuse: write them over those of the last call that reused memory.
     """
     d, n = slices.n_directions, len(images.power)
-    m, columns = len(images.coefficients), images.coefficients.shape[2]
-    c = torch.bmm(slices.products, images.coefficients, out=_room("products", m, 2 * d, columns))  # (M, 2·d, T·n)
+    orders, columns, _ = images.coefficients.shape
+    c = _room("products", orders, 2 * d, columns)
+    torch.bmm(slices.products, images.coefficients.transpose(1, 2), out=c)
     out = _room("scores", len(turn), d * columns) if reuse else None
     return torch.mm(turn, c.view(turn.shape[1], -1), out=out).view(len(turn), d, images.n_shifts, n)
 
@@ -142,24 +143,28 @@ def images_at_once() -> int:
 
 def m_step(
     probabilities: Tensor, images: Shifted, normalisation: NDArray[np.float32], turn: Tensor, grid: PolarGrid
-) -> NDArray[np.complex64]:
-    """(d, R, Q) slices of b, from probabilities (ψ, d, T, n) divided by a normalisation (n,)."""
+) -> Tensor:
+    """(2, M, d, R) real and imaginary parts of the angular coefficients of b, for `samples_of`.
+
+    Args:
+        probabilities: (ψ, d, T, n), to be divided by a normalisation (n,).
+    """
     n_turns, d, n_shifts, n = probabilities.shape
     w = _room("products", 2 * grid.n_orders, d * n_shifts * n)
     w = torch.mm(turn.T, probabilities.reshape(n_turns, -1), out=w).view(grid.n_orders, 2 * d, n_shifts * n)
     scale = torch.from_numpy(1 / normalisation).repeat(n_shifts)
-    both = torch.bmm(w, (images.coefficients * scale).transpose(1, 2))  # (M, 2·d, 2·R)
+    both = torch.bmm(w, images.coefficients * scale[:, None])  # (M, 2·d, 2·R)
     rings = grid.n_rings
     cosine, sine = both[:, :d], both[:, d:]
     real = cosine[:, :, :rings] + sine[:, :, rings:]
     imaginary = cosine[:, :, rings:] - sine[:, :, :rings]
-    return samples_of(real, imaginary, grid)
+    return torch.stack([real, imaginary])
 
 
-def samples_of(real: Tensor, imaginary: Tensor, grid: PolarGrid) -> NDArray[np.complex64]:
-    """(d, R, Q) samples from angular coefficients (M, d, R)."""
-    d, rings = real.shape[1:]
-    spectra = torch.stack([real, imaginary], dim=1)
+def samples_of(coefficients: Tensor, grid: PolarGrid) -> NDArray[np.complex64]:
+    """(d, R, Q) samples from angular coefficients (2, M, d, R)."""
+    d, rings = coefficients.shape[2:]
+    spectra = coefficients.transpose(0, 1)
     parts = [
         torch.from_numpy(matrix) @ spectra[first::2].reshape(matrix.shape[1], -1)
         for first, matrix in zip((0, 1), grid.from_orders(), strict=True)
@@ -186,17 +191,15 @@ def _room(name: str, *shape: int) -> Tensor:
 def _move(signal, frequencies, centres, offsets, real, imaginary):
     n, rings, angles = signal.shape
     for q in numba.prange(angles):
-        for r in range(rings):
-            fx, fy = frequencies[r, q, 0], frequencies[r, q, 1]
-            for i in range(n):
-                phase = fx * centres[i, 0] + fy * centres[i, 1]
-                value = signal[i, r, q] * np.complex64(complex(np.cos(phase), np.sin(phase)))
-                # The first shift's place holds the centred value until the last shift has used it.
-                real[q, r, 0, i], imaginary[q, r, 0, i] = value.real, value.imag
-            for t in range(len(offsets) - 1, -1, -1):
-                c = np.float32(np.cos(fx * offsets[t, 0] + fy * offsets[t, 1]))
-                s = np.float32(np.sin(fx * offsets[t, 0] + fy * offsets[t, 1]))
-                for i in range(n):
-                    a, b = real[q, r, 0, i], imaginary[q, r, 0, i]
-                    real[q, r, t, i] = a * c - b * s
-                    imaginary[q, r, t, i] = a * s + b * c
+        cosine, sine = np.empty((len(offsets), rings), np.float32), np.empty((len(offsets), rings), np.float32)
+        for t in range(len(offsets)):
+            for r in range(rings):
+                angle = frequencies[r, q, 0] * offsets[t, 0] + frequencies[r, q, 1] * offsets[t, 1]
+                cosine[t, r], sine[t, r] = np.cos(angle), np.sin(angle)
+        for i in range(n):
+            for r in range(rings):
+                angle = frequencies[r, q, 0] * centres[i, 0] + frequencies[r, q, 1] * centres[i, 1]
+                value = signal[i, r, q] * np.complex64(complex(np.cos(angle), np.sin(angle)))
+                for t in range(len(offsets)):
+                    real[q, t, i, r] = value.real * cosine[t, r] - value.imag * sine[t, r]
+                    imaginary[q, t, i, r] = value.real * sine[t, r] + value.imag * cosine[t, r]

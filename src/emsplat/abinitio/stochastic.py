@@ -188,7 +188,7 @@ class _Stochastic:
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """The slices of b, and their weights, of a batch of images that is searched; their centres are updated."""
         grid, stage, n = batch.grid, self.stage, len(rows)
-        back = np.zeros((slices.n_directions, grid.n_rings, grid.n_angles), np.complex64)
+        back = torch.zeros(2, grid.n_orders, slices.n_directions, grid.n_rings)
         weight = np.zeros((slices.n_directions, grid.n_rings), np.float32)
         means = np.zeros(3)  # of the log-likelihood, the entropy and the largest posterior
         beta: float | None = None
@@ -213,7 +213,7 @@ class _Stochastic:
         trace.beta.append(beta)
         if of_classes is not None:
             self._balance(of_classes / max(of_classes.sum(), 1e-9), floor)
-        return back, weight
+        return search.samples_of(back, grid), weight
 
     def _with_particle(self, evidence: NDArray[np.float32], trace: Trace) -> NDArray[np.float32]:
         """(n,) posterior that images show a particle: 1 without a class of others, or as long as maps explain nothing.
@@ -271,7 +271,7 @@ def _at_random(
     direction = rng.integers(d, size=n)
     poses[rng.integers(len(turn), size=n), direction, 0, np.arange(n)] = 1
     back = search.m_step(torch.from_numpy(poses), moved, np.ones(n, np.float32), turn, batch.grid)
-    return back, (direction == np.arange(d)[:, None]).astype(np.float32) @ batch.power
+    return search.samples_of(back, batch.grid), (direction == np.arange(d)[:, None]).astype(np.float32) @ batch.power
 
 
 def _beta(scores: NDArray[np.float32], penalty: NDArray[np.float32], floor: float) -> float:

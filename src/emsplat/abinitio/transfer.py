@@ -93,21 +93,3 @@ def _alike(own: Particles, exchanged: Particles, signal: NDArray[np.float64], in
         (radius > inner + 0.5) & (radius <= len(signal)), np.interp(radius, np.arange(1, len(signal) + 1), signal), 0
     )
     return float((weight * first * second).sum() / max((weight * first**2).sum(), 1e-30))
-
-
-def without_ctf(table: Particles) -> Particles:
-    """The particles with a CTF of 1."""
-    zero = np.zeros(len(table))
-    flat = [
-        replace(group, spherical_aberration_in_millimetres=0.0, amplitude_contrast=1.0, even_zernike=())
-        for group in table.optics
-    ]
-    return replace(
-        table,
-        optics=tuple(flat),
-        defocus_u_in_angstroms=zero,
-        defocus_v_in_angstroms=zero,
-        defocus_angle_in_degrees=zero,
-        phase_shift_in_degrees=zero,
-        b_factor_in_square_angstroms=zero,
-    )

@@ -30,6 +30,7 @@ class Facts:
     box_size: int
     pixel_size: float
     pixel_size_source: str
+    has_ctf: bool  # False: it is taken as 1
     optics: tuple[tuple[OpticsGroup, int], ...]  # each group that occurs, and its number of images
     defocus: Range  # mean of U and V
     astigmatism: Range  # |U − V|
@@ -60,6 +61,7 @@ def gather_facts(particles: Particles, n_micrographs: int | None, pixel_size_giv
         box_size=particles.box_size,
         pixel_size=particles.pixel_size_in_angstroms,
         pixel_size_source="given" if pixel_size_given else _source_of_pixel_size(particles),
+        has_ctf=particles.has_ctf,
         optics=tuple((group, int(n)) for group, n in zip(particles.optics, counts, strict=True) if n),
         defocus=_range(0.5 * (u + v)),
         astigmatism=_range(np.abs(u - v)),
@@ -95,9 +97,10 @@ def fact_rows(f: Facts) -> list[tuple[str, str]]:
         ("box", f"{f.box_size} × {f.box_size} pixels, {f.box_in_angstroms:.0f} Å; {_limits(f)}"),
     ]
     for number, (group, n) in enumerate(f.optics):
-        rows.append((_counted(len(f.optics), "optics group") if number == 0 else "", _optics(group, n)))
+        rows.append((_counted(len(f.optics), "optics group") if number == 0 else "", _optics(group, n, f.has_ctf)))
+    astigmatism = f"astigmatism {f.astigmatism[1]:,.0f} Å, at most {f.astigmatism[2]:,.0f}"
     rows += [
-        ("defocus", f"{_spread(f.defocus)} Å; astigmatism {f.astigmatism[1]:,.0f} Å, at most {f.astigmatism[2]:,.0f}"),
+        ("defocus", f"{_spread(f.defocus)} Å; {astigmatism}") if f.has_ctf else ("CTF", "taken as 1"),
         *_if_any("phase shift", f.phase_shift, "°"),
         *_if_any("CTF B-factor", f.b_factor, " Å²"),
         *_if_any("pre-exposure", f.pre_exposure, " e/Å²"),
@@ -119,7 +122,7 @@ def _counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 
-def _optics(group: OpticsGroup, n: int) -> str:
+def _optics(group: OpticsGroup, n: int, has_ctf: bool) -> str:
     extra = [
         *["CTF-premultiplied"] * group.premultiplied,
         *["beam tilt"] * any(group.beam_tilt_in_milliradians),
@@ -130,7 +133,7 @@ def _optics(group: OpticsGroup, n: int) -> str:
         f"{group.voltage_in_kilovolts:g} kV, Cs {group.spherical_aberration_in_millimetres:g} mm, "
         f"amplitude contrast {group.amplitude_contrast:g}"
     )
-    return ", ".join([f"{group.name}: {n:,} images", values, *extra])
+    return ", ".join([f"{group.name}: {n:,} images", *[values] * has_ctf, *extra])
 
 
 def _spread(values: Range) -> str:

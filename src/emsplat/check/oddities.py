@@ -53,6 +53,19 @@ def _far_off(values: NDArray[np.float64], group: NDArray[np.int32]) -> NDArray[n
     return far
 
 
+def odd_list(statistics: ImageStatistics, odd: Odd, particles: Particles) -> list[tuple[str, str]]:
+    """The id of every image that is unusable or odd, each once and in the order of the table, and the reason."""
+    reasons: dict[int, str] = {}
+    why = (("mean", odd.by_mean), ("contrast", odd.by_deviation))
+    for row in odd.rows.tolist():
+        reasons[row] = "unlike the others in its " + " and ".join(what for what, rows in why if row in rows)
+    reasons |= dict.fromkeys(statistics.rows[~statistics.usable].tolist(), "cannot be used: blank, or not finite")
+    names: dict[str, str] = {}
+    for row in sorted(reasons):
+        names.setdefault(str(particles.ids[row]), reasons[row])
+    return list(names.items())
+
+
 def image_findings(statistics: ImageStatistics, odd: Odd, particles: Particles) -> list[Finding]:
     """Unusable and odd images, the first of them by name."""
     n = len(statistics.rows)
@@ -61,7 +74,7 @@ def image_findings(statistics: ImageStatistics, odd: Odd, particles: Particles) 
     if statistics.unusable:
         first = "; ".join(statistics.unusable[:_NAMED])
         text = f"{len(statistics.unusable):,} cannot be used among {seen}: {first}"
-        found.append(problem("images", text, "remove them from the particle file or extract them again"))
+        found.append(problem("images", text, "leave them out with --drop and the list of this check, odd.csv"))
     if len(odd.rows):
         names = ", ".join(str(name) for name in particles.ids[odd.rows[:_NAMED]])
         text = (
@@ -69,7 +82,8 @@ def image_findings(statistics: ImageStatistics, odd: Odd, particles: Particles) 
             f"{len(odd.by_deviation):,} in their contrast): {names}{' …' * (len(odd.rows) > _NAMED)}"
         )
         many = len(odd.rows) > _SHARE * n
-        found.append(problem("images", text, "look at them and leave them out") if many else note("images", text))
+        advice = "look at them, and leave them out with --drop and the list of this check, odd.csv"
+        found.append(problem("images", text, advice) if many else note("images", text, advice))
     return found or [fine("images", f"{seen}: finite, none blank, none unlike the others")]
 
 

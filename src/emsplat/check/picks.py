@@ -43,14 +43,27 @@ def read_picks(path: Path, particles: Particles) -> Picks | None:
         return None
     blocks = read_star(path, _COLUMNS)
     table = next((t for name, t in blocks.items() if name != "optics" and "rlnImageName" in t), None)
-    if table is None or _MICROGRAPH not in table or len(table) != len(particles):
+    if table is None or _MICROGRAPH not in table:
         return None
-    micrograph = np.unique(np.asarray(table.column(_MICROGRAPH)), return_inverse=True)[1].reshape(-1)
+    rows = _rows_of(particles, table.column("rlnImageName"))
+    if rows is None:
+        return None
+    micrograph = np.unique(np.asarray(table.column(_MICROGRAPH))[rows], return_inverse=True)[1].reshape(-1)
     pixel_size = _pixel_size([table, *(blocks[name] for name in blocks if name == "optics")])
     if pixel_size is None or _X not in table or _Y not in table:
         return Picks(micrograph, None)
-    picked = np.stack([table.floats(_X), table.floats(_Y)], axis=1) * pixel_size
+    picked = np.stack([table.floats(_X), table.floats(_Y)], axis=1)[rows] * pixel_size
     return Picks(micrograph, picked - particles.origin_in_angstroms)
+
+
+def _rows_of(particles: Particles, names: Sequence[str]) -> NDArray[np.int64] | None:
+    """(N,) the row of the star for each image; None if some were left out and images share a name."""
+    if len(names) == len(particles):
+        return np.arange(len(names))
+    row_of = {name: row for row, name in enumerate(names)}
+    if len(row_of) < len(names):
+        return None
+    return np.array([row_of[name] for name in particles.ids.tolist()], dtype=np.int64)
 
 
 def _pixel_size(tables: Sequence[Table]) -> float | None:

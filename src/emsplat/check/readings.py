@@ -67,7 +67,7 @@ def alternatives(data: SmallData, pixel_size: float, multiplied: bool) -> list[A
             lambda: _turned(data, np.diag([1.0, -1.0, -1.0]) @ rotations, flip_shifts=True),
         ),
     ]
-    if not multiplied:
+    if table.has_ctf and not multiplied:
         advice = "set rlnCtfDataArePhaseFlipped to 1 in the optics table"
         name = "phases flipped already"
         if all(group.phase_flipped for group in table.optics):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,19 @@ from emsplat.check.agreement import (
 )
 from emsplat.check.coverage import coverage_findings
 from emsplat.check.facts import Facts, fact_rows, gather_facts, table_findings
-from emsplat.check.findings import Finding, note
+from emsplat.check.findings import Finding, note, problem
 from emsplat.check.gallery import Gallery, choose_gallery
 from emsplat.check.inversion import QuickMap, SmallData, gather_parts, map_findings, quarters, quick_map
 from emsplat.check.oddities import Odd, find_odd_images, image_findings, masked_findings, ramp_findings
 from emsplat.check.picks import Picks, closeness_findings, read_picks
 from emsplat.check.readings import Reading, alternatives, compare, reading_finding
-from emsplat.check.sample import ImageStatistics, Sample, choose_rows, look_at_images, take_sample
+from emsplat.check.sample import ImageStatistics, Sample, choose_rows, look_at_images, take_sample, with_box
 from emsplat.check.settings import CheckSettings
 from emsplat.check.symmetry import Symmetric, look_for_symmetry, symmetry_findings
 from emsplat.check.thon import ThonFit, fit_thon_rings, images_are_multiplied, thon_findings
 from emsplat.errors import InputError
 from emsplat.imaging.noise import noise_spectra
-from emsplat.io import read_input
+from emsplat.io import as_asked, read_as_said
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.coverage import Coverage, measure_coverage
 from emsplat.particles.table import Particles
@@ -39,8 +39,9 @@ from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
 from emsplat.symmetry import named_by, symmetry_operators
 from emsplat.validation.correlation import Curve
+from emsplat.validation.ctf_test import REMEDY, CtfEvidence, compare_ctfs
 
-_FEWEST = 16  # particles that are needed for a useful map
+_FEWEST = 16  # images that are needed for a useful map, and particles for its parts to have none in common
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Inversion:
     shuffled_fsc: tuple[Curve, ...]  # FSC of half maps with shuffled poses
     readings: list[Reading]
     symmetry: Symmetric
+    ctfs: CtfEvidence | None  # of the CTFs of the file, where they are not used
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def check(path: Path | str, settings: CheckSettings | None = None, reporter: Rep
     path, settings, reporter = Path(path), settings or CheckSettings(), reporter or Reporter()
     with threads(settings.threads):
         with reporter.stage("table"):
-            table = read_input(path, settings)
+            said = read_as_said(path, settings)
+            table = as_asked(said, settings)
             picks = read_picks(path, table)
             facts = gather_facts(table, picks.n_micrographs if picks else None, settings.pixel_size is not None)
             symmetry = symmetry_operators(named_by(table.symmetry_axes, settings.symmetry))
@@ -98,7 +101,7 @@ def check(path: Path | str, settings: CheckSettings | None = None, reporter: Rep
             sample, statistics = _look(table, images, settings, reporter)
             with reporter.stage("power spectra"):
                 thon = fit_thon_rings(sample.powers, sample.full)
-            inversion, excuse = _invert(sample, thon, settings, reporter)
+            inversion, excuse = _invert(sample, said, thon, settings, reporter)
             gallery = choose_gallery(sample, images, *((inversion.data, inversion.quick.map) if inversion else ()))
     odd = find_odd_images(statistics, table)
     findings = [
@@ -134,15 +137,18 @@ def _look(
 
 
 def _invert(
-    sample: Sample, thon: ThonFit | None, settings: CheckSettings, reporter: Reporter
+    sample: Sample, said: Particles, thon: ThonFit | None, settings: CheckSettings, reporter: Reporter
 ) -> tuple[Inversion | None, Finding | None]:
-    """The small map and its agreement with the images, or the reason why there is none."""
-    n_particles = len(np.unique(sample.small.particle))
-    if n_particles < _FEWEST:
-        text = f"{n_particles} particles are too few for a map: contrast and poses cannot be judged"
+    """The small map and its agreement with the images, or the reason why there is none.
+
+    Args: said: the table with the CTFs that the file gives.
+    """
+    n_images = len(sample.small)
+    if n_images < _FEWEST:
+        text = f"{n_images} images are too few for a map: contrast and poses cannot be judged"
         return None, note("poses", text)
     try:
-        data = SmallData(sample.small, sample.images, noise_spectra(sample.images, sample.small))
+        data = SmallData(_in_parts(sample.small), sample.images, noise_spectra(sample.images, sample.small))
     except InputError:  # blank beside the particle, which `masked_findings` says
         return None, note("poses", "without noise beside the particle they cannot be judged")
     multiplied = bool(images_are_multiplied(thon, sample.signal_share)) or any(
@@ -160,7 +166,23 @@ def _invert(
         agreement = measure_agreement(data, part, parts, settings.seed, step)
         shuffled = shuffled_half_maps(data, part, symmetry, settings.seed, step)
         readings = compare(data, part, agreement.own, tried, symmetry, step)
-    return Inversion(data, quick, agreement, shuffled, readings, symmetric), None
+        ctfs = None
+        if said.has_ctf and not sample.small.has_ctf and not said.premultiplied.any():
+            ignored = with_box(said.select(sample.rows), sample.small.box_size)
+            theirs = gather_parts(replace(data, particles=ignored), part, symmetry)
+            a, b = ((one[0] + one[1], one[2] + one[3]) for one in (theirs, parts))
+            ctfs = compare_ctfs(ignored, a, b)
+    return Inversion(data, quick, agreement, shuffled, readings, symmetric, ctfs), None
+
+
+def _in_parts(particles: Particles) -> Particles:
+    """The particles; their images one by one if there are few, as in a set of a few tilt series.
+
+    Whether poses belong to images can be told from tilts of one particle, too, though not how good a map is.
+    """
+    if len(np.unique(particles.particle)) >= _FEWEST:
+        return particles
+    return replace(particles, particle=np.arange(len(particles)))
 
 
 @contextmanager
@@ -182,6 +204,8 @@ def _inversion_findings(
 ) -> list[Finding]:
     wrong = reading_finding(inversion.readings, inversion.agreement)
     found = [wrong or agreement_finding(inversion.agreement)]
+    if inversion.ctfs and inversion.ctfs.is_sure:
+        found.append(problem("CTF", f"the images have the CTFs of the table: {inversion.ctfs.text()}", REMEDY))
     if not inversion.agreement.is_sure:  # the map shows nothing
         return found
     return [

@@ -93,7 +93,7 @@ def take_sample(particles: Particles, images: ImageSource, rows: NDArray[np.int6
     return Sample(
         rows=kept,
         full=full,
-        small=_with_box(full, small_box),
+        small=with_box(full, small_box),
         images=np.concatenate(small),
         powers=np.concatenate(powers),
         signal_share=float(np.median(np.concatenate(shares))),
@@ -114,7 +114,7 @@ def _small_box(particles: Particles) -> int:
     return min(particles.box_size, int(np.clip(wanted, _SMALLEST, _LARGEST)))
 
 
-def _with_box(particles: Particles, box_size: int) -> Particles:
+def with_box(particles: Particles, box_size: int) -> Particles:
     """The table of the same images with another box and pixel size; the field of view stays."""
     factor = particles.box_size / box_size
     optics = tuple(

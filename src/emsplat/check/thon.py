@@ -213,6 +213,8 @@ def _curve(relative: NDArray[np.float64], lines: _Lines) -> dict[str, NDArray[np
 
 def thon_findings(fit: ThonFit | None, particles: Particles, signal_share: float) -> list[Finding]:
     """Verdicts on whether pixel size and defocus fit, and on whether the images were multiplied with the CTF."""
+    if not particles.has_ctf:
+        return [note("CTF", "taken as 1; whether the images have one cannot be seen without a defocus")]
     if fit is None:
         text = (
             "cannot be seen in power spectra: defocus differs too little, or too few rings lie within box and Nyquist"

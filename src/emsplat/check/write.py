@@ -1,7 +1,8 @@
-"""Writes the files of a check: a picture and all numbers."""
+"""Writes the files of a check: a picture, all numbers, and the list of odd images."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from dataclasses import asdict
@@ -9,27 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from emsplat.check.figure import draw_check
+from emsplat.check.oddities import odd_list
 from emsplat.check.run import Check, Inversion
 from emsplat.runtime.folders import check_folder, filling
 from emsplat.runtime.reporting import Reporter
 from emsplat.validation.correlation import Curve
 from emsplat.versions import __version__
 
-PICTURE, NUMBERS = "check.png", "check.json"
+PICTURE, NUMBERS, ODD = "check.png", "check.json", "odd.csv"
 _NAMED = 1000  # largest number of ids of odd images that are written
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
     """InputError if a check could not be written to `folder`, which the user wants to know before the work."""
-    check_folder(folder, (PICTURE, NUMBERS), overwrite, "check")
+    check_folder(folder, (PICTURE, NUMBERS, ODD), overwrite, "check")
 
 
 def write_check(folder: Path, result: Check, reporter: Reporter) -> None:
-    """Write the picture and the numbers into `folder`, both or neither."""
+    """Write the picture, the numbers and the list into `folder`, all or none."""
     with filling(folder, last=NUMBERS) as staging, reporter.stage("picture"):
         draw_check(result, staging / PICTURE)
+        _write_odd(result, staging / ODD)
         text = json.dumps(_without_nan(numbers(result, reporter)), indent=2, ensure_ascii=False, default=str)
         (staging / NUMBERS).write_text(text + "\n", encoding="utf-8")
+
+
+def _write_odd(result: Check, path: Path) -> None:
+    """Write the images that are unusable or unlike the others, as a list that --drop reads; it may have no rows."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("id", "reason"))
+        writer.writerows(odd_list(result.statistics, result.odd, result.particles))
 
 
 def numbers(result: Check, reporter: Reporter) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def check(
 
     Args:
         particles: Any particle file that emsplat reconstruct reads.
-        output: Folder that check.png and check.json are written to.
+        output: Folder that check.png, check.json and odd.csv are written to. The last lists unusable and odd images.
         settings: What is left out is found from the data.
         overwrite: Replace a check that the folder holds.
 
@@ -33,14 +33,17 @@ def check(
         emsplat check particles.star
         # Check cryoSPARC particles, and look at every image instead of a sample:
         emsplat check particles.cs --passthrough passthrough.cs --every-image -o check_J24
+        # Check what is left without the images that the last check found odd:
+        emsplat check particles.star -o check_again --drop check/odd.csv
     """
     from emsplat.runtime.console import ConsoleReporter
 
     reporter = ConsoleReporter()
     reporter.line(f"emsplat {__version__}: checking {particles}")
     with reporter.loading():
+        from emsplat.check.oddities import odd_list
         from emsplat.check.run import check, closing_line
-        from emsplat.check.write import PICTURE, check_output, write_check
+        from emsplat.check.write import ODD, PICTURE, check_output, write_check
 
     check_output(output, overwrite)
     result = check(particles, settings, reporter)
@@ -50,4 +53,7 @@ def check(
             reporter.warn(finding.line())
         else:
             reporter.line(f"{finding.verdict}: {finding.line()}")
-    reporter.line(f"{closing_line(result)}; picture: {output / PICTURE}")
+    n_odd = len(odd_list(result.statistics, result.odd, result.particles))
+    some = "" if len(result.statistics.rows) == len(result.particles) else " (of the sample; --every-image lists all)"
+    listed = f"; {n_odd:,} images to leave out{some}: {output / ODD}" if n_odd else ""
+    reporter.line(f"{closing_line(result)}; picture: {output / PICTURE}{listed}")

@@ -19,7 +19,6 @@ def plan(
     settings: OmitArgPrefixes[ReconstructSettings] = ReconstructSettings(),  # noqa: B008 (frozen)
     job: Literal["reconstruct", "abinitio", "heterogeneity"] = "reconstruct",
     components: int = 3,
-    no_ctf: bool = False,
     json: bool = False,
 ) -> None:
     """Predict how long a job will take with these options, and how much memory and disk it will need.
@@ -33,7 +32,6 @@ def plan(
         settings: Options that the job would be given.
         job: reconstruct; or abinitio, for images without poses; or heterogeneity, which begins with a reconstruction.
         components: Number of components that emsplat heterogeneity is assumed to find.
-        no_ctf: The search for poses would be given this option.
         json: Print everything as one JSON object; progress and warnings go to standard error.
 
     Examples:
@@ -50,8 +48,6 @@ def plan(
 
     from emsplat.runtime.console import ConsoleReporter
 
-    if no_ctf and job != "abinitio":
-        raise InputError("--no-ctf: only emsplat abinitio has this option; plan with --job abinitio, or leave it out")
     if components < 1:
         raise InputError(f"--components {components}: it must be a positive number")
     reporter = ConsoleReporter(to_stderr=json)
@@ -61,7 +57,7 @@ def plan(
         from emsplat.plan.text import plan_table
 
     if job == "abinitio":
-        result = plan_poses(particles, settings.for_search(no_ctf), cluster, reporter)
+        result = plan_poses(particles, settings.for_search(), cluster, reporter)
     else:
         result = plan(particles, settings, cluster, reporter, components if job == "heterogeneity" else None)
     if json:

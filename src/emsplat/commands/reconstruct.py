@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from emsplat.commands.arguments import LongJobOptions, Output
 from emsplat.commands.session import session
+from emsplat.errors import InputError
 from emsplat.settings import ReconstructSettings
 
 
@@ -34,11 +35,17 @@ def reconstruct(
         emsplat reconstruct particles.star -o run
         # Refine the poses locally, with symmetry, and sharpen the map:
         emsplat reconstruct particles.star -o run --symmetry D2 --refine poses,shifts --sharpen auto
+        # Leave out the images that emsplat check found odd:
+        emsplat reconstruct particles.star -o run --drop check/odd.csv
+        # Fit a hash grid with a small network instead of Gaussians, to compare the two:
+        emsplat reconstruct particles.star -o run-hash-grid --model hash-grid
         # Reconstruct cryoSPARC particles, or continue after an interruption:
         emsplat reconstruct J24/particles.cs --passthrough J24/passthrough.cs -o run --resume
     """
     from json import dumps
 
+    if run.view and settings.model != "gaussians":
+        raise InputError(f"--view shows Gaussians, and --model {settings.model} has none; leave out one of them")
     with session(particles, output, run) as at:
         reporter, world = at.reporter, at.world
         with reporter.loading():

@@ -11,7 +11,7 @@ from emsplat.export.mrc import write_density
 from emsplat.export.ply import write_ply
 from emsplat.export.relion import NAMES, write_relion_maps
 from emsplat.models.gaussians import Gaussians
-from emsplat.runs.run import Run, open_run, required
+from emsplat.runs.run import Run, open_run
 from emsplat.runs.run_folder import AVERAGE
 from emsplat.runtime.folders import check_folder
 from emsplat.settings import SMALLEST_BOX
@@ -48,7 +48,7 @@ def export(
     output = output or Path(f"{folder.resolve().name}{suffix}.{format}")
     if output.exists() and not overwrite:
         raise InputError(f"{output}: exists already; choose another name with -o, or replace it with --overwrite")
-    gaussians = Gaussians.load(required(run.folder.gaussians(half)))
+    gaussians = Gaussians.load(run.gaussians(half))
     centre = run.box_size // 2 * run.pixel_size_in_angstroms
     if format == "ply":
         write_ply(output, gaussians)

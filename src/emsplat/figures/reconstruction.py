@@ -46,6 +46,8 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "figure.facecolor": "white",
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "savefig.dpi": 160,
     "svg.hashsalt": "emsplat",  # the same figure gives the same file
 }
@@ -59,10 +61,22 @@ def save(figure: Figure, path: str | Path) -> None:
     """Save a figure, under a temporary name first. A Figure without pyplot uses Agg and needs no display."""
     path = Path(path)
     kind = path.suffix.lstrip(".") or "png"
-    # Higher levels of compression make the files little smaller and take several times as long.
-    options: dict[str, Any] = {"pil_kwargs": {"compress_level": _PNG_COMPRESSION}} if kind == "png" else {}
+    options: dict[str, Any] = {}
+    if kind == "png":
+        _lay_out(figure)
+        # Higher levels of compression make the files little smaller and take several times as long.
+        options["pil_kwargs"] = {"compress_level": _PNG_COMPRESSION}
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, **options)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Fix the layout of a figure; otherwise matplotlib draws all of it twice, the first time for the layout alone."""
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+        layout.execute(figure)
+        figure.set_layout_engine(None)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -113,13 +127,18 @@ def _threshold(axes: Axes, value: float, text: str) -> None:
 
 
 def figure_fsc(
-    validation: Validation, path: str | Path, truth: ArrayLike | None = None, title: str | None = None
+    validation: Validation,
+    path: str | Path,
+    truth: ArrayLike | None = None,
+    title: str | None = None,
+    fitted: str = "Gaussians",
 ) -> None:
     """Draw c_map with ± one standard error, and behind it the classical curves of the FSC.
 
     Args:
         truth: (D//2,) correlation with the known truth of a simulation within the same mask.
         title: the title, of any length.
+        fitted: what was fitted, in the plural.
     """
     v = validation
     shown = np.arange(len(v.frequency)) < v.limit_shell
@@ -127,7 +146,7 @@ def figure_fsc(
         figure = Figure(figsize=(7.4, 4.8), layout="constrained")
         axes = correlation_axes(figure, v.frequency, "correlation")
         behind = (
-            (v.gaussian_half, ORANGE, "-", "FSC, Gaussian halves (overstates: shared prior)"),
+            (v.gaussian_half, ORANGE, "-", f"FSC, half maps of {fitted} (overstates: shared prior)"),
             (v.raw_half_masked, SKY, "-", "FSC, direct inversions, masked"),
             (v.raw_half_corrected, SKY, (0, (1, 1.2)), "FSC, direct inversions, corrected for the mask"),
             (v.raw_half_unmasked, QUIET, (0, (5, 2)), "FSC, direct inversions, unmasked"),
@@ -144,7 +163,7 @@ def figure_fsc(
                     v.c_gaussians[shown],
                     color=VERMILION,
                     lw=1.3,
-                    label="the Gaussians alone and the truth",
+                    label=f"the {fitted} alone and the truth",
                     zorder=3,
                 )
                 axes.plot(

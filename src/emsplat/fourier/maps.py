@@ -245,7 +245,9 @@ def _support(smooth: NDArray[np.float32], distance: NDArray[np.float32], radius:
         return None
     mass = ndimage.sum_labels(smooth - background, labels, np.arange(1, count + 1))
     kept = np.concatenate([[False], mass >= 0.1 * mass.max()])[labels]
-    return ndimage.binary_fill_holes(kept)
+    (box,) = ndimage.find_objects(kept.astype(np.int8))  # outside it there is nothing to fill
+    kept[box] = ndimage.binary_fill_holes(kept[box])
+    return kept
 
 
 def _level_and_spread(values: NDArray[np.float32]) -> tuple[float, float]:

@@ -9,7 +9,8 @@ Components U of one half are tested on the images of the other half. Three thing
 - *The level of the noise.* Let h be the product of a component with what is left of an image. Without variability, h²
   has the expectation of its own diagonal, the sum of u² r² over the samples, whatever the noise of this image is. Only
   the products of different samples remain in ``h hᵀ − diagonal``. If latents vary with the covariance Λ, these products
-  have the expectation A Λ A, where A is the Gram matrix of the projected components.
+  have the expectation A Λ A, where A is the Gram matrix of the projected components. For several images of a particle,
+  h, the diagonal and A are sums over them.
 - *Chance.* The strongest of several directions of noise is strong. Random signs and sizes given to the images say how
   strong: they keep the noise of every image and remove what the images have in common.
 
@@ -55,7 +56,8 @@ class Seen:
 class Moments:
     """The products of n images with K components from which all else has been projected out."""
 
-    excess: NDArray[np.float64]  # (n, K, K) h hᵀ without the products of a sample with itself
+    score: NDArray[np.float64]  # (n, K) h
+    diagonal: NDArray[np.float64]  # (n, K, K) sums of the products of each sample with itself
     gram: NDArray[np.float64]  # (n, K, K) A
 
 
@@ -83,8 +85,8 @@ def seen_by(space: Subspace, components: NDArray[np.float32], observations: Obse
         n = len(part)
         whitened = ((a * root).reshape(n, -1, a.shape[-1]) for a in (columns[..., 1 : count + 1], nuisance))
         found.append(moments(data.reshape(n, -1), *whitened))
-    together = Moments(*(np.concatenate([getattr(m, name) for m in found]) for name in ("excess", "gram")))
-    return seen_from(together, np.concatenate(particles))
+    together = Moments(*(np.concatenate([getattr(m, name) for m in found]) for name in Moments.__dataclass_fields__))
+    return seen_from(together, np.concatenate(particles), observations.particle)
 
 
 def _in_bands(columns: NDArray[np.float32], samples: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -112,26 +114,31 @@ def moments(data: NDArray[np.float32], components: NDArray[np.float32], nuisance
     turned = columns.transpose(0, 2, 1)
     h = np.matmul(turned, left).astype(np.float64)
     diagonal = np.matmul(turned, columns * (left**2 / free)).astype(np.float64)
-    return Moments(h * h.transpose(0, 2, 1) - diagonal, np.matmul(turned, columns).astype(np.float64))
+    return Moments(h[:, :, 0], diagonal, np.matmul(turned, columns).astype(np.float64))
 
 
-def seen_from(found: Moments, weights: NDArray[np.float64]) -> Seen:
+def seen_from(found: Moments, weights: NDArray[np.float64], particle: NDArray[np.int64]) -> Seen:
     """The variance of latents from the moments of images.
 
-    Args: weights: (n,) probability that each image shows a particle.
+    Args:
+        weights: (n,) probability that each image shows a particle.
+        particle: (n,) number of each image's particle; images of one particle have the same latents.
     """
-    count, gram = found.gram.shape[1], found.gram
-    operator = np.einsum("n,nab,ncd->acbd", weights, gram, gram, optimize=True).reshape(count**2, count**2)
-    excess = np.einsum("n,nkl->kl", weights, found.excess)
-    covariance = _symmetric(np.linalg.solve(operator, excess.ravel()).reshape(count, count))
+    score = _of_particles(weights[:, None] * found.score, particle)
+    gram = _of_particles(weights[:, None, None] * found.gram, particle)
+    excess = score[:, :, None] * score[:, None, :]
+    excess -= _of_particles(weights[:, None, None] ** 2 * found.diagonal, particle)
+    count = gram.shape[1]
+    operator = np.einsum("nab,ncd->acbd", gram, gram, optimize=True).reshape(count**2, count**2)
+    covariance = _symmetric(np.linalg.solve(operator, excess.sum(axis=0).ravel()).reshape(count, count))
     # This is the metric in which every direction's variance is known equally well.
-    values, vectors = np.linalg.eigh(np.einsum("n,nkl->kl", weights, gram) / weights.sum())
+    values, vectors = np.linalg.eigh(gram.mean(axis=0))
     values = np.maximum(values, 1e-12 * values.max())
     root, inverse = vectors * np.sqrt(values), vectors / np.sqrt(values)
     power, turned = np.linalg.eigh(root.T @ covariance @ root)
     power, turned = power[::-1], turned[:, ::-1]
     claimed = np.einsum("kj,k,kj->j", turned, values, turned)
-    left = weights[:, None, None] * (found.excess - gram @ covariance @ gram)
+    left = excess - gram @ covariance @ gram
     strongest = _strongest_of_noise(left.reshape(len(left), -1), operator, root @ turned)
     significance = (power - strongest.mean(axis=0)) / np.maximum(strongest.std(axis=0), 1e-30)
     return Seen(inverse @ turned, power / claimed, significance)
@@ -145,13 +152,23 @@ def _strongest_of_noise(
     The random weights have mean 0, so they keep the scatter of the images, which includes what a strong component adds
     to it, and no variance on average.
 
-    Args: left: (n, K²) residuals of the images to the fitted moments; directions: (K, K) columns.
+    Args: left: (n, K²) residuals of the particles to the fitted moments; directions: (K, K) columns.
     """
     count = len(directions)
     draws = np.random.default_rng(0).standard_normal((_DRAWS, len(left))) @ left
     found = np.linalg.solve(operator, draws.T).T.reshape(_DRAWS, count, count)
     found = _symmetric(directions.T @ found @ directions)
     return np.stack([np.linalg.eigvalsh(found[:, j:, j:])[:, -1] for j in range(count)], axis=1)
+
+
+def _of_particles(values: NDArray[np.float64], particle: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sums over the images of each particle."""
+    names, of_image = np.unique(particle, return_inverse=True)
+    if len(names) == len(particle):
+        return values
+    out = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(out, of_image, values)
+    return out
 
 
 def _symmetric(matrices: NDArray[np.float64]) -> NDArray[np.float64]:

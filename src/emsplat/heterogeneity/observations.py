@@ -22,6 +22,7 @@ class Observations:
     """Samples of n images, centred, in the units of a working box D′; they take 12 bytes per sample."""
 
     rows: NDArray[np.int64]  # (n,) rows of the particle table
+    particle: NDArray[np.int64]  # (n,) images of one particle share a number, and are neighbours
     samples: NDArray[np.int64]  # (m, 2) kx, ky in units of 1/D′
     spectra: NDArray[np.complex64]  # (n, m) C W² y
     weights: NDArray[np.float32]  # (n, m) C² W²
@@ -39,8 +40,8 @@ class Observations:
     def part(self, chosen: slice | NDArray) -> Observations:
         """The observations of some of the images."""
         return Observations(
-            self.rows[chosen], self.samples, self.spectra[chosen], self.weights[chosen], self.matrices[chosen],
-            self.box_size,
+            self.rows[chosen], self.particle[chosen], self.samples, self.spectra[chosen], self.weights[chosen],
+            self.matrices[chosen], self.box_size,
         )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def observe(
     """Read the images of these rows once, in the order given.
 
     Args:
-        rows: in reading order.
+        rows: with the images of a particle side by side.
         noise: (groups, D//2+1) from `noise_spectra`; box_size: D′; limit_shell: below D′/2.
     """
     samples = half_plane(limit_shell)
@@ -78,4 +79,27 @@ def observe(
         spectra[here], weights[here] = block_spectra[at], block_weights[at]
         done = here.stop
         progress(done)
-    return Observations(rows, samples, spectra, weights, slice_matrices(particles)[rows], box_size)
+    return Observations(
+        rows, particles.particle[rows], samples, spectra, weights, slice_matrices(particles)[rows], box_size
+    )
+
+
+def side_by_side(rows: NDArray[np.int64], particle: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows in the order of their particles' first rows, so that the images of a particle are neighbours.
+
+    Args: particle: (N,) number of the particle of each row of the table.
+    """
+    _, first, of_row = np.unique(particle[rows], return_index=True, return_inverse=True)
+    return rows[np.argsort(first[of_row], kind="stable")]
+
+
+def blocks_of_particles(particle: NDArray[np.int64], most: int) -> list[slice]:
+    """Blocks of at most so many neighbouring images that divide no particle. A larger particle is one block."""
+    ends = [*(np.flatnonzero(np.diff(particle)) + 1).tolist(), len(particle)]
+    blocks, begin, end = [], 0, 0
+    for following in ends:
+        if following - begin > most and end > begin:
+            blocks.append(slice(begin, end))
+            begin = end
+        end = following
+    return [*blocks, slice(begin, end)] if end > begin else blocks

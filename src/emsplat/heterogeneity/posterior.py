@@ -4,11 +4,14 @@
 normal: precision ``S⁻¹ + c² A_zz``, mean ``(S⁻¹ + c² A_zz)⁻¹ (c v_z − c² A_z0)``, where ``A_kl = ⟨F_k, C²W² F_l⟩`` and
 ``v_k = ⟨F_k, CW² y⟩`` are sums over the image's samples of the slices F of V₀ and U. No more is needed of an image.
 c runs over a grid of values, with a normal prior about 1 and a share of images with contrast 0, without a particle.
+
+Images of one particle, such as its tilts, share z. What each image says of z alone is taken as a normal factor; the
+product of the other images' factors with the prior of z is then the prior for each image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,3 +138,69 @@ def posterior(inner: Inner, variances: NDArray[np.float64], prior: ContrastPrior
         mean, covariance, contrast, junk, (top + np.log(total))[:, 0], weights @ c, weights @ c**2, cz, ccz, cczz,
         np.maximum(squared, 0),
     )  # fmt: skip
+
+
+def posterior_of_particles(
+    inner: Inner, variances: NDArray[np.float64], prior: ContrastPrior, particle: NDArray[np.int64], count: int
+) -> Posterior:
+    """The latents of images, where the images of a particle share the first latents.
+
+    Args:
+        inner, variances: as in `posterior`; the shared latents have the variance 1.
+        particle: (n,) number of each image's particle, all of whose images are here; count: number of shared latents.
+    """
+    alone = posterior(inner, variances, prior)
+    names, of_image = np.unique(particle, return_inverse=True)
+    if len(names) == len(particle) or count == 0:
+        return alone
+    precision = np.linalg.inv(alone.covariance[:, :count, :count])
+    shift = np.einsum("nkl,nl->nk", precision, alone.mean[:, :count])
+    values, vectors = np.linalg.eigh(precision - np.eye(count))
+    factor = vectors * np.maximum(values, 0)[:, None, :] @ vectors.transpose(0, 2, 1)
+    all_factors, all_shifts = (np.zeros((len(names), *a.shape[1:])) for a in (factor, shift))
+    np.add.at(all_factors, of_image, factor)
+    np.add.at(all_shifts, of_image, shift)
+    covariance = np.linalg.inv(np.eye(count) + all_factors[of_image] - factor)
+    mean = np.einsum("nkl,nl->nk", covariance, all_shifts[of_image] - shift)
+    return _with_prior(inner, variances, prior, mean, np.linalg.cholesky(covariance))
+
+
+def _with_prior(
+    inner: Inner,
+    variances: NDArray[np.float64],
+    prior: ContrastPrior,
+    mean: NDArray[np.float64],
+    root: NDArray[np.float64],
+) -> Posterior:
+    """The latents of images of which each has a prior of its own.
+
+    Coefficients x of the columns are x = t + T x′, where x′ has the prior that `posterior` asks for.
+
+    Args: mean: (n, k) of the first latents; root: (n, k, k) Cholesky factor of their covariance.
+    """
+    n, k = mean.shape
+    t = np.zeros((n, inner.gram.shape[1] - 1))
+    t[:, :k] = mean
+    matrix = np.tile(np.eye(t.shape[1]), (n, 1, 1))
+    matrix[:, :k, :k] = root
+    matrix[:, :k, -1] = mean  # a contrast off the grid scales all of the map
+    whole = np.zeros_like(inner.gram)
+    whole[:, 0, 0] = 1
+    whole[:, 1:, 0], whole[:, 1:, 1:] = t, matrix
+    turned = whole.transpose(0, 2, 1)
+    found = posterior(Inner(turned @ inner.gram @ whole, np.einsum("nlk,nl->nk", whole, inner.data)), variances, prior)
+
+    def moved(first: NDArray[np.float64], weight: NDArray[np.float64] | float = 1.0) -> NDArray[np.float64]:
+        return np.einsum("nkl,nl->nk", matrix, first) + np.multiply(weight, t.T).T
+
+    across = moved(found.ccz, 0.0)[:, :, None] * t[:, None, :]
+    cczz = matrix @ found.cczz @ matrix.transpose(0, 2, 1) + across + across.transpose(0, 2, 1)
+    cczz += found.cc[:, None, None] * t[:, :, None] * t[:, None, :]
+    return replace(
+        found,
+        mean=moved(found.mean),
+        covariance=matrix @ found.covariance @ matrix.transpose(0, 2, 1),
+        cz=moved(found.cz, found.c),
+        ccz=moved(found.ccz, found.cc),
+        cczz=cczz,
+    )

@@ -113,6 +113,7 @@ def bins_and_points(n_components: int, n_images: int) -> tuple[int, int]:
 def _consensus_decoder(work: Work, half: int, count: int) -> Decoder:
     """The half's consensus Gaussians, which do not follow the latents yet."""
     model = work.consensus.halves[half - 1].gaussians
+    assert model is not None  # `for_consensus` asks for Gaussians
     return Decoder(model, torch.zeros(len(model), count), torch.zeros(len(model), count, 3))
 
 
@@ -170,7 +171,9 @@ def _placed(
             with work.reporter.stage("posterior"):
                 rows, power, overlap = _inner_products(work, half, decoders[half - 1], points)
                 even = np.full(len(points), 1 / len(points))
-                posterior, _ = point_posterior(power, overlap, even, spaces[half - 1].contrast)
+                posterior, _ = point_posterior(
+                    power, overlap, even, spaces[half - 1].contrast, work.table.particle[rows]
+                )
                 weights[rows] = posterior.weights
                 _put(latents, rows, posterior, points)
         return latents.found(), weights

@@ -34,8 +34,9 @@ from emsplat.settings import HeterogeneitySettings
 
 CONSENSUS = "consensus"  # the folder of the consensus' checkpoints, within that of the job
 _FEWEST_IMAGES = 200  # smallest number of images in a half
+_FEWEST_PARTICLES = 50  # smallest number of particles in a half, where several images show one
 # Standard deviations in pixels, of the rim's movement by turns and of shifts, above which poses look wrong. With exact
-# poses, 0.1 and 0.06 to 0.08 were learnt; with errors of 2° and 0.57 pixels, 0.11 and 0.32.
+# poses, 0.03 and 0.00 were learnt; with errors of 2° and 0.45 pixels, 0.14 and 0.38.
 _RIM_WARNING, _SHIFT_WARNING = 0.4, 0.2
 
 
@@ -58,8 +59,6 @@ def find_heterogeneity(
     focus = None if settings.mask is None else read_focus(settings.mask)  # a bad mask is refused before any work
     consensus = reconstruct(particles, settings.for_consensus(), reporter, checkpoints.nested(CONSENSUS), world)
     table = consensus.particles
-    if len(np.unique(table.particle)) < len(table):
-        reporter.warn("several images show one particle, such as its tilts; each of them gets a latent of its own")
     checkpoints = checkpoints.belonging_to(identity(table, settings, focus, world))
     with threads(settings.threads or world.cores), ImageSource(table, settings.invert) as images:
         work = make_work(images, consensus, focus, settings, Context(world, reporter=reporter, checkpoints=checkpoints))
@@ -83,6 +82,14 @@ def _found(work: Work) -> Heterogeneity:
     if fewest < _FEWEST_IMAGES:
         reporter.warn(f"{fewest} images in a half set are too few to look for heterogeneity; use {_FEWEST_IMAGES}")
         return _nothing(work, None)
+    particles = min(len(np.unique(work.table.particle[work.rows(half)])) for half in (1, 2))
+    if particles < _FEWEST_PARTICLES:
+        reporter.warn(
+            f"{particles} particles in a half set are too few to look for heterogeneity; use {_FEWEST_PARTICLES}"
+        )
+        return _nothing(work, None)
+    if particles < fewest:
+        reporter.line("several images show one particle, such as its tilts; they share one latent")
     if work.limit_shell < 2:
         reporter.warn("nothing can be measured of the consensus, so nothing can be said of how particles differ")
         return _nothing(work, None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.fourier import maps
-from emsplat.heterogeneity.observations import Observations, observe
+from emsplat.heterogeneity.observations import Observations, blocks_of_particles, observe, side_by_side
 from emsplat.heterogeneity.subspace import Stage, stages
 from emsplat.io import read_map
 from emsplat.io.images import ImageSource, reading_order
@@ -65,17 +65,20 @@ class Work:
         return self.context.world
 
     def rows(self, half: int) -> NDArray[np.int64]:
-        """The rows of a half, in the order of the disk."""
+        """The rows of a half in the order of the disk, except that the images of a particle are neighbours."""
         order = reading_order(self.table)
-        return order[self.table.half_set[order] == half]
+        return side_by_side(order[self.table.half_set[order] == half], self.table.particle)
 
     def sample(self, half: int) -> NDArray[np.int64]:
-        """The rows from which a half's components are learnt."""
+        """The rows from which a half's components are learnt; all images of a particle or none."""
         rows = self.rows(half)
         if len(rows) <= LEARNT_FROM:
             return rows
         rng = np.random.default_rng(self.settings.seed + half)
-        return rows[np.sort(rng.choice(len(rows), LEARNT_FROM, replace=False))]
+        particle = self.table.particle[rows]
+        number = np.cumsum(np.diff(particle, prepend=particle[0]) != 0)
+        count = number[-1] + 1
+        return rows[np.isin(number, rng.choice(count, count * LEARNT_FROM // len(rows), replace=False))]
 
     def observe(self, rows: NDArray[np.int64], box_size: int, limit_shell: int) -> Observations:
         return observe(self.table, self.images, rows, self.noise, box_size, limit_shell)
@@ -106,10 +109,10 @@ class Work:
         Args: title: of the progress bar.
         """
         rows, stage, world = self.rows(half), self.stages[-1], self.world
-        firsts = range(0, len(rows), _BLOCK)[world.rank :: world.size]
+        blocks = blocks_of_particles(self.table.particle[rows], _BLOCK)[world.rank :: world.size]
         with self.reporter.bar(title, "images") as advance:
-            for done, first in enumerate(firsts, 1):
-                block = rows[first : first + _BLOCK]
+            for done, here in enumerate(blocks, 1):
+                block = rows[here]
                 yield block, of(self.observe(block, stage.box_size, stage.limit_shell))
                 advance(min(done * _BLOCK * world.size, len(rows)), len(rows))
 

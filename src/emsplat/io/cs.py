@@ -24,12 +24,21 @@ from emsplat.io.find_files import renamed
 from emsplat.io.stacks import ImageNames, StackFacts, agreed_pixel_size, check_stacks, find_stacks
 from emsplat.particles.table import OpticsGroup, Particles
 
-_MANDATORY = ("blob/path", "blob/idx", "ctf/df1_A", "ctf/df2_A")
+_MANDATORY = ("blob/path", "blob/idx")
+_DEFOCUS = ("ctf/df1_A", "ctf/df2_A")
 _OTHER_NAMES = {  # names in older versions, or in the slot that a column came from
     "ctf/accel_kv": "mscope_params/accel_kv",
     "ctf/cs_mm": "mscope_params/cs_mm",
     "ctf/amp_contrast": "ctf/ac",
     "ctf/exp_group_id": "location/exp_group_id",
+}
+_OPTICS = {
+    "pixel size": "blob/psize_A",
+    "defocus": "ctf/df1_A",
+    "voltage": "ctf/accel_kv",
+    "spherical aberration": "ctf/cs_mm",
+    "amplitude contrast": "ctf/amp_contrast",
+    "phase shift": "ctf/phase_shift_rad",
 }
 _NOT_MODELLED = {"ctf/shift_A": 2, "ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag": 4}
 _LARGEST_POSE = 100.0  # radians; those of cryoSPARC stay below 2π
@@ -45,6 +54,7 @@ def read_cs(
     table_of: Mapping[str, Path] | None = None,
     need_stacks: bool = True,
     need_poses: bool = True,
+    need_ctf: bool = True,
 ) -> Particles:
     """Reads a .cs file, its passthrough tables and the headers of its stacks.
 
@@ -58,12 +68,13 @@ def read_cs(
         need_stacks: False reads the tables alone, for their poses and optics: stacks stay as written and the box size
             is blob/shape, or 0.
         need_poses: False also reads particles that have no 3D alignment yet; their angles and shifts are 0.
+        need_ctf: False also reads particles without CTFs; what is missing is taken from a microscope of 300 kV.
     Raises:
         InputError: anything missing, out of range or contradictory; the message names it and the remedy.
     """
     path = Path(path)
     columns = read_columns(path, [Path(other) for other in passthrough], table_of=table_of)
-    _check_columns(columns)
+    _check_columns(columns, need_ctf)
     alignment = read_alignment(columns, needed=need_poses)
     turned = np.abs(alignment.pose).max(axis=1)
     columns.require(turned < _LARGEST_POSE, "pose of the alignment", alignment.pose, "must be in radians")
@@ -89,8 +100,8 @@ def read_cs(
         optics_group=optics_group,
         euler_angles_in_degrees=euler_angles(_rotations(alignment.pose)),
         origin_in_angstroms=_origin(columns, alignment, pixel_size),
-        defocus_u_in_angstroms=columns.numbers("ctf/df1_A"),
-        defocus_v_in_angstroms=columns.numbers("ctf/df2_A"),
+        defocus_u_in_angstroms=columns.numbers("ctf/df1_A", 0),
+        defocus_v_in_angstroms=columns.numbers("ctf/df2_A", 0),
         defocus_angle_in_degrees=_defocus_angle(columns),
         phase_shift_in_degrees=np.rad2deg(columns.numbers("ctf/phase_shift_rad", 0)),
         b_factor_in_square_angstroms=columns.numbers("ctf/bfactor", 0),
@@ -122,9 +133,17 @@ def read_csg(path: str | Path, *, passthrough: Sequence[str | Path] = (), **opti
     return replace(found, warnings=(*found.warnings, line))
 
 
-def image_names(path: Path) -> ImageNames:
-    """The places of the images of a .cs file, in the order of its rows, for poses that come from elsewhere."""
-    return _image_names(read_columns(path, []))
+def images_and_optics(path: Path) -> tuple[ImageNames, dict[str, Said]]:
+    """The places of the images of a .cs file, for poses and CTFs that come from elsewhere, and what it says of these.
+
+    Returns:
+        The places in the order of the rows, and the values of `contradictions.LIMITS` that the table has.
+    """
+    columns = read_columns(path, [])
+    said = {what: Said(name, columns.numbers(name)) for what, name in _OPTICS.items() if name in columns}
+    if "phase shift" in said:
+        said["phase shift"] = Said(said["phase shift"].source, np.rad2deg(said["phase shift"].value))
+    return _image_names(columns), said
 
 
 def _said_twice(columns: Columns) -> list[str]:
@@ -142,9 +161,13 @@ def _said_twice(columns: Columns) -> list[str]:
     return lines
 
 
-def _check_columns(columns: Columns) -> None:
+def _check_columns(columns: Columns, need_ctf: bool) -> None:
     missing = [name for name in _MANDATORY if name not in columns]
-    missing += [name for name in _OTHER_NAMES if _name(columns, name) not in columns and name != "ctf/exp_group_id"]
+    of_ctf = [name for name in _DEFOCUS if name not in columns]
+    of_ctf += [name for name in _OTHER_NAMES if _name(columns, name) not in columns and name != "ctf/exp_group_id"]
+    if need_ctf and of_ctf:
+        more = "" if missing else ", or, for images that have no CTF, give --no-ctf"
+        raise columns.missing([*missing, *of_ctf], more)
     if missing:
         raise columns.missing(missing)
 
@@ -200,11 +223,11 @@ def _optics_groups(
     columns: Columns, pixel_size: float, box_size: int
 ) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
     """One group for every combination of exposure group and optics that occurs, and (N,) the group of each row."""
-    voltage = columns.numbers(_name(columns, "ctf/accel_kv"))
+    voltage = columns.numbers(_name(columns, "ctf/accel_kv"), 300)
     columns.require((voltage > 0) & (voltage < 5000), "ctf/accel_kv", voltage, "must be a positive number of kV")
-    contrast = columns.numbers(_name(columns, "ctf/amp_contrast"))
+    contrast = columns.numbers(_name(columns, "ctf/amp_contrast"), 0.1)
     columns.require((contrast >= 0) & (contrast <= 1), "ctf/amp_contrast", contrast, "must be within 0 and 1")
-    aberration = columns.numbers(_name(columns, "ctf/cs_mm"))
+    aberration = columns.numbers(_name(columns, "ctf/cs_mm"), 2.7)
     exposure_group = columns.numbers(_name(columns, "ctf/exp_group_id"), 0)
     keys = np.stack([exposure_group, voltage, aberration, contrast], axis=1)
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -249,7 +272,7 @@ def _origin(columns: Columns, alignment: Alignment, pixel_size: float) -> NDArra
 def _defocus_angle(columns: Columns) -> NDArray[np.float64]:
     """(N,) defocus angles in degrees."""
     name = "ctf/df_angle_rad"
-    if name not in columns and (columns.numbers("ctf/df1_A") != columns.numbers("ctf/df2_A")).any():
+    if name not in columns and (columns.numbers("ctf/df1_A", 0) != columns.numbers("ctf/df2_A", 0)).any():
         raise columns.missing([name])
     return np.rad2deg(columns.numbers(name, 0))
 

@@ -127,11 +127,11 @@ class Columns:
                 "mend the value or remove the row"
             )
 
-    def missing(self, names: Sequence[str]) -> InputError:
+    def missing(self, names: Sequence[str], otherwise: str = "") -> InputError:
         tables = f"{self.path}{' and its passthrough tables' if len(self.tables) > 1 else ''}"
         return InputError(
             f"{tables}: missing column{'s' * (len(names) > 1)} {', '.join(names)}; "
-            "give the table of the same job that has them with --passthrough"
+            f"give the table of the same job that has them with --passthrough{otherwise}"
         )
 
 

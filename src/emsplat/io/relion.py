@@ -16,7 +16,7 @@ from emsplat.errors import InputError
 from emsplat.io.contradictions import LIMITS, Said, all_agree
 from emsplat.io.find_files import renamed
 from emsplat.io.relion_aberrations import ABERRATION_COLUMNS, with_aberrations
-from emsplat.io.relion_rows import NOT_MODELLED, Rows, mandatory_columns, read_rows
+from emsplat.io.relion_rows import CTF_COLUMNS, NOT_MODELLED, Rows, mandatory_columns, read_rows
 from emsplat.io.repeats import joined
 from emsplat.io.stacks import (
     ImageNames,
@@ -28,7 +28,7 @@ from emsplat.io.stacks import (
 )
 from emsplat.particles.table import OpticsGroup, Particles
 
-_BY_MAGNIFICATION = "rlnDetectorPixelSize / rlnMagnification"
+BY_MAGNIFICATION = "rlnDetectorPixelSize / rlnMagnification"
 _OPTICS = {
     "rlnVoltage": "voltage",
     "rlnSphericalAberration": "spherical aberration",
@@ -55,19 +55,31 @@ def read_relion(
         need_stacks: False reads the table alone, for its poses and optics: stacks stay as written and the box size
             is rlnImageSize, or 0.
         need_poses: False also reads particles that have no poses yet; their angles and origins are 0.
-        need_ctf: False also reads particles without CTFs; what is missing is taken from a microscope of 300 kV.
+        need_ctf: False also reads a table whose CTFs are incomplete; what is missing is taken from a microscope of
+            300 kV. Where nothing in the table tells of a CTF but its microscope, the CTF is 1 in any case.
     Raises:
         InputError: anything missing, out of range or contradictory; the message names it and the remedy.
     """
     path = Path(path)
-    rows = read_rows(path, mandatory=mandatory_columns(need_poses, need_ctf))
+    rows = read_rows(path, mandatory=mandatory_columns(need_poses, ctf=False))
+    none = not any(name in rows for name in CTF_COLUMNS)
+    if need_ctf and not none:
+        rows.must_have(mandatory_columns(need_poses))
     names = parse_image_names(rows.texts("rlnImageName"), path)
     if need_stacks:
         stacks = find_stacks(names, Path(datadir) if datadir is not None else None, strip_prefix)
         facts = check_stacks(names, stacks)
     else:
         stacks, facts = unread_stacks(rows, names)
-    return particles_of(rows, names, stacks, facts, pixel_size_in_angstroms)
+    found = particles_of(rows, names, stacks, facts, pixel_size_in_angstroms)
+    if not none:
+        return found
+    if found.premultiplied.any():
+        raise InputError(
+            f"{path}: no defocus in it, although rlnCtfDataAreCtfPremultiplied says that the images are multiplied "
+            "with their CTF; export the particles with their CTF"
+        )
+    return found.without_ctf()
 
 
 def unread_stacks(rows: Rows, names: ImageNames) -> tuple[tuple[Path, ...], StackFacts]:
@@ -90,7 +102,7 @@ def particles_of(
     origin, origin_warnings = _origins(rows, pixel_size, pixel_size_in_angstroms)
     twice = _optics_twice(rows)
     dose = rows.numbers("rlnMicrographPreExposure", 0)
-    particle = _particle_numbers(rows, dose)
+    particle = _tilted_particles(rows)
     return Particles(
         source=rows.path,
         optics=optics,
@@ -108,7 +120,7 @@ def particles_of(
         b_factor_in_square_angstroms=rows.numbers("rlnCtfBfactor", 0),
         ctf_scale=rows.numbers("rlnCtfScalefactor", 1),
         pre_exposure=np.where(_varies_within(particle, dose), dose, 0.0),
-        particle=_with_original_images(rows, particle),
+        particle=particle_numbers(rows),
         half_set=_half_sets(rows, particle),
         warnings=(*renamed(names.stacks, stacks), *pixel_warnings, *twice, *origin_warnings, *_warnings(rows)),
     )
@@ -148,7 +160,7 @@ def _pixel_size(
                 f"two pixel sizes: {size:.5g} Å ({said[0].source}, and the stacks' headers) against "
                 f"{float(np.median(other.value)):.5g} Å ({other.source}); the first is taken"
             )
-    unconfirmed = said[0].source == _BY_MAGNIFICATION and not confirmed
+    unconfirmed = said[0].source == BY_MAGNIFICATION and not confirmed
     doubt = f"pixel size {size:.5g} Å is from {said[0].source} alone; if wrong, give --pixel-size"
     return size, [*lines, *[doubt] * unconfirmed]
 
@@ -173,8 +185,8 @@ def pixel_sizes_of_star(rows: Rows) -> list[Said]:
         magnification = rows.numbers("rlnMagnification")
         rows.require(magnification > 0, "rlnMagnification", magnification, "must be positive")
         sizes = rows.numbers("rlnDetectorPixelSize") * 1e4 / magnification  # µm → Å
-        rows.require(sizes > 0, _BY_MAGNIFICATION, sizes, "must be positive")
-        found.append(Said(_BY_MAGNIFICATION, sizes))
+        rows.require(sizes > 0, BY_MAGNIFICATION, sizes, "must be positive")
+        found.append(Said(BY_MAGNIFICATION, sizes))
     return found
 
 
@@ -291,10 +303,16 @@ def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
     return rows.numbers("rlnDefocusAngle", 0)
 
 
-def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64]:
+def particle_numbers(rows: Rows) -> NDArray[np.int64]:
+    """(N,) particle numbers, equal for the tilts of one particle and for images made from one recorded image."""
+    return _with_original_images(rows, _tilted_particles(rows))
+
+
+def _tilted_particles(rows: Rows) -> NDArray[np.int64]:
     """(N,) particle numbers, equal for the tilts of one particle.
 
-    rlnGroupName names a tilted particle only where the pre-exposure varies within it; otherwise it names a micrograph.
+    rlnGroupName names a tilted particle only where the pre-exposure varies within it, or where no two of its images
+    have one B-factor, which programs derive from the exposure of each tilt; otherwise it names a micrograph.
     """
     if "rlnTomoParticleName" in rows:
         return _numbered(rows.texts("rlnTomoParticleName"))
@@ -302,7 +320,9 @@ def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64
     if "rlnGroupName" not in rows:
         return alone
     group = _numbered(rows.texts("rlnGroupName"))
-    return _numbered(np.where(_varies_within(group, dose), group, len(rows) + alone))
+    dose = rows.numbers("rlnMicrographPreExposure", 0)
+    tilts = _varies_within(group, dose) | _all_differ_within(group, rows.numbers("rlnCtfBfactor", 0))
+    return _numbered(np.where(tilts, group, len(rows) + alone))
 
 
 def _with_original_images(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -335,6 +355,13 @@ def _varies_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDAr
     np.minimum.at(lowest, group, value)
     np.maximum.at(highest, group, value)
     return (lowest < highest)[group]
+
+
+def _all_differ_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether this row's group has several rows, and no two of one value."""
+    _, pair, count = np.unique(np.stack([group, value]), axis=1, return_inverse=True, return_counts=True)
+    alike = _varies_within(group, value) & (count[pair.ravel()] == 1)
+    return (np.bincount(group, alike) == np.bincount(group))[group]
 
 
 def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:

@@ -18,7 +18,7 @@ _MANDATORY = (
     *("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"),
 )
 
-
+CTF_COLUMNS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor")  # of single images
 _POSES = frozenset(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"))
 
 
@@ -61,6 +61,15 @@ class Rows:
         if name not in self.kept:
             raise KeyError(f"{name} is not among the columns that are kept")
         return name in self.particles or (self.optics is not None and name in self.optics)
+
+    def must_have(self, names: Sequence[str]) -> None:
+        """InputError where a column is missing."""
+        missing = [name for name in names if name not in self]
+        if missing:
+            raise InputError(
+                f"{self.path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+                "poses and CTF are needed: export the particles from a refinement"
+            )
 
     def texts(self, name: str) -> list[str]:
         if name in self.particles or self.optics is None:
@@ -110,15 +119,10 @@ def read_rows(
     if particles is None:
         raise InputError(f"{path}: no particle table (no block has a column rlnImageName); check the path")
     optics = blocks.get("optics")
-    missing = [n for n in mandatory if n not in particles and not (optics is not None and n in optics)]
-    if missing:
-        raise InputError(
-            f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-            "poses and CTF are needed: export the particles from a refinement"
-        )
+    rows = Rows(path, particles, optics, np.zeros(len(particles), dtype=np.int64), kept)
+    rows.must_have(mandatory)
     if len(particles) == 0:
         raise InputError(f"{path}: no particles in it (0 rows); check the path or the selection that wrote it")
-    rows = Rows(path, particles, optics, np.zeros(len(particles), dtype=np.int64), kept)
     return rows if optics is None else replace(rows, optics_row=_optics_rows(rows, optics))
 
 

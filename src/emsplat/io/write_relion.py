@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emsplat.io.relion_aberrations import aberration_columns
 from emsplat.io.star import Table, write_star
-from emsplat.particles.table import OpticsGroup, Particles
+from emsplat.particles.table import Particles
 
 
 def write_relion(particles: Particles, path: str | Path, project: str | Path | None = None) -> None:
@@ -25,7 +25,7 @@ def write_relion(particles: Particles, path: str | Path, project: str | Path | N
             if the stacks lie below it, and otherwise absolute, because RELION looks nowhere else.
     """
     names = [_stack_name(stack, Path(project or ".").absolute()) for stack in particles.stacks]
-    write_star(path, {"optics": _optics_table(particles.optics), "particles": _particle_table(particles, names)})
+    write_star(path, {"optics": _optics_table(particles), "particles": _particle_table(particles, names)})
 
 
 def _stack_name(stack: Path, project: Path) -> str:
@@ -50,13 +50,16 @@ def _particle_table(particles: Particles, stack_names: Sequence[str]) -> Table:
         "rlnAnglePsi": p.euler_angles_in_degrees[:, 2],
         "rlnOriginXAngst": p.origin_in_angstroms[:, 0],
         "rlnOriginYAngst": p.origin_in_angstroms[:, 1],
-        "rlnDefocusU": p.defocus_u_in_angstroms,
-        "rlnDefocusV": p.defocus_v_in_angstroms,
-        "rlnDefocusAngle": p.defocus_angle_in_degrees,
-        "rlnPhaseShift": p.phase_shift_in_degrees,
-        "rlnCtfBfactor": p.b_factor_in_square_angstroms,
         "rlnCtfScalefactor": p.ctf_scale,
     }
+    if p.has_ctf:
+        numbers |= {
+            "rlnDefocusU": p.defocus_u_in_angstroms,
+            "rlnDefocusV": p.defocus_v_in_angstroms,
+            "rlnDefocusAngle": p.defocus_angle_in_degrees,
+            "rlnPhaseShift": p.phase_shift_in_degrees,
+            "rlnCtfBfactor": p.b_factor_in_square_angstroms,
+        }
     if p.pre_exposure.any():
         numbers["rlnMicrographPreExposure"] = p.pre_exposure
     columns |= {name: _decimals(values) for name, values in numbers.items()}
@@ -71,13 +74,19 @@ def _decimals(values: NDArray[np.float64]) -> list[str]:
     return [f"{value:.6f}" for value in values.tolist()]
 
 
-def _optics_table(groups: Sequence[OpticsGroup]) -> Table:
+def _optics_table(particles: Particles) -> Table:
+    groups = particles.optics
     columns = {
         "rlnOpticsGroup": [str(number) for number in range(1, len(groups) + 1)],
         "rlnOpticsGroupName": [group.name for group in groups],
-        "rlnVoltage": [str(g.voltage_in_kilovolts) for g in groups],
-        "rlnSphericalAberration": [str(g.spherical_aberration_in_millimetres) for g in groups],
-        "rlnAmplitudeContrast": [str(g.amplitude_contrast) for g in groups],
+    }
+    if particles.has_ctf:
+        columns |= {
+            "rlnVoltage": [str(g.voltage_in_kilovolts) for g in groups],
+            "rlnSphericalAberration": [str(g.spherical_aberration_in_millimetres) for g in groups],
+            "rlnAmplitudeContrast": [str(g.amplitude_contrast) for g in groups],
+        }
+    columns |= {
         "rlnImagePixelSize": [str(g.pixel_size_in_angstroms) for g in groups],
         "rlnImageSize": [str(g.box_size) for g in groups],
         "rlnImageDimensionality": ["2"] * len(groups),

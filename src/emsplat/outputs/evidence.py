@@ -12,10 +12,10 @@ from emsplat.conventions import spatial_frequency_radii
 from emsplat.figures.reconstruction import direction_counts
 from emsplat.fourier.background import outside_circle, subtract_background
 from emsplat.fourier.cropping import fourier_crop
+from emsplat.fourier.slices import fourier_volume
 from emsplat.imaging.forward import ForwardModel
 from emsplat.imaging.noise import shell_means
 from emsplat.io.images import ImageSource
-from emsplat.models.gaussians import Gaussians
 from emsplat.optics.ctf import ctf
 from emsplat.particles.coverage import measure_coverage
 from emsplat.particles.table import Particles
@@ -109,13 +109,13 @@ def _mean_squared_ctf(table: Particles, rows: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _pairs(r: Reconstruction, rows: NDArray[np.int64]) -> Evidence:
-    """Recorded images beside what the Gaussians predict for them, in units of the recorded standard deviation."""
+    """Recorded images beside what the fitted model predicts for them, in units of the recorded standard deviation."""
     chosen = r.particles.select(rows)
     box_size = chosen.box_size
     with ImageSource(chosen, r.settings.invert) as images:
         recorded = images.read(np.arange(len(rows)))
     subtract_background(recorded, outside_circle(box_size))
-    recorded_spectra, predicted_spectra = np.fft.rfft2(recorded), np.fft.rfft2(_predicted(r.gaussians, chosen))
+    recorded_spectra, predicted_spectra = np.fft.rfft2(recorded), np.fft.rfft2(_predicted(r, chosen))
     signal = shell_means(np.abs(predicted_spectra) ** 2, box_size)
     noise = r.preview.noise[chosen.optics_group].mean(axis=0)
     radius = spatial_frequency_radii(box_size)
@@ -136,9 +136,13 @@ def _pairs(r: Reconstruction, rows: NDArray[np.int64]) -> Evidence:
     }
 
 
-def _predicted(gaussians: Gaussians, particles: Particles) -> NDArray[np.float32]:
-    """(n, D, D) images of the Gaussians with the particles' poses, shifts and CTFs."""
-    log_pixel, forward = math.log(particles.pixel_size_in_angstroms), ForwardModel.of(particles)
+def _predicted(r: Reconstruction, particles: Particles) -> NDArray[np.float32]:
+    """(n, D, D) images of the fitted model with the particles' poses, shifts and CTFs."""
+    gaussians, forward = r.gaussians, ForwardModel.of(particles)
+    if gaussians is None:
+        average = fourier_volume(0.5 * (r.halves[0].map + r.halves[1].map))
+        return forward.images(forward.from_volume(average)).numpy()
+    log_pixel = math.log(particles.pixel_size_in_angstroms)
     projections = project(
         gaussians.centres / particles.pixel_size_in_angstroms,
         widened(gaussians.log_scales - log_pixel),

@@ -32,6 +32,7 @@ from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 from emsplat.runs.run_folder import JobFolder, RunFolder
 from emsplat.runtime.folders import check_folder, claiming, filling
 from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
+from emsplat.settings import MODEL_NAMES
 from emsplat.validation.validate import write_fsc_csv
 from emsplat.versions import versions
 
@@ -127,7 +128,7 @@ def write_run(
             if addition is not None:
                 addition(files)
         evidence: Evidence = {}
-        with reporter.stage("report"), _costing_no_run(folder, reporter):
+        with reporter.stage("report"), costing_no_run(folder, reporter):
             evidence = gather_evidence(reconstruction, truth)
         write_evidence(files, evidence)
         summary = summarise(reconstruction, reporter) | facts
@@ -137,13 +138,16 @@ def write_run(
         log = [*reporter.log, "", *closing, "", "stacks that were read:", *stacks]
         files.log.write_text("\n".join(log) + "\n", encoding="utf-8")
         files.report.touch()
-        with _costing_no_run(folder, reporter):
+        with costing_no_run(folder, reporter):
             write_report(staging, name=folder.resolve().name)
+    if reconstruction.gaussians is None:
+        for path in RunFolder(folder).models:
+            path.unlink(missing_ok=True)  # of the run that this one replaced
     return summary
 
 
 @contextmanager
-def _costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
+def costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
     """Warn of an error in the block and continue, because the result of hours is worth more than its report.
 
     The files of the report are then empty, so that those of an older run do not stay.
@@ -165,6 +169,7 @@ def _write_maps(files: RunFolder, r: Reconstruction) -> None:
 
 
 def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
+    """Writes the Gaussians, if they are what was fitted."""
     box = {
         "box_size": str(len(r.map)),
         "pixel_size_in_angstroms": f"{r.pixel_size_in_angstroms:.6g}",
@@ -172,7 +177,8 @@ def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
     }
     models = (r.gaussians, *(half.gaussians for half in r.halves))
     for path, model in zip(files.models, models, strict=True):
-        model.save(path, **box)
+        if model is not None:
+            model.save(path, **box)
 
 
 def _write_particles(files: RunFolder, r: Reconstruction, reporter: Reporter) -> None:
@@ -199,9 +205,8 @@ def draw_figures(
     histories = [half.history for half in r.halves]
     steps = [np.arange(len(history.losses)) for history in histories]
     pixel_size = r.pixel_size_in_angstroms
-    figures.figure_fsc(
-        r.validation, files.figure("fsc"), truth, f"resolution: {resolution or resolution_text(verdict(r))}"
-    )
+    title = f"resolution: {resolution or resolution_text(verdict(r))}"
+    figures.figure_fsc(r.validation, files.figure("fsc"), truth, title, MODEL_NAMES[r.settings.model])
     figures.figure_slices(r.map, files.figure("slices"), pixel_size, raw)
     figures.figure_projections(r.map, files.figure("projections"), pixel_size, raw)
     figures.figure_orientations(r.particles.euler_angles_in_degrees, files.figure("orientations"))
@@ -226,7 +231,7 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
             "pixel_size_in_angstroms": r.pixel_size_in_angstroms,
             "box_size": len(r.map),
             "diameter_in_angstroms": r.preview.diameter_in_angstroms,
-            "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
+            "n_gaussians_of_halves": [half.n_gaussians for half in r.halves],
             "fit_steps_of_halves": [half.n_steps for half in r.halves],
         },
     }
@@ -246,6 +251,7 @@ def verdict(r: Reconstruction) -> Summary:
         "resolution": v.resolution,
         "resolution_kind": v.resolution_kind,
         "poses_shared": r.poses_shared,
+        "has_ctf": r.particles.has_ctf,
         "measurable_limit": float(1 / v.frequency[v.limit_shell - 1]) if v.limit_shell else None,
         "nyquist": v.nyquist,
     }
@@ -262,8 +268,10 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
         "refinement": r.refinement.summary(r.particles.half_set) if r.refinement else None,
         "n_images": r.n_images,
         "n_particles": len(np.unique(r.particles.particle)),
-        "n_gaussians": len(r.gaussians),
-        "n_gaussians_of_halves": [len(half.gaussians) for half in r.halves],
+        "model": r.settings.model,
+        "n_gaussians": None if r.gaussians is None else len(r.gaussians),
+        "n_gaussians_of_halves": [half.n_gaussians for half in r.halves],
+        "n_parameters_of_halves": [half.n_parameters for half in r.halves],
         "box_size": len(r.map),
         "pixel_size": r.pixel_size_in_angstroms,
         "symmetry": r.symmetry,

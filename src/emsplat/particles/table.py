@@ -63,6 +63,7 @@ class Particles:
         None  # finer detail holds aberrations that are not modelled; None: no detail does
     )
     symmetry_axes: str = "RELION"  # the program whose axes the names of point groups refer to
+    n_left_out: int = 0  # rows of the file that the user left out
 
     def __len__(self) -> int:
         return len(self.section)
@@ -94,9 +95,33 @@ class Particles:
         )
 
     @property
+    def has_ctf(self) -> bool:
+        """Whether any image has a CTF other than 1 (or than its scale)."""
+        defocus = self.defocus_u_in_angstroms.any() or self.defocus_v_in_angstroms.any()
+        return bool(defocus) or any(group != _without_transfer(group) for group in self.optics)
+
+    def without_ctf(self) -> Particles:
+        """The same images with a CTF of 1 and no aberrations; scales and doses stay."""
+        zero = np.zeros(len(self))
+        return replace(
+            self,
+            optics=tuple(_without_transfer(group) for group in self.optics),
+            defocus_u_in_angstroms=zero,
+            defocus_v_in_angstroms=zero,
+            defocus_angle_in_degrees=zero,
+            phase_shift_in_degrees=zero,
+            b_factor_in_square_angstroms=zero,
+            modelled_to_in_angstroms=None,
+        )
+
+    @property
     def centres_in_pixels(self) -> NDArray[np.float64]:
         """(N, 2) x, y of the particles' centres in their images, counted from pixel 0."""
         return self.box_size // 2 - self.origin_in_angstroms / self.pixel_size_in_angstroms
+
+    def left_out_text(self) -> str:
+        """How many rows of the file the user left out, to stand after the number of images; empty if none."""
+        return f" ({self.n_left_out:,} others are left out)" if self.n_left_out else ""
 
     @property
     def premultiplied(self) -> NDArray[np.bool_]:
@@ -136,6 +161,18 @@ class Particles:
                 "it must be 1 or 2 for all, or absent: remove the column to have half sets drawn"
             )
         return replace(self, half_set=(1 + split_by_particle(self.particle, seed)).astype(np.int8))
+
+
+def _without_transfer(group: OpticsGroup) -> OpticsGroup:
+    """The optics group with a CTF of 1 at a defocus of 0, which amplitude contrast alone makes."""
+    return replace(
+        group,
+        spherical_aberration_in_millimetres=0.0,
+        amplitude_contrast=1.0,
+        beam_tilt_in_milliradians=(0.0, 0.0),
+        odd_zernike=(),
+        even_zernike=(),
+    )
 
 
 def split_by_particle(particle: NDArray[np.int64], seed: int) -> NDArray[np.int8]:

@@ -152,6 +152,8 @@ def plan(
     Args:
         n_components: predict a search for heterogeneity that finds this many components.
     """
+    if settings.model != "gaussians":
+        raise InputError(f"--model {settings.model}: a plan predicts fits of Gaussians only; leave out --model")
     with threads(settings.threads):
         start = time.perf_counter()
         with reporter.stage("reading the table"):

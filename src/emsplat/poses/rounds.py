@@ -90,7 +90,11 @@ def refine_settings(settings: ReconstructSettings, diameter_in_angstroms: float)
 
 
 def check_refinable(particles: Particles, settings: ReconstructSettings) -> None:
-    """InputError if the images no longer contain what is to be refined."""
+    """InputError if the images do not contain what is to be refined."""
+    if "defocus" in settings.refined and not particles.has_ctf:
+        raise InputError(
+            f"--refine {settings.refine}: the CTF is taken as 1, which has no defocus to refine; leave defocus out"
+        )
     fixed = [name for name in settings.refined if name in ("contrast", "defocus")]
     if fixed and particles.premultiplied.any():
         raise InputError(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.fourier import maps
 from emsplat.imaging.likelihood import Recorded
-from emsplat.io import read_input
+from emsplat.io import as_asked, read_as_said
 from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
 from emsplat.models.gaussians import Gaussians, merge
@@ -39,11 +39,13 @@ from emsplat.runtime.context import Context, Task
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
-from emsplat.settings import InputSettings, ReconstructSettings
-from emsplat.statistics.preview import Preview, look_at_sample
+from emsplat.settings import MODEL_NAMES, InputSettings, ReconstructSettings
+from emsplat.statistics.preview import Preview, look_at_sample, statistics_of_sample
 from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.symmetry import symmetry_operators
 from emsplat.validation.combination import combine
+from emsplat.validation.ctf_test import REMEDY as NO_CTF_REMEDY
+from emsplat.validation.ctf_test import CtfEvidence, compare_ctfs
 from emsplat.validation.local_resolution import LocalResolution, local_resolution
 from emsplat.validation.symmetry_test import SymmetryChoice, choose_symmetry, take_sample
 from emsplat.validation.uncertainty import standard_error
@@ -55,8 +57,9 @@ class Reconstruction:
     """The result of a run. Maps are (D, D, D) ``[z, y, x]``, with the origin at voxel D//2."""
 
     map: NDArray[np.float32]  # average of the half maps, sharpened if asked for
-    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]  # Gaussians and direct inversion of each half, combined
-    gaussians: Gaussians  # the average as a model: both halves' Gaussians with half the masses
+    half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]  # fit and direct inversion of each half, combined
+    # The average as a model: both halves' Gaussians with half the masses. None if neural fields were fitted.
+    gaussians: Gaussians | None
     halves: tuple[Half, Half]
     mask: NDArray[np.float32]
     validation: Validation
@@ -111,7 +114,8 @@ def reconstruct(
     with threads(settings.threads or world.cores), ExitStack() as stack:
         device = devices.chosen(settings.device, reporter)
         with reporter.stage("read"):
-            table, poses_shared = _table_with_halves(particles, settings, reporter)
+            said = _as_said(particles, settings)
+            table, poses_shared = _table_with_halves(as_asked(said, settings), settings, reporter)
             check_agreement(table, settings, world)
             _check_modelled(table, settings)
         source = stack.enter_context(ImageSource(table, settings.invert))
@@ -129,11 +133,13 @@ def reconstruct(
             group = _symmetry(table, whole, settings, reporter, world)
         symmetry = symmetry_operators(group)
         with reporter.stage("preview"):
+            if said.has_ctf and not table.has_ctf and not said.premultiplied.any():
+                _check_without_ctf(said, table, whole, symmetry, settings, world)
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
             diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
-            f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with Gaussians in a cube of "
+            f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with density in a cube of "
             f"{grid.extent * grid.pixel_size:.0f} Å"
         )
         accumulation, finest = accumulation_settings(grid, preview, tuning), 2 * grid.pixel_size
@@ -163,7 +169,7 @@ def reconstruct(
     return Reconstruction(
         map=judged.map,
         half_maps=judged.half_maps,
-        gaussians=merge(first.gaussians, second.gaussians),
+        gaussians=merge(first.gaussians, second.gaussians) if first.gaussians and second.gaussians else None,
         halves=(first, second),
         mask=solution.mask,
         validation=judged.validation,
@@ -181,17 +187,18 @@ def reconstruct(
     )
 
 
-def _table_with_halves(
-    source: Path | str | Particles, settings: ReconstructSettings, reporter: Reporter
-) -> tuple[Particles, bool]:
-    """The particle table, its half sets, and whether they had to be drawn."""
-    if isinstance(source, Particles):
-        idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
-        if idle:
-            raise InputError(f"{', '.join(idle)}: act only when a file is read; give them to read_particles")
-        table = source
-    else:
-        table = read_input(Path(source), settings)
+def _as_said(source: Path | str | Particles, settings: ReconstructSettings) -> Particles:
+    """The particle table with the CTFs that the file gives."""
+    if not isinstance(source, Particles):
+        return read_as_said(Path(source), settings)
+    idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
+    if idle:
+        raise InputError(f"{', '.join(idle)}: act only when a file is read; give them to read_particles")
+    return source
+
+
+def _table_with_halves(table: Particles, settings: ReconstructSettings, reporter: Reporter) -> tuple[Particles, bool]:
+    """The particle table with its half sets, and whether they had to be drawn."""
     for warning in table.warnings:
         reporter.warn(warning)
     particles = len(np.unique(table.particle))
@@ -200,7 +207,7 @@ def _table_with_halves(
             f"{table.source}: holds {particles} particle; at least 2 are needed, one for each half set; give more"
         )
     reporter.line(
-        f"{len(table):,} images of {particles:,} particles, box {table.box_size}, "
+        f"{len(table):,} images of {particles:,} particles{table.left_out_text()}, box {table.box_size}, "
         f"{table.pixel_size_in_angstroms:.4g} Å/px, {len(table.optics)} optics group(s)"
     )
     given = bool(np.any(table.half_set > 0))
@@ -242,6 +249,27 @@ def _symmetry(table: Particles, images: Images, settings: ReconstructSettings, r
     if choice.line:
         reporter.line(choice.line)
     return choice.name
+
+
+def _check_without_ctf(
+    said: Particles,
+    table: Particles,
+    images: Images,
+    symmetry: NDArray[np.float64],
+    settings: ReconstructSettings,
+    world: World,
+) -> None:
+    """InputError where the images surely have the CTFs of the file, which the user does not want to be used."""
+    found = None
+    if world.is_first:
+        with ImageSource(said, settings.invert) as others:
+            theirs = statistics_of_sample(said, others, symmetry, settings.seed)
+        found = compare_ctfs(said, theirs, statistics_of_sample(table, images, symmetry, settings.seed))
+    evidence: CtfEvidence = world.broadcast(found)
+    if evidence.is_sure:
+        raise InputError(
+            f"{table.source}: --no-ctf, but the images have the CTFs of the table: {evidence.text()}; {NO_CTF_REMEDY}"
+        )
 
 
 def _diameter(
@@ -291,7 +319,7 @@ def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings
     """Combine the two halves, and judge the result."""
     first, second = solution.halves
     with reporter.stage("validation"):
-        half_maps, validation = _combined(solution, reporter)
+        half_maps, validation = _combined(solution, settings, reporter)
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
@@ -322,18 +350,18 @@ def _standard_error(
 
 
 def _combined(
-    solution: Solution, reporter: Reporter
+    solution: Solution, settings: ReconstructSettings, reporter: Reporter
 ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], Validation]:
     """The final half maps, and the validation of their average."""
     first, second = solution.halves
     found = solution.validation
     if found.resolution_kind == "not_measurable":
-        reporter.warn("nothing could be measured: map.mrc is the plain average of the Gaussian half maps")
+        reporter.warn("nothing could be measured: map.mrc is the plain average of the fitted half maps")
         return (first.map, second.map), found
     raw = (first.raw, second.raw)
     combination = combine(raw, (first.map, second.map), solution.mask, found.limit_shell, found.last_shell)
     validation = validate_combination(found, combination, *raw, solution.mask)
-    reporter.line(f"combination: {validation.sources_text()}")
+    reporter.line(f"combination: {validation.sources_text(MODEL_NAMES[settings.model])}")
     return combination.halves, validation
 
 

@@ -14,6 +14,7 @@ from emsplat.report import plots, sections
 from emsplat.runs.run import Run
 from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.files import replacing
+from emsplat.settings import MODEL_NAMES
 
 _SCRIPTS = ("unpack.js", "curves.js", "slices.js", "ramp.js", "isosurface.js", "space.js", "surface.js")
 _ASSETS = files("emsplat.report")
@@ -57,7 +58,8 @@ def report_html(run: Run) -> str:
         "particles": sections.particles(run),
         "noise": plots.noise(run),
         "transfer": plots.transfer(run),
-        "gaussians": plots.gaussians(run),
+        "fitted": MODEL_NAMES[run.model],
+        "gaussians": plots.gaussians(run) if run.model == "gaussians" else None,
         "fit": plots.fit(run),
         "cost": sections.cost(run),
         "record": sections.record(run),

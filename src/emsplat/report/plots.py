@@ -11,6 +11,7 @@ from emsplat.io.mrc import Map
 from emsplat.models.gaussians import Gaussians
 from emsplat.report.charts import Axis, Band, Chart, Frame, Line, linear_axis, resolution_axis
 from emsplat.runs.run import Run, map_of
+from emsplat.settings import MODEL_NAMES
 from emsplat.validation.validate import C_AT_RESOLUTION
 
 Section = dict[str, Any] | None
@@ -32,7 +33,12 @@ CURVES = (
         "direct inversion",
         "its share of the power of the map; the rest comes from the Gaussians",
     ),
-    ("gaussian_half", "gaussian", "FSC, Gaussian halves", "overstates: both halves share the errors of the prior"),
+    (
+        "gaussian_half",
+        "gaussian",
+        "FSC, half maps of Gaussians",
+        "overstates: both halves share the errors of the prior",
+    ),
     ("raw_half_masked", "masked", "FSC, direct inversions, masked", "includes what the mask itself correlates"),
     (
         "raw_half_corrected",
@@ -81,12 +87,18 @@ def resolution(run: Run) -> Section:
     rounded = {key: _rounded(curve) for key, curve in shown.items()}
     return {
         "chart": chart.svg(),
-        "legend": [row for row in CURVES if row[0] in shown],
+        "legend": [_named(row, MODEL_NAMES[run.model]) for row in CURVES if row[0] in shown],
         "start": at,
         "shells": len(frequency),
         "values": {"frequency": [round(float(f), 6) for f in frequency], "low": chart.y.low, "curves": rounded},
         "error": _rounded(error),
     }
+
+
+def _named(row: tuple[str, str, str, str], fitted: str) -> tuple[str, str, str, str]:
+    """A row of `CURVES` that speaks of what was fitted. Args: fitted: in the plural."""
+    key, style, name, meaning = row
+    return key, style, name.replace("Gaussians", fitted), meaning.replace("Gaussians", fitted)
 
 
 def _in_words(summary: dict[str, Any]) -> str:

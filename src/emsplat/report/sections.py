@@ -14,8 +14,8 @@ from emsplat.report import volumes
 from emsplat.report.charts import sphere_map
 from emsplat.report.picture import as_data_uri, grey, png_as_data_uri, surface_picture
 from emsplat.report.volumes import Window
-from emsplat.runs.closing import true_resolution_text
-from emsplat.runs.run import Run, map_of
+from emsplat.runs.closing import model_row, true_resolution_text
+from emsplat.runs.run import FinishedJob, Run, map_of
 from emsplat.runs.run_folder import HALVES, RunFolder
 
 Section = dict[str, Any] | None
@@ -48,10 +48,11 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("box", f"{s['box_size']}³ voxels of {s['pixel_size']:.4g} Å"),
         ("measurable to", f"{s['measurable_limit']:.2f} Å" if s["measurable_limit"] else "no shell"),
         ("Nyquist", f"{s['nyquist']:.2f} Å"),
-        ("Gaussians", " + ".join(f"{n:,}" for n in s["n_gaussians_of_halves"])),
+        model_row(s),
         ("symmetry", s["symmetry"]),
+        *([] if s.get("has_ctf", True) else [("CTF", "taken as 1")]),
         ("sharpening", "none" if s["b_factor"] is None else f"B-factor {s['b_factor']:.0f} Å²"),
-        ("time", _duration(sum(s["seconds"].values()))),
+        ("time", duration(sum(s["seconds"].values()))),
         ("peak memory", f"{s['peak_memory_in_bytes'] / 1e9:.2f} GB"),
     ]
     if "true_resolution" in s:
@@ -59,7 +60,8 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words."""
     minutes = round(seconds / 60)
     if minutes < 3:
         return f"{seconds:.0f} s"
@@ -242,7 +244,7 @@ def ab_initio(run: Run) -> Section:
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def cost(run: Run) -> Section:
+def cost(run: FinishedJob) -> Section:
     """Seconds and memory, in the order the stages ran."""
     seconds = run.summary.get("seconds") or {}
     if not seconds:
@@ -262,7 +264,7 @@ def cost(run: Run) -> Section:
     return {"rows": rows, "total": total, "has_peaks": bool(peaks)}
 
 
-def record(run: Run) -> dict[str, Any]:
+def record(run: FinishedJob) -> dict[str, Any]:
     """How the run was made."""
     configuration = run.configuration or {}
     settings, found = (configuration.get(part) or {} for part in ("settings", "found"))
@@ -295,8 +297,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     files = RunFolder(Path(name))
     finer = 0.5 * float(run.summary["pixel_size"])
     relion = f"{name}_relion"
-    return [
-        ("Look at the map and its halves in ChimeraX", f"chimerax {files.map()} {name}/map_half[12].mrc"),
+    of_gaussians = [
         ("The Gaussians, the surface and an atomic model in the browser", f"emsplat view {name}"),
         (
             "The Gaussians as pseudo-atoms with anisotropic displacements, for ChimeraX",
@@ -306,6 +307,10 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
             "The map on a finer grid: Gaussians have no pixels",
             f"emsplat export {name} --format mrc --pixel-size {finer:.3g}",
         ),
+    ]
+    return [
+        ("Look at the map and its halves in ChimeraX", f"chimerax {files.map()} {name}/map_half[12].mrc"),
+        *(of_gaussians if run.model == "gaussians" else []),
         (
             "The direct inversions of the halves and the mask under RELION's names, and RELION's own post-processing",
             f"emsplat export {name} --format relion && relion_postprocess --mask {relion}/mask.mrc "

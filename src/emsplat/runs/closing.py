@@ -9,6 +9,7 @@ import numpy as np
 
 from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.text_curve import text_curve
+from emsplat.settings import MODEL_NAMES, ModelKind
 from emsplat.validation.validate import FIRST_SHELL, Validation
 
 Summary = dict[str, Any]  # what summary.json holds
@@ -28,6 +29,7 @@ def resolution_text(summary: Summary) -> str:
         text = f"better than {resolution:.2f} Å, the limit of measurability (c_map is above 0.5 up to there)"
     else:
         text = f"{resolution:.2f} Å (c_map = 0.5, measured)"
+    text += "" if summary.get("has_ctf", True) else ", CTF taken as 1"
     return text + (", upper bound: poses shared" if summary["poses_shared"] else "")
 
 
@@ -35,7 +37,6 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
     """Name and value of each line of the table that closes a run."""
     stages = sorted(summary["seconds"].items(), key=lambda item: -item[1])
     limit = summary["measurable_limit"]
-    first, second = summary["n_gaussians_of_halves"]
     files = RunFolder(folder)
     rows: list[tuple[str, str | Path]] = [("resolution", resolution_text(summary))]
     if "true_resolution" in summary:
@@ -44,7 +45,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
         *rows,
         ("measurable to", f"{limit:.2f} Å (Nyquist {summary['nyquist']:.2f} Å)" if limit else "no shell"),
         ("images", f"{summary['n_images']:,} of {summary['n_particles']:,} particles"),
-        ("Gaussians", f"{first:,} in half 1, {second:,} in half 2"),
+        model_row(summary),
         (
             "time",
             f"{sum(summary['seconds'].values()):.1f} s{' since the run was resumed' if summary['resumed'] else ''}: "
@@ -56,6 +57,14 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
         ("report", files.report),
         ("figures", files.figures),
     ]
+
+
+def model_row(summary: Summary) -> tuple[str, str]:
+    """What was fitted, and how much of it."""
+    kind: ModelKind = summary.get("model", "gaussians")
+    unit = "" if kind == "gaussians" else " parameters"
+    first, second = summary["n_gaussians_of_halves" if kind == "gaussians" else "n_parameters_of_halves"]
+    return MODEL_NAMES[kind], f"{first:,}{unit} in half 1, {second:,}{unit} in half 2"
 
 
 def closing_curve(validation: Validation) -> list[str]:

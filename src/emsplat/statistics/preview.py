@@ -15,6 +15,7 @@ from emsplat.particles.batches import Images
 from emsplat.particles.parts import Part, PartWeights
 from emsplat.particles.table import Particles, split_by_particle
 from emsplat.statistics.accumulate import AccumulationSettings, accumulate
+from emsplat.statistics.sufficient import Statistics
 
 _SAMPLE, _FEWEST = 1000, 100  # images that give the noise to 1 % per shell, and a map that shows the particle
 _SAMPLE_BYTES = 96 << 20  # bytes of the sample, which large images reach with fewer of them
@@ -49,22 +50,44 @@ class Preview:
 
 def look_at_sample(particles: Particles, images: Images, symmetry: NDArray[np.float64], seed: int) -> Preview:
     """Noise spectra and a low-resolution inversion of both halves of a random sample."""
+    rows, noise = _sampled(particles, images, seed)
+    halves = [one.raw_map() for one in _halves(particles, images, rows, noise, symmetry, seed)]
+    pixel_size = particles.pixel_size_in_angstroms * particles.box_size / len(halves[0])
+    return Preview(len(rows), noise, outline_diameter(halves, pixel_size), *contrast(halves, pixel_size))
+
+
+def statistics_of_sample(
+    particles: Particles, images: Images, symmetry: NDArray[np.float64], seed: int
+) -> tuple[Statistics, Statistics]:
+    """The statistics of both halves of a random sample in a box of at most 48 voxels."""
+    return _halves(particles, images, *_sampled(particles, images, seed), symmetry, seed)
+
+
+def _sampled(particles: Particles, images: Images, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(n,) rows of a random sample, and its noise spectra."""
     rng = np.random.default_rng(seed)
     affordable = max(_FEWEST, _SAMPLE_BYTES // (4 * particles.box_size**2))
     rows = np.sort(rng.choice(len(particles), min(len(particles), _SAMPLE, affordable), replace=False))
     block = images.read(rows)
     subtract_background(block, outside_circle(particles.box_size))
-    chosen = particles.select(rows)
-    noise = noise_spectra(block, chosen)
-    del block
+    return rows, noise_spectra(block, particles.select(rows))
+
+
+def _halves(
+    particles: Particles,
+    images: Images,
+    rows: NDArray[np.int64],
+    noise: NDArray[np.float64],
+    symmetry: NDArray[np.float64],
+    seed: int,
+) -> tuple[Statistics, Statistics]:
     box_size = min(particles.box_size, _BOX)
     half = np.full(len(particles), -1)
-    half[rows] = split_by_particle(chosen.particle, seed)
+    half[rows] = split_by_particle(particles.particle[rows], seed)
     parts = PartWeights.one_part_each([Part(1), Part(2)], half)
     settings = AccumulationSettings(box_size, box_size, noise, symmetry)
-    halves = [s.raw_map() for s in accumulate(particles, images, parts, settings).values()]
-    pixel_size = particles.pixel_size_in_angstroms * particles.box_size / box_size
-    return Preview(len(rows), noise, outline_diameter(halves, pixel_size), *contrast(halves, pixel_size))
+    first, second = accumulate(particles, images, parts, settings).values()
+    return first, second
 
 
 def contrast_is_sure(correlation: float, skewness: float) -> bool:

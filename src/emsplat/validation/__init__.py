@@ -5,5 +5,6 @@
 - ``combination``: the map as the best combination of Gaussians and direct inversion in every shell
 - ``uncertainty``: the standard error of the map at each voxel
 - ``local_resolution``: the correlation with the truth in windows
-- ``directions``: cells of directions that can vote; ``symmetry_test``: whether the images have a symmetry
+- ``directions``: cells of directions that can vote; ``symmetry_test``: whether the images have a symmetry;
+  ``ctf_test``: whether they have the CTFs that are not used
 """

@@ -101,13 +101,13 @@ class Validation:
             for band in bands
         ]
 
-    def sources_text(self) -> str:
-        """The first and the last of these bands in words."""
+    def sources_text(self, fitted: str = "Gaussians") -> str:
+        """The first and the last of these bands in words. Args: fitted: what was fitted, in the plural."""
         bands = self.sources()
         if not bands:
-            return "the Gaussians alone"
+            return f"the {fitted} alone"
         parts = [f"{100 * b['inversion']:.0f} % from {b['from']:.3g} to {b['to']:.3g} Å" for b in (bands[0], bands[-1])]
-        return f"the direct inversion brings {' and '.join(parts)} of the map's power; the Gaussians bring the rest"
+        return f"the direct inversion brings {' and '.join(parts)} of the map's power; the {fitted} bring the rest"
 
 
 def validate(

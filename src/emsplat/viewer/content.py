@@ -61,7 +61,7 @@ class Content:
 
     @cache  # noqa: B019 (one run, as long as the program)
     def model(self, half: str) -> Model:
-        return thinned(Gaussians.load(required(self.run.folder.gaussians(half))), self.most_splats)
+        return thinned(Gaussians.load(self.run.gaussians(half)), self.most_splats)
 
     def half_of(self, half: str) -> NDArray[np.intp]:
         """(K,) 0 or 1 for each Gaussian of the model: the half that it belongs to."""
