@@ -7,6 +7,7 @@ anew whose name holds NAME, `--only NAME` makes no others.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -169,22 +170,27 @@ _TEXTS = {_SETS: _SETS_TEXT, _HONESTY: _HONESTY_TEXT, _TIMES: _TIMES_TEXT, _NULL
 
 
 class Page:
-    """The page, with the rows of earlier runs."""
+    """The page, with the rows of earlier runs and of others that add to it at the same time."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.report, self.args = Report("heterogeneity", "Heterogeneity", args, keep=True), args
         self.revision = self.report.environment["emsplat"].split()[-1]
-        for heading, rows in self.report.tables.items():
-            self.report.tables[heading] = [r for r in rows if not (args.again and args.again in next(iter(r.values())))]
+        if args.again:
+            for heading, rows in self.report.tables.items():
+                self.report.tables[heading] = [r for r in rows if args.again not in next(iter(r.values()))]
+            self.report.write()
 
     def wants(self, heading: str, name: str, seed: int | None = None) -> bool:
-        """Whether a row is asked for and not there yet."""
+        """Whether a row is asked for and was not there at the start."""
         rows = self.report.tables.get(heading, [])
         there = any(next(iter(r.values())) == name and seed in (None, r.get("seed")) for r in rows)
         return not there and self.args.only in name
 
     def add(self, heading: str, row: dict[str, Any]) -> None:
         """Add a row; all rows of a table get the columns of all."""
+        written = self.report.folder / f"{self.report.name}.json"
+        if written.exists():
+            self.report.tables = json.loads(written.read_text(encoding="utf-8"))["tables"]
         rows = [*self.report.tables.get(heading, []), row | {"revision": self.revision}]
         names = list(dict.fromkeys(n for r in rows for n in r if n != "revision"))
         self.report.table(heading, [{n: r.get(n) for n in (*names, "revision")} for r in rows], _TEXTS[heading])

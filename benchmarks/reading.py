@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import emsplat
-from common import Report, arguments
-from emsplat.io import write_map
+from common import REPOSITORY, Report, arguments
+from emsplat.imaging.noise import noise_spectra
+from emsplat.io import ImageSource, StackWriter, write_map
+from emsplat.io.copies import copies_by_content
+from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from programs import GB, measured
+
+sys.path.append(str(REPOSITORY / "tests"))
+from phantom import imagined_particles, numbered_parts
 
 _SECONDS, _GIGABYTES = 10, 1.5
 _BOX = 256  # pixels
@@ -21,6 +30,10 @@ _TEXT = f"""`read_particles` in a process of its own, from its start to its end:
 refinement writes it, the table joined, checked and turned to numbers, and the header of every stack read (files with
 holes: the images are not read). The fastest of the runs, and the load of the machine, of 2 cores, before it.
 **Required: a million rows in under {_SECONDS} s and under {_GIGABYTES} GB.**"""
+
+_COPIES_TEXT = """When a table is read, a piece of each image is read to find copies under other names; of sets of more
+than 50,000 images, of a sample of them. CPU-seconds, the least of three runs, with files that the machine has in
+memory."""
 
 _OPTICS = {
     "rlnOpticsGroupName": "opticsGroup1",
@@ -134,6 +147,45 @@ def row(folder: Path, n: int, n_stacks: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def cost_of_looking(folder: Path, n: int, box_size: int) -> dict[str, Any]:
+    """What the look at the pixels for copies costs, beside the accumulation of the same images of noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, each = np.random.default_rng(0), 500
+    stacks = [folder / f"{box_size}-{number}.mrcs" for number in range(n // each)]
+    for path in stacks:
+        with StackWriter(path, box_size, 2.0) as stack:
+            stack.append(rng.normal(size=(each, box_size, box_size)).astype(np.float32))
+    places = {"stack": (np.arange(n) // each).astype(np.int32), "section": np.arange(n) % each}
+    table = replace(imagined_particles(n, box_size), stacks=tuple(stacks), **places)
+    place = np.arange(n)
+    looking = _cpu_seconds(lambda: copies_by_content(table, place))
+    with ImageSource(table) as images:
+        few = np.arange(each)
+        noise = noise_spectra(images.read(few), table.select(few))
+        settings = AccumulationSettings(box_size, box_size, noise, np.eye(3)[None])
+        working = _cpu_seconds(lambda: accumulate(table, images, numbered_parts(place % 2), settings))
+    for path in stacks:
+        path.unlink()
+    return {
+        "images": n,
+        "box": box_size,
+        "looking, CPU-s": looking,
+        "accumulation, CPU-s": working,
+        "share": looking / working,
+        "µs an image": 1e6 * looking / n,
+    }
+
+
+def _cpu_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The least of several runs."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
 def main() -> None:
     args = arguments(__doc__, repeats=(3, "runs of each"))
     sizes = [(10_000, 100)] if args.quick else [(100_000, 1000), (1_000_000, 2000)]
@@ -142,6 +194,9 @@ def main() -> None:
     for n, n_stacks in sizes:
         rows.append(row(args.work / "reading", n, n_stacks, args.repeats))
         report.table("A star and its stacks", rows, _TEXT)
+    looks = [(1000, 32)] if args.quick else [(10_000, 64), (4000, 128), (1000, 256)]
+    costs = [cost_of_looking(args.work / "looking", *size) for size in looks]
+    report.table("Looking for copies of images", costs, _COPIES_TEXT)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,11 +97,28 @@ def test_the_folder_is_complete(run: Path) -> None:
     expected = {
         "latents.csv", "decoder.safetensors", "decoder_half1.safetensors", "decoder_half2.safetensors", "summary.json",
         "config.json", "run.log", "states", "consensus", "figures", "trajectories",
-        "junk.csv", "landscape.html",
+        "junk.csv", "landscape.html", "report.html",
     }  # fmt: skip
     assert {path.name for path in run.iterdir()} == expected
-    assert {path.name for path in (run / "figures").iterdir()} == {"components.png", "landscape.png", "states.png"}
+    assert {path.name for path in (run / "figures").iterdir()} >= {
+        "components.png", "landscape.png", "states.png", "differences.png",
+    }  # fmt: skip
     assert (run / "consensus" / "map.mrc").is_file()
+
+
+def test_the_report_says_what_was_found(run: Path, tmp_path: Path) -> None:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    text = " ".join(re.sub("<[^>]*>", " ", page).split())
+    summary = summary_of(run)
+    for state in summary["states"]:
+        assert f"State {state['number']}" in text and f"{100 * state['population']:.1f} % of the images" in text
+    for word in ("1 component", "Canonical correlations", "held-out loss", "differs from the consensus", "defocus"):
+        assert word in text
+    assert {"landscape.html", "consensus/report.html"} <= set(re.findall('href="([^"#]+)"', page))
+    pictures = re.findall('src="(.{20})', page)
+    assert len(pictures) >= 4 + len(summary["states"]) and all(p.startswith("data:image/") for p in pictures)
+    assert main(["report", str(run), "-o", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
 def test_the_particles_of_a_state_go_back_into_a_star(two_states: Path, run: Path, tmp_path: Path) -> None:
@@ -135,6 +153,7 @@ def test_one_state_is_left_as_one(one_chain: Path, tmp_path: Path, seed: int, ca
     assert summary["states"] == []
     assert "none found" in capsys.readouterr().out
     assert len(table_of(tmp_path / "run" / "latents.csv")) == SETTINGS.n_images
+    assert "no heterogeneity" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert main(["decode", str(tmp_path / "run"), "--state", "1"]) == 2
 
 

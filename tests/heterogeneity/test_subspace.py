@@ -67,18 +67,21 @@ def test_the_component_is_found_and_latents_follow_it() -> None:
 
 
 def test_contrast_is_no_component() -> None:
-    observations, _ = images(1, 0.0, contrast_sigma=0.2)
-    space = learnt(observations)
-    assert space.contrast.sigma == pytest.approx(0.2, abs=0.05)
+    found = [learnt(images(seed, 0.0, contrast_sigma=0.2)[0]) for seed in (1, 11, 21)]
+    assert [space.contrast.sigma for space in found] == pytest.approx([0.2] * 3, abs=0.05)
     overlap = [
-        np.corrcoef(u.ravel(), V0.ravel())[0, 1] * np.linalg.norm(u) / np.linalg.norm(V0) for u in space.components
+        np.corrcoef(u.ravel(), V0.ravel())[0, 1] * np.linalg.norm(u) / np.linalg.norm(V0)
+        for space in found
+        for u in space.components
     ]
-    assert np.abs(overlap).max() < 0.05
+    assert np.sqrt(np.mean(np.square(overlap))) < 0.03
+    assert np.abs(overlap).max() < 0.08
 
 
 def test_pose_errors_are_taken_up_by_their_columns() -> None:
-    sharp, blurred = (learnt(images(2, 0.0, turn=turn)[0]) for turn in (0.0, 8.0))
-    assert blurred.turn_sigma > 1.3 * sharp.turn_sigma
+    sharp, blurred = (learnt(images(2, 0.0, turn=turn)[0]) for turn in (0.0, 4.0))
+    assert blurred.turn_sigma > 5 * sharp.turn_sigma
+    assert np.rad2deg(blurred.turn_sigma) > 1
 
 
 @pytest.mark.parametrize(("amplitude", "seeds", "expected"), [(1.0, (3, 4), 1), (0.0, (5, 6), 0), (0.0, (8, 9), 0)])

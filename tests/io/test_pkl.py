@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from cs_project import write_project
 
 from emsplat.conventions import rotation_matrices
 from emsplat.io import ImageSource, StackWriter, read_particles
@@ -150,13 +151,58 @@ def test_a_star_may_be_nothing_but_names(dataset, pickled, tmp_path):
     assert not found.half_set.any()
 
 
-def test_rows_in_another_order_than_the_star_are_noticed(dataset, pickled):
+def test_rows_in_another_order_than_the_star_are_refused(dataset, pickled, refuses):
     rows = ctf_rows()
     rows[:, 2] += 1000 * np.arange(N_IMAGES)
     star = dataset(rlnDefocusU=list(rows[:, 2]))
     assert read_particles(star, **pickled(ctf=rows)).warnings == ()
-    (warning,) = read_particles(star, **pickled(ctf=rows[::-1])).warnings
-    assert "6 images" in warning
+    with refuses("ctf.pkl", "in another order", "6 of 6 rows"):
+        read_particles(star, **pickled(ctf=rows[::-1]))
+    refined = rows.copy()
+    refined[:3, 2] += 400  # defoci that were refined after the star was written
+    (warning,) = read_particles(star, **pickled(ctf=refined)).warnings
+    assert "3 images" in warning
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        (5, 200.0, ["voltage", "200 kV (the pickle)", "300 kV (rlnVoltage)"]),
+        (6, 0.01, ["spherical aberration", "0.01 mm", "2.7 mm"]),
+        (7, 0.4, ["amplitude contrast", "0.4", "0.1"]),
+        (8, 90.0, ["phase shift", "90 degrees", "0 degrees"]),
+        (1, 2.9, ["pixel size", "2.9 Å", "1.5 Å (rlnImagePixelSize)"]),
+    ],
+)
+def test_a_pickle_that_contradicts_the_star_is_refused(dataset, pickled, refuses, column, value, said):
+    rows = ctf_rows()
+    unset = 1.0  # pixel size in the stack's header
+    star = dataset(rlnDefocusU=list(rows[:, 2]), rlnPhaseShift=list(rows[:, 8]), pixel_size=unset)
+    assert read_particles(star, **pickled(ctf=rows)).warnings == ()
+    rows[:, column] = value
+    with refuses(*said):
+        read_particles(star, **pickled(ctf=rows))
+
+
+def test_a_pickle_that_contradicts_a_cryosparc_table_is_refused(tmp_path, write_stack, pickled, refuses):
+    spread = 10000 + 500 * np.arange(N_IMAGES, dtype="<f4")
+    table = write_project(tmp_path, write_stack, {"ctf/df1_A": spread})
+    rows = ctf_rows()
+    rows[:, 2] = spread
+    rows[:, 8] = 90.0
+    assert read_particles(table, **pickled(ctf=rows)).warnings == ()
+    with refuses("in another order"):
+        read_particles(table, **pickled(ctf=rows[::-1]))
+
+
+def test_a_pickle_of_the_images_before_they_were_made_smaller_agrees(dataset, pickled):
+    """The box and the pixel size of the pickle are those of the larger images; the star may name either pixel size."""
+    rows = ctf_rows()
+    rows[:, 0] *= 2
+    rows[:, 1] /= 2
+    for size in (rows[0, 1], 2 * rows[0, 1]):
+        star = dataset(optics={"rlnImagePixelSize": [size], "rlnImageSize": None}, rlnDefocusU=list(rows[:, 2]))
+        assert read_particles(star, **pickled(ctf=rows)).warnings == ()
 
 
 def test_stacks_that_moved(dataset, tmp_path, write_stack, pickled):

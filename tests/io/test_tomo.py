@@ -346,3 +346,53 @@ def test_an_incomplete_set_and_the_particles_alone_are_refused(project, tmp_path
     write_star(path, {"": keys(rlnTomoParticlesFile="particles.star")})
     with refuses("optimisation_set.star", "rlnTomoTomogramsFile"):
         read_particles(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"tomograms": {"rlnVoltage": [300, 200]}}, ["voltage", "300 kV", "200 kV (rlnVoltage of the tomograms)"]),
+        ({"tomograms": {"rlnSphericalAberration": [2.7, 0.01]}}, ["spherical aberration", "2.7 mm", "0.01 mm"]),
+        ({"tomograms": {"rlnAmplitudeContrast": [0.07, 0.3]}}, ["amplitude contrast", "0.07", "0.3"]),
+        ({"optics": {"rlnTomoTiltSeriesPixelSize": [2.0]}}, ["pixel size", "2 Å", "1.5 Å"]),
+        ({"optics": {"rlnTomoSubtomogramBinning": [4]}}, ["pixel size", "3 Å (rlnImagePixelSize)", "6 Å"]),
+        ({"rlnOriginX": [100.0] * 3}, ["origin", "rlnOriginX"]),
+        (xyz("rlnCoordinate{}", COORDINATES / TILT_PIXEL + SIZE), ["position", "rlnCoordinateX"]),
+    ],
+)
+def test_particles_and_tomograms_that_contradict_each_other_are_refused(project, refuses, where, said):
+    with refuses(*said):
+        read_particles(project(**where), need_stacks=False)
+
+
+def test_particles_and_tomograms_that_agree_are_silent(project):
+    twice = {"rlnVoltage": [300.0] * 2, "rlnSphericalAberration": [2.7] * 2, "rlnAmplitudeContrast": [0.07] * 2}
+    optics = {"rlnTomoTiltSeriesPixelSize": [TILT_PIXEL], "rlnTomoSubtomogramBinning": [IMAGE_PIXEL / TILT_PIXEL]}
+    pixels = xyz("rlnCoordinate{}", np.round(COORDINATES / TILT_PIXEL + SIZE / 2, 1))
+    pixels |= {"rlnOriginX": ORIGINS[:, 0] / IMAGE_PIXEL}
+    found = read_particles(project(tomograms=twice, optics=optics, **pixels), need_stacks=False)
+    assert found.warnings == ()
+    plain = read_particles(project(), need_stacks=False)
+    np.testing.assert_allclose(found.origin_in_angstroms, plain.origin_in_angstroms)
+
+
+def test_a_pixel_size_that_is_given_settles_the_binning(project):
+    path = project(optics={"rlnTomoSubtomogramBinning": [4]})
+    assert read_particles(path, pixel_size_in_angstroms=3.0, need_stacks=False).pixel_size_in_angstroms == 3.0
+
+
+@pytest.mark.parametrize(("turn", "outcome"), [(0.0, "silent"), (0.5, "warned"), (20.0, "refused")])
+def test_matrices_and_angles_must_say_one_thing(project, refuses, turn, outcome):
+    path = project(4)
+    blocks = read_star(path.with_name("tomograms.star"))
+    for name in N_TILTS:
+        columns = {f"rlnTomo{a}": TILT_ANGLES[name][:, i] for i, a in enumerate(("XTilt", "YTilt", "ZRot"))}
+        columns["rlnTomoZRot"] = columns["rlnTomoZRot"] + turn
+        blocks[name] = table(**blocks[name].columns, **{c: np.round(v, 3) for c, v in columns.items()})
+    write_star(path.with_name("tomograms.star"), blocks)
+    if outcome == "refused":
+        with refuses("view", "20.00", "rlnTomoProjX"):
+            read_particles(path, need_stacks=False)
+        return
+    warnings = read_particles(path, need_stacks=False).warnings
+    assert len(warnings) == (2 if outcome == "warned" else 0)

@@ -17,6 +17,7 @@ from emsplat.abinitio.scales import full_settings, information, scales_of, stoch
 from emsplat.abinitio.stochastic import StageSettings
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
+from emsplat.fourier.background import outside_circle
 from emsplat.io import read_input
 from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
@@ -36,6 +37,10 @@ _UNSEEN_DIAMETER, _LARGEST_DIAMETER = 0.8, 0.95  # shares of the box
 _MAX_SHIFT = 0.1  # share of the box
 _EDGE = 0.1  # share of the box by which the circle that is kept exceeds the particle's, beyond its shift
 _FEWEST_IMAGES = 40  # smallest number in each half set
+_MOST_NATS = 200.0  # largest information of an image that counts in full
+_SAMPLE = 100  # number of images that show whether there is any noise
+_BLANK = 1e-6  # share of an image's range that counts as nothing
+_ADDED_VARIANCE = 0.1  # of the images, as noise for images that have none
 
 Halves = tuple[PolarImages, PolarImages]
 
@@ -65,16 +70,37 @@ class Job:
         self.max_shift = max_shift / table.pixel_size_in_angstroms
         # The circle that is kept of each image holds the particle, wherever it lies.
         self.circle = (self.diameter + _EDGE) * table.box_size + 2 * min(self.max_shift, 0.1 * table.box_size)
+        self.weight = 1.0  # factor on all log-likelihoods
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
     def read(self, n_rings: int) -> tuple[Halves, Spectra]:
-        """The images of both halves on the polar grid, and the mean of their spectra."""
+        """The images of both halves on the polar grid, and the mean of their spectra.
+
+        Poses on a grid miss the true one, which costs a share of the information. Where that is far beyond the noise,
+        posteriors would be spikes on whatever the map happens to be, so the noise counts as stronger than it is.
+        """
+        halves, spectra = self._read(n_rings)
+        nats = self._information(halves, spectra)
+        if self.weight == 1 and nats > _MOST_NATS:
+            self.weight = _MOST_NATS / nats
+            self.reporter.line(
+                f"an image holds {nats:.0f} nats, more than a grid of poses can tell; they count {self.weight:.2g} fold"
+            )
+            halves, spectra = self._read(n_rings)
+        return halves, spectra
+
+    def _information(self, halves: Halves, spectra: Spectra) -> float:
+        """The information of an image in nats on the rings of the first stage."""
+        polar, rings = halves[0], min(self.scales.coarse_rings, halves[0].grid.n_rings)
+        return information(polar.grid.radii[:rings], polar.power[:, :rings], spectra.signal[:rings])
+
+    def _read(self, n_rings: int) -> tuple[Halves, Spectra]:
         grid = PolarGrid.of(n_rings, self.diameter)
         found = []
         for number, rows in enumerate(self.rows, start=1):
             with self.reporter.bar(f"transforming half {number}", "images") as advance:
                 what = self.table, self.images, rows, self.look.noise, grid, self.circle
-                found.append(read_polar(*what, advance, self.settings.cache))
+                found.append(read_polar(*what, advance, self.settings.cache, self.weight))
         (first, of_first), (second, of_second) = found
         return (first, second), of_first.mean(of_second)
 
@@ -93,7 +119,7 @@ class Job:
         """Settings of the search, and the information of an image in nats."""
         coarse, order = self.scales.coarse_rings, len(self.symmetry)
         polar = halves[0]
-        nats = information(polar.grid.radii[:coarse], polar.power[:, :coarse], spectra.signal[:coarse])
+        nats = self._information(halves, spectra)
         n_images = min(len(rows) for rows in self.rows)
         search = Search(
             coarse=self.stage(spectra, coarse),
@@ -151,7 +177,28 @@ def table_of(source: Path | str | Particles, settings: AbInitioSettings, reporte
         f"{n:,} images{table.left_out_text()}, box {table.box_size}, {table.pixel_size_in_angstroms:.4g} Å/px; "
         "poses in the table are ignored"
     )
-    return table
+    return _with_noise(table, settings, reporter)
+
+
+def _with_noise(table: Particles, settings: AbInitioSettings, reporter: Reporter) -> Particles:
+    """The table, with noise to be added to its images if they are projections without any.
+
+    Projections without noise are nowhere negative, and nothing outside the particle. Noisy images that were masked are
+    negative in places; their noise cannot be measured, and they are refused later.
+    """
+    chosen = np.linspace(0, len(table) - 1, min(_SAMPLE, len(table))).astype(int)
+    with ImageSource(table, settings.invert) as images:
+        some = images.read(chosen)
+    nothing = _BLANK * float(some.max())
+    outside = some[:, outside_circle(table.box_size) > 0.5]
+    if some.min() < -nothing or np.mean(np.abs(outside) <= nothing) < 0.9:
+        return table
+    sigma = float(np.sqrt(_ADDED_VARIANCE * some.var()))
+    reporter.warn(
+        f"the images hold no noise, which every statistic needs: white noise of {_ADDED_VARIANCE:.0%} of their "
+        "variance is added to them whenever they are read"
+    )
+    return replace(table, added_noise=sigma)
 
 
 def diameter_of(look: Look, table: Particles, settings: AbInitioSettings, reporter: Reporter) -> float:

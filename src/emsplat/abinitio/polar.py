@@ -210,6 +210,7 @@ def read_polar(
     circle_in_pixels: float,
     advance: Callable[[int, int], None] = lambda done, total: None,
     folder: Path | None = None,
+    weight: float = 1.0,
 ) -> tuple[PolarImages, Spectra]:
     """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`.
 
@@ -217,6 +218,7 @@ def read_polar(
 
     Args:
         folder: the folder of that file; by default the one of all temporary files.
+        weight: factor on all log-likelihoods, as if the noise had been stronger by its inverse.
     """
     shape = len(rows), grid.n_rings, grid.n_angles
     in_memory = 8 * int(np.prod(shape)) <= MOST_IN_MEMORY
@@ -224,7 +226,7 @@ def read_polar(
     power = np.empty((len(rows), grid.n_rings), np.float32)
     total = np.zeros((4, grid.n_rings))
     for part, block_signal, block_power, sums in polar_blocks(particles, images, rows, noise, grid, circle_in_pixels):
-        signal[part], power[part] = block_signal, block_power
+        signal[part], power[part] = np.float32(weight) * block_signal, np.float32(weight) * block_power
         total += sums
         advance(int(part[-1]) + 1, len(rows))
     image_power, sigma2, ctf_power = total[:3] / total[3]

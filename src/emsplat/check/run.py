@@ -41,7 +41,7 @@ from emsplat.symmetry import named_by, symmetry_operators
 from emsplat.validation.correlation import Curve
 from emsplat.validation.ctf_test import REMEDY, CtfEvidence, compare_ctfs
 
-_FEWEST = 16  # particles that are needed for a useful map
+_FEWEST = 16  # images that are needed for a useful map, and particles for its parts to have none in common
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,12 @@ def _invert(
 
     Args: said: the table with the CTFs that the file gives.
     """
-    n_particles = len(np.unique(sample.small.particle))
-    if n_particles < _FEWEST:
-        text = f"{n_particles} particles are too few for a map: contrast and poses cannot be judged"
+    n_images = len(sample.small)
+    if n_images < _FEWEST:
+        text = f"{n_images} images are too few for a map: contrast and poses cannot be judged"
         return None, note("poses", text)
     try:
-        data = SmallData(sample.small, sample.images, noise_spectra(sample.images, sample.small))
+        data = SmallData(_in_parts(sample.small), sample.images, noise_spectra(sample.images, sample.small))
     except InputError:  # blank beside the particle, which `masked_findings` says
         return None, note("poses", "without noise beside the particle they cannot be judged")
     multiplied = bool(images_are_multiplied(thon, sample.signal_share)) or any(
@@ -173,6 +173,16 @@ def _invert(
             a, b = ((one[0] + one[1], one[2] + one[3]) for one in (theirs, parts))
             ctfs = compare_ctfs(ignored, a, b)
     return Inversion(data, quick, agreement, shuffled, readings, symmetric, ctfs), None
+
+
+def _in_parts(particles: Particles) -> Particles:
+    """The particles; their images one by one if there are few, as in a set of a few tilt series.
+
+    Whether poses belong to images can be told from tilts of one particle, too, though not how good a map is.
+    """
+    if len(np.unique(particles.particle)) >= _FEWEST:
+        return particles
+    return replace(particles, particle=np.arange(len(particles)))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ def report(
     Every run writes its own report. This command makes it again from the files in the run folder.
 
     Args:
-        run: Folder that emsplat reconstruct wrote.
+        run: Folder that emsplat reconstruct, abinitio or heterogeneity wrote.
         output: File to write. If left out, report.html in DIR.
 
     Examples:
@@ -30,7 +30,10 @@ def report(
 
     reporter = ConsoleReporter()
     with reporter.loading():
+        from emsplat.report.heterogeneity import write_heterogeneity_report
         from emsplat.report.page import write_report
+        from emsplat.runs.heterogeneity_run import holds_heterogeneity
     with reporter.stage("report"):
-        written = write_report(run, output)
+        write = write_heterogeneity_report if holds_heterogeneity(run) else write_report
+        written = write(run, output)
     reporter.line(str(written))

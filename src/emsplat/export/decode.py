@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from emsplat.export.mrc import write_density
 from emsplat.export.ply import write_ply
 from emsplat.heterogeneity.decoder import Decoder
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
+from emsplat.runs.heterogeneity_run import HeterogeneityRun, open_heterogeneity
 from emsplat.runtime.folders import claiming, filling
 from emsplat.settings import SMALLEST_BOX
 
@@ -27,13 +27,29 @@ _ENDINGS = {"mrc": ".mrc", "gaussians": ".safetensors", "ply": ".ply", "cif": ".
 
 @dataclass(frozen=True)
 class Decoding:
-    """A finished search for heterogeneity, read from its folder."""
+    """The decoder of a finished search for heterogeneity."""
 
-    folder: HeterogeneityFolder
+    run: HeterogeneityRun
     decoder: Decoder
-    box_size: int
-    pixel_size: float  # Å
-    states: NDArray[np.float64]  # (S, K) mean latents
+
+    @property
+    def folder(self) -> HeterogeneityFolder:
+        return self.run.folder
+
+    @property
+    def box_size(self) -> int:
+        """Voxels of the run's maps."""
+        return self.run.box_size
+
+    @property
+    def pixel_size(self) -> float:
+        """Å of a voxel of the run's maps."""
+        return self.run.pixel_size_in_angstroms
+
+    @property
+    def states(self) -> NDArray[np.float64]:
+        """(S, K) mean latents."""
+        return self.run.states
 
     def state(self, text: str) -> NDArray[np.float64]:
         """(K,) of a state's number, from 1."""
@@ -61,17 +77,13 @@ class Decoding:
 
 
 def open_decoding(folder: Path) -> Decoding:
-    """Reads a folder that emsplat heterogeneity wrote; InputError where it is something else."""
-    files = HeterogeneityFolder(folder)
-    try:
-        summary = json.loads(files.summary.read_text(encoding="utf-8"))
-        count, box_size, pixel_size = (summary[name] for name in ("n_components", "box_size", "pixel_size"))
-        states = np.array([state["z"] for state in summary["states"]], dtype=np.float64).reshape(-1, max(count, 1))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder}: not a finished run of emsplat heterogeneity; give the folder of one") from None
-    if count == 0:
-        raise InputError(f"{folder}: no heterogeneity was found, so there is nothing to decode; see {files.consensus}")
-    return Decoding(files, Decoder.load(files.decoder()), int(box_size), float(pixel_size), states)
+    """Read a folder that emsplat heterogeneity wrote; InputError if it is something else."""
+    run = open_heterogeneity(folder)
+    if run.n_components == 0:
+        raise InputError(
+            f"{folder}: no heterogeneity was found, so there is nothing to decode; see {run.folder.consensus}"
+        )
+    return Decoding(run, Decoder.load(run.folder.decoder()))
 
 
 def latents_of(decoding: Decoding, path: Path) -> NDArray[np.float64]:

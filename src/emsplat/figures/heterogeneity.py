@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from emsplat.figures.local_resolution import around
 from emsplat.figures.reconstruction import save, style
 
 _MOST_PANELS = 6
@@ -95,6 +97,104 @@ def figure_states(
                 if row == 0:
                     axes.set_title(f"{column + 1}: {100 * share:.0f} %\n{label}", fontsize=7)
         save(figure, path)
+
+
+def figure_differences(
+    volumes: Sequence[NDArray[np.float32]],
+    differences: Sequence[NDArray[np.float32]],
+    errors: Sequence[NDArray[np.float32]],
+    masks: Sequence[NDArray[np.float32]],
+    labels: Sequence[str],
+    path: Path,
+) -> None:
+    """The plane across z in which each state differs most from the consensus: its map, the difference and its error.
+
+    Args: volumes, differences, errors, masks: of every state, (D, D, D) each; labels: of the states.
+    """
+    with style():
+        n = len(volumes)
+        figure = Figure(figsize=(1.6 * n + 1.2, 5.4), layout="constrained")
+        axes = figure.subplots(3, n, squeeze=False)
+        near = around(np.max(masks, axis=0) > 0.5)
+        inside = [difference[mask > 0.5] for difference, mask in zip(differences, masks, strict=True)]
+        most = max(float(np.quantile(np.abs(values), 0.998)) for values in inside if values.size) or 1.0
+        low, high = np.percentile(np.array([volume[len(volume) // 2] for volume in volumes]), (1, 99.8))
+        rows = (("map", "gray", low, high), ("difference", "RdBu_r", -most, most), ("standard error", "Greys", 0, most))
+        for column, (volume, difference, error, mask) in enumerate(
+            zip(volumes, differences, errors, masks, strict=True)
+        ):
+            plane = int(((difference * mask) ** 2).sum(axis=(1, 2)).argmax())
+            planes = (volume[plane], difference[plane] * mask[plane], error[plane] * mask[plane])
+            pictures = [picture[near[1:]] for picture in planes]
+            for at, picture, (name, colours, least, largest) in zip(axes[:, column], pictures, rows, strict=True):
+                drawn = at.imshow(picture, cmap=colours, vmin=least, vmax=largest, origin="lower")
+                at.set(xticks=[], yticks=[])
+                if column == 0:
+                    at.set_ylabel(name, fontsize=9)
+                if column == n - 1 and name != "map":
+                    figure.colorbar(drawn, ax=at, shrink=0.8).ax.tick_params(labelsize=7)
+            axes[0, column].set_title(f"{labels[column]}\nplane {plane + 1}", fontsize=7)
+        save(figure, path)
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How the Gaussians move along one component."""
+
+    volume: NDArray[np.float32]  # (D, D, D) map at the first end of the trajectory
+    centres: NDArray[np.float64]  # (J, 3) Å from the box centre, there
+    masses: NDArray[np.float64]  # (J,) there
+    moved: NDArray[np.float64]  # (J, 3) Å, to the other end
+
+
+def figure_movement(movements: Sequence[Movement], pixel_size: float, path: Path) -> None:
+    """Arrows of how the density moves along each component, over projections of the map that they start from.
+
+    Args: pixel_size: Å.
+    """
+    views = (("x", "y", 0, 1, 0), ("x", "z", 0, 2, 1), ("y", "z", 1, 2, 2))  # across, up, their axes, summed axis
+    with style():
+        n = len(movements)
+        figure = Figure(figsize=(8.4, 2.9 * n), layout="constrained")
+        axes = figure.subplots(n, 3, squeeze=False)
+        reach = [np.abs(one.centres).max(axis=1)[one.masses > 0.1 * one.masses.mean()] for one in movements]
+        near = float(np.quantile(np.concatenate(reach), 0.98)) * 1.2 + pixel_size
+        for number, (row, one) in enumerate(zip(axes, movements, strict=True), 1):
+            half = 0.5 * len(one.volume) * pixel_size
+            shift = -0.5 * pixel_size if len(one.volume) % 2 == 0 else 0.0  # voxel D//2 is the box centre
+            edges = (-half + shift, half + shift)
+            found = [
+                _mean_arrows(one.centres[:, [i, j]], one.moved[:, [i, j]], one.masses, near) for *_, i, j, _ in views
+            ]
+            longest = max(float(np.linalg.norm(arrows, axis=1).max(initial=0)) for _, arrows in found) or 1.0
+            for at, (right, up, _, _, summed), (places, arrows) in zip(row, views, found, strict=True):
+                at.imshow(one.volume.sum(axis=summed), cmap="Greys", origin="lower", extent=(*edges, *edges), alpha=0.6)
+                drawn = at.quiver(
+                    *places.T, *arrows.T, np.linalg.norm(arrows, axis=1), angles="xy", scale_units="xy", scale=1,
+                    cmap="plasma", clim=(0, longest), width=0.008,
+                )  # fmt: skip
+                at.set(xlim=(-near, near), ylim=(-near, near), xlabel=f"{right} (Å)", ylabel=f"{up} (Å)")
+            figure.colorbar(drawn, ax=row[-1], shrink=0.8, label="Å")
+            row[0].set_title(f"component {number}, from its 5 % to its 95 % quantile", fontsize=9, loc="left")
+        save(figure, path)
+
+
+_LEAST_MASS = 0.05  # least mass of a cell that gets an arrow, as a share of the heaviest one's
+_ARROW_CELLS = 14  # cells along an edge of the picture in which arrows are averaged
+
+
+def _mean_arrows(
+    places: NDArray[np.float64], arrows: NDArray[np.float64], masses: NDArray[np.float64], near: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean place and arrow, weighted by mass, of the Gaussians in each cell that holds enough of them."""
+    cell = np.floor((places + near) / (2 * near) * _ARROW_CELLS).astype(int)
+    inside = ((cell >= 0) & (cell < _ARROW_CELLS)).all(axis=1)
+    number = cell[inside] @ (_ARROW_CELLS, 1)
+    columns = np.column_stack([np.ones(inside.sum()), places[inside], arrows[inside]]) * masses[inside, None]
+    sums = np.stack([np.bincount(number, column, _ARROW_CELLS**2) for column in columns.T], axis=1)
+    kept = sums[:, 0] > _LEAST_MASS * sums[:, 0].max()
+    means = sums[kept, 1:] / sums[kept, :1]
+    return means[:, :2], means[:, 2:]
 
 
 def movie(volumes: Sequence[NDArray[np.float32]], path: Path, magnified_to: int = 320) -> None:

@@ -17,6 +17,7 @@ from emsplat.heterogeneity.slices import Volumes
 
 _AT_ONCE = 16  # volumes whose transforms are held together
 _IMAGES = 256
+_POSTERIORS = 4096  # images whose posteriors are computed at once in double precision
 _MIXING_ROUNDS = 5  # rounds of EM for the points' populations
 
 
@@ -76,28 +77,52 @@ def point_posterior(
         power, overlap: (n, P) from `inner_with_points`.
         particle: (n,) number of each image's particle, if images of one particle share their latent.
     """
-    c, log_prior = CONTRASTS[1:], prior.log()
-    likelihood = np.full(power.shape, -np.inf)
-    contrast = np.zeros(power.shape)
-    for value, log in zip(c, log_prior[1:], strict=True):
-        term = log + value * overlap - 0.5 * value**2 * power
-        likelihood = np.logaddexp(likelihood, term)
-    for value, log in zip(c, log_prior[1:], strict=True):
-        contrast += value * np.exp(log + value * overlap - 0.5 * value**2 * power - likelihood)
-    if particle is not None and len(np.unique(particle)) < len(particle):
+    n, log_prior = len(power), prior.log()
+    if particle is not None and len(np.unique(particle)) < n:
+        likelihood, contrast = _log_likelihood(power, overlap, log_prior), _contrast(power, overlap, log_prior)
         return _of_particles(likelihood, contrast, populations, log_prior[0], particle)
-    for _ in range(_MIXING_ROUNDS):
-        log_weights = likelihood + np.log(np.maximum(populations, 1e-12))
-        top = log_weights.max(axis=1, keepdims=True)
-        weights = np.exp(log_weights - top)
-        total = weights.sum(axis=1, keepdims=True)
-        weights /= total
-        of_particle = (top + np.log(total))[:, 0]
-        whole = np.logaddexp(of_particle, log_prior[0])
-        junk = np.exp(log_prior[0] - whole)
-        populations = ((1 - junk) @ weights) / max(float((1 - junk).sum()), 1e-12)
-    found = PointPosterior(weights.astype(np.float32), whole, junk, (weights * contrast).sum(axis=1))
+    blocks = [slice(first, first + _POSTERIORS) for first in range(0, n, _POSTERIORS)]
+    relative, top = np.empty(power.shape, dtype=np.float32), np.empty(n)
+    for here in blocks:
+        likelihood = _log_likelihood(power[here], overlap[here], log_prior)
+        top[here] = likelihood.max(axis=1)
+        relative[here] = likelihood - top[here, None]
+    found = PointPosterior(np.empty(power.shape, dtype=np.float32), np.empty(n), np.empty(n), np.empty(n))
+    for turn in range(_MIXING_ROUNDS):
+        mass = np.zeros(power.shape[1])
+        log_populations = np.log(np.maximum(populations, 1e-12))
+        for here in blocks:
+            weights = np.exp(relative[here] + log_populations)
+            total = weights.sum(axis=1)
+            weights /= total[:, None]
+            whole = np.logaddexp(top[here] + np.log(total), log_prior[0])
+            junk = np.exp(log_prior[0] - whole)
+            mass += (1 - junk) @ weights
+            if turn == _MIXING_ROUNDS - 1:
+                found.weights[here], found.log_likelihood[here], found.junk[here] = weights, whole, junk
+                found.contrast[here] = (weights * _contrast(power[here], overlap[here], log_prior)).sum(axis=1)
+        populations = mass / max(float(mass.sum()), 1e-12)
     return found, populations
+
+
+def _log_likelihood(
+    power: NDArray[np.floating], overlap: NDArray[np.floating], log_prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n, P) log-likelihood of each image at each point, with the contrast integrated out."""
+    likelihood = np.full(power.shape, -np.inf)
+    for value, log in zip(CONTRASTS[1:], log_prior[1:], strict=True):
+        likelihood = np.logaddexp(likelihood, log + value * overlap - 0.5 * value**2 * power)
+    return likelihood
+
+
+def _contrast(
+    power: NDArray[np.floating], overlap: NDArray[np.floating], log_prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n, P) mean contrast of each image, given that it shows the map of each point."""
+    likelihood, contrast = _log_likelihood(power, overlap, log_prior), np.zeros(power.shape)
+    for value, log in zip(CONTRASTS[1:], log_prior[1:], strict=True):
+        contrast += value * np.exp(log + value * overlap - 0.5 * value**2 * power - likelihood)
+    return contrast
 
 
 def _of_particles(

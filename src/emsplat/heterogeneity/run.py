@@ -39,7 +39,7 @@ CONSENSUS = "consensus"  # the folder of the consensus' checkpoints, within that
 _FEWEST_IMAGES = 200  # smallest number of images in a half
 _FEWEST_PARTICLES = 50  # smallest number of particles in a half, where several images show one
 # Standard deviations in pixels, of the rim's movement by turns and of shifts, above which poses look wrong. With exact
-# poses, 0.1 and 0.06 to 0.08 were learnt; with errors of 2° and 0.57 pixels, 0.11 and 0.32.
+# poses, 0.03 and 0.00 were learnt; with errors of 2° and 0.45 pixels, 0.14 and 0.38.
 _RIM_WARNING, _SHIFT_WARNING = 0.4, 0.2
 
 

@@ -35,7 +35,11 @@ STAGES = ((16, 6, 12), (24, 10, 8), (32, 15, 5), (48, 23, 3))  # box, last shell
 _BLOCK = 256  # images whose slices are held at once
 _PRIOR_POWER = 0.1  # prior power of the components in every shell, as a share of V₀'s
 _START_TURN, _START_SHIFT = np.deg2rad(1.0), 0.1  # standard deviations: radians, and voxels of the first stage
-_N_POSE = 5
+# Last shell of the stages in which the variances of pose errors are learnt. Beyond it, a movement of a pixel is not
+# a small phase, and the derivatives of a map that errors have blurred explain less and less of them.
+_POSES_UP_TO = 10
+_LEAST_TURN, _LEAST_SHIFT = np.deg2rad(0.01), 0.002  # least standard deviations: radians, and voxels
+_LARGEST_CHANGE = 4.0  # largest factor by which an iteration changes a variance of pose errors
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,8 @@ class _Step:
         blank = not space.components.any()
         volumes = volumes_of(space)
         grids = [SliceGrid.empty(box_size, box_size, np.complex64) for _ in range(count + 1)]
-        moments, pose, number, squared, junk = np.zeros((count, count)), np.zeros(_N_POSE), 0, 0.0, 0.0
+        moments, number, squared, junk = np.zeros((count, count)), 0, 0.0, 0.0
+        pose = _PoseVariances(space)
         for part in parts_of(self.observations):
             columns = columns_of(volumes, part)
             found = _posterior(space, columns, part)
@@ -195,7 +200,7 @@ class _Step:
             second = found.second_moment
             moments += second[:, :count, :count].sum(axis=0)
             if not blank:
-                pose += np.einsum("nkk->k", second[:, count:-1, count:-1])
+                pose.add(found)
             squared += float(found.squared_contrast.sum())
             junk += float(found.junk.sum())
             number += len(part)
@@ -203,14 +208,15 @@ class _Step:
         components = np.array(
             [self._moved(u, grid, self.prior) * self.mask for u, grid in zip(space.components, grids[1:], strict=True)]
         )
-        pose = space.variances()[count:-1] if blank else pose / number
+        learns = not blank and self.stage.limit_shell <= _POSES_UP_TO
+        turn, shift = pose.sigmas() if learns else (space.turn_sigma, space.shift_sigma)
         return replace(
             space,
             mean=mean,
             components=_principal(components, moments / number),
             contrast=ContrastPrior.learnt(squared, junk, number),
-            turn_sigma=float(np.sqrt(pose[:3].mean())),
-            shift_sigma=float(np.sqrt(pose[3:].mean())),
+            turn_sigma=turn,
+            shift_sigma=shift,
         )
 
     def _insert_residuals(
@@ -238,6 +244,37 @@ class _Step:
         step = maps.half_spectrum(gradient.backprojection()) - prior * spectrum
         spectrum += np.where(self.band, step / (self.transfer + prior), 0)
         return maps.from_half_spectrum(spectrum, self.stage.box_size)
+
+
+class _PoseVariances:
+    """The variances of pose errors, by a step of Fisher's scoring from the posteriors of the images.
+
+    EM would stay near its start for very long, because one image says little of its pose errors.
+    """
+
+    def __init__(self, space: Subspace) -> None:
+        self.space = space
+        self.prior = space.variances()[space.count : -1]
+        self.excess, self.information = np.zeros_like(self.prior), np.zeros_like(self.prior)
+
+    def add(self, found: Posterior) -> None:
+        """Add images: E[x²] less the prior's variance, and the square of the share of it that an image determines."""
+        columns = slice(self.space.count, -1)
+        left = np.einsum("nkk->nk", found.covariance)[:, columns]
+        self.excess += (left + found.mean[:, columns] ** 2 - self.prior).sum(axis=0)
+        self.information += ((1 - np.minimum(left / self.prior, 1)) ** 2).sum(axis=0)
+
+    def sigmas(self) -> tuple[float, float]:
+        """Standard deviations of turns (radians) and shifts (voxels)."""
+        found = []
+        for columns, sigma, least in (
+            (slice(3), self.space.turn_sigma, _LEAST_TURN),
+            (slice(3, None), self.space.shift_sigma, _LEAST_SHIFT),
+        ):
+            step = self.excess[columns].sum() / max(self.information[columns].sum(), 1e-12)
+            variance = np.clip(sigma**2 + step, sigma**2 / _LARGEST_CHANGE, sigma**2 * _LARGEST_CHANGE)
+            found.append(max(float(np.sqrt(variance)), float(least)))
+        return found[0], found[1]
 
 
 def _random(found: Posterior, count: int, particle: NDArray[np.int64], rng: np.random.Generator) -> Posterior:

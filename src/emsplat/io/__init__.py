@@ -9,7 +9,7 @@
 - ``pkl``, ``unpickle``: cryoDRGN
 - ``lists``: lists of images that are kept or left out
 - ``subset``, ``write_back``, ``write_refined``, ``write_relion``: particles written back to files
-- ``find_files``: where a named file lies; ``repeats``: rows that show the same image
+- ``find_files``: where a named file lies; ``repeats``, ``copies``: rows that show the same image
 - ``compressed``: files that are unpacked while they are read
 - ``kinds``: files of an unexpected kind; ``contradictions``: facts that a file states twice and differently
 - ``mrc``, ``mrc_header``: maps and stacks; ``masks``: masks and maps on the grid of another map
@@ -21,11 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from emsplat.errors import InputError
 from emsplat.io.cistem import read_cistem
+from emsplat.io.copies import copies_by_content
 from emsplat.io.cs import read_cs, read_csg
 from emsplat.io.formats import REMEDY, Format, sniff
 from emsplat.io.images import ImageSource, reading_order
@@ -115,7 +117,8 @@ def read_particles(
 ) -> Particles:
     """Reads a particle table of any supported format, which its content decides.
 
-    Rows that show the same image become one particle, in one half set.
+    Rows that show the same image become one particle, in one half set. Images are the same if they lie in one place or
+    agree in every pixel.
 
     Args:
         path: a RELION star of single particles (3.0 to 5) or of tomography (the optimisation set), a cryoSPARC table
@@ -142,24 +145,25 @@ def read_particles(
         "pixel_size_in_angstroms": pixel_size_in_angstroms,
         "need_stacks": need_stacks,
     }
+    finished = partial(with_repeats_joined, same_image=copies_by_content) if need_stacks else with_repeats_joined
     if kind in (Format.STACK, Format.STACK_LIST) and not (need_poses or need_ctf):
-        return with_repeats_joined(read_cryodrgn(path, None, ctf, kind=kind, **options))
+        return finished(read_cryodrgn(path, None, ctf, kind=kind, **options))
     if poses is not None or ctf is not None:
         if (poses is None and need_poses) or (ctf is None and need_ctf) or passthrough:
             raise InputError(
                 "--poses and --ctf are the two pickles of cryoDRGN: give both, without --passthrough, or neither"
             )
-        return with_repeats_joined(read_cryodrgn(path, poses, ctf, kind=kind, **options))
+        return finished(read_cryodrgn(path, poses, ctf, kind=kind, **options))
     needs: dict[str, Any] = {"need_poses": need_poses, "need_ctf": need_ctf}
     if kind is Format.CRYOSPARC:
-        return with_repeats_joined(read_cs(path, passthrough=passthrough, **needs, **options))
+        return finished(read_cs(path, passthrough=passthrough, **needs, **options))
     if kind is Format.CRYOSPARC_GROUP:
-        return with_repeats_joined(read_csg(path, passthrough=passthrough, **needs, **options))
+        return finished(read_csg(path, passthrough=passthrough, **needs, **options))
     if kind is Format.CISTEM:
-        return with_repeats_joined(read_cistem(path, **needs, **options))
+        return finished(read_cistem(path, **needs, **options))
     if kind is Format.RELION:
-        table = with_repeats_joined(read_relion(path, **needs, **options))
+        table = finished(read_relion(path, **needs, **options))
         return _without_ctf(table, "because the table has no defocus") if need_ctf and not table.has_ctf else table
     if kind is not Format.OPTIMISATION_SET:
         raise InputError(f"{path}: {kind.value}; {REMEDY[kind]}")
-    return with_repeats_joined(read_tomo(path, **options))
+    return finished(read_tomo(path, **options))

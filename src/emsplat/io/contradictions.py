@@ -33,6 +33,9 @@ LIMITS = {
     "amplitude contrast": Limits("", 1e-3, 0.05),
     "origin": Limits("pixels", 0.05, 0.5),
     "defocus": Limits("Å", 10.0, 300.0),
+    "phase shift": Limits("degrees", 0.1, 10.0),
+    "position": Limits("Å", 10.0, 500.0),
+    "view": Limits("degrees", 0.1, 2.0),
 }
 
 

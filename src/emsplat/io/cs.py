@@ -32,6 +32,14 @@ _OTHER_NAMES = {  # names in older versions, or in the slot that a column came f
     "ctf/amp_contrast": "ctf/ac",
     "ctf/exp_group_id": "location/exp_group_id",
 }
+_OPTICS = {
+    "pixel size": "blob/psize_A",
+    "defocus": "ctf/df1_A",
+    "voltage": "ctf/accel_kv",
+    "spherical aberration": "ctf/cs_mm",
+    "amplitude contrast": "ctf/amp_contrast",
+    "phase shift": "ctf/phase_shift_rad",
+}
 _NOT_MODELLED = {"ctf/shift_A": 2, "ctf/tilt_A": 2, "ctf/trefoil_A": 2, "ctf/tetra_A": 4, "ctf/anisomag": 4}
 _LARGEST_POSE = 100.0  # radians; those of cryoSPARC stay below 2π
 
@@ -125,9 +133,17 @@ def read_csg(path: str | Path, *, passthrough: Sequence[str | Path] = (), **opti
     return replace(found, warnings=(*found.warnings, line))
 
 
-def image_names(path: Path) -> ImageNames:
-    """The places of the images of a .cs file, in the order of its rows, for poses that come from elsewhere."""
-    return _image_names(read_columns(path, []))
+def images_and_optics(path: Path) -> tuple[ImageNames, dict[str, Said]]:
+    """The places of the images of a .cs file, for poses and CTFs that come from elsewhere, and what it says of these.
+
+    Returns:
+        The places in the order of the rows, and the values of `contradictions.LIMITS` that the table has.
+    """
+    columns = read_columns(path, [])
+    said = {what: Said(name, columns.numbers(name)) for what, name in _OPTICS.items() if name in columns}
+    if "phase shift" in said:
+        said["phase shift"] = Said(said["phase shift"].source, np.rad2deg(said["phase shift"].value))
+    return _image_names(columns), said
 
 
 def _said_twice(columns: Columns) -> list[str]:

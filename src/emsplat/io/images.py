@@ -80,6 +80,10 @@ class ImageSource:
         for first in range(0, len(flipped), _FLIPPED_AT_ONCE):
             here = flipped[first : first + _FLIPPED_AT_ONCE]
             images[here] = _flipped_back(images[here], self.particles.select(rows[here]))
+        if self.particles.added_noise > 0:
+            for image, stack, section in zip(images, stacks, self.particles.section[rows], strict=True):
+                rng = np.random.default_rng((int(stack), int(section)))  # the same whenever the image is read
+                image += self.particles.added_noise * rng.standard_normal(image.shape, dtype=np.float32)
 
     def phase_flipped(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) whether the phases of these images are flipped in the file, and flipped back when it is read."""

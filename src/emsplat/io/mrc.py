@@ -125,10 +125,26 @@ class StackReader:
             out[rows] = block
         return out
 
+    def middle_of(self, section: int, most_bytes: int) -> NDArray:
+        """(n,) pixels from the middle of a section, as they are in the file: a piece of at most so many bytes."""
+        header = self._header
+        if not 0 <= section < self.shape[0]:
+            raise InputError(f"{self.path}: holds {self.shape[0]} images, asked for number {section + 1}")
+        size = header.values.itemsize
+        n = min(most_bytes, header.section_in_bytes) // size
+        skipped = (header.section_in_bytes // size - n) // 2
+        piece = np.empty(n, dtype=header.values)
+        self._read_bytes(header.offset_in_bytes + section * header.section_in_bytes + skipped * size, piece, section)
+        return piece
+
     def _read_run(self, first: int, block: NDArray) -> None:
         """Sections in a row, in the file's own type, as many as the block holds."""
+        self._read_bytes(self._header.offset_in_bytes + first * self._header.section_in_bytes, block, first)
+
+    def _read_bytes(self, position: int, block: NDArray, section: int) -> None:
+        """Fill the block from a position in the file on, where the section begins or lies."""
         target = block.view(np.uint8).reshape(-1).data
-        self._go_to(self._header.offset_in_bytes + first * self._header.section_in_bytes)
+        self._go_to(position)
         filled = 0
         while filled < len(target):  # one read may return less than asked for
             try:
@@ -136,7 +152,7 @@ class StackReader:
             except OSError as error:
                 raise InputError(f"{self.path}: cannot be read: {error.strerror}; check the disk it is on") from None
             if not got:
-                raise self._ends_early(first)
+                raise self._ends_early(section)
             filled += got
 
     def _go_to(self, position: int) -> None:

@@ -10,8 +10,8 @@ Source: cryoDRGN 3, ``parse_pose_star``, ``parse_ctf_star``, ``load_ctf_for_trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 
 from emsplat.conventions import are_rotations, euler_angles
 from emsplat.errors import InputError
-from emsplat.io.cs import image_names
+from emsplat.io.contradictions import Said, disagreement
+from emsplat.io.cs import images_and_optics
 from emsplat.io.find_files import renamed
 from emsplat.io.formats import Format
 from emsplat.io.mrc import StackReader
+from emsplat.io.relion import BY_MAGNIFICATION, particle_numbers, pixel_sizes_of_star
+from emsplat.io.relion_rows import read_rows
 from emsplat.io.stacks import (
     ImageNames,
     StackFacts,
@@ -31,11 +34,19 @@ from emsplat.io.stacks import (
     find_stacks,
     parse_image_names,
 )
-from emsplat.io.star import read_star
 from emsplat.io.unpickle import read_arrays
 from emsplat.particles.table import OpticsGroup, Particles
 
 _LARGEST_ROTATION_ERROR = 1e-3  # poses may be in single precision
+_DIFFERENT_DEFOCUS, _SAME_DEFOCUS = 100.0, 1.0  # Å, between a pickle and a star of the same images
+_COLUMN_OF = {"voltage": 5, "spherical aberration": 6, "amplitude contrast": 7, "phase shift": 8}
+_OF_STAR = {  # what a star says of what the CTFs' pickle says
+    "defocus": "rlnDefocusU",
+    "voltage": "rlnVoltage",
+    "spherical aberration": "rlnSphericalAberration",
+    "amplitude contrast": "rlnAmplitudeContrast",
+    "phase shift": "rlnPhaseShift",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,8 @@ class _Images:
     ids: Sequence[str] = ()  # (N,) where the file gives them
     stacks: tuple[Path, ...] = ()  # where they had to be opened to know their images
     half_set: NDArray[np.int8] | None = None  # (N,) 1 or 2, where the file gives them
-    defocus_u_in_angstroms: NDArray[np.float64] | None = None  # (N,) where the file gives one too
+    particle: NDArray[np.int64] | None = None  # (N,) numbers, where the file may tell the tilts of one particle
+    said: Mapping[str, Said] = field(default_factory=dict)  # what the CTFs' pickle says, too, by the name in LIMITS
 
 
 def read_cryodrgn(
@@ -91,6 +103,8 @@ def read_cryodrgn(
         table = _ctf(Path(ctf), n, path)
         box_size, pixel_size = _sampling(Path(ctf), table, stacks, facts, pixel_size_in_angstroms)
     optics, optics_group = _optics_groups(table, box_size, pixel_size)
+    settled = pixel_size_in_angstroms is not None
+    twice = [] if ctf is None else _said_twice(Path(ctf), images, table, None if settled else box_size)
     return Particles(
         source=path,
         optics=optics,
@@ -110,9 +124,9 @@ def read_cryodrgn(
         b_factor_in_square_angstroms=np.zeros(n),
         ctf_scale=np.ones(n),
         pre_exposure=np.zeros(n),
-        particle=np.arange(n),
+        particle=np.arange(n) if images.particle is None else images.particle,
         half_set=np.zeros(n, dtype=np.int8) if images.half_set is None else images.half_set,
-        warnings=(*renamed(names.stacks, stacks), *_warnings(images, table)),
+        warnings=(*renamed(names.stacks, stacks), *twice),
     )
 
 
@@ -121,7 +135,8 @@ def _images(path: Path, kind: Format, datadir: Path | None, strip_prefix: str | 
     if kind is Format.RELION:
         return _images_of_star(path)
     if kind is Format.CRYOSPARC:
-        return _Images(image_names(path))
+        names, said = images_and_optics(path)
+        return _Images(names, said=said)
     if kind is Format.STACK:
         return _all_of((path.name,), (path,), path)
     if kind is Format.STACK_LIST:
@@ -153,19 +168,19 @@ def _all_of(names: tuple[str, ...], stacks: tuple[Path, ...], source: Path) -> _
 
 
 def _images_of_star(path: Path) -> _Images:
-    kept: dict[str, type[str] | type[float]] = {"rlnImageName": str, "rlnRandomSubset": float, "rlnDefocusU": float}
-    table = next((t for t in read_star(path, kept).values() if "rlnImageName" in t), None)
-    if table is None or len(table) == 0:
-        raise InputError(f"{path}: no images in it (no column rlnImageName, or no rows); check the path")
-    half_set = table.floats("rlnRandomSubset") if "rlnRandomSubset" in table else None
+    rows = read_rows(path, mandatory=("rlnImageName",))
+    half_set = rows.numbers("rlnRandomSubset") if "rlnRandomSubset" in rows else None
     if half_set is not None and not np.isin(half_set, (1, 2)).all():
         raise InputError(f"{path}: rlnRandomSubset must be 1 or 2 for all images, or the column absent: remove it")
-    ids = table.column("rlnImageName")
+    ids = rows.texts("rlnImageName")
+    said = {what: Said(name, rows.numbers(name)) for what, name in _OF_STAR.items() if name in rows}
+    sizes = [size for size in pixel_sizes_of_star(rows) if size.source != BY_MAGNIFICATION]  # which need not be scaled
     return _Images(
         parse_image_names(ids, path),
         ids,
         half_set=None if half_set is None else half_set.astype(np.int8),
-        defocus_u_in_angstroms=table.floats("rlnDefocusU") if "rlnDefocusU" in table else None,
+        particle=particle_numbers(rows),
+        said=said | ({"pixel size": sizes[0]} if sizes else {}),
     )
 
 
@@ -253,13 +268,37 @@ def _optics_groups(
     return groups, group.reshape(-1).astype(np.int32)
 
 
-def _warnings(images: _Images, table: NDArray[np.float64]) -> list[str]:
-    """Warnings that the rows may not belong together."""
-    lines = []
-    if images.defocus_u_in_angstroms is not None:
-        different = int((np.abs(images.defocus_u_in_angstroms - table[:, 2]) > 100).sum())
-        if different:
-            lines.append(
-                f"the CTF pickle's defocus differs from the star's for {different} images: are their rows in one order?"
-            )
+def _said_twice(path: Path, images: _Images, table: NDArray[np.float64], box_size: int | None) -> list[str]:
+    """Warnings that images and CTFs may not belong together; InputError where they surely do not.
+
+    Args:
+        box_size: of the stack; None: the pixel size is not compared.
+    """
+    lines, remedy = [], "give the pickle that belongs to these images"
+    for what, said in images.said.items():
+        if what == "defocus":
+            lines += _defoci_in_order(path, np.asarray(said.value), table[:, 2])
+        elif what != "pixel size":
+            lines += disagreement(path, what, Said("the pickle", table[:, _COLUMN_OF[what]]), said, remedy)
+        elif box_size:
+            # The table may be of the images as they are, or as they were before they were made smaller.
+            sizes = [table[:, 0] * table[:, 1] / box for box in (box_size, table[:, 0])]
+            apart = [np.abs(size / np.asarray(said.value) - 1).max() for size in sizes]
+            lines += disagreement(path, what, Said("the pickle", sizes[int(np.argmin(apart))]), said, remedy)
     return lines
+
+
+def _defoci_in_order(path: Path, of_star: NDArray[np.float64], of_pickle: NDArray[np.float64]) -> list[str]:
+    """A warning where defoci differ; InputError where they are the same in another order."""
+    different = int((np.abs(of_star - of_pickle) > _DIFFERENT_DEFOCUS).sum())
+    if not different:
+        return []
+    if np.abs(np.sort(of_star) - np.sort(of_pickle)).max() < _SAME_DEFOCUS:
+        raise InputError(
+            f"{path}: the defoci are those of the images' table in another order ({different} of {len(of_star)} rows "
+            "differ); pickles are joined to images by their order, so make the pickles from this table"
+        )
+    return [
+        f"the CTF pickle's defocus differs from that of the images' table for {different} images: are their rows in "
+        "one order?"
+    ]

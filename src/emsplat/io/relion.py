@@ -28,7 +28,7 @@ from emsplat.io.stacks import (
 )
 from emsplat.particles.table import OpticsGroup, Particles
 
-_BY_MAGNIFICATION = "rlnDetectorPixelSize / rlnMagnification"
+BY_MAGNIFICATION = "rlnDetectorPixelSize / rlnMagnification"
 _OPTICS = {
     "rlnVoltage": "voltage",
     "rlnSphericalAberration": "spherical aberration",
@@ -102,7 +102,7 @@ def particles_of(
     origin, origin_warnings = _origins(rows, pixel_size, pixel_size_in_angstroms)
     twice = _optics_twice(rows)
     dose = rows.numbers("rlnMicrographPreExposure", 0)
-    particle = _particle_numbers(rows, dose)
+    particle = _tilted_particles(rows)
     return Particles(
         source=rows.path,
         optics=optics,
@@ -120,7 +120,7 @@ def particles_of(
         b_factor_in_square_angstroms=rows.numbers("rlnCtfBfactor", 0),
         ctf_scale=rows.numbers("rlnCtfScalefactor", 1),
         pre_exposure=np.where(_varies_within(particle, dose), dose, 0.0),
-        particle=_with_original_images(rows, particle),
+        particle=particle_numbers(rows),
         half_set=_half_sets(rows, particle),
         warnings=(*renamed(names.stacks, stacks), *pixel_warnings, *twice, *origin_warnings, *_warnings(rows)),
     )
@@ -160,7 +160,7 @@ def _pixel_size(
                 f"two pixel sizes: {size:.5g} Å ({said[0].source}, and the stacks' headers) against "
                 f"{float(np.median(other.value)):.5g} Å ({other.source}); the first is taken"
             )
-    unconfirmed = said[0].source == _BY_MAGNIFICATION and not confirmed
+    unconfirmed = said[0].source == BY_MAGNIFICATION and not confirmed
     doubt = f"pixel size {size:.5g} Å is from {said[0].source} alone; if wrong, give --pixel-size"
     return size, [*lines, *[doubt] * unconfirmed]
 
@@ -185,8 +185,8 @@ def pixel_sizes_of_star(rows: Rows) -> list[Said]:
         magnification = rows.numbers("rlnMagnification")
         rows.require(magnification > 0, "rlnMagnification", magnification, "must be positive")
         sizes = rows.numbers("rlnDetectorPixelSize") * 1e4 / magnification  # µm → Å
-        rows.require(sizes > 0, _BY_MAGNIFICATION, sizes, "must be positive")
-        found.append(Said(_BY_MAGNIFICATION, sizes))
+        rows.require(sizes > 0, BY_MAGNIFICATION, sizes, "must be positive")
+        found.append(Said(BY_MAGNIFICATION, sizes))
     return found
 
 
@@ -303,7 +303,12 @@ def _defocus_angle(rows: Rows) -> NDArray[np.float64]:
     return rows.numbers("rlnDefocusAngle", 0)
 
 
-def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64]:
+def particle_numbers(rows: Rows) -> NDArray[np.int64]:
+    """(N,) particle numbers, equal for the tilts of one particle and for images made from one recorded image."""
+    return _with_original_images(rows, _tilted_particles(rows))
+
+
+def _tilted_particles(rows: Rows) -> NDArray[np.int64]:
     """(N,) particle numbers, equal for the tilts of one particle.
 
     rlnGroupName names a tilted particle only where the pre-exposure varies within it, or where no two of its images
@@ -315,6 +320,7 @@ def _particle_numbers(rows: Rows, dose: NDArray[np.float64]) -> NDArray[np.int64
     if "rlnGroupName" not in rows:
         return alone
     group = _numbered(rows.texts("rlnGroupName"))
+    dose = rows.numbers("rlnMicrographPreExposure", 0)
     tilts = _varies_within(group, dose) | _all_differ_within(group, rows.numbers("rlnCtfBfactor", 0))
     return _numbered(np.where(tilts, group, len(rows) + alone))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,25 +20,49 @@ from scipy.sparse.csgraph import connected_components
 
 from emsplat.particles.table import Particles
 
+SameImage = Callable[[Particles, NDArray[np.int64]], NDArray[np.int64]]
+
 _SAMPLED_BYTES = 4096  # read at the start, in the middle and at the end of a file, to tell copies of it
 _LARGEST_SHARE = 0.01  # share of the rows that may change their half; beyond it the halves were not refined apart
 
 
-def with_repeats_joined(particles: Particles) -> Particles:
+def with_repeats_joined(particles: Particles, same_image: SameImage = lambda particles, image: image) -> Particles:
     """The table with all rows of one image in one particle and one half set; its warnings tell what was found.
 
     Stacks are the same if their paths lead to one file, or if one is a copy of the other.
+
+    Args:
+        same_image: given (N,) numbers of the images by their places, makes equal those of images that are the same.
     """
     image = _image_numbers(particles)
-    n_repeated = len(particles) - len(np.unique(image))
-    if n_repeated == 0:
+    same = same_image(particles, image)
+    n_repeated, n_copied = len(image) - len(np.unique(image)), len(np.unique(image)) - len(np.unique(same))
+    lines = []
+    together = "the rows of one image count as one particle and go to one half"
+    if n_repeated:
+        lines.append(f"{n_repeated} rows repeat an image that is in the file already; {together}")
+    if n_copied:
+        one, other = _first_copy(image, same)
+        lines.append(
+            f"{n_copied} images are copies of others under another name, pixel for pixel (the first is "
+            f"{_name(particles, other)}, a copy of {_name(particles, one)}); {together}"
+        )
+    if not lines:
         return _with_whole_halves(particles)
-    warning = (
-        f"{n_repeated} rows repeat an image that is in the file already; the rows of one image count as one particle "
-        "and go to one half"
-    )
-    together = joined(particles.particle, image)
-    return _with_whole_halves(replace(particles, particle=together, warnings=(*particles.warnings, warning)))
+    particle = joined(particles.particle, same)
+    return _with_whole_halves(replace(particles, particle=particle, warnings=(*particles.warnings, *lines)))
+
+
+def _first_copy(image: NDArray[np.int64], same: NDArray[np.int64]) -> tuple[int, int]:
+    """The rows of the first image that has a copy at another place, and of that copy."""
+    _, first, number = np.unique(same, return_index=True, return_inverse=True)
+    original = first[number.reshape(-1)]
+    copy = int(np.argmax(image != image[original]))
+    return int(original[copy]), copy
+
+
+def _name(particles: Particles, row: int) -> str:
+    return f"{particles.section[row] + 1}@{particles.stacks[particles.stack[row]]}"
 
 
 def joined(*labels: NDArray) -> NDArray[np.int64]:

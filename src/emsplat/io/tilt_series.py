@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from emsplat.conventions import are_rotations, tilt_rotations
 from emsplat.errors import InputError
+from emsplat.io.contradictions import Said, all_agree
 from emsplat.io.stacks import find_file
 from emsplat.io.star import Table, read_star
 
 _MATRIX = ("rlnTomoProjX", "rlnTomoProjY", "rlnTomoProjZ")
+_ANGLES = ("rlnTomoYTilt", "rlnTomoZRot")  # and rlnTomoXTilt, which may be missing
 _LARGEST_ROTATION_ERROR = 0.01  # files give four digits and more
 
 
@@ -43,6 +45,10 @@ class TiltSeries:
     pixel_size_in_angstroms: float  # of the tilt images, and so of RELION 4's coordinates
     defocus_per_depth: float  # rlnTomoHand × rlnTomoDefocusSlope
     is_dummy: bool  # the tilt images are a placeholder: written by WarpTools
+    voltage_in_kilovolts: float  # this and the next two: NaN where the tomograms' file does not say
+    spherical_aberration_in_millimetres: float
+    amplitude_contrast: float
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rotations)
@@ -96,8 +102,9 @@ def _series(tilts: Table, overview: Table, row: int) -> TiltSeries:
     dose = _finite(tilts, "rlnMicrographPreExposure")
     b_factor = max(of_tomogram("rlnCtfBfactorPerElectronDose", 0), 0.0) * dose
     stack = overview.column("rlnTomoTiltSeriesName")[row] if "rlnTomoTiltSeriesName" in overview else ""
+    rotations, warnings = _rotations(tilts)
     return TiltSeries(
-        rotations=_rotations(tilts),
+        rotations=rotations,
         defocus_u_in_angstroms=u,
         defocus_v_in_angstroms=v,
         defocus_angle_in_degrees=_finite(tilts, "rlnDefocusAngle", None if (u != v).any() else 0),
@@ -109,6 +116,10 @@ def _series(tilts: Table, overview: Table, row: int) -> TiltSeries:
         pixel_size_in_angstroms=pixel_size,
         defocus_per_depth=of_tomogram("rlnTomoHand") * of_tomogram("rlnTomoDefocusSlope", 1),
         is_dummy=Path(stack).name.startswith("dummy"),
+        voltage_in_kilovolts=of_tomogram("rlnVoltage", math.nan),
+        spherical_aberration_in_millimetres=of_tomogram("rlnSphericalAberration", math.nan),
+        amplitude_contrast=of_tomogram("rlnAmplitudeContrast", math.nan),
+        warnings=tuple(warnings),
     )
 
 
@@ -123,16 +134,30 @@ def _finite(table: Table, column: str, default: float | None = None) -> NDArray[
     return values
 
 
-def _rotations(tilts: Table) -> NDArray[np.float64]:
-    """(F, 3, 3) rotations from the projection matrices, or else from the angles."""
-    if all(column in tilts for column in _MATRIX):
-        rows = [[parse_list(text, tilts.label, column)[:3] for text in tilts.column(column)] for column in _MATRIX]
-        if any(len(values) != 3 for row in rows for values in row):
-            raise InputError(f"{tilts.label}: a row of a projection matrix holds fewer than 3 numbers; export it again")
-        rotations = np.array(rows, dtype=np.float64).reshape(3, -1, 3).transpose(1, 0, 2)
-    else:
-        x = _finite(tilts, "rlnTomoXTilt", 0)
-        rotations = tilt_rotations(x, _finite(tilts, "rlnTomoYTilt"), _finite(tilts, "rlnTomoZRot"))
+def _rotations(tilts: Table) -> tuple[NDArray[np.float64], list[str]]:
+    """(F, 3, 3) rotations from the projection matrices, or else from the angles; a warning where the two differ."""
+    if not all(column in tilts for column in _MATRIX):
+        return _from_angles(tilts), []
+    matrices = _matrices(tilts)
+    if not all(column in tilts for column in _ANGLES):
+        return matrices, []
+    angles = _from_angles(tilts)
+    # Rounded matrices are no rotations; the distance between them grows linearly with the angle, unlike their trace.
+    apart = np.rad2deg(2 * np.arcsin(np.minimum(np.linalg.norm(matrices - angles, axis=(1, 2)) / np.sqrt(8), 1)))
+    said = [Said(", ".join(_MATRIX), np.zeros(len(tilts))), Said(f"from it by {', '.join(_ANGLES)}", apart)]
+    return matrices, all_agree(Path(tilts.label), "view", said, "remove the columns that are wrong")
+
+
+def _from_angles(tilts: Table) -> NDArray[np.float64]:
+    """(F, 3, 3) rotations."""
+    return tilt_rotations(_finite(tilts, "rlnTomoXTilt", 0), *(_finite(tilts, column) for column in _ANGLES))
+
+
+def _matrices(tilts: Table) -> NDArray[np.float64]:
+    rows = [[parse_list(text, tilts.label, column)[:3] for text in tilts.column(column)] for column in _MATRIX]
+    if any(len(values) != 3 for row in rows for values in row):
+        raise InputError(f"{tilts.label}: a row of a projection matrix holds fewer than 3 numbers; export it again")
+    rotations = np.array(rows, dtype=np.float64).reshape(3, -1, 3).transpose(1, 0, 2)
     wrong = ~are_rotations(rotations, _LARGEST_ROTATION_ERROR)
     if wrong.any():
         raise InputError(

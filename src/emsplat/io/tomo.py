@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from emsplat.conventions import euler_angles, rotation_matrices
 from emsplat.errors import InputError
+from emsplat.io.contradictions import Said, all_agree
 from emsplat.io.relion import particles_of, unread_stacks
 from emsplat.io.relion_rows import KEPT, Rows, read_rows
 from emsplat.io.stacks import ImageNames, StackFacts, check_stacks, find_file, find_stacks
@@ -37,7 +38,15 @@ _KEPT: dict[str, type[str] | type[float]] = {
     **dict.fromkeys((f"rlnCenteredCoordinate{axis}Angst" for axis in "XYZ"), float),
     **dict.fromkeys((f"rlnCoordinate{axis}" for axis in "XYZ"), float),
     **dict.fromkeys(("rlnOriginZAngst", "rlnImageDimensionality"), float),
+    **dict.fromkeys(("rlnTomoTiltSeriesPixelSize", "rlnTomoSubtomogramBinning"), float),
 }
+_ORIGINS_IN_PIXELS = ("rlnOriginX", "rlnOriginY")  # of a particle in its subtomogram, and so of none of its images
+_ALSO_OF_TOMOGRAMS = (  # columns that both files have, and the fields of a tilt series
+    ("rlnVoltage", "voltage", "voltage_in_kilovolts"),
+    ("rlnSphericalAberration", "spherical aberration", "spherical_aberration_in_millimetres"),
+    ("rlnAmplitudeContrast", "amplitude contrast", "amplitude_contrast"),
+    ("rlnTomoTiltSeriesPixelSize", "pixel size", "pixel_size_in_angstroms"),
+)
 
 
 def read_tomo(
@@ -63,6 +72,8 @@ def read_tomo(
     particles = _read_particle_rows(particles_file)
     tomograms = particles.texts("rlnTomoName")
     series = read_tilt_series(tomograms_file, dict.fromkeys(tomograms), folder, strip_prefix)
+    twice = [line for one in series.values() for line in one.warnings]
+    twice += _said_twice(particles, [series[name] for name in tomograms], pixel_size_in_angstroms is not None)
     images = _images(particles, [series[name] for name in tomograms])
     if need_stacks:
         stacks = find_stacks(images.names, folder, strip_prefix)
@@ -76,7 +87,7 @@ def read_tomo(
         found,
         pre_exposure=images.of_tilt("pre_exposure"),  # the dose of a particle with a single tilt counts too
         optics=tuple(replace(g, beam_tilt_in_milliradians=(0.0, 0.0), odd_zernike=()) for g in found.optics),
-        warnings=(*found.warnings, *_warnings(particles, images, found)),
+        warnings=(*found.warnings, *twice, *_warnings(particles, images, found)),
     )
 
 
@@ -93,6 +104,42 @@ def _warnings(particles: Rows, images: _Images, found: Particles) -> list[str]:
         lines.append(
             "beam tilt and odd Zernikes are not applied: RELION takes them out of the images when it extracts a stack"
         )
+    return lines
+
+
+def _said_twice(particles: Rows, series: Sequence[TiltSeries], pixel_size_is_settled: bool) -> list[str]:
+    """Warnings where the particles and the tomograms say different things; InputError where it matters."""
+    pairs: list[tuple[str, Said, Said]] = []
+    for column, what, field in _ALSO_OF_TOMOGRAMS:
+        if column in particles:
+            stated = Said(f"{column} of the tomograms", np.array([getattr(one, field) for one in series]))
+            pairs.append((what, Said(f"{column} of the particles", particles.numbers(column)), stated))
+    if "rlnTomoSubtomogramBinning" in particles and "rlnImagePixelSize" in particles and not pixel_size_is_settled:
+        size = np.array([one.pixel_size_in_angstroms for one in series])
+        binned = Said(
+            "rlnTomoTiltSeriesPixelSize × rlnTomoSubtomogramBinning",
+            size * particles.numbers("rlnTomoSubtomogramBinning"),
+        )
+        pairs.append(("pixel size", Said("rlnImagePixelSize", particles.numbers("rlnImagePixelSize")), binned))
+    if all(f"rlnCenteredCoordinate{axis}Angst" in particles for axis in "XYZ") and "rlnCoordinateZ" in particles:
+        pixels = _from_pixels(particles, series)
+        for number, axis in enumerate("XYZ"):
+            column = f"rlnCenteredCoordinate{axis}Angst"
+            pairs.append(
+                ("position", Said(column, particles.numbers(column)), Said(f"rlnCoordinate{axis}", pixels[:, number]))
+            )
+    for column in _ORIGINS_IN_PIXELS:
+        if column in particles and "rlnImagePixelSize" in particles:
+            pixels = particles.numbers(f"{column}Angst", 0) / particles.numbers("rlnImagePixelSize")
+            pairs.append(
+                ("origin", Said(f"{column}Angst / pixel size", pixels), Said(column, particles.numbers(column)))
+            )
+    lines = []
+    for what, first, second in pairs:
+        known = np.isfinite(np.asarray(second.value))
+        if known.any():
+            said = [Said(one.source, np.asarray(one.value)[known]) for one in (first, second)]
+            lines += all_agree(particles.path, what, said, "export both files again, or mend the one that is wrong")
     return lines
 
 
@@ -197,7 +244,7 @@ def _rows_of_images(particles: Rows, images: _Images) -> Rows:
         **{name: array("d", values.tobytes()) for name, values in numbers.items()},
     }
     for name, values in particles.particles.columns.items():
-        if name in KEPT and name not in table:
+        if name in KEPT and name not in table and name not in _ORIGINS_IN_PIXELS:
             repeated = [values[p] for p in images.particle]
             table[name] = array("d", repeated) if isinstance(values, array) else repeated
     label = particles.particles.label
@@ -223,10 +270,16 @@ def _coordinates(particles: Rows, series: Sequence[TiltSeries]) -> NDArray[np.fl
     """(P, 3) coordinates in Å from the tomogram's centre, which RELION 5 gives, or from RELION 4's pixels."""
     if "rlnCenteredCoordinateXAngst" in particles:
         return _vectors(particles, "rlnCenteredCoordinate{}Angst")
+    found = _from_pixels(particles, series)
+    tomograms = particles.texts("rlnTomoName")
+    particles.require(np.isfinite(found.sum(axis=1)), "rlnTomoName", tomograms, "must have rlnTomoSizeX, Y and Z")
+    return found
+
+
+def _from_pixels(particles: Rows, series: Sequence[TiltSeries]) -> NDArray[np.float64]:
+    """(P, 3) coordinates in Å from the tomogram's centre, by RELION 4's columns; NaN where its size is not given."""
     pixel = np.array([one.pixel_size_in_angstroms for one in series])
     centre = np.stack([one.centre_in_angstroms for one in series])
-    tomograms = particles.texts("rlnTomoName")
-    particles.require(np.isfinite(centre.sum(axis=1)), "rlnTomoName", tomograms, "must have rlnTomoSizeX, Y and Z")
     return _vectors(particles, "rlnCoordinate{}") * pixel[:, None] - centre
 
 

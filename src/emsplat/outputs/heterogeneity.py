@@ -19,11 +19,13 @@ from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.states import State
 from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
-from emsplat.outputs.reconstruction import check_output, command_line, write_json, write_run
+from emsplat.outputs.reconstruction import check_output, command_line, costing_no_run, write_json, write_run
 from emsplat.reconstruction.identity import digests
+from emsplat.report.heterogeneity import write_heterogeneity_report
 from emsplat.report.landscape import Decoded, write_landscape
 from emsplat.report.volumes import surface_level
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
+from emsplat.runs.heterogeneity_run import resolution_of_state
 from emsplat.runs.run_folder import HALVES
 from emsplat.runtime.folders import filling
 from emsplat.runtime.reporting import peak_memory_in_bytes
@@ -56,6 +58,9 @@ def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = F
             _write_landscape(files.landscape, folder.resolve().name, result, summary)
         closing = [f"{name}: {text}" for name, text in closing_rows(summary, folder)]
         files.log.write_text("\n".join([*reporter.log, "", *closing]) + "\n", encoding="utf-8")
+        files.report.touch()
+        with costing_no_run(folder, reporter):
+            write_heterogeneity_report(staging, name=folder.resolve().name)
     return summary
 
 
@@ -73,6 +78,7 @@ def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str |
         rows += [("latents", files.latents), ("landscape", files.landscape)]
     return [
         *rows,
+        ("report", files.report),
         ("consensus", files.consensus),
         (
             "time",
@@ -83,7 +89,7 @@ def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str |
 
 
 def _state_text(state: dict[str, Any]) -> str:
-    resolution = _resolution(state)
+    resolution = resolution_of_state(state)
     surely = "differs from the consensus" if state["difference_significance"] > 5 else "not surely different"
     return (
         f"{100 * state['population']:.1f} % of the images, {resolution} for the average over this neighbourhood, "
@@ -94,13 +100,6 @@ def _state_text(state: dict[str, Any]) -> str:
 def _leak_text(leak: dict[str, Any]) -> str:
     text = f"{max(leak['r_squared'], 0):.3f}"
     return f"{text}, more than there should be: {leak['meaning']}" if leak["worrying"] else text
-
-
-def _resolution(state: dict[str, Any]) -> str:
-    if state["resolution_kind"] == "not_measurable":
-        return "no measurable resolution"
-    better = "better than " if state["resolution_kind"] == "better_than" else ""
-    return f"{better}{state['resolution']:.2f} Å"
 
 
 def summarise(result: Heterogeneity) -> dict[str, Any]:
@@ -229,7 +228,7 @@ def _write_landscape(path: Path, name: str, result: Heterogeneity, summary: dict
         "view: tilt (°)": np.rad2deg(np.arccos(np.clip(view[:, 2], -1, 1))),
         "view: rot (°)": np.rad2deg(np.arctan2(view[:, 1], view[:, 0])),
     }
-    states = [state | {"resolution_text": _resolution(state)} for state in summary["states"]]
+    states = [state | {"resolution_text": resolution_of_state(state)} for state in summary["states"]]
     write_landscape(path, name, latents.ids.tolist(), latents.mean, columns, states, summary["leaks"], _decoded(result))
 
 
@@ -300,5 +299,40 @@ def _draw(files: HeterogeneityFolder, result: Heterogeneity) -> None:
             result.latents.mean[sure], np.array([state.z for state in result.states]), shares,
             files.figure("landscape"),
         )  # fmt: skip
-        labels = [_resolution(_state_summary(i, state)) for i, state in enumerate(result.states, 1)]
+        labels = [resolution_of_state(_state_summary(i, state)) for i, state in enumerate(result.states, 1)]
         figures.figure_states([state.map for state in result.states], shares, labels, files.figure("states"))
+        _draw_differences(files, result)
+        _draw_movement(files, result)
+
+
+def _draw_differences(files: HeterogeneityFolder, result: Heterogeneity) -> None:
+    states = result.states
+    figures.figure_differences(
+        [state.map for state in states],
+        [state.difference.map for state in states],
+        [state.difference.error for state in states],
+        [np.maximum(state.mask, result.consensus.mask) for state in states],
+        [f"{i}: {state.difference.significance:.0f} σ" for i, state in enumerate(states, 1)],
+        files.figure("differences"),
+    )
+
+
+def _draw_movement(files: HeterogeneityFolder, result: Heterogeneity) -> None:
+    """Arrows along each trajectory, if a decoder moves Gaussians."""
+    assert result.halves
+    both = average(*(half.decoder for half in result.halves))
+    if not both.moves:
+        return
+    box_size, pixel_size = len(result.consensus.map), result.consensus.pixel_size_in_angstroms
+    movements = []
+    for trajectory in trajectories(result.latents):
+        first, last = (both.at(trajectory.points[end]) for end in (0, -1))
+        movements.append(
+            figures.Movement(
+                first.voxelise(box_size, pixel_size),
+                first.centres.double().numpy(),
+                first.masses().double().numpy(),
+                (last.centres - first.centres).double().numpy(),
+            )
+        )
+    figures.figure_movement(movements, pixel_size, files.figure("movement"))

@@ -129,7 +129,7 @@ def write_run(
             if addition is not None:
                 addition(files)
         evidence: Evidence = {}
-        with reporter.stage("report"), _costing_no_run(folder, reporter):
+        with reporter.stage("report"), costing_no_run(folder, reporter):
             evidence = gather_evidence(reconstruction, truth)
         write_evidence(files, evidence)
         summary = summarise(reconstruction, reporter) | facts
@@ -139,7 +139,7 @@ def write_run(
         log = [*reporter.log, "", *closing, "", "stacks that were read:", *stacks]
         files.log.write_text("\n".join(log) + "\n", encoding="utf-8")
         files.report.touch()
-        with _costing_no_run(folder, reporter):
+        with costing_no_run(folder, reporter):
             write_report(staging, name=folder.resolve().name)
     if reconstruction.gaussians is None:
         for path in RunFolder(folder).models:
@@ -148,7 +148,7 @@ def write_run(
 
 
 @contextmanager
-def _costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
+def costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
     """Warn of an error in the block and continue, because the result of hours is worth more than its report.
 
     The files of the report are then empty, so that those of an older run do not stay.

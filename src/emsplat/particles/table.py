@@ -62,6 +62,7 @@ class Particles:
     modelled_to_in_angstroms: float | None = (
         None  # finer detail holds aberrations that are not modelled; None: no detail does
     )
+    added_noise: float = 0.0  # standard deviation of the white noise that reading adds to images without any
     symmetry_axes: str = "RELION"  # the program whose axes the names of point groups refer to
     n_left_out: int = 0  # rows of the file that the user left out
 

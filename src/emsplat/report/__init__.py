@@ -2,4 +2,5 @@
 
 - ``volumes``, ``picture``, ``charts``, ``plots``, ``landscape``: maps, surfaces, curves and latents for a page
 - ``sections``: the parts of the page as values; ``templates``, ``assets``: how they look; ``page``: the file
+- ``heterogeneity``: the page of a search for heterogeneity
 """

@@ -15,7 +15,7 @@ from emsplat.report.charts import sphere_map
 from emsplat.report.picture import as_data_uri, grey, png_as_data_uri, surface_picture
 from emsplat.report.volumes import Window
 from emsplat.runs.closing import model_row, true_resolution_text
-from emsplat.runs.run import Run, map_of
+from emsplat.runs.run import FinishedJob, Run, map_of
 from emsplat.runs.run_folder import HALVES, RunFolder
 
 Section = dict[str, Any] | None
@@ -53,7 +53,7 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         *([] if s.get("has_ctf", True) else [("CTF", "taken as 1")]),
         ("mask", str(s.get("mask") or "made from the data")),
         ("sharpening", "none" if s["b_factor"] is None else f"B-factor {s['b_factor']:.0f} Å²"),
-        ("time", _duration(sum(s["seconds"].values()))),
+        ("time", duration(sum(s["seconds"].values()))),
         ("peak memory", f"{s['peak_memory_in_bytes'] / 1e9:.2f} GB"),
     ]
     if "true_resolution" in s:
@@ -61,7 +61,8 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words."""
     minutes = round(seconds / 60)
     if minutes < 3:
         return f"{seconds:.0f} s"
@@ -244,7 +245,7 @@ def ab_initio(run: Run) -> Section:
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def cost(run: Run) -> Section:
+def cost(run: FinishedJob) -> Section:
     """Seconds and memory, in the order the stages ran."""
     seconds = run.summary.get("seconds") or {}
     if not seconds:
@@ -264,7 +265,7 @@ def cost(run: Run) -> Section:
     return {"rows": rows, "total": total, "has_peaks": bool(peaks)}
 
 
-def record(run: Run) -> dict[str, Any]:
+def record(run: FinishedJob) -> dict[str, Any]:
     """How the run was made."""
     configuration = run.configuration or {}
     settings, found = (configuration.get(part) or {} for part in ("settings", "found"))

@@ -2,6 +2,6 @@
 
 - ``run_folder``: the names of all files, shared by everything that writes or reads a run
 - ``heterogeneity_folder``: the names of the files of a search for heterogeneity
-- ``run``: a finished run, read from its folder
+- ``run``: a finished run, read from its folder; ``heterogeneity_run``: a finished search for heterogeneity
 - ``closing``: the verdict on a run in words
 """

@@ -10,7 +10,7 @@ from emsplat.runs.run_folder import AVERAGE, JobFolder, MapFolder, suffix
 
 @dataclass(frozen=True)
 class StateFolder(MapFolder):
-    """Paths in the folder of one state. Its maps are averages of the decoder's maps over the state's images."""
+    """Paths in the folder of one state. Its maps combine averages of the decoder's maps and direct inversions."""
 
     @property
     def difference(self) -> Path:

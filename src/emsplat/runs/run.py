@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import Map, read_map
-from emsplat.runs.run_folder import RunFolder
+from emsplat.runs.run_folder import JobFolder, RunFolder
 from emsplat.settings import MODEL_NAMES, ModelKind
 
 _AGAIN = "run emsplat reconstruct again"
@@ -28,16 +28,39 @@ _NEEDED = {
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run. A file that an older version did not write is None; an unreadable file is an InputError."""
+class FinishedJob:
+    """What every finished job left. A file that an older version did not write is None; an unreadable file is an
+    InputError.
+    """
+
+    folder: JobFolder
+    name: str  # what the user calls the run
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The contents of summary.json."""
+        raise NotImplementedError
+
+    @cached_property
+    def configuration(self) -> dict[str, Any] | None:
+        return json_of(self.folder.configuration)
+
+    @cached_property
+    def log(self) -> str | None:
+        path = self.folder.log
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Run(FinishedJob):
+    """A finished reconstruction."""
 
     folder: RunFolder
-    name: str  # what the user calls the run
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The contents of summary.json, which every finished run has."""
-        found = _json_of(self.folder.summary)
+        found = json_of(self.folder.summary)
         if found is None or not found.keys() >= _NEEDED:
             raise _unfinished(self.folder)
         return found
@@ -80,26 +103,9 @@ class Run:
         return required(self.folder.gaussians(half))
 
     @cached_property
-    def configuration(self) -> dict[str, Any] | None:
-        return _json_of(self.folder.configuration)
-
-    @cached_property
-    def log(self) -> str | None:
-        path = self.folder.log
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-
-    @cached_property
     def curves(self) -> dict[str, NDArray[np.float64]] | None:
         """Columns of fsc.csv, (D//2,) each."""
-        path = self.folder.curves
-        if not path.is_file():
-            return None
-        try:
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
-        except (ValueError, IndexError, TypeError) as error:
-            raise InputError(f"{path}: no curves can be read from it ({error}); {_AGAIN}") from None
+        return curves_of(self.folder.curves)
 
     @cached_property
     def evidence(self) -> dict[str, NDArray]:
@@ -121,6 +127,18 @@ def open_run(folder: Path) -> Run:
     return run
 
 
+def curves_of(path: Path) -> dict[str, NDArray[np.float64]] | None:
+    """Columns of a file of curves, or None if the run left none."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+    except (ValueError, IndexError, TypeError) as error:
+        raise InputError(f"{path}: no curves can be read from it ({error}); {_AGAIN}") from None
+
+
 def map_of(path: Path) -> Map | None:
     """One of the run's maps, or None if the run left none."""
     return read_map(path) if path.is_file() else None
@@ -140,7 +158,7 @@ def _unfinished(folder: RunFolder) -> InputError:
     )
 
 
-def _json_of(path: Path) -> dict[str, Any] | None:
+def json_of(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None if there is no such file or it holds something else."""
     if not path.is_file():
         return None

@@ -4,5 +4,6 @@
 - ``splats``, ``surface``, ``atoms``: arrays to draw; ``colours``: ramps and legends; ``glb``: meshes as bytes
 - ``server``: addresses and ports; ``scene``: what the browsers show; ``controls``: the controls in the browser
 - ``pictures``: screenshots and turntables
+- ``latent``: a search for heterogeneity, with sliders for its latents
 - ``view``: a finished run; ``live``: a fit in progress
 """

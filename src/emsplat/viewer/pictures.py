@@ -24,10 +24,16 @@ def screenshot(client: viser.ClientHandle) -> bytes:
     return _png(_render(client, client.camera.image_width, np.eye(3), "png"))
 
 
-def turntable(client: viser.ClientHandle, progress: Callable[[int, int], None], frames: int = _FRAMES) -> bytes:
+def turntable(
+    client: viser.ClientHandle,
+    progress: Callable[[int, int], None],
+    frames: int = _FRAMES,
+    each: Callable[[int, int], None] = lambda number, frames: None,
+) -> bytes:
     """An animated GIF of one turn about the upright axis through the point that the camera looks at.
 
     Args:
+        each: called before each frame with its number, from 0, and the number of frames; it may change the scene.
         progress: called with the number of frames that are done, and of all frames.
     Raises:
         RuntimeError: the browser has gone.
@@ -36,6 +42,7 @@ def turntable(client: viser.ClientHandle, progress: Callable[[int, int], None], 
     up = up / np.linalg.norm(up)
     pictures = []
     for number in range(frames):
+        each(number, frames)
         turn = Rotation.from_rotvec(2 * np.pi * number / frames * up).as_matrix()
         pictures.append(Image.fromarray(_render(client, _VIDEO_WIDTH, turn)))
         progress(number + 1, frames)

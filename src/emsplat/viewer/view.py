@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emsplat.runs.heterogeneity_run import open_heterogeneity
 from emsplat.viewer.atoms import load_model
 from emsplat.viewer.content import MOST_SPLATS, Content
 from emsplat.viewer.controls import Controls
+from emsplat.viewer.latent import LatentContent, LatentControls
 from emsplat.viewer.server import HOST, PORT, addresses, start
 
 if TYPE_CHECKING:
@@ -41,6 +43,18 @@ def open_view(
     shown = content.model("average")
     if len(shown) < shown.total:
         tell(f"a random selection of {len(shown):,} of {shown.total:,} Gaussians is drawn; --most-gaussians draws more")
+    for line in addresses(server):
+        tell(line)
+    return server, controls
+
+
+def open_latent_view(
+    folder: Path, tell: Callable[[str], None], host: str = HOST, port: int = PORT, most_splats: int = MOST_SPLATS
+) -> tuple[viser.ViserServer, LatentControls]:
+    """Start a server that shows the search for heterogeneity in a folder. Arguments and errors as for `open_view`."""
+    content = LatentContent.of(open_heterogeneity(folder), most_splats)
+    server = start(host, port)
+    controls = LatentControls(server, content)
     for line in addresses(server):
         tell(line)
     return server, controls

@@ -74,7 +74,7 @@
     picture ??= context.createImageData(size, size);
     const pixels = new Uint32Array(picture.data.buffer);
     pixels.fill(0);
-    const wide = n < 20000 ? 2 : 1;
+    const wide = n < 3000 ? 4 : n < 20000 ? 3 : n < 100000 ? 2 : 1;
     const scale = 255 / (high - low);
     for (const chosen of selected ? [0, 1] : [1]) { // what is selected comes on top
       for (let i = 0; i < n; i++) {

@@ -13,6 +13,7 @@ function openSpace(canvas) {
   const geometry = new THREE.BufferGeometry();
   const material = new THREE.MeshStandardMaterial({ vertexColors: true, roughness: 0.5, side: THREE.DoubleSide });
   const mesh = new THREE.Mesh(geometry, material);
+  mesh.frustumCulled = false; // its geometry changes, and may be empty at first
   scene.add(mesh, new THREE.AmbientLight(0xffffff, 0.4));
   const key = new THREE.DirectionalLight(0xffffff, 3.4);
   key.position.set(-0.5, 0.7, 1);
