@@ -3,7 +3,7 @@
 - ``look``: the noise, the diameter and the sign of the contrast, which images show even without poses
 - ``scales``: rings, grids, batches and iterations, found from the data
 - ``grids``: directions, turns and shifts to search over; ``polar``: images on polar grids of Fourier space
-- ``samples``: the samples of many images on a disk
+- ``samples``: the samples of many images on a disk; ``shares``: the images divided among ranks
 - ``volume``: the slices of a small map, their insertion, and the map that solves for them
 - ``search``: E-step and M-step on a grid as batched matrix products; ``softmax``: posteriors from scores
 - ``stochastic``: the first stage, from random poses to a coarse map; ``full``: the second stage, on finer grids
