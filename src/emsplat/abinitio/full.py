@@ -244,12 +244,12 @@ class _Level:
         stage: StageSettings,
     ) -> _Level:
         frames = grids.frames(directions)
-        slices = search.slices_of(volume.slices(map_, grid, frames), grid)
+        slices = search.slices_of(volume.slices(map_, grid, frames), grid, stage.device)
         frames = np.tile(frames, (slices.n_directions // len(frames), 1, 1))
         return _Level(
             slices,
             frames,
-            search.turn_matrix(grid.n_orders, n_turns),
+            search.turn_matrix(grid.n_orders, n_turns, stage.device),
             offsets,
             shift_prior(offsets, stage),
             torch.zeros(2, grid.n_orders, len(frames), grid.n_rings),
@@ -327,7 +327,7 @@ def _search_coarsely(
 ) -> NDArray[np.bool_]:
     """(coarse, n) mask of the directions that each image keeps; images with flat posteriors are finished."""
     level, grid = s.coarse, s.coarse.slices.grid
-    moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size)
+    moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size, s.stage.device)
     probabilities, sums = search.e_step(level.slices, moved, level.turn, level.log_prior, 1.0, reuse=True)
     kept = _directions_with_mass(sums.of_direction)
     flat = (kept.mean(axis=0) > _FLAT) & (sums.evidence < _LITTLE)
@@ -356,7 +356,7 @@ def _search_families(
 ) -> None:
     """Search images in the families of the coarse directions that each of them has kept, (coarse, n)."""
     n, level = len(block), s.fine
-    moved = search.shifted(block, centres, level.offsets, s.stage.box_size)
+    moved = search.shifted(block, centres, level.offsets, s.stage.box_size, s.stage.device)
     parts = []
     largest = np.full(n, -np.inf, np.float32)
     for family, of_family in zip(s.families, kept, strict=True):

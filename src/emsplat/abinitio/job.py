@@ -139,6 +139,7 @@ class Job:
             max_shift=self.max_shift,
             shift_sigma=max(0.5 * self.max_shift, 0.5),
             world=self.context.world,
+            device=self.context.device,
             n_classes=self.settings.classes,
         )
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.abinitio import growing
 from emsplat.abinitio.alignment import Alignment
 from emsplat.abinitio.alternation import own_ctfs, refined
 from emsplat.abinitio.classes import Matching, classes_in_words, matched
@@ -32,6 +34,7 @@ from emsplat.errors import InputError
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
 from emsplat.runtime.context import Context
 from emsplat.runtime.packing import packed, unpacked
@@ -142,7 +145,11 @@ def job_of(
         with reporter.stage("preview"):
             look = world.broadcast(look_at(table, images, settings.seed) if world.is_first else None)
             diameter = diameter_of(look, table, settings, reporter)
-        context = Context(world, reporter=reporter, checkpoints=checkpoints)
+        device = devices.chosen(settings.device, reporter)
+        if {device.type} != set(world.gather(device.type)):
+            reporter.warn("searching on the CPU, because not every rank has a graphics card that it can use")
+            device = devices.CPU
+        context = Context(world, device, reporter, checkpoints)
         yield Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context)
 
 
@@ -267,7 +274,9 @@ def _start(job: Job, images: PolarImages, search: Search, attempt: int, number: 
         kept: Start = unpacked(state, Start, Found, Trace)
         return kept
     rng = np.random.default_rng((job.settings.seed, attempt, number))
-    found = start(images, search, rng, title, job.reporter, on_the_way)
+    box = job.table.box_size * job.table.pixel_size_in_angstroms
+    show = partial(growing.show, job.reporter, number + 1, box_in_angstroms=box)
+    found = start(images, search, rng, title, job.reporter, on_the_way, show)
     done.offer(lambda: packed(found))
     return found
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from emsplat.abinitio import grids, search, volume
 from emsplat.abinitio.polar import PolarGrid, PolarImages
 from emsplat.abinitio.shares import in_shares
+from emsplat.runtime.devices import CPU
 from emsplat.runtime.ranks.world import World
 
 _SMOOTHED = 8  # iterations over which the likelihood is averaged
@@ -41,6 +42,7 @@ class StageSettings:
     shift_sigma: float  # pixels: standard deviation of this distance in the prior
     n_classes: int | None = None  # K maps, and a class of images without a particle; None: one map for all images
     world: World = field(default_factory=World)  # the ranks that share the images
+    device: torch.device = CPU  # where poses are compared
 
 
 @dataclass(frozen=True)
@@ -187,13 +189,13 @@ class _Stochastic:
         batch, grid, stage = self.images.select(rows), self.images.grid, self.stage
         points = grids.directions(self.settings.n_directions, grids.random_turn(self.rng), stage.symmetry)
         frames = grids.frames(points)
-        turn = search.turn_matrix(grid.n_orders, self.settings.n_turns)
+        turn = search.turn_matrix(grid.n_orders, self.settings.n_turns, stage.device)
         offsets = grids.shift_grid(1, self.settings.shift_step)
-        moved = search.shifted(batch, self.centres[rows], offsets, stage.box_size)
+        moved = search.shifted(batch, self.centres[rows], offsets, stage.box_size, stage.device)
         if map_ is None:
             back, weight = _at_random(batch, moved, len(frames) * (stage.n_classes or 1), turn, self.rng)
         else:
-            slices = search.slices_of(volume.slices(map_, grid, frames), grid)
+            slices = search.slices_of(volume.slices(map_, grid, frames), grid, stage.device)
             if self.bias is not None:
                 slices = replace(slices, log_prior=np.repeat(self.bias, len(frames)).astype(np.float32))
             back, weight = self._search(rows, batch, moved, slices, turn, offsets, floor, trace)
@@ -216,7 +218,7 @@ class _Stochastic:
         few = moved.select(np.arange(min(n, _FOR_BETA)))
         beta = 1.0
         if floor > 0:
-            scores = search.scores_of(slices, few, turn, reuse=True).numpy()
+            scores = search.scores_of(slices, few, turn, reuse=True).cpu().numpy()
             beta = _beta(scores, search.penalty_of(slices, few), floor)
 
         def work(share: NDArray[np.int64]) -> _BatchSums:
@@ -225,7 +227,7 @@ class _Stochastic:
                 part = share[place]
                 some = moved.select(part)
                 scores, penalty = search.scores_of(slices, some, turn, reuse=True), search.penalty_of(slices, some)
-                found = search.posterior(scores.numpy(), penalty, log_prior, beta)
+                found = search.posterior_of(scores, penalty, log_prior, beta)
                 shown = self._with_particle(found.evidence, trace)
                 sums.back += search.m_step(scores, some, found.total / shown, turn, grid).numpy()
                 sums.weight += (found.of_direction * shown) @ batch.power[part]
@@ -304,7 +306,7 @@ def _at_random(
     poses = np.zeros((len(turn), d, moved.n_shifts, n), np.float32)
     direction = rng.integers(d, size=n)
     poses[rng.integers(len(turn), size=n), direction, 0, np.arange(n)] = 1
-    back = search.m_step(torch.from_numpy(poses), moved, np.ones(n, np.float32), turn, batch.grid)
+    back = search.m_step(torch.from_numpy(poses).to(turn.device), moved, np.ones(n, np.float32), turn, batch.grid)
     return search.samples_of(back, batch.grid), (direction == np.arange(d)[:, None]).astype(np.float32) @ batch.power
 
 
