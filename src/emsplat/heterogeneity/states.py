@@ -164,7 +164,7 @@ def _state(
     spread = np.sqrt(w @ (latents.mean - z) ** 2 / w.sum() + np.maximum(inner, 0))
     mask = maps.soft_mask(0.5 * (half_maps[0] + half_maps[1]), pixel_size, consensus.preview.diameter_in_angstroms)
     density = measured_density(work.table.poses.rotations, _NO_SYMMETRY, own)
-    half_maps, validation = judged(raw, half_maps, mask, pixel_size, work.settings.seed, density)
+    half_maps, validation = _judged(raw, half_maps, mask, pixel_size, work.settings.seed, density)
     whole_mask = np.maximum(mask, consensus.mask)
     return State(
         z, spread, float(w.sum() / weights.sum()), 0.5 * (half_maps[0] + half_maps[1]), half_maps, raw, mask,
@@ -173,15 +173,17 @@ def _state(
     )  # fmt: skip
 
 
-def judged(
+def _judged(
     raw: tuple[NDArray[np.float32], NDArray[np.float32]],
     decoded: tuple[NDArray[np.float32], NDArray[np.float32]],
     mask: NDArray[np.float32],
     pixel_size: float,
     seed: int,
-    density: NDArray[np.float64],
+    density: NDArray[np.float64] | None,
 ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], Validation]:
     """The half maps of a state, and their validation.
+
+    Args: density: of what the state's views have measured, from `measured_density`.
 
     They combine the average of a half's decoder with the direct inversion of its images, as those of a reconstruction
     do. Neither depends on the other half's images, which is all that the combination needs. On eight states of a hinge
