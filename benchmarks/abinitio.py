@@ -206,7 +206,7 @@ def foreign(page: Page, args: Any) -> None:
     """Rows of the sets made by others."""
     for name, particles in foreign_sets().items():
         for seed in range(args.seeds):
-            if page.wants("foreign", name, seed, len(particles)):
+            if name.startswith(args.only) and page.wants("foreign", name, seed, len(particles)):
                 row, found = trap_row(name, particles, seed, args.threads)
                 none = {"right": False, "error (°)": None, "p90 (°)": None, "near": None}
                 row |= none if found is None else judged(found, particles.rotations(), np.eye(3)[None])
