@@ -61,12 +61,12 @@ def pose_errors(
         frame = max(tried, key=lambda f: np.mean(_distances(posed, true, f, symmetry)[0] < _RIGHT_IN_DEGREES))
         for _ in range(5):
             errors, mates = _distances(posed, true, frame, symmetry)
-            near = errors < max(8.0, float(np.median(errors)))
+            near = errors < np.clip(np.median(errors), 8.0, _RIGHT_IN_DEGREES)
             sums = np.einsum("nji,njk->ik", (true @ symmetry[mates])[near], posed[near])
             u, _, v = np.linalg.svd(sums)
             frame = u @ np.diag([1, 1, np.linalg.det(u @ v)]) @ v
         answers.append((_distances(posed, true, frame, symmetry)[0], mirrored))
-    return min(answers, key=lambda answer: float(np.median(answer[0])))
+    return max(answers, key=lambda answer: float(np.mean(answer[0] < _RIGHT_IN_DEGREES)))
 
 
 def _distances(posed, true, frame, symmetry):
