@@ -199,6 +199,8 @@ class AbInitioSettings(FileSettings):
     max_resolution: float | None = None  # Finest resolution, in Å, to look at.
     # Largest number of searches of each half set from other random poses. More than one only if they disagree.
     starts: int = 3
+    # Number of maps to find at once, beside a class of images that show no particle. If left out, one map of all.
+    classes: int | None = None
     cache: Path | None = None  # Folder on a local disk for small copies of the images, if the file system is slow.
     cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
     seed: int = 0  # Seed of all random numbers.
@@ -213,6 +215,7 @@ class AbInitioSettings(FileSettings):
             ("--max-shift", self.max_shift, 0, "0 or more Å"),
             ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
             ("--starts", self.starts, 1, "a positive number"),
+            ("--classes", self.classes, 1, "a positive number"),
             ("--cache-size", self.cache_size, 1e-6, "a positive number of GB"),
             ("--threads", self.threads, 1, "a positive number"),
             ("--seed", self.seed, 0, "0 or more"),

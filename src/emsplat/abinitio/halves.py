@@ -153,6 +153,8 @@ def _nothing(
 
 def on_box(volume_: NDArray[np.float32], box_size: int) -> NDArray[np.float32]:
     """A map with another number of voxels; its transform is unchanged at the frequencies that both have."""
+    if volume_.ndim == 4:
+        return np.stack([on_box(of_class, box_size) for of_class in volume_])
     return maps.fourier_resize(volume_, box_size) * np.float32((len(volume_) / box_size) ** 3)
 
 

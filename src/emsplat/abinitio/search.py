@@ -32,6 +32,7 @@ class Slices:
     grid: PolarGrid
     products: Tensor  # (M, 2·d, 2·R) float32: from columns [Re Î; Im Î] to rows Re c, then Im c
     power: NDArray[np.float32]  # (d, R) 2πr ⟨|P|²⟩ over a ring
+    log_prior: NDArray[np.float32] | None = None  # (d,) of the directions; its exponentials have a mean of 1
 
     @property
     def n_directions(self) -> int:
@@ -40,7 +41,8 @@ class Slices:
     def select(self, directions: NDArray[np.int64]) -> Slices:
         """The slices in some of the directions."""
         both = torch.from_numpy(np.concatenate([directions, directions + self.n_directions]))
-        return Slices(self.grid, self.products[:, both], self.power[directions])
+        log_prior = None if self.log_prior is None else self.log_prior[directions]
+        return Slices(self.grid, self.products[:, both], self.power[directions], log_prior)
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ def scores_of(slices: Slices, images: Shifted, turn: Tensor, reuse: bool = False
 
 
 def penalty_of(slices: Slices, images: Shifted) -> NDArray[np.float32]:
-    """(d, n) penalty: half the power of each slice in each image."""
-    return 0.5 * (slices.power @ images.power.T)
+    """(d, n) penalty: half the power of each slice in each image, less the log prior of its direction."""
+    penalty = 0.5 * (slices.power @ images.power.T)
+    return penalty if slices.log_prior is None else penalty - slices.log_prior[:, None]
 
 
 def e_step(

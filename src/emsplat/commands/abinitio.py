@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from emsplat.commands.arguments import LongJobOptions, Output
-from emsplat.commands.session import session
+from emsplat.commands.session import Session, session
 from emsplat.errors import InputError
 from emsplat.settings import AbInitioSettings
 
@@ -37,6 +37,8 @@ def abinitio(
         emsplat abinitio particles.star -o found
         # Impose a symmetry, and say how large the particle is:
         emsplat abinitio extracted.cs -o found --symmetry D2 --mask-diameter 180
+        # Find two maps in a mixture, and the images that show no particle:
+        emsplat abinitio particles.star -o found --classes 2
         # Continue a search that was interrupted:
         emsplat abinitio particles.star -o found --resume
     """
@@ -54,6 +56,11 @@ def abinitio(
         if at.may_be_complete and is_complete(output, particles, settings, reporter):
             at.tell_complete()
             return
+        if settings.classes is not None:
+            summary = _with_classes(at, particles, settings)
+            if run.json:
+                print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))
+            return
         with at.at_work() as checkpoints:
             found = ab_initio(particles, settings, reporter, checkpoints)
             summary = write_ab_initio(output, found, reporter, run.overwrite)
@@ -61,3 +68,16 @@ def abinitio(
         reporter.closing([("ab initio", found.verdict.text()), *closing_rows(summary, output)], curve)
         if run.json:
             print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))
+
+
+def _with_classes(at: Session, particles: Path, settings: AbInitioSettings) -> dict[str, Any]:
+    """Find several classes; returns the contents of summary.json."""
+    from emsplat.abinitio.run_classes import ab_initio_classes
+    from emsplat.outputs.classes import closing_rows, write_classes
+    from emsplat.runs.classes_folder import ClassesFolder
+
+    with at.at_work(ClassesFolder) as checkpoints:
+        found = ab_initio_classes(particles, settings, at.reporter, checkpoints)
+        summary = write_classes(at.output, found, at.reporter, at.options.overwrite)
+    at.reporter.closing(closing_rows(summary, at.output), [])
+    return summary

@@ -18,12 +18,12 @@ from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import AbInitioSettings
 
-_SETTINGS = "ab_initio_settings"  # entry of config.json
+SETTINGS = "ab_initio_settings"  # entry of config.json
 
 
 def is_complete(folder: Path, particles: Path, settings: AbInitioSettings, reporter: Reporter) -> bool:
     """Whether the folder holds a complete search of these particles with these settings."""
-    return outputs.is_complete(folder, particles, settings, reporter, _SETTINGS)
+    return outputs.is_complete(folder, particles, settings, reporter, SETTINGS)
 
 
 def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite: bool = False) -> Summary:
@@ -36,7 +36,7 @@ def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite
     def addition(files: RunFolder) -> None:
         paths = write_posed(particles, files.path, by_column=found.settings.ctf is None and not found.settings.no_ctf)
         configuration = json.loads(files.configuration.read_text(encoding="utf-8"))
-        configuration[_SETTINGS] = asdict(found.settings)
+        configuration[SETTINGS] = asdict(found.settings)
         text = json.dumps(configuration, indent=2, ensure_ascii=False, default=str)
         files.configuration.write_text(text + "\n", encoding="utf-8")
         names = " and ".join(path.name for path in paths)

@@ -26,6 +26,7 @@ from emsplat.io.write_refined import write_refined
 from emsplat.outputs.evidence import Evidence, gather_evidence, write_evidence
 from emsplat.reconstruction.reconstruct import Reconstruction
 from emsplat.report.page import write_report
+from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.closing import Summary, closing_rows, resolution_text
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 from emsplat.runs.run_folder import JobFolder, RunFolder
@@ -38,7 +39,7 @@ from emsplat.versions import versions
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Folder = RunFolder | HeterogeneityFolder
+Folder = RunFolder | HeterogeneityFolder | ClassesFolder
 
 
 def check_output(folder: Path, overwrite: bool = False, kind: type[Folder] = RunFolder) -> None:
