@@ -73,6 +73,9 @@ class ReconstructSettings(InputSettings):
     isotropic: bool = False  # Use round Gaussians only.
     symmetry: str = "C1"  # Point group, with the names and axes of RELION.
     mask_diameter: float | None = None  # Diameter, in Å, of a sphere about the box centre that holds the particle.
+    # MRC map with values from 0 to 1, within which the map is combined and judged. If left out, it is made from the
+    # data.
+    mask: Path | None = None
     max_resolution: float | None = None  # Finest resolution, in Å, to look at. A coarse limit saves time and memory.
     # B-factor in Å² for sharpening (negative values sharpen), or auto to estimate it. If left out, no sharpening.
     sharpen: float | Literal["auto"] | None = None
@@ -149,7 +152,8 @@ class HeterogeneitySettings(InputSettings):
 
     components: int | Literal["auto"] = "auto"  # Number of latents of each particle. auto: as many as both halves see.
     states: int | Literal["auto"] = "auto"  # Number of maps of states. auto: from the number of images.
-    # MRC map with values from 0 to 1. Variability is sought within it. If left out, within the sphere of the particle.
+    # MRC map with values from 0 to 1. Variability is sought within it. It is resampled where its box or pixel size
+    # differ. If left out, within the sphere of the particle.
     mask: Path | None = None
     invert: bool = False  # Set this if the particles are dark.
     # Number of Gaussians of each fit. If left out, it follows from the particle's size, SNR and number of images.
@@ -176,8 +180,8 @@ class HeterogeneitySettings(InputSettings):
         return None if self.states == "auto" else int(self.states)
 
     def for_consensus(self) -> ReconstructSettings:
-        """The settings of the reconstruction that comes first."""
-        names = {f.name for f in fields(ReconstructSettings)} & {f.name for f in fields(self)}
+        """The settings of the reconstruction that comes first; the mask is that of the variability."""
+        names = {f.name for f in fields(ReconstructSettings)} & {f.name for f in fields(self)} - {"mask"}
         return ReconstructSettings(**{name: getattr(self, name) for name in names})
 
     def __post_init__(self) -> None:

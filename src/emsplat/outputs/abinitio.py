@@ -13,6 +13,7 @@ from emsplat.abinitio.run import AbInitio
 from emsplat.figures.abinitio import figure_ab_initio
 from emsplat.io.write_refined import write_posed
 from emsplat.outputs import reconstruction as outputs
+from emsplat.reconstruction.identity import digests
 from emsplat.runs.closing import Summary
 from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.reporting import Reporter
@@ -37,6 +38,7 @@ def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite
         paths = write_posed(particles, files.path, by_column=found.settings.ctf is None and not found.settings.no_ctf)
         configuration = json.loads(files.configuration.read_text(encoding="utf-8"))
         configuration[SETTINGS] = asdict(found.settings)
+        configuration["digests"] = digests(found.settings)
         text = json.dumps(configuration, indent=2, ensure_ascii=False, default=str)
         files.configuration.write_text(text + "\n", encoding="utf-8")
         names = " and ".join(path.name for path in paths)

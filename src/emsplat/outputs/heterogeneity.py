@@ -21,6 +21,7 @@ from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
 from emsplat.outputs.classes import write_ids
 from emsplat.outputs.reconstruction import check_output, command_line, costing_no_run, write_json, write_run
+from emsplat.reconstruction.identity import digests
 from emsplat.report.heterogeneity import write_heterogeneity_report
 from emsplat.report.landscape import Decoded, write_landscape
 from emsplat.report.volumes import surface_level
@@ -177,6 +178,7 @@ def _configuration(result: Heterogeneity) -> dict[str, Any]:
         "directory": os.getcwd(),
         "particles": str(Path(result.consensus.particles.source).absolute()),
         "settings": asdict(result.settings),
+        "digests": digests(result.settings),
     }
 
 
