@@ -44,8 +44,8 @@ def test_the_estimate_is_the_true_correlation(reconstructed: Run, simulated: Pat
     measured = np.arange(len(true)) < v.limit_shell
     error = np.abs(v.c_map - true)[measured]
     deviations = error / v.c_map_se[measured]
-    # Over the seeds 1 to 8 of the images, the root mean square was 0.52 to 1.14 and the mean −0.13 ± 0.15. Of 176 shells,
-    # 2 were beyond 2.5, as many as chance allows: one of 22 is beyond it in every fourth set.
+    # Over the seeds 1 to 8 of the images, the root mean square was 0.52 to 1.14 and the mean −0.13 ± 0.15. Of 176
+    # shells, 2 were beyond 2.5, as many as chance allows: one of 22 is beyond it in every fourth set.
     assert np.sqrt(np.mean(np.square(deviations[3:]))) < 1.3
     assert np.mean(error) < 0.02
     assert np.all(error <= np.maximum(0.03, 3.5 * v.c_map_se[measured]))
