@@ -17,7 +17,8 @@ from chromium import pixels
 from emsplat.cli import main
 from emsplat.errors import InputError
 from emsplat.heterogeneity.decoder import average
-from emsplat.runs.heterogeneity_run import holds_heterogeneity, open_heterogeneity
+from emsplat.runs.heterogeneity_folder import holds_heterogeneity
+from emsplat.runs.heterogeneity_run import open_heterogeneity
 
 pytest.importorskip("viser")
 from emsplat.viewer.latent import LatentContent, LatentControls
@@ -63,6 +64,8 @@ def test_what_cannot_be_shown_is_refused(folder: Path, tmp_path: Path, capsys: p
     assert holds_heterogeneity(folder) and not holds_heterogeneity(tmp_path)
     assert main(["view", str(folder), "--model", "model.pdb"]) == 2
     assert "consensus" in capsys.readouterr().err
+    assert main(["export", str(folder), "--format", "mrc", "-o", str(tmp_path / "map.mrc")]) == 2
+    assert "emsplat decode" in capsys.readouterr().err
     none = tmp_path / "none"
     none.mkdir()
     (none / "summary.json").write_text(json.dumps({"n_components": 0, "box_size": 32, "pixel_size": 2, "states": []}))
