@@ -47,6 +47,7 @@ _KEPT = (
     *("AmplitudeContrast", "BeamTiltX", "BeamTiltY", "ImageShiftX", "ImageShiftY", "ParticleGroup", "PreExposure"),
     "AssignedSubset",
 )
+_CONSTANTS = ("PixelSize", "MicroscopeVoltagekV", "MicroscopeCsMM", "AmplitudeContrast")
 _MOST_COLUMNS = 64
 _LONGEST_TEXT = 1 << 16
 _ROWS_AT_ONCE = 1 << 14
@@ -175,6 +176,10 @@ def _read_binary(path: Path, file: BinaryIO) -> Columns:
         raise InputError(f"{path}: damaged: more bytes than its {n_rows} rows take; copy or write it again")
     if "PhaseShift" in numbers:
         numbers["PhaseShift"] = np.rad2deg(numbers["PhaseShift"])  # the star has degrees
+    for name in _CONSTANTS:
+        if name in numbers:  # 2.7 in single precision is 2.7, and not 2.700000047683716
+            different, which = np.unique(numbers[name], return_inverse=True)
+            numbers[name] = np.array([float(f"{value:.7g}") for value in different.tolist()])[which.reshape(-1)]
     return Columns(path, numbers, *_numbered(names or [""] * n_rows))
 
 
