@@ -117,6 +117,15 @@ def test_images_that_cistem_would_leave_out_are_left_out(written, refuses):
         read_particles(written(Occupancy=[30.0] * N))
 
 
+def test_what_is_left_out_needs_no_stack_and_rows_keep_their_numbers(written, refuses):
+    inactive = {"ImageActivity": [-1, 1, 1, 1, 1, 1], "StackFilename": ["gone.mrc"] + ["stack.mrcs"] * 5}
+    found = read_particles(written(**inactive))
+    assert len(found) == 5
+    assert [path.name for path in found.stacks] == ["stack.mrcs"]
+    with refuses("row 3: cisTEMPixelSize"):
+        read_particles(written(PixelSize=[1.5, 1.5, -1.0, 1.5, 1.5, 1.5], **inactive))
+
+
 def test_exposures_of_one_particle_share_a_half(written):
     groups = [1, 1, 2, 2, 3, 3]
     found = read_particles(written(ParticleGroup=groups, PreExposure=[0.0, 3.0] * 3))
