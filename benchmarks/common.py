@@ -123,8 +123,9 @@ def environment() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     command = [Path(sys.argv[0]).resolve().relative_to(REPOSITORY).as_posix(), *sys.argv[1:]]
-    if "--work" in command:
-        command[command.index("--work") + 1] = "WORK"  # where is nobody's business
+    for option in ("--work", "--results"):
+        if option in command:
+            command[command.index(option) + 1] = option.removeprefix("--").upper()  # where is nobody's business
     versions = {name: _version(name) for name in ("numpy", "scipy", "numba", "torch")}
     relion = _output(["relion_reconstruct", "--version"]).removeprefix("RELION version:").split("\n")[0].strip()
     revision = _output(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"])

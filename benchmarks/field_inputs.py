@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import foreign_sets
 from common import SHARED, Report, arguments
 from emsplat.check.run import check
 from emsplat.check.settings import CheckSettings
@@ -142,6 +143,9 @@ def main() -> None:
     for one in _INPUTS[:3] if args.quick else _INPUTS:
         rows.append(one.row(work, score))
         report.table("Cases", rows, _TEXT)
+    if not args.quick:
+        report.table("Foreign sets", foreign_sets.checked(work), foreign_sets.TEXT)
+        report.table("Classes of a foreign simulation", foreign_sets.classes(work), foreign_sets.CLASSES_TEXT)
     report.extra["wrong"] = sum(not row["as it should"] for row in rows)
     report.write()
 

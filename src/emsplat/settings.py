@@ -73,6 +73,9 @@ class ReconstructSettings(InputSettings):
     isotropic: bool = False  # Use round Gaussians only.
     symmetry: str = "C1"  # Point group, with the names and axes of RELION.
     mask_diameter: float | None = None  # Diameter, in Å, of a sphere about the box centre that holds the particle.
+    # MRC map with values from 0 to 1, within which the map is combined and judged. If left out, it is made from the
+    # data.
+    mask: Path | None = None
     max_resolution: float | None = None  # Finest resolution, in Å, to look at. A coarse limit saves time and memory.
     # B-factor in Å² for sharpening (negative values sharpen), or auto to estimate it. If left out, no sharpening.
     sharpen: float | Literal["auto"] | None = None
@@ -149,7 +152,8 @@ class HeterogeneitySettings(InputSettings):
 
     components: int | Literal["auto"] = "auto"  # Number of latents of each particle. auto: as many as both halves see.
     states: int | Literal["auto"] = "auto"  # Number of maps of states. auto: from the number of images.
-    # MRC map with values from 0 to 1. Variability is sought within it. If left out, within the sphere of the particle.
+    # MRC map with values from 0 to 1. Variability is sought within it. It is resampled where its box or pixel size
+    # differ. If left out, within the sphere of the particle.
     mask: Path | None = None
     invert: bool = False  # Set this if the particles are dark.
     # Number of Gaussians of each fit. If left out, it follows from the particle's size, SNR and number of images.
@@ -176,8 +180,8 @@ class HeterogeneitySettings(InputSettings):
         return None if self.states == "auto" else int(self.states)
 
     def for_consensus(self) -> ReconstructSettings:
-        """The settings of the reconstruction that comes first."""
-        names = {f.name for f in fields(ReconstructSettings)} & {f.name for f in fields(self)}
+        """The settings of the reconstruction that comes first; the mask is that of the variability."""
+        names = {f.name for f in fields(ReconstructSettings)} & {f.name for f in fields(self)} - {"mask"}
         return ReconstructSettings(**{name: getattr(self, name) for name in names})
 
     def __post_init__(self) -> None:
@@ -199,11 +203,13 @@ class AbInitioSettings(FileSettings):
     max_resolution: float | None = None  # Finest resolution, in Å, to look at.
     # Largest number of searches of each half set from other random poses. More than one only if they disagree.
     starts: int = 3
+    # Number of maps to find at once, beside a class of images that show no particle. If left out, one map of all.
+    classes: int | None = None
     cache: Path | None = None  # Folder on a local disk for small copies of the images, if the file system is slow.
     cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
-    # Processor (cpu) or graphics card (cuda) for the fits of Gaussians. The search runs on the CPU.
+    # Processor (cpu) or graphics card (cuda) to work on. auto takes a graphics card if one can be used.
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
@@ -213,6 +219,7 @@ class AbInitioSettings(FileSettings):
             ("--max-shift", self.max_shift, 0, "0 or more Å"),
             ("--max-resolution", self.max_resolution, 1e-3, "a positive number of Å"),
             ("--starts", self.starts, 1, "a positive number"),
+            ("--classes", self.classes, 1, "a positive number"),
             ("--cache-size", self.cache_size, 1e-6, "a positive number of GB"),
             ("--threads", self.threads, 1, "a positive number"),
             ("--seed", self.seed, 0, "0 or more"),

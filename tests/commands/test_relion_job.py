@@ -115,9 +115,10 @@ def test_relion_runs_it(project: Path) -> None:
 
 def test_what_is_passed_on(instead: Callable, project: Path) -> None:
     work = instead('printf "%s\\n" "$@" > arguments; exit 1')
-    assert run_job("--symmetry", "D2", "--sharpen", "-80", "--invert", "--pipeline_control", f"{JOB}/", work=work) == 1
+    options = ("--symmetry", "D2", "--sharpen", "-80", "--invert", "--in_mask", "Mask/mask.mrc")
+    assert run_job(*options, "--pipeline_control", f"{JOB}/", work=work) == 1
     assert (project / "arguments").read_text().split() == [
-        *("reconstruct", "particles.star", "-o", JOB, "--overwrite", "--threads", "2"),
+        *("reconstruct", "particles.star", "-o", JOB, "--overwrite", "--mask", "Mask/mask.mrc", "--threads", "2"),
         *("--symmetry", "D2", "--sharpen", "-80", "--invert"),
     ]
 

@@ -70,3 +70,22 @@ def test_moments_over_points() -> None:
     points = np.array([[-1.0, 0.0], [1.0, 2.0]])
     np.testing.assert_allclose(found.mean(points), [[0, 1]], atol=1e-6)
     np.testing.assert_allclose(found.covariance(points)[0], [[1, 1], [1, 1]], atol=1e-6)
+
+
+def test_images_of_one_particle_share_their_posterior_over_points() -> None:
+    rng = np.random.default_rng(3)
+    power, overlap = rng.uniform(1, 2, (6, 3)), rng.normal(2, 0.7, (6, 3))
+    particle = np.array([0, 1, 0, 2, 1, 0])
+    prior, even = ContrastPrior(0.2, 0.05), np.full(3, 1 / 3)
+    found, populations = point_posterior(power, overlap, even, prior, particle)
+    c = CONTRASTS[1:, None, None]
+    either = np.exp(prior.log()[0]) + np.exp(prior.log()[1:, None, None] + c * overlap - 0.5 * c**2 * power).sum(axis=0)
+    product = np.stack([either[particle == k].prod(axis=0) for k in range(3)])
+    for _ in range(5):
+        weights = product * even
+        weights /= weights.sum(axis=1, keepdims=True)
+        even = weights.mean(axis=0)
+    np.testing.assert_allclose(found.weights, weights[particle], atol=1e-6)
+    np.testing.assert_allclose(populations, even, atol=1e-6)
+    alone, _ = point_posterior(power, overlap, np.full(3, 1 / 3), prior, np.arange(6))
+    assert np.abs(alone.weights - found.weights).max() > 0.05

@@ -15,6 +15,7 @@ from emsplat.check.compare import compare
 from emsplat.io import read_map, read_particles, read_star, write_map
 from emsplat.io.compressed import Bound, open_plain
 from emsplat.io.subset import subset
+from emsplat.settings import InputSettings
 from emsplat.simulation import SimulationSettings, simulate
 
 
@@ -71,7 +72,7 @@ def test_a_star_is_the_same_and_a_part_of_it_is_written(packed, dataset, tmp_pat
     (tmp_path / "ids").write_text(found.ids[0])
     outs = [tmp_path / "one.star", tmp_path / "other.star"]
     for source, out in zip((star, packed(star)), outs, strict=True):
-        subset(source, out, drop=tmp_path / "ids")
+        subset(source, out, InputSettings(drop=tmp_path / "ids"))
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 

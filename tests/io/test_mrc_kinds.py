@@ -119,6 +119,13 @@ def test_a_missing_extended_header_is_named(tmp_path, refuses):
         (b"/annex/objects/SHA256E-s5--0\n", ["git-annex"]),
         (b"<!DOCTYPE html><html>" + b"x" * 2000, ["web page", "download"]),
         (b"\n<HTML>" + b"x" * 2000, ["web page"]),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(3000), ["7z archive", "7z x"]),
+        (b"\x04\x22\x4d\x18" + bytes(3000), ["lz4", "unlz4"]),
+        (b"\x1f\x9d" + bytes(3000), ["compress", "uncompress"]),
+        (b"stack.mrcs".ljust(257, b"\0") + b"ustar\0" + bytes(3000), ["tar archive", "tar xf"]),
+        (b"%PDF-1.7\n" + bytes(3000), ["PDF"]),
+        (b'{"Message": "not found"}\n' + b" " * 2000, ["text file", '{"Message": "not found"}']),
+        (b"no such key", ["text file", "no such key"]),
     ],
 )
 def test_other_files_are_named_as_what_they_are(tmp_path, refuses, content, said):

@@ -169,6 +169,19 @@ def test_a_link_to_nothing_is_named_with_its_target(tmp_path, refuses, target):
         find_stacks(names_of(tmp_path, "stack.mrcs"), None)
 
 
+def test_a_link_of_git_annex_and_a_folder_are_named(dataset, tmp_path, refuses):
+    star = dataset()
+    stack = tmp_path / "stack.mrcs"
+    stack.unlink()
+    stack.symlink_to(".git/annex/objects/a/b/SHA256E-s5--0/SHA256E-s5--0")
+    with refuses("stack stack.mrcs is a link of git-annex", f"git annex get {stack}"):
+        read_particles(star)
+    stack.unlink()
+    stack.mkdir()
+    with refuses(f"stack stack.mrcs is {stack}, a folder"):
+        read_particles(star)
+
+
 @pytest.mark.parametrize(("ending", "command"), [(".gz", "gunzip -k"), (".bz2", "bunzip2 -k"), (".zst", "unzstd -k")])
 def test_a_compressed_stack_is_named_with_the_command_to_unpack_it(tmp_path, refuses, ending, command):
     (tmp_path / f"stack.mrcs{ending}").write_bytes(b"packed")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from chromium import pixels
 from emsplat.cli import main
 from emsplat.errors import InputError
 from emsplat.heterogeneity.decoder import average
-from emsplat.runs.heterogeneity_run import holds_heterogeneity, open_heterogeneity
+from emsplat.runs.heterogeneity_folder import holds_heterogeneity
+from emsplat.runs.heterogeneity_run import open_heterogeneity
 
 pytest.importorskip("viser")
 from emsplat.viewer.latent import LatentContent, LatentControls
@@ -62,6 +64,8 @@ def test_what_cannot_be_shown_is_refused(folder: Path, tmp_path: Path, capsys: p
     assert holds_heterogeneity(folder) and not holds_heterogeneity(tmp_path)
     assert main(["view", str(folder), "--model", "model.pdb"]) == 2
     assert "consensus" in capsys.readouterr().err
+    assert main(["export", str(folder), "--format", "mrc", "-o", str(tmp_path / "map.mrc")]) == 2
+    assert "emsplat decode" in capsys.readouterr().err
     none = tmp_path / "none"
     none.mkdir()
     (none / "summary.json").write_text(json.dumps({"n_components": 0, "box_size": 32, "pixel_size": 2, "states": []}))
@@ -78,6 +82,18 @@ def viewed(folder: Path) -> Iterator[tuple[Any, LatentControls]]:
     server.stop()
 
 
+def shown_when(page: Any, is_there: Callable[[NDArray[np.float64]], bool]) -> NDArray[np.float64]:
+    """What the scene shows below the browser's notes, as soon as it is there and at rest."""
+    last = pixels(page, SCENE)[150:]
+    for _ in range(100):
+        page.wait_for_timeout(200)
+        now = pixels(page, SCENE)[150:]
+        if is_there(now) and np.abs(now - last).mean() < 1e-4:
+            return now
+        last = now
+    raise AssertionError("the scene never shows what it should")
+
+
 def test_sliders_move_the_gaussians_and_a_turntable_follows_a_trajectory(
     browser: Any, viewed: tuple[Any, LatentControls], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,11 +105,9 @@ def test_sliders_move_the_gaussians_and_a_turntable_follows_a_trajectory(
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"http://localhost:{server.get_port()}")
     page.get_by_role("combobox", name="colour by").wait_for(timeout=60_000)
-    page.wait_for_timeout(2500)
-    before = pixels(page, SCENE)[150:]
+    before = shown_when(page, lambda picture: picture.std() > 0.02)
     controls.move_to(np.array([1.5, 0.0]))
-    page.wait_for_timeout(2500)
-    assert np.abs(pixels(page, SCENE)[150:] - before).mean() > 0.004
+    shown_when(page, lambda picture: np.abs(picture - before).mean() > 0.004)
     assert "images within 0.5" in page.content()
     (client,) = server.get_clients().values()
     monkeypatch.setattr(pictures.turntable, "__defaults__", (4, *pictures.turntable.__defaults__[1:]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from emsplat.abinitio import grids, search, volume
 from emsplat.abinitio.polar import PolarGrid, PolarImages
+from emsplat.abinitio.shares import in_shares
 from emsplat.abinitio.stochastic import StageSettings, Trace, limited, power_share, shift_prior
 
 _KEPT_MASS = 0.999  # share of an image's coarse posterior that is searched further
@@ -26,6 +27,7 @@ _KEPT_MASS = 0.999  # share of an image's coarse posterior that is searched furt
 _FLAT, _LITTLE = 0.6, 8.0
 _FALLEN = 0.05  # a loss of this share of the likelihood is a fault; the round before is then taken
 _NOTHING = 0.3  # nats per image; images that say less hold no map
+_LEAST_SHARE = 0.05  # of a class, over that of classes of equal size
 _SCORES_AT_ONCE = 24 << 20  # number of scores held for a block of images
 
 
@@ -55,11 +57,24 @@ class Found:
     evidence: NDArray[np.float32]  # (n,) log-likelihood, less that of no particle
     likelihood: NDArray[np.float32]  # (n,) log-likelihood of the most probable pose alone
     flat: NDArray[np.bool_]  # (n,) whether the posterior was too flat for the fine grid
+    classes: NDArray[np.float32]  # (n, K) posterior of each class
+    junk: NDArray[np.float32]  # (n,) posterior of the class of images without a particle
 
     @staticmethod
-    def empty(n: int) -> Found:
-        none = np.zeros(n, np.float32)
-        return Found(np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2)), none, none.copy(), none.copy(), none > 0)
+    def empty(n: int, n_classes: int = 1) -> Found:
+        top, evidence, likelihood, junk = (np.zeros(n, np.float32) for _ in range(4))
+        rotations, centres, flat = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2)), np.zeros(n, np.bool_)
+        classes = np.full((n, n_classes), 1 / n_classes, np.float32)
+        return Found(rotations, centres, top, evidence, likelihood, flat, classes, junk)
+
+    def put(self, rows: NDArray[np.int64], some: Found) -> None:
+        """Take over the results for some of the images."""
+        for entry in fields(self):
+            getattr(self, entry.name)[rows] = getattr(some, entry.name)
+
+    def select(self, rows: NDArray[np.int64]) -> Found:
+        """The results for some of the images."""
+        return Found(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 @dataclass
@@ -71,6 +86,7 @@ class Rounds:
     trace: Trace = field(default_factory=Trace)
     sums: volume.SliceSums | None = None  # the sums that the map solves, once there was a round
     found: Found | None = None  # the images' poses against the map before it
+    shares: NDArray[np.float64] | None = None  # (K+1,) shares of the classes, that without a particle last
 
     @property
     def rise(self) -> float:
@@ -108,9 +124,9 @@ def full_stage(
     """
     while not rounds.is_over(settings):
         trace, centres = rounds.trace, rounds.centres
-        sums = volume.SliceSums.empty(len(rounds.map))
+        sums = volume.SliceSums.like(rounds.map)
         with progress(len(trace.evidence) + 1) as advance:
-            found = round_of(images, rounds.map, centres, stage, settings, rng, sums, advance)
+            found = round_of(images, rounds.map, centres, stage, settings, rng, sums, advance, rounds.shares)
         evidence = float(found.evidence.mean())
         if rounds.found is not None and evidence - trace.evidence[-1] < -_FALLEN * max(abs(trace.evidence[-1]), 1.0):
             trace.steps_back.append(len(trace.evidence))
@@ -119,11 +135,20 @@ def full_stage(
         centres += np.clip(found.centres - centres, -settings.fine_shift, settings.fine_shift)
         centres[:] = limited(centres, stage.max_shift)
         rounds.map, rounds.sums, rounds.found = volume.solve(sums, stage.signal, stage.diameter), sums, found
+        if stage.n_classes is not None:
+            rounds.shares = shares_of(found)
         trace.evidence.append(evidence)
         trace.top.append(float(found.top.mean()))
         trace.beta.append(1.0)
         trace.power.append(power_share(rounds.map, stage.signal))
         after_round()
+
+
+def shares_of(found: Found) -> NDArray[np.float64]:
+    """(K+1,) mean posteriors of the classes, that without a particle last; none is so small that it cannot return."""
+    shares = np.append(found.classes.mean(axis=0), found.junk.mean()).astype(np.float64)
+    shares = np.maximum(shares, _LEAST_SHARE / len(shares))
+    return np.asarray(shares / shares.sum())
 
 
 def _ignore(done: int, total: int) -> None:
@@ -139,8 +164,14 @@ def round_of(
     rng: np.random.Generator,
     sums: volume.SliceSums | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    shares: NDArray[np.float64] | None = None,
 ) -> Found:
-    """Search all images once against a map; their slices are added to `sums`."""
+    """Search all images once against a map, or K maps; their slices are added to `sums`.
+
+    Args:
+        shares: (K+1,) prior probabilities of the classes, that without a particle last; None: classes are equally
+            probable, and all images show a particle.
+    """
     turn_of_grids = grids.random_turn(rng)
     coarse_grid = images.grid.coarser(settings.coarse_rings)
     coarse = grids.directions(settings.coarse_directions, turn_of_grids, stage.symmetry)
@@ -153,23 +184,47 @@ def round_of(
         families=grids.families(fine, coarse),
         stage=stage,
     )
-    found = Found.empty(len(images))
+    n_classes = len(map_) if map_.ndim == 4 else 1
+    if n_classes > 1:
+        search_in = replace(search_in, families=_of_classes(search_in.families, len(fine), n_classes))
+    if shares is not None:
+        search_in = search_in.with_shares(shares)
+    found = Found.empty(len(images), n_classes)
     per_image = settings.coarse_turns * len(coarse) * len(search_in.coarse.offsets)
     block = int(np.clip(_SCORES_AT_ONCE // per_image, 32, 512))
-    for rows in np.array_split(np.arange(len(images)), max(1, -(-len(images) // block))):
-        _search_block(images.select(rows), centres[rows], search_in, rows, found)
-        advance(int(rows[-1]) + 1, len(images))
+    world, done = stage.world, 0
+
+    def work(share: NDArray[np.int64]) -> tuple[Found, list[tuple[torch.Tensor, NDArray[np.float32]]]]:
+        nonlocal done
+        levels = search_in.emptied()
+        of_share = Found.empty(len(share), n_classes)
+        for part in np.array_split(np.arange(len(share)), -(-len(share) // block)):
+            rows = share[part]
+            _search_block(images.select(rows), centres[rows], levels, part, of_share)
+            done += len(part)
+            advance(min(done * world.size, len(images)), len(images))
+        both = (levels.coarse, levels.fine) if sums is not None else ()
+        return of_share, [(level.back, level.weight) for level in both]
+
+    for share, (of_share, of_levels) in in_shares(len(images), world, work):
+        found.put(share, of_share)
+        for level, (back, weight) in zip((search_in.coarse, search_in.fine), of_levels, strict=False):
+            level.back.add_(back)
+            level.weight[:] += weight
     if sums is not None:
         for level in (search_in.coarse, search_in.fine):
-            grid = level.slices.grid
-            back = search.samples_of(level.back, grid)
-            volume.insert(sums, back, level.weight, grid, level.frames, stage.symmetry)
+            grid, frames = level.slices.grid, level.frames[: len(level.frames) // n_classes]
+            of_level = search.samples_of(level.back, grid)
+            volume.insert(sums, of_level, level.weight, grid, frames, stage.symmetry)
     return found
 
 
 @dataclass(frozen=True)
 class _Level:
-    """One of the two grids of poses of a round, the slices of its map, and those of the images found on it."""
+    """One of the two grids of poses of a round, the slices of its map, and those of the images found on it.
+
+    The directions of several classes follow each other.
+    """
 
     slices: search.Slices
     frames: NDArray[np.float64]  # (d, 3, 3)
@@ -189,15 +244,26 @@ class _Level:
         stage: StageSettings,
     ) -> _Level:
         frames = grids.frames(directions)
+        slices = search.slices_of(volume.slices(map_, grid, frames), grid, stage.device)
+        frames = np.tile(frames, (slices.n_directions // len(frames), 1, 1))
         return _Level(
-            search.slices_of(volume.slices(map_, grid, frames), grid),
+            slices,
             frames,
-            search.turn_matrix(grid.n_orders, n_turns),
+            search.turn_matrix(grid.n_orders, n_turns, stage.device),
             offsets,
             shift_prior(offsets, stage),
             torch.zeros(2, grid.n_orders, len(frames), grid.n_rings),
             np.zeros((len(frames), grid.n_rings), np.float32),
         )
+
+    def emptied(self) -> _Level:
+        """The same level with empty sums."""
+        return replace(self, back=torch.zeros_like(self.back), weight=np.zeros_like(self.weight))
+
+    def with_log_prior(self, of_classes: NDArray[np.float32]) -> _Level:
+        """The same level with (K,) log prior probabilities of the classes."""
+        log_prior = np.repeat(of_classes, len(self.frames) // len(of_classes))
+        return replace(self, slices=replace(self.slices, log_prior=log_prior))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -222,6 +288,21 @@ class _Search:
     fine: _Level
     families: list[NDArray[np.int64]]  # fine directions of each coarse direction
     stage: StageSettings
+    log_odds: float = -np.inf  # log of the prior odds that an image shows no particle
+
+    def emptied(self) -> _Search:
+        """The same grids with sums of their own, which are empty."""
+        return replace(self, coarse=self.coarse.emptied(), fine=self.fine.emptied())
+
+    def with_shares(self, shares: NDArray[np.float64]) -> _Search:
+        """The same grids with (K+1,) prior probabilities of the classes, that without a particle last."""
+        of_classes = (np.log(shares[:-1]) - np.log(shares[:-1].mean())).astype(np.float32)
+        coarse, fine = (level.with_log_prior(of_classes) for level in (self.coarse, self.fine))
+        return replace(self, coarse=coarse, fine=fine, log_odds=float(np.log(shares[-1] / shares[:-1].sum())))
+
+    def with_particle(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n,) posterior that images with this evidence show a particle; the evidence of no particle is 0."""
+        return np.asarray(1 / (1 + np.exp(np.clip(self.log_odds - evidence, -80, 80))), np.float32)
 
 
 def _search_block(
@@ -246,7 +327,7 @@ def _search_coarsely(
 ) -> NDArray[np.bool_]:
     """(coarse, n) mask of the directions that each image keeps; images with flat posteriors are finished."""
     level, grid = s.coarse, s.coarse.slices.grid
-    moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size)
+    moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size, s.stage.device)
     probabilities, sums = search.e_step(level.slices, moved, level.turn, level.log_prior, 1.0, reuse=True)
     kept = _directions_with_mass(sums.of_direction)
     flat = (kept.mean(axis=0) > _FLAT) & (sums.evidence < _LITTLE)
@@ -256,9 +337,12 @@ def _search_coarsely(
         found.rotations[at], found.centres[at] = level.poses(sums.best[flat], centres[flat])
         found.top[at], found.likelihood[at] = 1 / sums.total[flat], sums.largest[flat]
         found.evidence[at] = sums.evidence[flat]
-        normalisation = np.where(flat, sums.total, np.float32(np.inf))
+        shown = s.with_particle(sums.evidence)
+        of_class = sums.of_direction.reshape(found.classes.shape[1], -1, len(flat)).sum(axis=1)
+        found.classes[at], found.junk[at] = (of_class * shown).T[flat], 1 - shown[flat]
+        normalisation = np.where(flat, sums.total / np.maximum(shown, np.float32(1e-30)), np.float32(np.inf))
         level.back[:] += search.m_step(probabilities, moved, normalisation, level.turn, grid)
-        level.weight[:] += (sums.of_direction * flat) @ block.power[:, : grid.n_rings]
+        level.weight[:] += (sums.of_direction * (flat * shown)) @ block.power[:, : grid.n_rings]
     return kept
 
 
@@ -272,7 +356,7 @@ def _search_families(
 ) -> None:
     """Search images in the families of the coarse directions that each of them has kept, (coarse, n)."""
     n, level = len(block), s.fine
-    moved = search.shifted(block, centres, level.offsets, s.stage.box_size)
+    moved = search.shifted(block, centres, level.offsets, s.stage.box_size, s.stage.device)
     parts = []
     largest = np.full(n, -np.inf, np.float32)
     for family, of_family in zip(s.families, kept, strict=True):
@@ -291,16 +375,25 @@ def _search_families(
     total = np.zeros(n, np.float32)
     for _, who, _, sums in parts:
         total[who] += sums.total * np.exp(sums.largest - largest[who])
+    evidence = largest + np.log(total) - np.float32(np.log(np.prod(level.shape)))
+    shown = s.with_particle(evidence)
+    grid, n_classes = level.slices.grid, found.classes.shape[1]
+    found.classes[rows] = 0
     for family, who, probabilities, sums in parts:
-        scale = np.exp(sums.largest - largest[who])
+        scale = np.exp(sums.largest - largest[who]) * shown[who]
         normalisation = (total[who] / np.maximum(scale, 1e-30)).astype(np.float32)
-        grid = level.slices.grid
         added = search.m_step(probabilities, moved.select(who), normalisation, level.turn, grid)
         level.back.index_add_(2, torch.from_numpy(family), added)
-        level.weight[family] += (sums.of_direction * (sums.total / normalisation)) @ block.power[who]
+        share = sums.total / normalisation
+        level.weight[family] += (sums.of_direction * share) @ block.power[who]
+        found.classes[rows[who], family[0] * n_classes // len(level.frames)] += share
     found.top[rows] = 1 / total
-    found.likelihood[rows] = largest
-    found.evidence[rows] = largest + np.log(total) - np.float32(np.log(np.prod(level.shape)))
+    found.likelihood[rows], found.evidence[rows], found.junk[rows] = largest, evidence, 1 - shown
+
+
+def _of_classes(families: list[NDArray[np.int64]], n_fine: int, n_classes: int) -> list[NDArray[np.int64]]:
+    """Families of the directions of all classes, which follow each other."""
+    return [family + number * n_fine for number in range(n_classes) for family in families]
 
 
 def _directions_with_mass(of_direction: NDArray[np.float32]) -> NDArray[np.bool_]:

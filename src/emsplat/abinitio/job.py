@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,24 @@ _ADDED_VARIANCE = 0.1  # of the images, as noise for images that have none
 Halves = tuple[PolarImages, PolarImages]
 
 
+@dataclass(frozen=True)
+class _Some:
+    """Some of the images of a reader."""
+
+    images: Images
+    rows: NDArray[np.int64]
+
+    @property
+    def box_size(self) -> int:
+        return self.images.box_size
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.images.read(self.rows[rows])
+
+    def read_into(self, rows: NDArray[np.int64], images: NDArray[np.float32]) -> None:
+        self.images.read_into(self.rows[rows], images)
+
+
 class Job:
     """The data and settings that all stages of one run share."""
 
@@ -73,6 +91,13 @@ class Job:
         self.weight = 1.0  # factor on all log-likelihoods
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
+    def part(self, rows: NDArray[np.int64], name: str) -> Job:
+        """The same for some of the particles, as one class of them. Args: name: that of its checkpoints."""
+        context = replace(self.context, checkpoints=self.context.checkpoints.nested(name))
+        settings = replace(self.settings, classes=None)
+        images = _Some(self.images, rows)
+        return Job(self.table.select(rows), images, self.look, self.diameter_in_angstroms, settings, context)
+
     def read(self, n_rings: int) -> tuple[Halves, Spectra]:
         """The images of both halves on the polar grid, and the mean of their spectra.
 
@@ -100,7 +125,7 @@ class Job:
         for number, rows in enumerate(self.rows, start=1):
             with self.reporter.bar(f"transforming half {number}", "images") as advance:
                 what = self.table, self.images, rows, self.look.noise, grid, self.circle
-                found.append(read_polar(*what, advance, self.settings.cache, self.weight))
+                found.append(read_polar(*what, advance, self.settings.cache, self.weight, self.context.world))
         (first, of_first), (second, of_second) = found
         return (first, second), of_first.mean(of_second)
 
@@ -113,6 +138,9 @@ class Job:
             symmetry=self.symmetry,
             max_shift=self.max_shift,
             shift_sigma=max(0.5 * self.max_shift, 0.5),
+            world=self.context.world,
+            device=self.context.device,
+            n_classes=self.settings.classes,
         )
 
     def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:

@@ -6,16 +6,20 @@ refines locally and searches again in turn, reconstructs, and judges.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.abinitio import growing
 from emsplat.abinitio.alignment import Alignment
 from emsplat.abinitio.alternation import own_ctfs, refined
+from emsplat.abinitio.classes import Matching, classes_in_words, matched
 from emsplat.abinitio.full import Found
 from emsplat.abinitio.halves import Agreement, Search, Start, compare, start
 from emsplat.abinitio.imitation import Imitation
@@ -25,16 +29,20 @@ from emsplat.abinitio.modes import Modes
 from emsplat.abinitio.polar import PolarImages
 from emsplat.abinitio.stochastic import Trace
 from emsplat.abinitio.symmetric import onto_axes
-from emsplat.abinitio.verdict import REMEDY, Ending, Verdict, judged
+from emsplat.abinitio.verdict import REMEDY, Criterion, Ending, Verdict, judged
+from emsplat.errors import InputError
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
 from emsplat.runtime.context import Context
 from emsplat.runtime.packing import packed, unpacked
+from emsplat.runtime.ranks.world import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
 from emsplat.settings import AbInitioSettings
+from emsplat.statistics.schedule import ranks_told_apart
 
 
 @dataclass(frozen=True)
@@ -82,15 +90,16 @@ class AbInitio:
 
 
 @dataclass(frozen=True)
-class _Searched:
+class Searched:
     """The result of the search without initial poses, as it is kept to be resumed."""
 
     starts: tuple[Start, Start]
-    agreement: Agreement
+    agreement: Agreement | None  # None for several classes, which are compared one by one
     n_starts: tuple[int, int]
     nats: float  # information of an image
     batch: int
     iterations: int
+    matching: Matching | None = None  # of several classes
 
 
 def ab_initio(
@@ -98,6 +107,7 @@ def ab_initio(
     settings: AbInitioSettings,
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
+    world: World | None = None,
 ) -> AbInitio:
     """Find the poses of particle images without initial poses.
 
@@ -106,68 +116,100 @@ def ab_initio(
         settings: values that are not given are found from the data.
         reporter: receiver of progress; silent by default.
         checkpoints: where every stage writes its state, and what it may be resumed from; by default, none.
+        world: the ranks that share the work. Each calls this function and gets the same result. By default, one.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
-    reporter = reporter or Reporter()
-    with threads(settings.threads), ExitStack() as stack:
+    if settings.classes is not None:
+        raise InputError("ab_initio: finds one map of all images; use ab_initio_classes, or leave out classes")
+    with job_of(source, settings, reporter or Reporter(), checkpoints, world or World()) as job:
+        return finished(job, searched(job))
+
+
+@contextmanager
+def job_of(
+    source: Path | str | Particles,
+    settings: AbInitioSettings,
+    reporter: Reporter,
+    checkpoints: Checkpoints,
+    world: World,
+) -> Iterator[Job]:
+    """The job of a search, whose images can be read in the block."""
+    with threads(settings.threads or world.cores), ExitStack() as stack:
         with reporter.stage("read"):
             table = table_of(source, settings, reporter)
-        checkpoints = checkpoints.belonging_to(identity(table, settings))
+        checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
         images = stack.enter_context(ImageSource(table, settings.invert))
+        if world.watch:
+            images.watch = world.watch.reading
         with reporter.stage("preview"):
-            look = look_at(table, images, settings.seed)
+            look = world.broadcast(look_at(table, images, settings.seed) if world.is_first else None)
             diameter = diameter_of(look, table, settings, reporter)
-        context = Context(reporter=reporter, checkpoints=checkpoints)
-        job = Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context)
-        searched = _searched(job)
-        starts, agreement = searched.starts, searched.agreement
-        table, certainty = _posed(job, starts, agreement)
-        reconstruction, moved = refined(job, table, judged(starts, agreement, None))
-        with reporter.stage("search"):
-            with_own_ctfs = own_ctfs(job, reconstruction)
-        ending = Ending(
-            moved=moved[-1] if moved else None,
-            measurable=reconstruction.validation.limit_shell / job.scales.coarse_rings,
-            own_ctfs=with_own_ctfs,
-            looks_dark=reconstruction.preview.surely_dark,
-        )
-        verdict = judged(starts, agreement, ending)
+        device = devices.chosen(settings.device, reporter)
+        if {device.type} != set(world.gather(device.type)):
+            reporter.warn("searching on the CPU, because not every rank has a graphics card that it can use")
+            device = devices.CPU
+        context = Context(world, device, reporter, checkpoints)
+        yield Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context)
+
+
+def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbInitio:
+    """Refine and search in turn, reconstruct, and judge. Args: more: further criteria of the verdict."""
+    reporter, starts, agreement = job.reporter, found.starts, found.agreement
+    assert agreement is not None
+    table, certainty = _posed(job, starts, agreement)
+    reconstruction, moved = refined(job, table, judged(starts, agreement, None))
+    with reporter.stage("search"):
+        with_own_ctfs = own_ctfs(job, reconstruction)
+    ending = Ending(
+        moved=moved[-1] if moved else None,
+        measurable=reconstruction.validation.limit_shell / job.scales.coarse_rings,
+        own_ctfs=with_own_ctfs,
+        looks_dark=reconstruction.preview.surely_dark,
+    )
+    verdict = judged(starts, agreement, ending)
+    verdict = replace(verdict, criteria=(*verdict.criteria, *more))
     reporter.line(f"ab initio: {verdict.text()}")
     if verdict.status != "converged":
         reporter.warn(f"ab initio {verdict.status}: no resolution is claimed; {REMEDY}")
     return AbInitio(
-        reconstruction, verdict, agreement, starts, searched.n_starts, moved, certainty, look, diameter, settings,
+        reconstruction, verdict, agreement, starts, found.n_starts, moved, certainty, job.look,
+        job.diameter_in_angstroms, job.settings,
         found={
-            "diameter_in_angstroms": round(diameter, 1),
+            "diameter_in_angstroms": round(job.diameter_in_angstroms, 1),
             "rings": [job.scales.coarse_rings, job.scales.fine_rings],
             "step_in_degrees": [round(job.scales.coarse_step, 2), round(job.scales.coarse_step / 2, 2)],
-            "nats_an_image": round(searched.nats, 2),
-            "batch": searched.batch,
-            "iterations": searched.iterations,
+            "nats_an_image": round(found.nats, 2),
+            "batch": found.batch,
+            "iterations": found.iterations,
             "rounds_of_halves": [len(s.second.evidence) for s in starts],
-            "contrast_in_standard_errors": round(look.contrast, 1),
+            "contrast_in_standard_errors": round(job.look.contrast, 1),
         },
     )  # fmt: skip
 
 
-def _searched(job: Job) -> _Searched:
+def searched(job: Job) -> Searched:
     """The search without initial poses, which is done or else resumed."""
-    checkpoint = job.context.checkpoints.named("search")
+    checkpoint = job.context.checkpoints.named("search", job.context.world)
     state = checkpoint.load()
     if state is not None:
         kinds = Start, Found, Trace, Agreement, Alignment, Modes, Imitation
-        kept: _Searched = unpacked(state, _Searched, *kinds)
+        kept: Searched = unpacked(state, Searched, Matching, *kinds)
         return kept
     with job.reporter.stage("polar images"):
         halves, spectra = job.read(job.scales.fine_rings)
     search, nats = job.search(halves, spectra)
+    sizes = search.stochastic.batch, search.stochastic.iterations
     with job.reporter.stage("search"):
-        starts, agreement, n_starts = _independent_starts(job, halves, search)
-    searched = _Searched(starts, agreement, n_starts, nats, search.stochastic.batch, search.stochastic.iterations)
-    if checkpoint.offer(lambda: packed(searched)):
+        if job.settings.classes is None:
+            starts, agreement, n_starts = _independent_starts(job, halves, search)
+            found = Searched(starts, agreement, n_starts, nats, *sizes)
+        else:
+            starts, matching, n_starts = _starts_of_classes(job, halves, search)
+            found = Searched(starts, None, n_starts, nats, *sizes, matching)
+    if checkpoint.offer(lambda: packed(found)):
         checkpoint.remove_others()
-    return searched
+    return found
 
 
 def _independent_starts(
@@ -199,17 +241,42 @@ def _independent_starts(
     return (first, second), agreement, (attempt + 1, attempt + 1)
 
 
+def _starts_of_classes(
+    job: Job, halves: Halves, search: Search
+) -> tuple[tuple[Start, Start], Matching, tuple[int, int]]:
+    """The best starts of both halves with several classes, how these belong together, and the numbers of starts."""
+    best: list[Start] = []
+    for attempt in range(job.settings.starts):
+        for number in (0, 1):
+            found = _start(job, halves[number], search, attempt, number)
+            job.reporter.line(f"half {number + 1}, start {attempt + 1}: {_in_words(found)}; {classes_in_words(found)}")
+            if len(best) == number:
+                best.append(found)
+            elif found.evidence > best[number].evidence:
+                best[number] = found
+        first, second = best
+        with job.reporter.bar("comparing the classes", "images") as advance:
+            rng = np.random.default_rng((job.settings.seed, attempt, 2))
+            matching = matched(halves[1], (first, second), search, rng, advance)
+        job.reporter.line(matching.text())
+        if matching.is_good:
+            break
+    return (first, second), matching, (attempt + 1, attempt + 1)
+
+
 def _start(job: Job, images: PolarImages, search: Search, attempt: int, number: int) -> Start:
     """One start of one half, 0 or 1, which is done or else resumed."""
     title = f"half {number + 1}, start {attempt + 1}"
-    on_the_way = job.context.checkpoints.named(f"half{number + 1}-start{attempt + 1}")
+    on_the_way = job.context.checkpoints.named(f"half{number + 1}-start{attempt + 1}", job.context.world)
     done = on_the_way.piece("done")
     state = done.load()
     if state is not None:
         kept: Start = unpacked(state, Start, Found, Trace)
         return kept
     rng = np.random.default_rng((job.settings.seed, attempt, number))
-    found = start(images, search, rng, title, job.reporter, on_the_way)
+    box = job.table.box_size * job.table.pixel_size_in_angstroms
+    show = partial(growing.show, job.reporter, number + 1, box_in_angstroms=box)
+    found = start(images, search, rng, title, job.reporter, on_the_way, show)
     done.offer(lambda: packed(found))
     return found
 

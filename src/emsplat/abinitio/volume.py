@@ -1,7 +1,8 @@
-"""A small map in Fourier space: its polar slices, the insertion of slices, and the map that solves for them.
+"""Small maps in Fourier space: their polar slices, the insertion of slices, and the map that solves for them.
 
-The map has N³ voxels and the period of the particle's box, so that Fourier voxels are those of the images. Slices are
+A map has N³ voxels and the period of the particle's box, so that Fourier voxels are those of the images. Slices are
 read from, and inserted into, a grid of twice the sampling by trilinear interpolation, whose transform is divided out.
+With several classes, maps (K, N, N, N) and sums have an axis of classes first, and slices of classes follow each other.
 """
 
 from __future__ import annotations
@@ -22,13 +23,25 @@ _OVERSAMPLING = 2
 class SliceSums:
     """b and T of inserted slices on the oversampled grid, with frequencies in fft order."""
 
-    back_projection: NDArray[np.complex64]  # (2N, 2N, 2N) [kz, ky, kx]
+    back_projection: NDArray[np.complex64]  # (2N, 2N, 2N) [kz, ky, kx], or (K, 2N, 2N, 2N)
     weight: NDArray[np.float32]  # the same shape
 
     @staticmethod
-    def empty(box_size: int) -> SliceSums:
-        shape = (_OVERSAMPLING * box_size,) * 3
+    def empty(box_size: int, n_classes: int | None = None) -> SliceSums:
+        """No slices. Args: n_classes: K; None: without an axis of classes."""
+        shape = (*(() if n_classes is None else (n_classes,)), *(_OVERSAMPLING * box_size,) * 3)
         return SliceSums(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
+
+    @staticmethod
+    def like(map_: NDArray[np.float32]) -> SliceSums:
+        """No slices, for a map or for maps of this shape."""
+        return SliceSums.empty(map_.shape[-1], len(map_) if map_.ndim == 4 else None)
+
+    def classes(self) -> list[SliceSums]:
+        """Views of the sums of every class, without its axis."""
+        shape = self.weight.shape[-3:]
+        both = self.back_projection.reshape(-1, *shape), self.weight.reshape(-1, *shape)
+        return [SliceSums(b, w) for b, w in zip(*both, strict=True)]
 
     def fade(self, memory: float) -> None:
         """Reduce the weight of the slices that are already there."""
@@ -52,7 +65,12 @@ def transform_of(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
 
 
 def slices(volume: NDArray[np.float32], grid: PolarGrid, frames: NDArray[np.float64]) -> NDArray[np.complex64]:
-    """(d, R, Q) samples of the central slices of a map (N, N, N), origin at voxel N//2, in (d, 3, 3) frames."""
+    """(d, R, Q) samples of the central slices of a map (N, N, N), origin at voxel N//2, in (d, 3, 3) frames.
+
+    Of K maps, (K·d, R, Q).
+    """
+    if volume.ndim == 4:
+        return np.concatenate([slices(of_class, grid, frames) for of_class in volume])
     of_map = transform_of(volume)
     out = np.empty((len(frames), grid.n_rings, grid.n_angles), np.complex64)
     points = grid.points.reshape(-1, 2) * _OVERSAMPLING
@@ -80,8 +98,15 @@ def insert(
     """Add slices in all symmetry mates of a group.
 
     Args:
-        back_projection: (d, R, Q) Σ p I of each direction; weight: (d, R) Σ p c²; frames: (d, 3, 3).
+        back_projection: (d, R, Q) Σ p I of each direction; weight: (d, R) Σ p c²; frames: (d, 3, 3). Of K classes, the
+            first two are (K·d, …).
     """
+    if sums.weight.ndim == 4:
+        n = len(sums.weight)
+        parts = zip(sums.classes(), np.split(back_projection, n), np.split(weight, n), strict=True)
+        for of_class, b, w in parts:
+            insert(of_class, b, w, grid, frames, symmetry)
+        return
     per_sample = (np.pi * grid.radii / grid.n_angles).astype(np.float32)  # 2πr Fourier pixels on 2Q angles
     values = (back_projection * per_sample[:, None]).reshape(len(frames), -1)
     weights = np.repeat(weight * per_sample, grid.n_angles, axis=1)
@@ -101,6 +126,8 @@ def solve(sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: 
         diameter: diameter of the sphere, as a share of the box.
         scale: factor on S.
     """
+    if sums.weight.ndim == 4:
+        return np.stack([solve(of_class, signal, diameter, scale) for of_class in sums.classes()])
     n = len(sums.weight)
     box_size = n // _OVERSAMPLING
     radius = _radii(n) / _OVERSAMPLING
@@ -117,6 +144,8 @@ def solve(sums: SliceSums, signal: NDArray[np.float64], diameter: float, scale: 
 
 def unregularised(sums: SliceSums, n_rings: int) -> NDArray[np.float32]:
     """(N, N, N) ``b / (T + 0.1 × shell mean of T)``, the direct inversion without any prior."""
+    if sums.weight.ndim == 4:
+        return np.stack([unregularised(of_class, n_rings) for of_class in sums.classes()])
     n = len(sums.weight)
     box_size, radius = n // _OVERSAMPLING, _radii(n) / _OVERSAMPLING
     shell = np.rint(radius).astype(int)
@@ -130,7 +159,9 @@ def unregularised(sums: SliceSums, n_rings: int) -> NDArray[np.float32]:
 
 
 def shell_powers(volume: NDArray[np.float32], n_rings: int) -> NDArray[np.float64]:
-    """(R,) mean |V̂|² in shells 1 … R."""
+    """(R,) mean |V̂|² in shells 1 … R; of several maps, their mean."""
+    if volume.ndim == 4:
+        return np.asarray(np.mean([shell_powers(of_class, n_rings) for of_class in volume], axis=0))
     spectrum = scipy.fft.fftn(volume)
     shell = np.rint(_radii(len(volume))).astype(int).ravel()
     power = (spectrum.real**2 + spectrum.imag**2).ravel()

@@ -35,6 +35,8 @@ def reconstruct(
         emsplat reconstruct particles.star -o run
         # Refine the poses locally, with symmetry, and sharpen the map:
         emsplat reconstruct particles.star -o run --symmetry D2 --refine poses,shifts --sharpen auto
+        # Judge the map within a mask of your own, which is resampled where its box or pixel size differ:
+        emsplat reconstruct particles.star -o run --mask mask.mrc
         # Leave out the images that emsplat check found odd:
         emsplat reconstruct particles.star -o run --drop check/odd.csv
         # Fit a hash grid with a small network instead of Gaussians, to compare the two:

@@ -31,7 +31,7 @@ ABORT_NOW = "RELION_JOB_ABORT_NOW"
 OUTPUT_NODES = "RELION_OUTPUT_NODES.star"
 # File, type in RELION 3.1, type in RELION 4 and 5. As of a 3D auto-refinement, of which RELION finds the second half.
 _NODES = ((MAP, 6, "DensityMap.mrc"), (HALF_1, 10, "DensityMap.mrc.halfmap"), (MASK, 7, "Mask3D.mrc"))
-_OTHER_INPUTS = ("in_movies", "in_mics", "in_coords", "in_3dref", "in_mask")
+_OTHER_INPUTS = ("in_movies", "in_mics", "in_coords", "in_3dref")
 _EXAMPLES = """\
 examples:
   # What RELION runs for an external job with the executable emsplat-relion:
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--o", required=True, metavar="DIR", help="folder of the job")
     parser.add_argument("--in_parts", metavar="PARTICLES", help="particle file")
+    parser.add_argument("--in_mask", metavar="MASK", help="mask within which the map is combined and judged")
     parser.add_argument("--j", default=None, metavar="N", help="number of threads")
     parser.add_argument("--pipeline_control", metavar="DIR", help="folder of the job again; some versions give it")
     for name in _OTHER_INPUTS:
@@ -98,10 +99,12 @@ def _run(options: argparse.Namespace, passed_on: Sequence[str], folder: Path, wo
     """The name of the file that tells how the job ended; InputError for inputs that are not understood."""
     for name in _OTHER_INPUTS:
         if getattr(options, name):
-            raise InputError(f"--{name}: a reconstruction takes particles only; leave this input of the job empty")
+            raise InputError(f"--{name}: a reconstruction takes particles and a mask only; leave this input empty")
     if not options.in_parts:
         raise InputError("no particles: fill in the job's input particles")
     command = [*work.program, "reconstruct", options.in_parts, "-o", str(folder), "--overwrite"]
+    if options.in_mask:
+        command += ["--mask", options.in_mask]
     if options.j:
         command += ["--threads", options.j]
     end = _watched(subprocess.Popen([*command, *passed_on]), folder, work)

@@ -32,7 +32,7 @@ def report(
     with reporter.loading():
         from emsplat.report.heterogeneity import write_heterogeneity_report
         from emsplat.report.page import write_report
-        from emsplat.runs.heterogeneity_run import holds_heterogeneity
+        from emsplat.runs.heterogeneity_folder import holds_heterogeneity
     with reporter.stage("report"):
         write = write_heterogeneity_report if holds_heterogeneity(run) else write_report
         written = write(run, output)

@@ -45,7 +45,7 @@ def view(
         raise InputError(f"--most-gaussians {most_gaussians}: it must be at least 1")
     reporter = ConsoleReporter()
     with reporter.loading():
-        from emsplat.runs.heterogeneity_run import holds_heterogeneity
+        from emsplat.runs.heterogeneity_folder import holds_heterogeneity
         from emsplat.viewer.view import open_latent_view, open_view
 
         if not holds_heterogeneity(run):

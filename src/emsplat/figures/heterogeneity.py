@@ -41,7 +41,7 @@ def figure_landscape(
                     axes.annotate(str(number), (z, axes.get_ylim()[1]), ha="center", va="bottom", color="C1")
                 axes.set(xlabel="component 1", ylabel="images")
                 continue
-            axes.hist2d(latents[:, i], latents[:, j], _BINS, cmap="Greys", cmin=1)
+            axes.hist2d(latents[:, i], latents[:, j], _BINS, cmap="Greys", norm="log")
             axes.scatter(states[:, i], states[:, j], s=20 + 400 * shares, facecolors="none", edgecolors="C1")
             for number, z in enumerate(states, 1):
                 axes.annotate(str(number), (z[i], z[j]), ha="center", va="center", color="C1", fontsize=8)

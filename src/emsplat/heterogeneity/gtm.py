@@ -78,6 +78,9 @@ def point_posterior(
         particle: (n,) number of each image's particle, if images of one particle share their latent.
     """
     n, log_prior = len(power), prior.log()
+    if particle is not None and len(np.unique(particle)) < n:
+        likelihood, contrast = _log_likelihood(power, overlap, log_prior), _contrast(power, overlap, log_prior)
+        return _of_particles(likelihood, contrast, populations, log_prior[0], particle)
     blocks = [slice(first, first + _POSTERIORS) for first in range(0, n, _POSTERIORS)]
     relative, top = np.empty(power.shape, dtype=np.float32), np.empty(n)
     for here in blocks:
@@ -120,6 +123,38 @@ def _contrast(
     for value, log in zip(CONTRASTS[1:], log_prior[1:], strict=True):
         contrast += value * np.exp(log + value * overlap - 0.5 * value**2 * power - likelihood)
     return contrast
+
+
+def _of_particles(
+    likelihood: NDArray[np.float64],
+    contrast: NDArray[np.float64],
+    populations: NDArray[np.float64],
+    log_junk: float,
+    particle: NDArray[np.int64],
+) -> tuple[PointPosterior, NDArray[np.float64]]:
+    """Posteriors of particles, given to each of their images. Each image may be junk by itself.
+
+    Args: likelihood, contrast: (n, P) of images that show a particle; log_junk: log probability of the others.
+    """
+    names, of_image = np.unique(particle, return_inverse=True)
+    either = np.logaddexp(likelihood, log_junk)
+    together = np.zeros((len(names), likelihood.shape[1]))
+    np.add.at(together, of_image, either)
+    junk_at_points = np.exp(log_junk - either)
+    for _ in range(_MIXING_ROUNDS):
+        log_weights = together + np.log(np.maximum(populations, 1e-12))
+        top = log_weights.max(axis=1, keepdims=True)
+        weights = np.exp(log_weights - top)
+        total = weights.sum(axis=1, keepdims=True)
+        weights /= total
+        populations = weights.mean(axis=0)
+    of_images = weights[of_image]
+    evidence = (top + np.log(total))[:, 0] / np.bincount(of_image)
+    found = PointPosterior(
+        of_images.astype(np.float32), evidence[of_image], (of_images * junk_at_points).sum(axis=1),
+        (of_images * contrast).sum(axis=1),
+    )  # fmt: skip
+    return found, populations
 
 
 def shares_of_bins(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:

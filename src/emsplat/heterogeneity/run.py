@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from emsplat.heterogeneity.agreement import Seen, seen_by
 from emsplat.heterogeneity.alignment import aligned, canonical_correlations
@@ -18,8 +19,10 @@ from emsplat.heterogeneity.result import Components, Half, Heterogeneity
 from emsplat.heterogeneity.rounds import embedded, run_rounds
 from emsplat.heterogeneity.states import make_states
 from emsplat.heterogeneity.subspace import Subspace, learn
-from emsplat.heterogeneity.work import GRID_BYTES, SOUGHT, Work, identity, make_work, read_focus
+from emsplat.heterogeneity.work import GRID_BYTES, SOUGHT, Work, identity, make_work
 from emsplat.io.images import ImageSource
+from emsplat.io.masks import GridOfMap, check_mask, read_mask
+from emsplat.io.mrc import read_map
 from emsplat.particles.parts import Kind
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.device import with_room
@@ -56,15 +59,25 @@ def find_heterogeneity(
         InputError: one line on what is wrong with the input and what to do.
     """
     settings, reporter, world = settings or HeterogeneitySettings(), reporter or Reporter(), world or World()
-    focus = None if settings.mask is None else read_focus(settings.mask)  # a bad mask is refused before any work
+    if settings.mask is not None:  # a bad mask is refused before any work
+        check_mask(settings.mask, read_map(settings.mask, cubic=False).values)
     consensus = reconstruct(particles, settings.for_consensus(), reporter, checkpoints.nested(CONSENSUS), world)
     table = consensus.particles
+    focus = None if settings.mask is None else _focus(settings.mask, table, reporter)
     checkpoints = checkpoints.belonging_to(identity(table, settings, focus, world))
     with threads(settings.threads or world.cores), ImageSource(table, settings.invert) as images:
         work = make_work(images, consensus, focus, settings, Context(world, reporter=reporter, checkpoints=checkpoints))
         found = _found(replace(work, context=replace(work.context, device=_device(work))))
         checkpoints.tell_cost()
     return found
+
+
+def _focus(path: Path, table: Particles, reporter: Reporter) -> NDArray[np.float32]:
+    """(D, D, D) the mask within which variability is sought."""
+    mask, line = read_mask(path, GridOfMap(table.box_size, table.pixel_size_in_angstroms))
+    if line:
+        reporter.line(line)
+    return mask
 
 
 def _device(work: Work) -> torch.device:

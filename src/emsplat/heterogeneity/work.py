@@ -5,18 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emsplat.errors import InputError
 from emsplat.fourier import maps
 from emsplat.heterogeneity.observations import Observations, blocks_of_particles, observe, side_by_side
 from emsplat.heterogeneity.subspace import Stage, stages
-from emsplat.io import read_map
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction
@@ -131,7 +128,7 @@ def make_work(
     settings: HeterogeneitySettings,
     context: Context,
 ) -> Work:
-    """The work on the particles of a consensus. Args: focus: mask from `read_focus`."""
+    """The work on the particles of a consensus. Args: focus: (D, D, D) mask within which variability is sought."""
     table = consensus.particles
     box_size, pixel_size = table.box_size, table.pixel_size_in_angstroms
     edge = box_size * pixel_size
@@ -141,10 +138,6 @@ def make_work(
     grid = working_grid(table, diameter, symmetry_operators("C1"), _box_for(table, finest))
     sphere = maps.soft_sphere(box_size, diameter / pixel_size, 0.05 * box_size)
     if focus is not None:
-        if len(focus) != box_size:
-            raise InputError(
-                f"{settings.mask}: has {len(focus)} voxels for images of {box_size} pixels; resample it to that box"
-            )
         sphere = focus
     limit = min(consensus.validation.limit_shell, FINEST_SHELL, box_size // 2 - 1, int(edge / finest))
     return Work(table, images, consensus.preview.noise, consensus, grid, sphere, limit, settings, context)
@@ -155,16 +148,6 @@ def _box_for(table: Particles, finest: float) -> int:
     full = table.box_size
     needed = int(np.ceil(2 * full * table.pixel_size_in_angstroms / finest))
     return min(full, max(16, scipy.fft.next_fast_len(needed, real=True)))
-
-
-def read_focus(path: Path) -> NDArray[np.float32]:
-    """The mask within which variability is sought; InputError if it is none."""
-    mask = read_map(path).values
-    if mask.min() < -1e-3 or mask.max() > 1 + 1e-3 or mask.max() < 0.5:
-        raise InputError(
-            f"{path}: has values from {mask.min():g} to {mask.max():g}; scale it to values between 0 and 1"
-        )
-    return mask
 
 
 def identity(

@@ -104,10 +104,17 @@ class Finder:
         for path in [*([self.datadir / here] if self.datadir else []), *self._as_written(here)]:
             if _is_link(path):
                 target = os.readlink(path)
+                if "annex/objects" in target:
+                    return InputError(
+                        f"{self.source}: {what} {name} is a link of git-annex, whose data are not there; fetch them: "
+                        f"git annex get {path}"
+                    )
                 return InputError(
                     f"{self.source}: {what} {name} not found: {path} is a link to {target}, which is not there; "
                     f"make the link anew, or {advice}"
                 )
+            if path.suffix and _is_folder(path):
+                return InputError(f"{self.source}: {what} {name} is {path}, a folder and not a file; {advice}")
             for ending, command in _UNPACK.items():
                 packed = Path(f"{path}{ending}")
                 if _is_file(packed):

@@ -12,7 +12,7 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
 from emsplat.errors import InputError
-from emsplat.io.kinds import kind_of_file
+from emsplat.io.kinds import is_text, kind_of_file
 
 HEADER_BYTES = 1024
 _VALUE_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # by mode
@@ -51,6 +51,11 @@ def parse_header(path: Path, raw: bytes) -> Header:
     what = kind_of_file(raw)
     if what:
         raise InputError(f"{path}: {what.name}, not an MRC file; {what.remedy.format(path=path)}")
+    if is_text(raw):
+        first = raw[:60].split(b"\n")[0].decode("ascii").strip()
+        raise InputError(
+            f"{path}: a text file, not an MRC file (it begins with {first!r}); give the images that belong there"
+        )
     if len(raw) < HEADER_BYTES:
         raise InputError(
             f"{path}: {len(raw)} bytes, truncated or not an MRC file (the header alone has 1024); check the path"

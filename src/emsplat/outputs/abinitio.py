@@ -13,20 +13,23 @@ from emsplat.abinitio.run import AbInitio
 from emsplat.figures.abinitio import figure_ab_initio
 from emsplat.io.write_refined import write_posed
 from emsplat.outputs import reconstruction as outputs
+from emsplat.reconstruction.identity import digests
 from emsplat.runs.closing import Summary
 from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import AbInitioSettings
 
-_SETTINGS = "ab_initio_settings"  # entry of config.json
+SETTINGS = "ab_initio_settings"  # entry of config.json
 
 
 def is_complete(folder: Path, particles: Path, settings: AbInitioSettings, reporter: Reporter) -> bool:
     """Whether the folder holds a complete search of these particles with these settings."""
-    return outputs.is_complete(folder, particles, settings, reporter, _SETTINGS)
+    return outputs.is_complete(folder, particles, settings, reporter, SETTINGS)
 
 
-def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite: bool = False) -> Summary:
+def write_ab_initio(
+    folder: Path, found: AbInitio, reporter: Reporter, overwrite: bool = False, ranks: int = 1
+) -> Summary:
     """Write everything that `outputs.reconstruction.write_run` writes, the particles with their poses, and the verdict.
 
     Unless the search has converged, no resolution is claimed anywhere: a wrong map can have half maps that agree.
@@ -36,7 +39,8 @@ def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite
     def addition(files: RunFolder) -> None:
         paths = write_posed(particles, files.path, by_column=found.settings.ctf is None and not found.settings.no_ctf)
         configuration = json.loads(files.configuration.read_text(encoding="utf-8"))
-        configuration[_SETTINGS] = asdict(found.settings)
+        configuration[SETTINGS] = asdict(found.settings)
+        configuration["digests"] = digests(found.settings)
         text = json.dumps(configuration, indent=2, ensure_ascii=False, default=str)
         files.configuration.write_text(text + "\n", encoding="utf-8")
         names = " and ".join(path.name for path in paths)
@@ -67,5 +71,6 @@ def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite
         overwrite=overwrite,
         addition=addition,
         ab_initio=found.summary(),
+        ranks=ranks,
         **unclaimed,
     )

@@ -19,7 +19,9 @@ from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.states import State
 from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
+from emsplat.outputs.classes import write_ids
 from emsplat.outputs.reconstruction import check_output, command_line, costing_no_run, write_json, write_run
+from emsplat.reconstruction.identity import digests
 from emsplat.report.heterogeneity import write_heterogeneity_report
 from emsplat.report.landscape import Decoded, write_landscape
 from emsplat.report.volumes import surface_level
@@ -42,7 +44,7 @@ def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = F
         write_run(files.consensus, result.consensus, reporter, ranks=ranks)
         with reporter.stage("writing"):
             write_latents(files.latents, result.latents)
-            _write_ids(files.junk, result.latents.ids[result.latents.junk > 0.5])
+            write_ids(files.junk, result.latents.ids[result.latents.junk > 0.5])
             _write_decoders(files, result)
             files.states.mkdir()
             for number, state in enumerate(result.states, 1):
@@ -180,6 +182,7 @@ def _configuration(result: Heterogeneity) -> dict[str, Any]:
         "directory": os.getcwd(),
         "particles": str(Path(result.consensus.particles.source).absolute()),
         "settings": asdict(result.settings),
+        "digests": digests(result.settings),
     }
 
 
@@ -211,7 +214,7 @@ def _write_state(files: HeterogeneityFolder, number: int, state: State, result: 
         names.gaussians(), box_size=str(len(state.map)), pixel_size_in_angstroms=f"{pixel_size:.6g}", symmetry="C1"
     )
     write_fsc_csv(names.curves, state.validation)
-    _write_ids(names.ids, result.latents.ids[result.latents.state == number - 1])
+    write_ids(names.ids, result.latents.ids[result.latents.state == number - 1])
 
 
 def _write_landscape(path: Path, name: str, result: Heterogeneity, summary: dict[str, Any]) -> None:
@@ -245,10 +248,6 @@ def _decoded(result: Heterogeneity) -> Decoded | None:
         0.5 * len(consensus.map) * consensus.pixel_size_in_angstroms,
         [(f"component {t.component + 1}", t.points) for t in trajectories(result.latents)],
     )
-
-
-def _write_ids(path: Path, ids: NDArray[np.str_]) -> None:
-    path.write_text("\n".join(["id", *ids.tolist()]) + "\n", encoding="utf-8")
 
 
 def _write_trajectories(files: HeterogeneityFolder, result: Heterogeneity) -> None:

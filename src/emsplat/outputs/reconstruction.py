@@ -24,8 +24,10 @@ from emsplat.io.mrc import write_map
 from emsplat.io.stacks import stacks_read
 from emsplat.io.write_refined import write_refined
 from emsplat.outputs.evidence import Evidence, gather_evidence, write_evidence
+from emsplat.reconstruction.identity import digests
 from emsplat.reconstruction.reconstruct import Reconstruction
 from emsplat.report.page import write_report
+from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.closing import Summary, closing_rows, resolution_text
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 from emsplat.runs.run_folder import JobFolder, RunFolder
@@ -38,7 +40,7 @@ from emsplat.versions import versions
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Folder = RunFolder | HeterogeneityFolder
+Folder = RunFolder | HeterogeneityFolder | ClassesFolder
 
 
 def check_output(folder: Path, overwrite: bool = False, kind: type[Folder] = RunFolder) -> None:
@@ -88,7 +90,8 @@ def is_complete(
     except (OSError, ValueError):
         return False
     asked = json.loads(json.dumps(asdict(settings), default=str))
-    return (made_with.get("particles"), made_with.get(entry)) == (str(particles.absolute()), asked)
+    made = tuple(made_with.get(name) for name in ("particles", entry, "digests"))
+    return made == (str(particles.absolute()), asked, digests(settings))
 
 
 def write_run(
@@ -225,6 +228,7 @@ def configuration(r: Reconstruction) -> dict[str, Any]:
         "directory": os.getcwd(),
         "particles": str(Path(r.particles.source).absolute()),
         "settings": asdict(r.settings),
+        "digests": digests(r.settings),
         "stacks": [asdict(stack) for stack in stacks_read(r.particles)],
         "found": {
             "pixel_size_in_angstroms": r.pixel_size_in_angstroms,
@@ -251,6 +255,7 @@ def verdict(r: Reconstruction) -> Summary:
         "resolution_kind": v.resolution_kind,
         "poses_shared": r.poses_shared,
         "has_ctf": r.particles.has_ctf,
+        "mask": None if r.settings.mask is None else str(r.settings.mask),  # None: made from the data
         "measurable_limit": float(1 / v.frequency[v.limit_shell - 1]) if v.limit_shell else None,
         "nyquist": v.nyquist,
     }

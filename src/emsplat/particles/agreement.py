@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +17,13 @@ from emsplat.versions import versions
 _SHOWN = 3  # number of differences that a message names
 
 
-def check_agreement(particles: Particles, settings: ReconstructSettings, world: World) -> None:
-    """Raise the same InputError on every rank if their work would differ or there are more ranks than images."""
+def check_agreement(
+    particles: Particles, settings: ReconstructSettings, world: World, content: Mapping[str, str] | None = None
+) -> None:
+    """Raise the same InputError on every rank if their work would differ or there are more ranks than images.
+
+    Args: content: what tells the content of other files that the ranks have read, by option.
+    """
     if world.size == 1:
         return
     same = versions() | {"the program's code": _code()}
@@ -25,6 +31,7 @@ def check_agreement(particles: Particles, settings: ReconstructSettings, world: 
     _refuse_different(same, world, "install one version of everything on all machines")
     asked = {f"--{name.replace('_', '-')}": str(value) for name, value in asdict(settings).items()}
     _refuse_different(asked, world, "start all ranks with the same command")
+    _refuse_different(dict(content or {}), world, "give all ranks the same file")
     source = world.broadcast(particles.source)
     table = {"images": f"{len(particles):,}", "content": particles.fingerprint()}
     _refuse_different(table, world, "give all ranks the same file", f"{source}: ")

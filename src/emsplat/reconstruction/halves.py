@@ -99,6 +99,8 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
     with reporter.stage("inversion"):
         raw = whole.raw_map()
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
+        if job.mask is not None:  # the model must explain all of the images, also what the user leaves out
+            mask = np.maximum(mask, job.mask.in_box(grid.box_size))
     del whole, training, held_out
     if job.settings.model == "gaussians":
         device = devices.CPU if by_images else job.context.device  # images are projected there

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from emsplat.particles.batches import Images
+from emsplat.reconstruction.given_mask import GivenMask
 from emsplat.reconstruction.tuning import Tuning
 from emsplat.reconstruction.working_grid import Grid
 from emsplat.runtime.checkpoint import Checkpoints
@@ -27,6 +28,7 @@ class Job:
     settings: ReconstructSettings
     context: Context
     tuning: Tuning = field(default_factory=Tuning)
+    mask: GivenMask | None = None  # None: it is made from the data
 
     @property
     def reporter(self) -> Reporter:

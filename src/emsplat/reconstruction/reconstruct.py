@@ -27,6 +27,7 @@ from emsplat.particles.parts import HALF_SET_PARTS
 from emsplat.particles.table import Particles
 from emsplat.poses.rounds import Refinement, check_refinable, refine_settings, refined
 from emsplat.reconstruction.device import with_room
+from emsplat.reconstruction.given_mask import GivenMask, read_given_mask
 from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
 from emsplat.reconstruction.job import Job, accumulation_settings
@@ -116,7 +117,8 @@ def reconstruct(
         with reporter.stage("read"):
             said = _as_said(particles, settings)
             table, poses_shared = _table_with_halves(as_asked(said, settings), settings, reporter)
-            check_agreement(table, settings, world)
+            mask = None if settings.mask is None else read_given_mask(settings.mask, table, reporter)
+            check_agreement(table, settings, world, {"content of --mask": mask.digest} if mask else None)
             _check_modelled(table, settings)
         source = stack.enter_context(ImageSource(table, settings.invert))
         if world.watch:
@@ -125,7 +127,8 @@ def reconstruct(
         images: Images = source
         if settings.cache is not None:
             images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
-        checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
+        ranks = {"ranks": ranks_told_apart(world.size)}
+        checkpoints = checkpoints.belonging_to(identity(table, settings, mask) | ranks)
         check_refinable(table, settings)
         # The noise is measured outside the particle, in images that were not cropped.
         whole = images if box_size == table.box_size else source
@@ -136,7 +139,7 @@ def reconstruct(
             if said.has_ctf and not table.has_ctf and not said.premultiplied.any():
                 _check_without_ctf(said, table, whole, symmetry, settings, world)
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
-            diameter = _diameter(preview, table, settings, reporter, contrast_is_known)
+            diameter = _diameter(preview, table, mask, settings, reporter, contrast_is_known)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
             f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with density in a cube of "
@@ -147,7 +150,7 @@ def reconstruct(
             device, HALF_SET_PARTS, table.box_size, accumulation, settings.device, finest, reporter, world
         )
 
-        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints), tuning)
+        job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints), tuning, mask)
         refinement = None
         if settings.refined:
             limits = replace(
@@ -273,9 +276,17 @@ def _check_without_ctf(
 
 
 def _diameter(
-    preview: Preview, table: Particles, settings: ReconstructSettings, reporter: Reporter, contrast_is_known: bool
+    preview: Preview,
+    table: Particles,
+    mask: GivenMask | None,
+    settings: ReconstructSettings,
+    reporter: Reporter,
+    contrast_is_known: bool,
 ) -> float:
-    """The diameter in Å: as asked for, from the sample, or from the box. Refuses particles that are surely dark."""
+    """The diameter in Å: as asked for, from the sample and the mask, or from the box.
+
+    Particles that are surely dark are refused.
+    """
     reporter.line(
         f"contrast from {preview.n_sampled} images: half-sample correlation {preview.correlation:.2f}, "
         f"skewness {preview.skewness:+.2f}"
@@ -288,8 +299,19 @@ def _diameter(
     if not preview.contrast_is_sure and not contrast_is_known:
         reporter.warn("the sample does not show whether particles are white; if the map is inside out, use --invert")
     box = table.box_size * table.pixel_size_in_angstroms
+    found = min(_diameter_of_particle(preview, box, settings, reporter), box)
+    if mask is None or mask.diameter_in_angstroms <= found:
+        return found
+    reporter.line(
+        f"the mask reaches further, so that the model may too: {mask.diameter_in_angstroms:.0f} Å about the box centre"
+    )
+    return min(mask.diameter_in_angstroms, box)
+
+
+def _diameter_of_particle(preview: Preview, box: float, settings: ReconstructSettings, reporter: Reporter) -> float:
+    """The diameter in Å: as asked for, from the sample, or from the edge of the box in Å."""
     if settings.mask_diameter is not None:
-        return min(settings.mask_diameter, box)
+        return settings.mask_diameter
     if preview.diameter_in_angstroms is None:
         diameter = maps.PARTICLE_SHARE * box
         reporter.line(
@@ -300,7 +322,7 @@ def _diameter(
     reporter.line(
         f"the particle has a diameter of {preview.diameter_in_angstroms:.0f} Å about the box centre, from the sample"
     )
-    return min(preview.diameter_in_angstroms, box)
+    return preview.diameter_in_angstroms
 
 
 @dataclass(frozen=True)
@@ -360,7 +382,7 @@ def _combined(
         return (first.map, second.map), found
     raw = (first.raw, second.raw)
     combination = combine(raw, (first.map, second.map), solution.mask, found.limit_shell, found.last_shell)
-    validation = validate_combination(found, combination, *raw, solution.mask)
+    validation = validate_combination(found, combination, *raw, solution.mask, settings.mask is not None)
     reporter.line(f"combination: {validation.sources_text(MODEL_NAMES[settings.model])}")
     return combination.halves, validation
 

@@ -69,11 +69,15 @@ def _validated(job: Job, table: Particles, halves: tuple[Half, Half]) -> Solutio
             return job.world.broadcast(None)
         first, second = halves
         pixel_size = table.pixel_size_in_angstroms
-        mask = maps.soft_mask(0.5 * (first.map + second.map), pixel_size, job.grid.diameter_in_angstroms)
+        if job.mask is None:
+            mask = maps.soft_mask(0.5 * (first.map + second.map), pixel_size, job.grid.diameter_in_angstroms)
+        else:
+            mask = job.mask.values
         symmetry = job.grid.symmetry
         density = measured_density(table.poses.rotations, symmetry)
         four = (first.raw, second.raw, first.map, second.map)
-        validation = validate(*four, mask, pixel_size, job.settings.seed, symmetry, density)
+        by_bands = job.mask is not None
+        validation = validate(*four, mask, pixel_size, job.settings.seed, symmetry, density, by_bands)
         return job.world.broadcast(Solution(halves, mask, validation))
 
 

@@ -43,7 +43,7 @@ def write_heterogeneity_report(folder: Path, output: Path | None = None, name: s
 
 
 def _page(run: HeterogeneityRun) -> str:
-    summary = run.summary
+    summary, level = run.summary, _level(run)
     environment = Environment(
         loader=PackageLoader("emsplat.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -58,7 +58,7 @@ def _page(run: HeterogeneityRun) -> str:
         figures={name: _figure(run, name) for name in ("components", "landscape", "states", "differences", "movement")},
         fits=_fits(summary),
         likelihoods=summary.get("log_likelihood_of_held_out_images") or [],
-        states=[_state(run, state) for state in summary["states"]],
+        states=[_state(run, state, level) for state in summary["states"]],
         trajectories=_movies(run),
         leaks=summary.get("leaks") or [],
         cost=sections.cost(run),
@@ -83,7 +83,7 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("images without a particle", f"{summary['n_junk']:,}"),
         ("states", str(len(summary["states"]))),
         ("box", f"{summary['box_size']}³ voxels of {summary['pixel_size']:.4g} Å"),
-        ("time", sections.duration(seconds)),
+        ("time since the run was resumed" if summary.get("resumed") else "time", sections.duration(seconds)),
         ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
     ]
 
@@ -113,8 +113,17 @@ def _fits(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [rows[key] for key in sorted(rows)]
 
 
-def _state(run: HeterogeneityRun, state: dict[str, Any]) -> dict[str, Any]:
-    """The card of a state: its surface, its curve and its figures."""
+def _level(run: HeterogeneityRun) -> float:
+    """One level for the surfaces of all states, so that they can be compared: that of the most populated one."""
+    names = run.folder.state(1)
+    final, mask = map_of(names.map()), map_of(names.mask)
+    if final is None:
+        return 0.0
+    return volumes.surface_level(final.values, mask.values if mask else np.ones_like(final.values))
+
+
+def _state(run: HeterogeneityRun, state: dict[str, Any], level: float) -> dict[str, Any]:
+    """The card of a state: its surface at a level, its curve and its figures."""
     names = run.folder.state(state["number"])
     final, mask = map_of(names.map()), map_of(names.mask)
     picture = None
@@ -122,7 +131,7 @@ def _state(run: HeterogeneityRun, state: dict[str, Any]) -> dict[str, Any]:
         within = mask.values if mask else np.ones_like(final.values)
         window = volumes.window_about(within, run.pixel_size_in_angstroms)
         fine = volumes.resampled(final.values[window.cut], (volumes.SURFACE_EDGE,) * 3)
-        pixels = surface_picture(fine, volumes.surface_level(final.values, within), _SURFACE_COLOUR)
+        pixels = surface_picture(fine, level, _SURFACE_COLOUR)
         picture = None if pixels is None else as_data_uri(pixels)
     return state | {
         "picture": picture,

@@ -51,6 +51,7 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         model_row(s),
         ("symmetry", s["symmetry"]),
         *([] if s.get("has_ctf", True) else [("CTF", "taken as 1")]),
+        ("mask", str(s.get("mask") or "made from the data")),
         ("sharpening", "none" if s["b_factor"] is None else f"B-factor {s['b_factor']:.0f} Å²"),
         ("time", duration(sum(s["seconds"].values()))),
         ("peak memory", f"{s['peak_memory_in_bytes'] / 1e9:.2f} GB"),

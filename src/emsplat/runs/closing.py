@@ -44,6 +44,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
     return [
         *rows,
         ("measurable to", f"{limit:.2f} Å (Nyquist {summary['nyquist']:.2f} Å)" if limit else "no shell"),
+        *([("mask", str(summary["mask"]))] if summary.get("mask") else []),
         ("images", f"{summary['n_images']:,} of {summary['n_particles']:,} particles"),
         model_row(summary),
         (

@@ -95,3 +95,9 @@ class HeterogeneityFolder(JobFolder):
     def results(self) -> tuple[Path, ...]:
         """The files and folders by which a folder is known to hold such a run."""
         return (self.summary, self.configuration, self.log, self.latents, self.decoder(), self.consensus, self.states)
+
+
+def holds_heterogeneity(folder: Path) -> bool:
+    """Whether a folder holds a search for heterogeneity, complete or not, rather than a reconstruction."""
+    files = HeterogeneityFolder(folder)
+    return files.latents.is_file() and files.consensus.is_dir()

@@ -72,12 +72,6 @@ def open_heterogeneity(folder: Path, name: str | None = None) -> HeterogeneityRu
     return run
 
 
-def holds_heterogeneity(folder: Path) -> bool:
-    """Whether a folder holds a search for heterogeneity, complete or not, rather than a reconstruction."""
-    files = HeterogeneityFolder(folder)
-    return files.latents.is_file() and files.consensus.is_dir()
-
-
 def resolution_of_state(state: dict[str, Any]) -> str:
     """The resolution of a state in a few words."""
     if state["resolution_kind"] == "not_measurable":

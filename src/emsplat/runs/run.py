@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import Map, read_map
+from emsplat.runs.heterogeneity_folder import HeterogeneityFolder, holds_heterogeneity
 from emsplat.runs.run_folder import JobFolder, RunFolder
 from emsplat.settings import MODEL_NAMES, ModelKind
 
@@ -122,6 +123,11 @@ class Run(FinishedJob):
 
 def open_run(folder: Path) -> Run:
     """The finished run in a folder; InputError where the folder holds none."""
+    if holds_heterogeneity(folder):
+        raise InputError(
+            f"{folder}: holds a search for heterogeneity; write its maps and models with emsplat decode, or give "
+            f"{HeterogeneityFolder(folder).consensus}, its reconstruction of all images"
+        )
     run = Run(RunFolder(folder), folder.resolve().name)
     _ = run.box_size
     return run

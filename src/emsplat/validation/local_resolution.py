@@ -39,6 +39,7 @@ BAND_STEP = 1.08  # factor from the frequency of one band to the next
 BAND_SIGMA = 0.085  # standard deviation of the weights of a band, as a share of its frequency
 WINDOW_REACH = 4.0  # from a window's centre to its end along an axis, in resolutions of the band
 SIGNIFICANCE = 2.0  # standard errors of the local correlation of the direct inversions that count as signal
+_BANDS_AT_ONCE = 2  # each needs the memory of four maps
 PERCENTILES = (5, 25, 50, 75, 95)  # percentiles over the voxels of the particle in the summary
 
 Spectra = dict[str, NDArray[np.complex64]]
@@ -137,14 +138,20 @@ def local_resolution(
 
 
 def _in_parallel(work: Callable[[Band], Any], bands: Sequence[Band]) -> Generator[Any]:
-    """The work on each band, in order, a band for each of the threads that the caller allows its transforms."""
+    """The work on each band, in order. Two bands at a time share the threads that the caller allows its transforms."""
     workers = fft.get_workers()
+    at_once = min(workers, _BANDS_AT_ONCE)
+
+    def on_its_share(band: Band) -> Any:
+        with fft.set_workers(workers // at_once):
+            return work(band)
+
     # A new thread of torch would work with as many threads as there are cores.
-    with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1)) as pool:
+    with ThreadPoolExecutor(at_once, initializer=partial(torch.set_num_threads, 1)) as pool:
         begun: deque[Future[Any]] = deque()
         for band in bands:
-            begun.append(pool.submit(work, band))
-            if len(begun) > workers:  # no further ahead, for the memory
+            begun.append(pool.submit(on_its_share, band))
+            if len(begun) > at_once:  # not far ahead, because the last bands may not be needed
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()

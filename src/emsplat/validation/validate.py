@@ -16,6 +16,7 @@ the mask does not smear with the emptiness beyond the edge of the data.
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from emsplat.errors import InputError
 from emsplat.fourier import maps
 from emsplat.runtime.files import replacing
+from emsplat.validation.bands import moments_by_bands, smear
 from emsplat.validation.combination import Combination
 from emsplat.validation.correlation import (
     Curve,
@@ -120,6 +122,7 @@ def validate(
     seed: int,
     symmetry: NDArray[np.float64] | None = None,
     density: NDArray[np.float64] | None = None,
+    by_bands: bool = False,
 ) -> Validation:
     """The FSC family and the resolution of two Gaussian half maps, judged by the direct inversions of the halves.
 
@@ -129,20 +132,23 @@ def validate(
         seed: seed of the random phases.
         symmetry: (m, 3, 3) operators that the maps were made with.
         density: density of what the views have measured, from `directions.measured_density`.
+        by_bands: whether the mask may end so abruptly that coarse detail leaks through it (see `bands`), as one that a
+            user gives; those that are made from the data do not.
     """
     volumes = (raw_half_1, raw_half_2, gaussian_half_1, gaussian_half_2, mask)
     if len({v.shape for v in volumes}) > 1:
         raise InputError(f"maps of shapes {[v.shape for v in volumes]}: half maps and mask need one box")
     box_size = len(mask)
     raw = [maps.half_spectrum(v) for v in (raw_half_1, raw_half_2)]
-    yardstick = _Yardstick.of(raw_half_1, raw_half_2, mask)
-    sums = yardstick.moments(gaussian_half_1, gaussian_half_2)
+    yardstick = _Yardstick.of(raw_half_1, raw_half_2, mask, by_bands)
+    sums = yardstick.masked_moments(gaussian_half_1, gaussian_half_2)
+    judged = yardstick.moments(gaussian_half_1, gaussian_half_2) if by_bands else sums
     unmasked, has_signal = _unmasked(raw, sums, box_size)
     masked_fsc = normalised(sums.r1r2, sums.r1r1, sums.r2r2)
-    found = yardstick.judged(sums)
+    found = yardstick.judged(judged)
 
     edge = _edge(has_signal)
-    reach = edge - _smear(mask)
+    reach = edge - smear(mask)
     limit = min(_limit(found.raw_fsc, found.se_without_signal), reach)
     if limit < FIRST_SHELL or _agreement(raw, box_size, limit, symmetry, density) < np.sqrt(SECTORS_AGREEING):
         limit = 0
@@ -161,7 +167,7 @@ def validate(
         c_map_se=found.se,
         c_gaussians=found.c_map,
         inversion_share=np.zeros_like(found.c_map),
-        gain=_gain(sums, yardstick.pooling, found.uncertain, limit, last),
+        gain=_gain(judged, yardstick.pooling, found.uncertain, limit, last),
         resolution=resolution,
         resolution_kind=kind,
         limit_shell=limit,
@@ -176,15 +182,16 @@ def validate_combination(
     raw_half_1: NDArray[np.float32],
     raw_half_2: NDArray[np.float32],
     mask: NDArray[np.float32],
+    by_bands: bool = False,
 ) -> Validation:
     """The validation of the Gaussian half maps, with c_map, c_half and the resolution of their combination.
 
     What can be measured at all depends on the direct inversions alone, and stays as it was.
 
     Args:
-        raw_half_1, raw_half_2, mask: (D, D, D) as for `validate`.
+        raw_half_1, raw_half_2, mask, by_bands: as for `validate`.
     """
-    yardstick = _Yardstick.of(raw_half_1, raw_half_2, mask)
+    yardstick = _Yardstick.of(raw_half_1, raw_half_2, mask, by_bands)
     found = yardstick.judged(yardstick.moments(*combination.halves), combination.optimism)
     resolution, kind = _resolution(found.c_map, validation.frequency, validation.limit_shell)
     return replace(
@@ -214,23 +221,36 @@ class _Judgement:
 class _Yardstick:
     """The direct inversions within a mask, against which other half maps are judged."""
 
-    raw: tuple[NDArray[np.complex64], NDArray[np.complex64]]  # masked spectra
+    raw: tuple[NDArray[np.float32], NDArray[np.float32]]
     mask: NDArray[np.float32]
+    by_bands: bool
     pooling: Curve
     variances: tuple[Curve, Curve]  # 1/n of single shells, and of pooled ones
 
     @staticmethod
-    def of(raw_1: NDArray[np.float32], raw_2: NDArray[np.float32], mask: NDArray[np.float32]) -> _Yardstick:
+    def of(
+        raw_1: NDArray[np.float32], raw_2: NDArray[np.float32], mask: NDArray[np.float32], by_bands: bool
+    ) -> _Yardstick:
         n_shells = len(mask) // 2
         pooling = pooling_matrix(n_shells)
         single, pooled = np.split(variance_of_mean(mask, np.concatenate([np.eye(n_shells), pooling])), 2)
-        spectra = (maps.half_spectrum(raw_1 * mask), maps.half_spectrum(raw_2 * mask))
-        return _Yardstick(spectra, mask, pooling, (single, pooled))
+        return _Yardstick((raw_1, raw_2), mask, by_bands, pooling, (single, pooled))
 
     def moments(self, half_1: NDArray[np.float32], half_2: NDArray[np.float32]) -> Moments:
-        """Moments of two half maps (D, D, D) and the direct inversions."""
-        v1, v2 = (maps.half_spectrum(half * self.mask) for half in (half_1, half_2))
-        return moments({"r1": self.raw[0], "r2": self.raw[1], "v1": v1, "v2": v2}, len(self.mask))
+        """Moments of two half maps (D, D, D) and the direct inversions, by which the half maps are judged."""
+        if not self.by_bands:
+            return self.masked_moments(half_1, half_2)
+        return moments_by_bands({name: maps.half_spectrum(v) for name, v in self._four(half_1, half_2)}, self.mask)
+
+    def masked_moments(self, half_1: NDArray[np.float32], half_2: NDArray[np.float32]) -> Moments:
+        """The same with whatever leaks through the mask."""
+        masked = {name: maps.half_spectrum(v * self.mask) for name, v in self._four(half_1, half_2)}
+        return moments(masked, len(self.mask))
+
+    def _four(
+        self, half_1: NDArray[np.float32], half_2: NDArray[np.float32]
+    ) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        return zip(("r1", "r2", "v1", "v2"), (*self.raw, half_1, half_2), strict=True)
 
     def judged(self, sums: Moments, optimism: Curve | float = 0.0) -> _Judgement:
         """Args: optimism: (D//2,) by which ½(⟨V₁,r₂⟩ + ⟨V₂,r₁⟩) is too large, over ⟨V̄,V̄⟩, if the noise is even."""
@@ -287,12 +307,6 @@ def _gain(m: Moments, pooling: Curve, uncertain: NDArray[np.bool_], limit: int, 
 def _edge(has_signal: NDArray[np.bool_]) -> int:
     """The last shell in which the direct inversions hold anything, 0 for none."""
     return int(np.max(np.flatnonzero(has_signal) + 1, initial=0))
-
-
-def _smear(mask: NDArray[np.float32]) -> int:
-    """How many shells a mask smears a sharp edge over: the box over the diameter of a ball of the mask's volume."""
-    diameter = (6 / np.pi * max(float(mask.sum()), 1.0)) ** (1 / 3)
-    return int(np.ceil(len(mask) / diameter))
 
 
 def _limit(fsc_pooled: Curve, se_without_signal: Curve) -> int:

@@ -21,6 +21,9 @@
   }
   for (const name of ["density", ...data.columns]) pick("colour").add(new Option(name, name, false, name === "state"));
 
+  const said = (value) => (Math.abs(value) >= 1000 ? Math.round(value).toLocaleString() : value.toPrecision(3));
+  const span = ([low, high]) => `${said(low)} … ${said(high)}`;
+
   /** Where all but a thousandth of the values at either end lie. */
   function range(name, array) {
     if (ranges[name]) return ranges[name];
@@ -42,8 +45,8 @@
       places[2 * i] = margin + ax * (x[i] - xr[0]);
       places[2 * i + 1] = size - margin - ay * (y[i] - yr[0]);
     }
-    pick("range-x").textContent = `${xr[0].toPrecision(3)} … ${xr[1].toPrecision(3)}`;
-    pick("range-y").textContent = `${yr[0].toPrecision(3)} … ${yr[1].toPrecision(3)}`;
+    pick("range-x").textContent = span(xr);
+    pick("range-y").textContent = span(yr);
   }
 
   function densities() {
@@ -89,7 +92,8 @@
       }
     }
     context.putImageData(picture, 0, 0);
-    pick("scale").textContent = categories ? "" : `${low.toPrecision(3)} … ${high.toPrecision(3)}`;
+    const scaleText = name === "density" ? `${span([low ** 2, high ** 2])} images in a cell` : span([low, high]);
+    pick("scale").textContent = categories ? "" : scaleText;
     const coloured = categories ? legend(name) : [];
     pick("legend").replaceChildren(...coloured);
     pick("ramp").hidden = categories;

@@ -1,0 +1,124 @@
+"""The job that finds several maps at once in images of different particles, some of which show none.
+
+Each half is searched with all classes by itself. Then every class is finished as if its images had been all there are:
+with the agreement of its halves, its own refinement and reconstruction, and its own verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emsplat.abinitio.classes import Matching, labels_of, of_class
+from emsplat.abinitio.halves import Start, compare
+from emsplat.abinitio.job import Job
+from emsplat.abinitio.run import AbInitio, Searched, finished, job_of, searched
+from emsplat.errors import InputError
+from emsplat.particles.table import Particles
+from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
+from emsplat.runtime.ranks.world import World
+from emsplat.runtime.reporting import Reporter
+from emsplat.settings import AbInitioSettings
+
+_FEWEST_IMAGES = 40  # smallest number of images of a class in each half, below which it has no map
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The classes that were found, the largest first."""
+
+    classes: tuple[AbInitio, ...]
+    particles: Particles  # all of them, with half sets
+    labels: NDArray[np.int64]  # (N,) class of each image, from 1; 0: shows no particle; −1: of a class too small
+    posteriors: NDArray[np.float32]  # (N, K+1) of the classes in this order and then, K last, of no particle
+    agreed: tuple[float, ...]  # share of the images of each class on which the halves agree
+    settings: AbInitioSettings
+    reporter: Reporter
+
+    @property
+    def n_junk(self) -> int:
+        """Number of images that probably show no particle."""
+        return int(np.count_nonzero(self.labels == 0))
+
+
+def ab_initio_classes(
+    source: Path | str | Particles,
+    settings: AbInitioSettings,
+    reporter: Reporter | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+    world: World | None = None,
+) -> Classified:
+    """Find several maps, and the images that belong to each of them; see `run.ab_initio`.
+
+    Raises:
+        InputError: as there; or no class has enough images.
+    """
+    reporter = reporter or Reporter()
+    assert settings.classes is not None
+    with job_of(source, settings, reporter, checkpoints, world or World()) as job:
+        found = searched(job)
+        assert found.matching is not None
+        labels, posteriors = _labelled(job, found.starts, found.matching)
+        order = np.argsort([-np.count_nonzero(labels == number) for number in range(settings.classes)], kind="stable")
+        classes: list[AbInitio] = []
+        agreed: list[float] = []
+        final = np.full(len(labels), -1)
+        final[labels == settings.classes] = 0
+        for number in order.tolist():
+            rows = np.flatnonzero(labels == number)
+            fewest = min(int(np.count_nonzero(job.table.half_set[rows] == half)) for half in (1, 2))
+            if fewest < _FEWEST_IMAGES:
+                reporter.warn(f"a class of {len(rows):,} images has {fewest} in one half, too few for a map")
+                continue
+            name = f"class{len(classes) + 1}"
+            reporter.line(f"{name}: {len(rows):,} images")
+            classes.append(_finished(job, found, number, rows, name))
+            agreed.append(found.matching.agreed(number))
+            final[rows] = len(classes)
+        if not classes:
+            raise InputError(
+                f"{job.table.source}: no class has {_FEWEST_IMAGES} images in each half; search for fewer --classes"
+            )
+        places = [*order.tolist(), settings.classes]
+        return Classified(tuple(classes), job.table, final, posteriors[:, places], tuple(agreed), settings, reporter)
+
+
+def _labelled(
+    job: Job, starts: tuple[Start, Start], matching: Matching
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(N,) class of each image with the first half's numbers, K for none, and (N, K+1) posteriors."""
+    first, second = starts
+    n_classes = len(first.map)
+    labels, posteriors = np.empty(len(job.table), np.int64), np.empty((len(job.table), n_classes + 1), np.float32)
+    for start, rows, places in (
+        (first, job.rows[0], np.arange(n_classes)),
+        (second, job.rows[1], matching.partners),
+    ):
+        number = np.empty(n_classes + 1, np.int64)
+        number[places], number[n_classes] = np.arange(n_classes), n_classes
+        labels[rows] = number[labels_of(start.found)]
+        posteriors[rows] = np.concatenate([start.found.classes[:, places], start.found.junk[:, None]], axis=1)
+    return labels, posteriors
+
+
+def _finished(job: Job, found: Searched, number: int, rows: NDArray[np.int64], name: str) -> AbInitio:
+    """One class from the comparison of its halves to its verdict. Args: rows: its images."""
+    assert found.matching is not None
+    part = job.part(rows, name)
+    with job.reporter.stage("polar images"):
+        halves, spectra = part.read(job.scales.fine_rings)
+    search, _ = part.search(halves, spectra)
+    numbers = number, int(found.matching.partners[number])
+    places = [np.flatnonzero(np.isin(of_half, rows)) for of_half in job.rows]
+    first, second = (
+        of_class(start, k, some, search.fine.signal)
+        for start, k, some in zip(found.starts, numbers, places, strict=True)
+    )
+    with job.reporter.stage("search"):
+        rng = np.random.default_rng((job.settings.seed, 300, number))
+        agreement = compare(halves, (first, second), search, rng)
+    searched_class = replace(found, starts=(first, second), agreement=agreement, matching=None)
+    return finished(part, searched_class, (found.matching.criterion(number),))
