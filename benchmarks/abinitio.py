@@ -61,12 +61,12 @@ def pose_errors(
         frame = max(tried, key=lambda f: np.mean(_distances(posed, true, f, symmetry)[0] < _RIGHT_IN_DEGREES))
         for _ in range(5):
             errors, mates = _distances(posed, true, frame, symmetry)
-            near = errors < max(8.0, float(np.median(errors)))
+            near = errors < np.clip(np.median(errors), 8.0, _RIGHT_IN_DEGREES)
             sums = np.einsum("nji,njk->ik", (true @ symmetry[mates])[near], posed[near])
             u, _, v = np.linalg.svd(sums)
             frame = u @ np.diag([1, 1, np.linalg.det(u @ v)]) @ v
         answers.append((_distances(posed, true, frame, symmetry)[0], mirrored))
-    return min(answers, key=lambda answer: float(np.median(answer[0])))
+    return max(answers, key=lambda answer: float(np.mean(answer[0] < _RIGHT_IN_DEGREES)))
 
 
 def _distances(posed, true, frame, symmetry):
@@ -141,7 +141,7 @@ def one_run(
         given, _ = map_quality(from_true, star)
     head = {"set": case.name, "seed": seed, "images": len(true)}
     row = head | row | {
-        "claimed (Å)": everything.validation.resolution if found.status == "converged" else None,
+        "claimed (Å)": _claimed(everything) if found.status == "converged" else None,
         "true (Å)": resolution,
         "F": quality,
         "F true": given,
@@ -151,6 +151,12 @@ def one_run(
     stages = {name: 1e3 * s / len(true) for name, s in times.processor_seconds.items()}
     of_stages = head | {"box": true.box_size} | {name: stages.pop(name, 0.0) for name in _SHOWN_STAGES}
     return row, of_stages | {"others": sum(stages.values())}
+
+
+def _claimed(found: Reconstruction) -> float | str | None:
+    """The resolution in Å as a run states it."""
+    v = found.validation
+    return f"better than {v.resolution:.4g}" if v.resolution_kind == "better_than" else v.resolution
 
 
 _SHOWN_STAGES = ("preview", "polar images", "search", "search again")
@@ -206,7 +212,7 @@ def foreign(page: Page, args: Any) -> None:
     """Rows of the sets made by others."""
     for name, particles in foreign_sets().items():
         for seed in range(args.seeds):
-            if page.wants("foreign", name, seed, len(particles)):
+            if name.startswith(args.only) and page.wants("foreign", name, seed, len(particles)):
                 row, found = trap_row(name, particles, seed, args.threads)
                 none = {"right": False, "error (°)": None, "p90 (°)": None, "near": None}
                 row |= none if found is None else judged(found, particles.rotations(), np.eye(3)[None])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from common import SHARED, Case
+from emsplat.commands.run_demo import IMAGES
 from emsplat.io import ImageSource, read_particles
 from emsplat.io.formats import Format
 from emsplat.io.pkl import read_cryodrgn
@@ -35,6 +36,7 @@ FERRITIN = _simulation(2000, 3.0, 0.05, assembly="1")
 PSEUDO = "pseudo-d8"  # in place of a model's name: the model is built by `sixteen_subunits`
 SETS = [
     (IGG, "C1"),
+    (Case("images of the demo", "7pbl.pdb.gz", IMAGES), "C1"),
     (RUVB, "C1"),
     (Case("MsbA, C2 not imposed", "8tso.cif.gz", _simulation(3000, 2.8, 0.05)), "C1"),
     (Case("8BK7, D2 not imposed", "8bk7.cif.gz", BETAGAL), "C1"),

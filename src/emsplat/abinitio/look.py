@@ -23,6 +23,7 @@ from emsplat.particles.table import Particles
 _SAMPLE, _SAMPLE_BYTES = 2000, 192 << 20
 _BOX = 32  # pixels that images are cropped to, which suffices for a diameter
 _OUTLINE = 0.04  # share of the largest excess variance that still belongs to the particle
+_TAIL, _FALLING = 0.12, 1.6  # a particle's edge falls by this factor within two rings; a tail below this share may not
 _SURE = 5.0  # standard errors that leave no doubt
 _UNSEEN = 0.5  # share of the box: a circle within the particle shows its contrast, a wider one dilutes it
 
@@ -103,7 +104,13 @@ def _outline(gathered: NDArray[np.float32]) -> float | None:
     rings = np.arange(1, box_size // 2 + 1)
     share = np.cumsum(stands_out[: len(rings)]) / rings
     reached = np.flatnonzero(stands_out[: len(rings)] & (share >= 0.5))
-    return None if not len(reached) else min(2.0 * (reached[-1] + 1), float(box_size))
+    if not len(reached):
+        return None
+    # Neighbouring particles in some of the images make a flat tail, which is not the particle's.
+    last = int(reached[-1])
+    while last > 2 and excess[last] < _TAIL * excess.max() and excess[last - 2] < _FALLING * excess[last]:
+        last -= 1
+    return min(2.0 * (last + 1), float(box_size))
 
 
 def _contrast(gathered: NDArray[np.float32], diameter: float) -> float:
