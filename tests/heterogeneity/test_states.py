@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from emsplat.fourier import maps
+from emsplat.fourier.slices import fourier_volume
 from emsplat.heterogeneity.states import _difference, _judged
+from emsplat.imaging.forward import ForwardModel
+from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.validation.correlation import fsc
+from emsplat.validation.directions import measured_density
+from phantom import ImagesInMemory, accumulated, imagined_particles, lopsided_map
 
 BOX, LIMIT = 32, 12
 RNG = np.random.default_rng(0)
@@ -49,7 +57,7 @@ def test_half_maps_of_a_state_combine_the_decoder_with_the_inversion() -> None:
     bias = np.exp(-0.08 * np.arange(BOX // 2 + 1))
     decoded = [maps.radial_filter(truth, bias) + 0.6 * maps.radial_filter(band_limited(1.0), bias) for _ in range(2)]
     raw = [truth + band_limited(0.8) for _ in range(2)]
-    halves, found = _judged((raw[0], raw[1]), (decoded[0], decoded[1]), MASK, 2.0, 0)
+    halves, found = _judged((raw[0], raw[1]), (decoded[0], decoded[1]), MASK, 2.0, 0, None)
     shells = slice(0, found.limit_shell)
 
     def nearness(volume: np.ndarray) -> float:
@@ -58,3 +66,24 @@ def test_half_maps_of_a_state_combine_the_decoder_with_the_inversion() -> None:
     combined = nearness(0.5 * (halves[0] + halves[1]))
     assert combined > max(nearness(0.5 * (decoded[0] + decoded[1])), nearness(0.5 * (raw[0] + raw[1]))) + 0.002
     assert abs(float(np.nanmean(found.c_map[shells])) - combined) < 0.005
+
+
+@pytest.mark.parametrize("signal", [True, False])
+def test_a_state_that_is_seen_from_one_side_is_measurable_where_it_was_seen(signal: bool) -> None:
+    """Directions that no view has reached hold noise; they do not outvote those that hold signal."""
+    box_size, n, noise, alone = 48, 800, 8.0, np.eye(3)[None]
+    rng = np.random.default_rng(0)
+    particles = imagined_particles(n, box_size, pixel_size=4.0)
+    angles = np.stack([rng.uniform(-180, 180, n), rng.uniform(0, 15, n), rng.uniform(-180, 180, n)], axis=1)
+    particles = replace(particles, euler_angles_in_degrees=angles)
+    model = ForwardModel.of(particles)
+    clean = model.images(model.from_volume(fourier_volume(lopsided_map(box_size)))).numpy()
+    images = (signal * clean + noise * clean.std() * rng.normal(size=clean.shape)).astype(np.float32)
+    power = np.full((1, box_size // 2 + 1), (noise * clean.std() * box_size) ** 2)
+    settings = AccumulationSettings(box_size, box_size, power, alone)
+    halves = accumulated(particles, ImagesInMemory(images), np.arange(n) % 2, settings)
+    raw = halves[0].raw_map(), halves[1].raw_map()
+    decoded = maps.low_pass(raw[0], 4.0, 20.0), maps.low_pass(raw[1], 4.0, 20.0)
+    density = measured_density(particles.poses.rotations, alone)
+    _, found = _judged(raw, decoded, maps.soft_sphere(box_size, 28, 4), 4.0, 0, density)
+    assert (found.resolution_kind != "not_measurable") == signal

@@ -44,10 +44,12 @@ def test_the_estimate_is_the_true_correlation(reconstructed: Run, simulated: Pat
     measured = np.arange(len(true)) < v.limit_shell
     error = np.abs(v.c_map - true)[measured]
     deviations = error / v.c_map_se[measured]
-    # Over eight other seeds, the root mean square was 0.5 to 1.1, and 1.3 % of the shells were beyond 2.5.
+    # Over the seeds 1 to 8 of the images, the root mean square was 0.52 to 1.14 and the mean −0.13 ± 0.15. Of 176
+    # shells, 2 were beyond 2.5, as many as chance allows: one of 22 is beyond it in every fourth set.
     assert np.sqrt(np.mean(np.square(deviations[3:]))) < 1.3
     assert np.mean(error) < 0.02
     assert np.all(error <= np.maximum(0.03, 3.5 * v.c_map_se[measured]))
+    assert np.count_nonzero(error > np.maximum(0.03, 2.5 * v.c_map_se[measured])) <= 1
     assert v.resolution_kind in ("measured", "better_than")
     expected = resolution_at(true, v.frequency, 0.5, FIRST_SHELL) or v.nyquist
     assert v.resolution == pytest.approx(expected, rel=0.08)

@@ -48,6 +48,16 @@ def test_cells_hold_alike_and_mates_share_one(box_size, group):
         assert np.mean(found[known] == of_bin[known]) > 0.6  # but for bins that a border runs through
 
 
+def test_views_count_by_their_weights():
+    rotations, symmetry = views(300, spread=60.0), symmetry_operators("C2")
+    weights = np.random.default_rng(1).integers(0, 4, 300)
+    repeated = measured_density(np.repeat(rotations, weights, axis=0), symmetry)
+    np.testing.assert_allclose(measured_density(rotations, symmetry, weights), repeated, rtol=1e-5)
+    np.testing.assert_allclose(
+        measured_density(rotations, symmetry, np.full(300, 0.3)), measured_density(rotations, symmetry), rtol=1e-5
+    )
+
+
 def test_directions_that_no_view_has_measured_get_no_cells_of_their_own():
     rotations = views(3000, spread=25.0)  # along z: slices lie about the plane z = 0
     density = measured_density(rotations, np.eye(3)[None])

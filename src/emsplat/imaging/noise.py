@@ -51,7 +51,7 @@ def noise_spectra(images: NDArray[np.float32], particles: Particles) -> NDArray[
             )
         spectra[number] = np.maximum(spectrum, 1e-6 * spectrum.mean())
     # A group that is missing from the sample is rare; it takes the mean of the others.
-    spectra[counts == 0] = np.average(spectra, axis=0, weights=counts)
+    spectra[counts == 0] = np.average(spectra, axis=0, weights=counts / counts.sum())  # of one group: its own bits
     return spectra
 
 

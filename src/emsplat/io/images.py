@@ -153,6 +153,6 @@ def refuse_images(particles: Particles, rows: NDArray[np.int64], what: str) -> N
     """Raise InputError naming the first of these rows."""
     more = f" (and {len(rows) - 1} more in this block)" if len(rows) > 1 else ""
     raise InputError(
-        f"{particles.ids[rows[0]]}{more}: {what}; every image must be finite and vary: "
-        "remove it from the particle file or extract it again"
+        f"{particles.ids[rows[0]]}{more}: {what}; every image must be finite and vary: leave it out with "
+        "--drop (emsplat check --every-image lists such images), or extract it again"
     )

@@ -22,20 +22,25 @@ _GENERIC = np.array([0.36, 0.48, 0.8])  # a direction that no symmetry axis is n
 _SPLITS = (2, 2, 2, 3)  # parts into which the weight is divided, one division after the other
 
 
-def measured_density(rotations: NDArray[np.float64], symmetry: NDArray[np.float64]) -> NDArray[np.float64]:
+def measured_density(
+    rotations: NDArray[np.float64], symmetry: NDArray[np.float64], weights: NDArray[np.floating] | None = None
+) -> NDArray[np.float64]:
     """(bins,) how many slices pass through each bin of directions, relative to the mean.
 
     Args:
         rotations: (N, 3, 3) matrices A of the views.
         symmetry: (m, 3, 3) operators that every view is repeated by.
+        weights: (N,) of the views; by default, all count alike.
     """
     every = max(1, len(rotations) * len(symmetry) // _VIEWS)
     views = np.einsum("ni,mij->nmj", rotations[::every, 2], symmetry).reshape(-1, 3).astype(np.float32)
+    counts = np.ones(len(rotations)) if weights is None else np.asarray(weights, dtype=np.float64)
+    shares = np.repeat(counts[::every], len(symmetry)).astype(np.float32)
     centres = _bin_centres().astype(np.float32)
     density = np.empty(len(centres))
     for first in range(0, len(centres), 100):
         block = slice(first, first + 100)
-        density[block] = (np.abs(centres[block] @ views.T) < _PATCH).mean(axis=1)
+        density[block] = (np.abs(centres[block] @ views.T) < _PATCH) @ shares
     return density / max(float(density.mean()), 1e-12)
 
 
