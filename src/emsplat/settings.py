@@ -209,7 +209,7 @@ class AbInitioSettings(FileSettings):
     cache_size: float | None = None  # Largest size of the whole cache in GB. If left out, the free space of its disk.
     seed: int = 0  # Seed of all random numbers.
     threads: int | None = None  # Number of threads. If left out, as many as the machine has.
-    # Processor (cpu) or graphics card (cuda) for the fits of Gaussians. The search runs on the CPU.
+    # Processor (cpu) or graphics card (cuda) to work on. auto takes a graphics card if one can be used.
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:

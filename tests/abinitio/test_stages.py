@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 import blobs
-from emsplat.abinitio import full, halves, imitation, refinement, volume
+from emsplat.abinitio import full, growing, halves, imitation, refinement, volume
 from emsplat.abinitio.full import FullSettings
 from emsplat.abinitio.halves import Agreement, Search, Start
 from emsplat.abinitio.polar import PolarGrid, PolarImages
 from emsplat.abinitio.stochastic import StageSettings, StochasticSettings
 from emsplat.abinitio.verdict import judged
+from emsplat.models.gaussians import Gaussians
+from emsplat.runtime.reporting import Reporter
 
 GRID = PolarGrid.of(6, 0.7)
 N_IMAGES = 240  # of each half
@@ -141,3 +145,30 @@ def test_a_search_on_the_right_map_moves_the_images_that_are_wrong_and_no_others
     moved, found = refinement.search_again(images, map_, wrong, np.zeros((150, 2)), search.fine, search.full, rng)
     assert moved[:50].mean() > 0.9 and moved[50:].mean() < 0.05
     assert np.median(imitation.distances_in_degrees(found.rotations[:50], rotations[:50], np.eye(3)[None])) < 10
+
+
+def test_a_viewer_is_shown_the_map_as_it_grows(signal: np.ndarray) -> None:
+    rng = np.random.default_rng(13)
+    weight = 400 / (2 * np.pi * GRID.radii * signal).sum()
+    images = blobs.images_of(GRID, Rotation.random(80, random_state=rng).as_matrix(), np.zeros((80, 2)), weight, rng)
+    search, reporter = settings(signal), Reporter()
+    search = replace(search, stochastic=replace(search.stochastic, iterations=4))
+    shown: list[tuple[int, Gaussians]] = []
+    reporter.watcher = lambda half, model, pixel: shown.append((half, model.gaussians(pixel)))
+    maps: list[np.ndarray] = []
+
+    def show(map_: np.ndarray) -> None:
+        maps.append(map_)
+        growing.show(reporter, 2, map_, 100.0)
+
+    found = halves.start(images, search, rng, show=show)
+    assert len(shown) == 4 + len(found.second.evidence) and not reporter.warnings
+    half, last = shown[-1]
+    # On the grid of a map whose voxels span a box of 100 Å: mass and middle are those of the densest voxels.
+    voxel, edge = 100 / len(maps[-1]), len(maps[-1])
+    densest = np.sort(maps[-1].ravel())[-len(last) :].clip(0)
+    assert half == 2 and float(last.masses().sum()) == pytest.approx(densest.sum() * voxel**3, rel=1e-3)
+    place = np.array(np.unravel_index(maps[-1].argmax(), maps[-1].shape))[::-1] - edge // 2
+    heaviest = last.centres[last.masses().argmax()].numpy()
+    assert heaviest == pytest.approx(place * voxel, abs=1e-3)
+    growing.show(Reporter(), 1, maps[-1], 100.0)  # nobody looks

@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("triton", reason="NO TRITON: kernels for graphics cards untested; pip install triton")
 on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card here")
 TESTS = Path(__file__).resolve().parents[1]
-PARTS = ("splats", "statistics", "insertion")
+PARTS = ("splats", "statistics", "insertion", "search")
 ONLY_ON_A_CARD = {"splats": 2}  # tests of memory, streams and graphs
 
 

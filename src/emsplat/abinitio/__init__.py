@@ -3,10 +3,12 @@
 - ``look``: the noise, the diameter and the sign of the contrast, which images show even without poses
 - ``scales``: rings, grids, batches and iterations, found from the data
 - ``grids``: directions, turns and shifts to search over; ``polar``: images on polar grids of Fourier space
-- ``samples``: the samples of many images on a disk
+- ``samples``: the samples of many images on a disk; ``shares``: the images divided among ranks
 - ``volume``: the slices of a small map, their insertion, and the map that solves for them
-- ``search``: E-step and M-step on a grid as batched matrix products; ``softmax``: posteriors from scores
+- ``search``: E-step and M-step on a grid as batched matrix products; ``softmax``: posteriors from scores,
+  and ``softmax_gpu`` on a graphics card
 - ``stochastic``: the first stage, from random poses to a coarse map; ``full``: the second stage, on finer grids
+- ``growing``: the map while it grows, for a viewer
 - ``alignment``: alignment of two maps by rotation, shift and hand; ``symmetric``: the same under an imposed symmetry
 - ``modes``: where the turns between two sets of poses gather; ``imitation``: what images of a correct map would show
 - ``halves``: two independent searches, and how far they agree; ``verdict``: whether to believe them

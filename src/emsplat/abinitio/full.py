@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from emsplat.abinitio import grids, search, volume
 from emsplat.abinitio.polar import PolarGrid, PolarImages
+from emsplat.abinitio.shares import in_shares
 from emsplat.abinitio.stochastic import StageSettings, Trace, limited, power_share, shift_prior
 
 _KEPT_MASS = 0.999  # share of an image's coarse posterior that is searched further
@@ -65,6 +66,11 @@ class Found:
         rotations, centres, flat = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2)), np.zeros(n, np.bool_)
         classes = np.full((n, n_classes), 1 / n_classes, np.float32)
         return Found(rotations, centres, top, evidence, likelihood, flat, classes, junk)
+
+    def put(self, rows: NDArray[np.int64], some: Found) -> None:
+        """Take over the results for some of the images."""
+        for entry in fields(self):
+            getattr(self, entry.name)[rows] = getattr(some, entry.name)
 
     def select(self, rows: NDArray[np.int64]) -> Found:
         """The results for some of the images."""
@@ -186,14 +192,30 @@ def round_of(
     found = Found.empty(len(images), n_classes)
     per_image = settings.coarse_turns * len(coarse) * len(search_in.coarse.offsets)
     block = int(np.clip(_SCORES_AT_ONCE // per_image, 32, 512))
-    for rows in np.array_split(np.arange(len(images)), max(1, -(-len(images) // block))):
-        _search_block(images.select(rows), centres[rows], search_in, rows, found)
-        advance(int(rows[-1]) + 1, len(images))
+    world, done = stage.world, 0
+
+    def work(share: NDArray[np.int64]) -> tuple[Found, list[tuple[torch.Tensor, NDArray[np.float32]]]]:
+        nonlocal done
+        levels = search_in.emptied()
+        of_share = Found.empty(len(share), n_classes)
+        for part in np.array_split(np.arange(len(share)), -(-len(share) // block)):
+            rows = share[part]
+            _search_block(images.select(rows), centres[rows], levels, part, of_share)
+            done += len(part)
+            advance(min(done * world.size, len(images)), len(images))
+        both = (levels.coarse, levels.fine) if sums is not None else ()
+        return of_share, [(level.back, level.weight) for level in both]
+
+    for share, (of_share, of_levels) in in_shares(len(images), world, work):
+        found.put(share, of_share)
+        for level, (back, weight) in zip((search_in.coarse, search_in.fine), of_levels, strict=False):
+            level.back.add_(back)
+            level.weight[:] += weight
     if sums is not None:
         for level in (search_in.coarse, search_in.fine):
             grid, frames = level.slices.grid, level.frames[: len(level.frames) // n_classes]
-            back = search.samples_of(level.back, grid)
-            volume.insert(sums, back, level.weight, grid, frames, stage.symmetry)
+            of_level = search.samples_of(level.back, grid)
+            volume.insert(sums, of_level, level.weight, grid, frames, stage.symmetry)
     return found
 
 
@@ -222,17 +244,21 @@ class _Level:
         stage: StageSettings,
     ) -> _Level:
         frames = grids.frames(directions)
-        slices = search.slices_of(volume.slices(map_, grid, frames), grid)
+        slices = search.slices_of(volume.slices(map_, grid, frames), grid, stage.device)
         frames = np.tile(frames, (slices.n_directions // len(frames), 1, 1))
         return _Level(
             slices,
             frames,
-            search.turn_matrix(grid.n_orders, n_turns),
+            search.turn_matrix(grid.n_orders, n_turns, stage.device),
             offsets,
             shift_prior(offsets, stage),
             torch.zeros(2, grid.n_orders, len(frames), grid.n_rings),
             np.zeros((len(frames), grid.n_rings), np.float32),
         )
+
+    def emptied(self) -> _Level:
+        """The same level with empty sums."""
+        return replace(self, back=torch.zeros_like(self.back), weight=np.zeros_like(self.weight))
 
     def with_log_prior(self, of_classes: NDArray[np.float32]) -> _Level:
         """The same level with (K,) log prior probabilities of the classes."""
@@ -263,6 +289,10 @@ class _Search:
     families: list[NDArray[np.int64]]  # fine directions of each coarse direction
     stage: StageSettings
     log_odds: float = -np.inf  # log of the prior odds that an image shows no particle
+
+    def emptied(self) -> _Search:
+        """The same grids with sums of their own, which are empty."""
+        return replace(self, coarse=self.coarse.emptied(), fine=self.fine.emptied())
 
     def with_shares(self, shares: NDArray[np.float64]) -> _Search:
         """The same grids with (K+1,) prior probabilities of the classes, that without a particle last."""
@@ -297,7 +327,7 @@ def _search_coarsely(
 ) -> NDArray[np.bool_]:
     """(coarse, n) mask of the directions that each image keeps; images with flat posteriors are finished."""
     level, grid = s.coarse, s.coarse.slices.grid
-    moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size)
+    moved = search.shifted(block.coarser(grid.n_rings), centres, level.offsets, s.stage.box_size, s.stage.device)
     probabilities, sums = search.e_step(level.slices, moved, level.turn, level.log_prior, 1.0, reuse=True)
     kept = _directions_with_mass(sums.of_direction)
     flat = (kept.mean(axis=0) > _FLAT) & (sums.evidence < _LITTLE)
@@ -326,7 +356,7 @@ def _search_families(
 ) -> None:
     """Search images in the families of the coarse directions that each of them has kept, (coarse, n)."""
     n, level = len(block), s.fine
-    moved = search.shifted(block, centres, level.offsets, s.stage.box_size)
+    moved = search.shifted(block, centres, level.offsets, s.stage.box_size, s.stage.device)
     parts = []
     largest = np.full(n, -np.inf, np.float32)
     for family, of_family in zip(s.families, kept, strict=True):

@@ -8,6 +8,7 @@ under their own; and whether they get the same poses there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,7 @@ def start(
     title: str = "",
     reporter: Reporter | None = None,
     checkpoint: Checkpoint = UNKEPT,
+    show: Callable[[NDArray[np.float32]], None] = lambda map_: None,
 ) -> Start:
     """Search for the poses of one half's images, starting from random poses.
 
@@ -96,11 +98,12 @@ def start(
         title: what the progress bars call this search.
         checkpoint: the state after the first stage and after every round of the second is offered to it, and the search
             resumes from what it loads.
+        show: called with the map, or the maps of all classes, after every batch and every round.
     """
     reporter = reporter or Reporter()
     state = checkpoint.load()
     if state is None:
-        begun = _first(images, settings, rng, title, reporter)
+        begun = _first(images, settings, rng, title, reporter, show)
         checkpoint.offer(lambda: packed(begun))
     else:
         begun = unpacked(state, _Halfway, Trace, Rounds, SliceSums, Found)
@@ -112,6 +115,7 @@ def start(
     def after_round() -> None:
         begun.generator = dict(rng.bit_generator.state)
         checkpoint.offer(lambda: packed(begun))
+        show(rounds.map)
 
     full_stage(
         images, rounds, settings.fine, settings.full, rng, after_round,
@@ -122,7 +126,14 @@ def start(
     return Start(rounds.map, inversion, rounds.found, first, rounds.trace, [*pictures, rounds.map])
 
 
-def _first(images: PolarImages, settings: Search, rng: np.random.Generator, title: str, reporter: Reporter) -> _Halfway:
+def _first(
+    images: PolarImages,
+    settings: Search,
+    rng: np.random.Generator,
+    title: str,
+    reporter: Reporter,
+    show: Callable[[NDArray[np.float32]], None],
+) -> _Halfway:
     """The search after its first stage."""
     centres = np.zeros((len(images), 2))
     pictures: list[NDArray[np.float32]] = []
@@ -131,6 +142,7 @@ def _first(images: PolarImages, settings: Search, rng: np.random.Generator, titl
 
         def watch(done: int, map_: NDArray[np.float32], trace: Trace) -> None:
             advance(done, n_iterations)
+            show(map_)
             if done in (1, n_iterations // 10, n_iterations // 3, n_iterations):
                 pictures.append(map_)
 

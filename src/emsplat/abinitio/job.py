@@ -125,7 +125,7 @@ class Job:
         for number, rows in enumerate(self.rows, start=1):
             with self.reporter.bar(f"transforming half {number}", "images") as advance:
                 what = self.table, self.images, rows, self.look.noise, grid, self.circle
-                found.append(read_polar(*what, advance, self.settings.cache, self.weight))
+                found.append(read_polar(*what, advance, self.settings.cache, self.weight, self.context.world))
         (first, of_first), (second, of_second) = found
         return (first, second), of_first.mean(of_second)
 
@@ -138,6 +138,8 @@ class Job:
             symmetry=self.symmetry,
             max_shift=self.max_shift,
             shift_sigma=max(0.5 * self.max_shift, 0.5),
+            world=self.context.world,
+            device=self.context.device,
             n_classes=self.settings.classes,
         )
 

@@ -28,6 +28,7 @@ from emsplat.optics.aberrations import antisymmetric_factors
 from emsplat.optics.ctf import ctf
 from emsplat.particles.batches import Images
 from emsplat.particles.table import Particles
+from emsplat.runtime.ranks.world import World
 
 _BLOCK_BYTES = 32 << 20
 MOST_IN_MEMORY = 128 << 20  # size of the samples of one half set, above which they lie in a file
@@ -157,12 +158,14 @@ def polar_blocks(
     noise: NDArray[np.float64],
     grid: PolarGrid,
     circle_in_pixels: float,
+    world: World,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.complex64], NDArray[np.float32], NDArray[np.float64]]]:
     """Positions among the rows, signal, power, and (4, R) sums over the images of |y|², σ², C² and 1, block by block.
 
     Args:
         noise: (groups, D//2+1) from `noise_spectra`.
         circle_in_pixels: diameter of the circle of each image that is kept.
+        world: the ranks that do the blocks in turn; all of them get all blocks.
     """
     full, box_size = particles.box_size, min(working_box(grid, particles.box_size), images.box_size)
     transform = _to_polar(grid, box_size)
@@ -172,7 +175,9 @@ def polar_blocks(
     radius = np.hypot(kx, ky)
     ring = np.rint(radius).astype(int)
     per_block = max(1, _BLOCK_BYTES // (4 * full**2))
-    for part in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // per_block))):
+    parts = np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // per_block)))
+
+    def of_block(part: NDArray[np.int64]) -> tuple[NDArray[np.complex64], NDArray[np.float32], NDArray[np.float64]]:
         chosen = particles.select(rows[part])
         block = images.read(rows[part])
         if images.box_size == full:  # the background of cropped images has been subtracted already
@@ -198,7 +203,12 @@ def polar_blocks(
         real = np.fft.fftshift(scipy.fft.irfft2(weighted, s=(box_size, box_size)), axes=(1, 2)) * window
         flat = torch.from_numpy(np.ascontiguousarray(real, dtype=np.float32)).reshape(len(part), -1)
         signal = torch.complex(*(flat @ torch.from_numpy(m) for m in transform)).numpy()
-        yield part, signal.reshape(len(part), grid.n_rings, grid.n_angles), power, sums
+        return signal.reshape(len(part), grid.n_rings, grid.n_angles), power, sums
+
+    for first in range(0, len(parts), world.size):
+        own = of_block(parts[first + world.rank]) if first + world.rank < len(parts) else None
+        for owner, part in enumerate(parts[first : first + world.size]):
+            yield part, *world.broadcast(own, owner)
 
 
 def read_polar(
@@ -211,6 +221,7 @@ def read_polar(
     advance: Callable[[int, int], None] = lambda done, total: None,
     folder: Path | None = None,
     weight: float = 1.0,
+    world: World | None = None,
 ) -> tuple[PolarImages, Spectra]:
     """The images of these rows on the polar grid, and the radial powers; see `polar_blocks`.
 
@@ -219,13 +230,16 @@ def read_polar(
     Args:
         folder: the folder of that file; by default the one of all temporary files.
         weight: factor on all log-likelihoods, as if the noise had been stronger by its inverse.
+        world: the ranks that share the work, each of which gets all samples.
     """
     shape = len(rows), grid.n_rings, grid.n_angles
     in_memory = 8 * int(np.prod(shape)) <= MOST_IN_MEMORY
     signal = np.empty(shape, np.complex64) if in_memory else StoredSamples.empty(*shape, folder)
     power = np.empty((len(rows), grid.n_rings), np.float32)
     total = np.zeros((4, grid.n_rings))
-    for part, block_signal, block_power, sums in polar_blocks(particles, images, rows, noise, grid, circle_in_pixels):
+    for part, block_signal, block_power, sums in polar_blocks(
+        particles, images, rows, noise, grid, circle_in_pixels, world or World()
+    ):
         signal[part], power[part] = np.float32(weight) * block_signal, np.float32(weight) * block_power
         total += sums
         advance(int(part[-1]) + 1, len(rows))

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.abinitio import growing
 from emsplat.abinitio.alignment import Alignment
 from emsplat.abinitio.alternation import own_ctfs, refined
 from emsplat.abinitio.classes import Matching, classes_in_words, matched
@@ -32,12 +34,15 @@ from emsplat.errors import InputError
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction
+from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
 from emsplat.runtime.context import Context
 from emsplat.runtime.packing import packed, unpacked
+from emsplat.runtime.ranks.world import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
 from emsplat.settings import AbInitioSettings
+from emsplat.statistics.schedule import ranks_told_apart
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def ab_initio(
     settings: AbInitioSettings,
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
+    world: World | None = None,
 ) -> AbInitio:
     """Find the poses of particle images without initial poses.
 
@@ -110,29 +116,40 @@ def ab_initio(
         settings: values that are not given are found from the data.
         reporter: receiver of progress; silent by default.
         checkpoints: where every stage writes its state, and what it may be resumed from; by default, none.
+        world: the ranks that share the work. Each calls this function and gets the same result. By default, one.
     Raises:
         InputError: one line on what is wrong with the input and what to do.
     """
     if settings.classes is not None:
         raise InputError("ab_initio: finds one map of all images; use ab_initio_classes, or leave out classes")
-    with job_of(source, settings, reporter or Reporter(), checkpoints) as job:
+    with job_of(source, settings, reporter or Reporter(), checkpoints, world or World()) as job:
         return finished(job, searched(job))
 
 
 @contextmanager
 def job_of(
-    source: Path | str | Particles, settings: AbInitioSettings, reporter: Reporter, checkpoints: Checkpoints
+    source: Path | str | Particles,
+    settings: AbInitioSettings,
+    reporter: Reporter,
+    checkpoints: Checkpoints,
+    world: World,
 ) -> Iterator[Job]:
     """The job of a search, whose images can be read in the block."""
-    with threads(settings.threads), ExitStack() as stack:
+    with threads(settings.threads or world.cores), ExitStack() as stack:
         with reporter.stage("read"):
             table = table_of(source, settings, reporter)
-        checkpoints = checkpoints.belonging_to(identity(table, settings))
+        checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
         images = stack.enter_context(ImageSource(table, settings.invert))
+        if world.watch:
+            images.watch = world.watch.reading
         with reporter.stage("preview"):
-            look = look_at(table, images, settings.seed)
+            look = world.broadcast(look_at(table, images, settings.seed) if world.is_first else None)
             diameter = diameter_of(look, table, settings, reporter)
-        context = Context(reporter=reporter, checkpoints=checkpoints)
+        device = devices.chosen(settings.device, reporter)
+        if {device.type} != set(world.gather(device.type)):
+            reporter.warn("searching on the CPU, because not every rank has a graphics card that it can use")
+            device = devices.CPU
+        context = Context(world, device, reporter, checkpoints)
         yield Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context)
 
 
@@ -173,7 +190,7 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
 
 def searched(job: Job) -> Searched:
     """The search without initial poses, which is done or else resumed."""
-    checkpoint = job.context.checkpoints.named("search")
+    checkpoint = job.context.checkpoints.named("search", job.context.world)
     state = checkpoint.load()
     if state is not None:
         kinds = Start, Found, Trace, Agreement, Alignment, Modes, Imitation
@@ -250,14 +267,16 @@ def _starts_of_classes(
 def _start(job: Job, images: PolarImages, search: Search, attempt: int, number: int) -> Start:
     """One start of one half, 0 or 1, which is done or else resumed."""
     title = f"half {number + 1}, start {attempt + 1}"
-    on_the_way = job.context.checkpoints.named(f"half{number + 1}-start{attempt + 1}")
+    on_the_way = job.context.checkpoints.named(f"half{number + 1}-start{attempt + 1}", job.context.world)
     done = on_the_way.piece("done")
     state = done.load()
     if state is not None:
         kept: Start = unpacked(state, Start, Found, Trace)
         return kept
     rng = np.random.default_rng((job.settings.seed, attempt, number))
-    found = start(images, search, rng, title, job.reporter, on_the_way)
+    box = job.table.box_size * job.table.pixel_size_in_angstroms
+    show = partial(growing.show, job.reporter, number + 1, box_in_angstroms=box)
+    found = start(images, search, rng, title, job.reporter, on_the_way, show)
     done.offer(lambda: packed(found))
     return found
 

@@ -19,6 +19,7 @@ from emsplat.abinitio.run import AbInitio, Searched, finished, job_of, searched
 from emsplat.errors import InputError
 from emsplat.particles.table import Particles
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
+from emsplat.runtime.ranks.world import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import AbInitioSettings
 
@@ -48,6 +49,7 @@ def ab_initio_classes(
     settings: AbInitioSettings,
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
+    world: World | None = None,
 ) -> Classified:
     """Find several maps, and the images that belong to each of them; see `run.ab_initio`.
 
@@ -56,7 +58,7 @@ def ab_initio_classes(
     """
     reporter = reporter or Reporter()
     assert settings.classes is not None
-    with job_of(source, settings, reporter, checkpoints) as job:
+    with job_of(source, settings, reporter, checkpoints, world or World()) as job:
         found = searched(job)
         assert found.matching is not None
         labels, posteriors = _labelled(job, found.starts, found.matching)

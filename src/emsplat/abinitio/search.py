@@ -23,6 +23,7 @@ from torch import Tensor
 from emsplat.abinitio import grids
 from emsplat.abinitio.polar import PolarGrid, PolarImages
 from emsplat.abinitio.softmax import LANES, Posterior, posterior
+from emsplat.runtime.devices import CPU
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Slices:
 
     def select(self, directions: NDArray[np.int64]) -> Slices:
         """The slices in some of the directions."""
-        both = torch.from_numpy(np.concatenate([directions, directions + self.n_directions]))
+        both = torch.from_numpy(np.concatenate([directions, directions + self.n_directions])).to(self.products.device)
         log_prior = None if self.log_prior is None else self.log_prior[directions]
         return Slices(self.grid, self.products[:, both], self.power[directions], log_prior)
 
@@ -57,12 +58,12 @@ class Shifted:
         """The coefficients of some of the images."""
         orders, _, parts = self.coefficients.shape
         of_images = self.coefficients.view(orders, self.n_shifts, len(self.power), parts)
-        chosen = of_images.index_select(2, torch.from_numpy(rows)).view(orders, -1, parts)
+        chosen = of_images.index_select(2, torch.from_numpy(rows).to(of_images.device)).view(orders, -1, parts)
         return Shifted(chosen, self.power[rows], self.n_shifts)
 
 
-def slices_of(samples: NDArray[np.complex64], grid: PolarGrid) -> Slices:
-    """The slices with these (d, R, Q) samples, in the form that the E-step takes."""
+def slices_of(samples: NDArray[np.complex64], grid: PolarGrid, device: torch.device = CPU) -> Slices:
+    """The slices with these (d, R, Q) samples, in the form that the E-step takes on this device."""
     d, rings, q = samples.shape
     flat = torch.from_numpy(samples.reshape(-1, q))
     spectra = torch.empty(grid.n_orders, 2, d, rings)
@@ -75,10 +76,16 @@ def slices_of(samples: NDArray[np.complex64], grid: PolarGrid) -> Slices:
     real, imaginary = (spectra[:, i] * torch.from_numpy(weight) * factors for i in (0, 1))
     products = torch.cat([torch.cat([real, imaginary], dim=2), torch.cat([-imaginary, real], dim=2)], dim=1)
     power = (np.abs(samples) ** 2).mean(axis=2) * weight
-    return Slices(grid, products.contiguous(), power.astype(np.float32))
+    return Slices(grid, products.contiguous().to(device), power.astype(np.float32))
 
 
-def shifted(images: PolarImages, centres: NDArray[np.float64], offsets: NDArray[np.float64], box_size: int) -> Shifted:
+def shifted(
+    images: PolarImages,
+    centres: NDArray[np.float64],
+    offsets: NDArray[np.float64],
+    box_size: int,
+    device: torch.device = CPU,
+) -> Shifted:
     """Images moved so that a particle at ``centre + offset`` comes to the origin.
 
     Args:
@@ -94,13 +101,15 @@ def shifted(images: PolarImages, centres: NDArray[np.float64], offsets: NDArray[
     for first, matrix, part in zip((0, 1), grid.to_orders(), (real, imaginary), strict=True):
         found = torch.from_numpy(matrix) @ torch.from_numpy(part.reshape(grid.n_angles, -1))
         out[first::2] = found.view(-1, 2, n_shifts * n, grid.n_rings).transpose(1, 2)
-    return Shifted(out.view(grid.n_orders, n_shifts * n, -1), images.power, n_shifts)
+    return Shifted(out.view(grid.n_orders, n_shifts * n, -1).to(device), images.power, n_shifts)
 
 
-def turn_matrix(n_orders: int, n_turns: int) -> Tensor:
+def turn_matrix(n_orders: int, n_turns: int, device: torch.device = CPU) -> Tensor:
     """(ψ, 2·M) cosines and sines of mψ, alternating."""
     angle = grids.turns(n_turns)[:, None] * np.arange(n_orders)
-    return torch.from_numpy(np.stack([np.cos(angle), np.sin(angle)], axis=2).reshape(n_turns, -1).astype(np.float32))
+    return torch.from_numpy(
+        np.stack([np.cos(angle), np.sin(angle)], axis=2).reshape(n_turns, -1).astype(np.float32)
+    ).to(device)
 
 
 def scores_of(slices: Slices, images: Shifted, turn: Tensor, reuse: bool = False) -> Tensor:
@@ -111,9 +120,10 @@ def scores_of(slices: Slices, images: Shifted, turn: Tensor, reuse: bool = False
     """
     d, n = slices.n_directions, len(images.power)
     orders, columns, _ = images.coefficients.shape
-    c = _room("products", orders, 2 * d, columns)
+    device = slices.products.device
+    c = _room("products", orders, 2 * d, columns, device=device)
     torch.bmm(slices.products, images.coefficients.transpose(1, 2), out=c)
-    out = _room("scores", len(turn), d * columns) if reuse else None
+    out = _room("scores", len(turn), d * columns, device=device) if reuse else None
     return torch.mm(turn, c.view(turn.shape[1], -1), out=out).view(len(turn), d, images.n_shifts, n)
 
 
@@ -133,7 +143,19 @@ def e_step(
 ) -> tuple[Tensor, Posterior]:
     """(ψ, d, T, n) posterior before normalisation, and its sums; `reuse` as in `scores_of`."""
     scores = scores_of(slices, images, turn, reuse)
-    return scores, posterior(scores.numpy(), penalty_of(slices, images), log_prior, beta)
+    return scores, posterior_of(scores, penalty_of(slices, images), log_prior, beta)
+
+
+def posterior_of(
+    scores: Tensor, penalty: NDArray[np.float32], log_prior: NDArray[np.float32], beta: float
+) -> Posterior:
+    """`softmax.posterior` of scores on any device, in place."""
+    if scores.device == CPU:
+        return posterior(scores.numpy(), penalty, log_prior, beta)
+    from emsplat.abinitio import softmax_gpu  # Triton may only exist where there is a card
+
+    taken, added = (torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (penalty, log_prior))
+    return softmax_gpu.posterior(scores, taken.to(scores.device), added.to(scores.device), beta)
 
 
 def images_at_once() -> int:
@@ -144,21 +166,22 @@ def images_at_once() -> int:
 def m_step(
     probabilities: Tensor, images: Shifted, normalisation: NDArray[np.float32], turn: Tensor, grid: PolarGrid
 ) -> Tensor:
-    """(2, M, d, R) real and imaginary parts of the angular coefficients of b, for `samples_of`.
+    """(2, M, d, R) real and imaginary parts of the angular coefficients of b, for `samples_of`, on the processor.
 
     Args:
         probabilities: (ψ, d, T, n), to be divided by a normalisation (n,).
     """
     n_turns, d, n_shifts, n = probabilities.shape
-    w = _room("products", 2 * grid.n_orders, d * n_shifts * n)
+    device = probabilities.device
+    w = _room("products", 2 * grid.n_orders, d * n_shifts * n, device=device)
     w = torch.mm(turn.T, probabilities.reshape(n_turns, -1), out=w).view(grid.n_orders, 2 * d, n_shifts * n)
-    scale = torch.from_numpy(1 / normalisation).repeat(n_shifts)
+    scale = torch.from_numpy(1 / normalisation).to(device).repeat(n_shifts)
     both = torch.bmm(w, images.coefficients * scale[:, None])  # (M, 2·d, 2·R)
     rings = grid.n_rings
     cosine, sine = both[:, :d], both[:, d:]
     real = cosine[:, :, :rings] + sine[:, :, rings:]
     imaginary = cosine[:, :, rings:] - sine[:, :, :rings]
-    return torch.stack([real, imaginary])
+    return torch.stack([real, imaginary]).cpu()
 
 
 def samples_of(coefficients: Tensor, grid: PolarGrid) -> NDArray[np.complex64]:
@@ -173,18 +196,19 @@ def samples_of(coefficients: Tensor, grid: PolarGrid) -> NDArray[np.complex64]:
     return samples.permute(1, 2, 0).contiguous().numpy()
 
 
-_rooms: dict[str, Tensor] = {}
+_rooms: dict[tuple[str, torch.device], Tensor] = {}
 
 
-def _room(name: str, *shape: int) -> Tensor:
+def _room(name: str, *shape: int, device: torch.device) -> Tensor:
     """Memory for the intermediate results of one name, whose content is lost at the next call.
 
     Fresh memory of some megabytes costs more time, page by page, than the products that fill it.
     """
     size = math.prod(shape)
-    if name not in _rooms or _rooms[name].numel() < size:
-        _rooms[name] = torch.empty(size)
-    return _rooms[name][:size].view(shape)
+    key = name, device
+    if key not in _rooms or _rooms[key].numel() < size:
+        _rooms[key] = torch.empty(size, device=device)
+    return _rooms[key][:size].view(shape)
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")

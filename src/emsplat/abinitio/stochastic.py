@@ -16,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from emsplat.abinitio import grids, search, volume
-from emsplat.abinitio.polar import PolarImages
+from emsplat.abinitio.polar import PolarGrid, PolarImages
+from emsplat.abinitio.shares import in_shares
+from emsplat.runtime.devices import CPU
+from emsplat.runtime.ranks.world import World
 
 _SMOOTHED = 8  # iterations over which the likelihood is averaged
 _FALLEN, _TOO_MUCH_POWER = 0.25, 1.2  # faults: loss of this share of the likelihood; map's power over the images'
@@ -38,6 +41,8 @@ class StageSettings:
     max_shift: float  # pixels: largest distance of a particle from its image's middle
     shift_sigma: float  # pixels: standard deviation of this distance in the prior
     n_classes: int | None = None  # K maps, and a class of images without a particle; None: one map for all images
+    world: World = field(default_factory=World)  # the ranks that share the images
+    device: torch.device = CPU  # where poses are compared
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,27 @@ class _Best:
         return volume.SliceSums(self.sums.back_projection.copy(), self.sums.weight.copy()), self.map
 
 
+@dataclass
+class _BatchSums:
+    """Sums over a share of a batch, and its new centres."""
+
+    back: NDArray[np.float32]  # (2, M, d, R) slices of b, from `search.m_step`
+    weight: NDArray[np.float32]  # (d, R)
+    classes: NDArray[np.float64]  # (K,) posteriors
+    totals: NDArray[np.float64]  # (3,) of the log-likelihood, the entropy and the largest posterior
+    centres: NDArray[np.float64]  # (n, 2)
+
+    @staticmethod
+    def empty(grid: PolarGrid, n_directions: int, n_classes: int, n: int) -> _BatchSums:
+        return _BatchSums(
+            np.zeros((2, grid.n_orders, n_directions, grid.n_rings), np.float32),
+            np.zeros((n_directions, grid.n_rings), np.float32),
+            np.zeros(n_classes),
+            np.zeros(3),
+            np.zeros((n, 2)),
+        )
+
+
 @dataclass(frozen=True)
 class _Stochastic:
     """The search of one batch after another."""
@@ -163,13 +189,13 @@ class _Stochastic:
         batch, grid, stage = self.images.select(rows), self.images.grid, self.stage
         points = grids.directions(self.settings.n_directions, grids.random_turn(self.rng), stage.symmetry)
         frames = grids.frames(points)
-        turn = search.turn_matrix(grid.n_orders, self.settings.n_turns)
+        turn = search.turn_matrix(grid.n_orders, self.settings.n_turns, stage.device)
         offsets = grids.shift_grid(1, self.settings.shift_step)
-        moved = search.shifted(batch, self.centres[rows], offsets, stage.box_size)
+        moved = search.shifted(batch, self.centres[rows], offsets, stage.box_size, stage.device)
         if map_ is None:
             back, weight = _at_random(batch, moved, len(frames) * (stage.n_classes or 1), turn, self.rng)
         else:
-            slices = search.slices_of(volume.slices(map_, grid, frames), grid)
+            slices = search.slices_of(volume.slices(map_, grid, frames), grid, stage.device)
             if self.bias is not None:
                 slices = replace(slices, log_prior=np.repeat(self.bias, len(frames)).astype(np.float32))
             back, weight = self._search(rows, batch, moved, slices, turn, offsets, floor, trace)
@@ -188,32 +214,42 @@ class _Stochastic:
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """The slices of b, and their weights, of a batch of images that is searched; their centres are updated."""
         grid, stage, n = batch.grid, self.stage, len(rows)
-        back = torch.zeros(2, grid.n_orders, slices.n_directions, grid.n_rings)
-        weight = np.zeros((slices.n_directions, grid.n_rings), np.float32)
-        means = np.zeros(3)  # of the log-likelihood, the entropy and the largest posterior
-        beta: float | None = None
-        of_classes = None if self.bias is None else np.zeros(len(self.bias))
-        for part in np.array_split(np.arange(n), -(-n // search.images_at_once())):
-            some = moved.select(part)
-            scores, penalty = search.scores_of(slices, some, turn, reuse=True), search.penalty_of(slices, some)
-            if beta is None:
-                beta = _beta(scores[..., :_FOR_BETA].numpy(), penalty[:, :_FOR_BETA], floor)
-            found = search.posterior(scores.numpy(), penalty, shift_prior(offsets, stage), beta)
-            shown = self._with_particle(found.evidence, trace)
-            back += search.m_step(scores, some, found.total / shown, turn, grid)
-            weight += (found.of_direction * shown) @ batch.power[part]
-            if of_classes is not None:
-                of_classes += (found.of_direction @ shown).reshape(len(of_classes), -1).sum(axis=1)
-            here = rows[part]
-            self.centres[here] = limited(self.centres[here] + (offsets.T @ found.of_shift).T, stage.max_shift)
-            means += found.evidence.sum(), found.entropy.sum(), (1 / found.total).sum()
-        assert beta is not None
-        for values, mean in zip((trace.evidence, trace.entropy, trace.top), means / n, strict=True):
-            values.append(float(mean))
+        log_prior = shift_prior(offsets, stage)
+        few = moved.select(np.arange(min(n, _FOR_BETA)))
+        beta = 1.0
+        if floor > 0:
+            scores = search.scores_of(slices, few, turn, reuse=True).cpu().numpy()
+            beta = _beta(scores, search.penalty_of(slices, few), floor)
+
+        def work(share: NDArray[np.int64]) -> _BatchSums:
+            sums = _BatchSums.empty(grid, slices.n_directions, self.stage.n_classes or 1, len(share))
+            for place in np.array_split(np.arange(len(share)), -(-len(share) // search.images_at_once())):
+                part = share[place]
+                some = moved.select(part)
+                scores, penalty = search.scores_of(slices, some, turn, reuse=True), search.penalty_of(slices, some)
+                found = search.posterior_of(scores, penalty, log_prior, beta)
+                shown = self._with_particle(found.evidence, trace)
+                sums.back += search.m_step(scores, some, found.total / shown, turn, grid).numpy()
+                sums.weight += (found.of_direction * shown) @ batch.power[part]
+                sums.classes += (found.of_direction @ shown).reshape(len(sums.classes), -1).sum(axis=1)
+                moves = (offsets.T @ found.of_shift).T
+                sums.centres[place] = limited(self.centres[rows[part]] + moves, stage.max_shift)
+                sums.totals += found.evidence.sum(), found.entropy.sum(), (1 / found.total).sum()
+            return sums
+
+        sums = _BatchSums.empty(grid, slices.n_directions, self.stage.n_classes or 1, 0)
+        for share, added in in_shares(n, stage.world, work):
+            self.centres[rows[share]] = added.centres
+            sums.back += added.back
+            sums.weight += added.weight
+            sums.classes += added.classes
+            sums.totals += added.totals
+        for values, total in zip((trace.evidence, trace.entropy, trace.top), sums.totals, strict=True):
+            values.append(float(total / n))
         trace.beta.append(beta)
-        if of_classes is not None:
-            self._balance(of_classes / max(of_classes.sum(), 1e-9), floor)
-        return search.samples_of(back, grid), weight
+        if self.bias is not None:
+            self._balance(sums.classes / max(sums.classes.sum(), 1e-9), floor)
+        return search.samples_of(torch.from_numpy(sums.back), grid), sums.weight
 
     def _with_particle(self, evidence: NDArray[np.float32], trace: Trace) -> NDArray[np.float32]:
         """(n,) posterior that images show a particle: 1 without a class of others, or as long as maps explain nothing.
@@ -270,7 +306,7 @@ def _at_random(
     poses = np.zeros((len(turn), d, moved.n_shifts, n), np.float32)
     direction = rng.integers(d, size=n)
     poses[rng.integers(len(turn), size=n), direction, 0, np.arange(n)] = 1
-    back = search.m_step(torch.from_numpy(poses), moved, np.ones(n, np.float32), turn, batch.grid)
+    back = search.m_step(torch.from_numpy(poses).to(turn.device), moved, np.ones(n, np.float32), turn, batch.grid)
     return search.samples_of(back, batch.grid), (direction == np.arange(d)[:, None]).astype(np.float32) @ batch.power
 
 

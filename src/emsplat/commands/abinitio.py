@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from emsplat.commands.arguments import LongJobOptions, Output
 from emsplat.commands.session import Session, session
-from emsplat.errors import InputError
 from emsplat.settings import AbInitioSettings
 
 
@@ -45,39 +44,44 @@ def abinitio(
     from json import dumps
 
     with session(particles, output, run) as at:
-        reporter = at.reporter
-        if at.world.size > 1:
-            raise InputError("emsplat abinitio: works in one process; start it without torchrun or srun")
+        reporter, world = at.reporter, at.world
         with reporter.loading():
             from emsplat.abinitio.run import ab_initio
             from emsplat.outputs.abinitio import is_complete, write_ab_initio
             from emsplat.runs.closing import closing_curve, closing_rows
 
-        if at.may_be_complete and is_complete(output, particles, settings, reporter):
+        if world.broadcast(at.may_be_complete and is_complete(output, particles, settings, reporter)):
             at.tell_complete()
             return
         if settings.classes is not None:
-            summary = _with_classes(at, particles, settings)
-            if run.json:
-                print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))
+            _with_classes(at, particles, settings)
             return
         with at.at_work() as checkpoints:
-            found = ab_initio(particles, settings, reporter, checkpoints)
-            summary = write_ab_initio(output, found, reporter, run.overwrite)
+            found = ab_initio(particles, settings, reporter, checkpoints, world)
+            if not world.is_first:
+                reporter.current = "writing"  # by the first rank, which all others wait for
+                return
+            summary = write_ab_initio(output, found, reporter, run.overwrite, world.size)
         curve = closing_curve(found.reconstruction.validation) if found.status == "converged" else []
         reporter.closing([("ab initio", found.verdict.text()), *closing_rows(summary, output)], curve)
         if run.json:
             print(dumps({"folder": str(output)} | summary, ensure_ascii=False, default=str))
 
 
-def _with_classes(at: Session, particles: Path, settings: AbInitioSettings) -> dict[str, Any]:
-    """Find several classes; returns the contents of summary.json."""
+def _with_classes(at: Session, particles: Path, settings: AbInitioSettings) -> None:
+    """Find several classes."""
+    from json import dumps
+
     from emsplat.abinitio.run_classes import ab_initio_classes
     from emsplat.outputs.classes import closing_rows, write_classes
     from emsplat.runs.classes_folder import ClassesFolder
 
     with at.at_work(ClassesFolder) as checkpoints:
-        found = ab_initio_classes(particles, settings, at.reporter, checkpoints)
-        summary = write_classes(at.output, found, at.reporter, at.options.overwrite)
+        found = ab_initio_classes(particles, settings, at.reporter, checkpoints, at.world)
+        if not at.world.is_first:
+            at.reporter.current = "writing"  # by the first rank, which all others wait for
+            return
+        summary = write_classes(at.output, found, at.reporter, at.options.overwrite, at.world.size)
     at.reporter.closing(closing_rows(summary, at.output), [])
-    return summary
+    if at.options.json:
+        print(dumps({"folder": str(at.output)} | summary, ensure_ascii=False, default=str))

@@ -2,6 +2,6 @@
 
 - ``reconstruction``: maps, Gaussians, curves, figures, settings, log and summary of a reconstruction
 - ``abinitio``, ``heterogeneity``: the files of these jobs; ``flip``: the other hand of a run
-- ``classes``: that of such a search with several classes
+- ``classes``: the files of a search for poses with several classes
 - ``evidence``: the arrays that its report needs beside these files
 """

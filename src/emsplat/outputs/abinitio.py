@@ -27,7 +27,9 @@ def is_complete(folder: Path, particles: Path, settings: AbInitioSettings, repor
     return outputs.is_complete(folder, particles, settings, reporter, SETTINGS)
 
 
-def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite: bool = False) -> Summary:
+def write_ab_initio(
+    folder: Path, found: AbInitio, reporter: Reporter, overwrite: bool = False, ranks: int = 1
+) -> Summary:
     """Write everything that `outputs.reconstruction.write_run` writes, the particles with their poses, and the verdict.
 
     Unless the search has converged, no resolution is claimed anywhere: a wrong map can have half maps that agree.
@@ -69,5 +71,6 @@ def write_ab_initio(folder: Path, found: AbInitio, reporter: Reporter, overwrite
         overwrite=overwrite,
         addition=addition,
         ab_initio=found.summary(),
+        ranks=ranks,
         **unclaimed,
     )

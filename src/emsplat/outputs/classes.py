@@ -20,13 +20,15 @@ from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
 from emsplat.versions import versions
 
 
-def write_classes(folder: Path, found: Classified, reporter: Reporter, overwrite: bool = False) -> Summary:
+def write_classes(
+    folder: Path, found: Classified, reporter: Reporter, overwrite: bool = False, ranks: int = 1
+) -> Summary:
     """Write everything; an old run stays until all files are complete. Returns the contents of summary.json."""
     check_output(folder, overwrite, ClassesFolder)
     with filling(folder, last=ClassesFolder.SUMMARY, obsolete=ClassesFolder.CHECKPOINTS) as staging:
         files = ClassesFolder(staging)
         of_classes = [
-            write_ab_initio(files.of_class(number).path, of_class, reporter)
+            write_ab_initio(files.of_class(number).path, of_class, reporter, ranks=ranks)
             for number, of_class in enumerate(found.classes, 1)
         ]
         ids = found.particles.ids
@@ -58,6 +60,7 @@ def write_classes(folder: Path, found: Classified, reporter: Reporter, overwrite
             "n_unplaced": int(np.count_nonzero(found.labels < 0)),
             "seconds": {stage: round(seconds, 3) for stage, seconds in reporter.seconds.items()},
             "resumed": reporter.resumed,
+            "ranks": ranks,
             "peak_memory_in_bytes": peak_memory_in_bytes(),
             "seed": found.settings.seed,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),

@@ -200,10 +200,6 @@ def with_search(plan: Plan, search: Search, rates: SearchRates) -> Plan:
 
 def plan_poses(path: Path, settings: AbInitioSettings, cluster: Cluster, reporter: Reporter) -> Plan:
     """Predict what `ab_initio` with these settings takes on these machines; raises the same InputErrors."""
-    if cluster.ranks > 1:
-        raise InputError(
-            f"{cluster.ranks} processes: emsplat abinitio works in one; plan it without --machines, --gpus"
-        )
     with threads(settings.threads):
         start = time.perf_counter()
         with reporter.stage("reading the table"):
