@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
 
 
 def relax_openmp() -> None:
@@ -35,3 +39,21 @@ def threads(wanted: int | None) -> Iterator[None]:
     finally:
         numba.set_num_threads(before[0])
         torch.set_num_threads(before[1])
+
+
+def side_by_side(work: Callable[..., _Result], *arguments: Iterable[Any]) -> list[_Result]:
+    """`work` on the first of all arguments, on the second ones and so on, each on a thread of its own.
+
+    They share the threads that the caller allows SciPy's transforms. It is for few and large pieces of numpy's work.
+    """
+    import scipy.fft
+
+    pieces = list(zip(*arguments, strict=True))
+    workers = scipy.fft.get_workers()
+
+    def one(piece: tuple[Any, ...]) -> _Result:
+        with scipy.fft.set_workers(max(1, workers // len(pieces))):
+            return work(*piece)
+
+    with ThreadPoolExecutor(max(1, min(workers, len(pieces)))) as pool:
+        return list(pool.map(one, pieces))

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
 from emsplat.fourier import maps
+from emsplat.runtime.threads import side_by_side
 from emsplat.validation.correlation import Curve, inverse, pooling_half_width, variance_of_mean
 
 KINDS = ("gaussians", "inversion")
@@ -64,15 +65,12 @@ def combine(
     """
     box_size = len(mask)
     blur = _DENSITY_BLUR * box_size / limit
-    spectra = [_estimates(*half, mask, blur) for half in zip(raw, gaussian, strict=True)]
+    spectra = side_by_side(lambda r, v: _estimates(r, v, mask, blur), raw, gaussian)
     grams = _shell_grams([*spectra[0], *spectra[1], *(maps.half_spectrum(r * mask) for r in raw)], box_size)
     weights, optimism, share = _solved(_Sums.of(grams), mask)
     weights[limit:last] = weights[limit - 1]
     weights[last:], share[limit:] = 0, 0
-    halves = [
-        _weighted(of_half, maps.half_spectrum(v * (1 - mask)), weights)
-        for of_half, v in zip(spectra, gaussian, strict=True)
-    ]
+    halves = side_by_side(lambda x, v: _weighted(x, maps.half_spectrum(v * (1 - mask)), weights), spectra, gaussian)
     return Combination((halves[0], halves[1]), weights.T, share, optimism)
 
 
