@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import fields_parts
 from cases import ANTIBODY, BETAGAL, FERRITIN, QUICK, QUICK_ODD, RUVB_SMALL, resized
 from common import REPOSITORY, RESULTS, Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
-from emsplat.figures.reconstruction import BLUE, GREEN, QUIET, VERMILION, save, style
 from emsplat.fit.by_statistics import FitSettings, fit_statistics
 from emsplat.fit.fields import initial_field, settings_for
 from emsplat.models.gaussian_model import GaussianModel
@@ -26,6 +24,7 @@ from emsplat.models.neural_field import NeuralField
 from emsplat.runtime.context import Task
 from emsplat.runtime.threads import threads
 from fields_data import Recorder
+from results_figures import draw_fields
 from study_data import Data, prepared
 from study_parts import _MASSES, _plain_fit
 
@@ -44,7 +43,6 @@ _WHOLE_TEXT = """`emsplat reconstruct --model …` as a user runs it: both halve
 inversion; F as above, of map.mrc. "Fit alone" is the average of the fitted half maps before the combination. Two fits
 of Gaussians are averaged in each half, and one of the fields is made."""
 _KINDS = {"hash grid": "hash-grid", "neural field": "neural-field"}
-_COLOURS = {"Gaussians": BLUE, "hash grid": GREEN, "neural field": VERMILION}
 
 
 @dataclass(frozen=True)
@@ -189,31 +187,6 @@ def whole_job(case: Case, work: Path, name: str) -> Row:
     }
 
 
-def draw(curves: dict[str, dict[str, list]], rows: list[Row], path: Path) -> None:
-    """F against processor seconds, one panel for each set: the search dashed, the final fit solid."""
-    names = list(dict.fromkeys(row["set"] for row in rows))
-    with style():
-        figure = Figure(figsize=(8.2, 3.1 * ((len(names) + 1) // 2)), layout="constrained")
-        for number, name in enumerate(names, 1):
-            axes = figure.add_subplot((len(names) + 1) // 2, 2, number)
-            inverted = next(row["F"] for row in rows if (row["set"], row["model"]) == (name, "direct inversion"))
-            axes.axhline(inverted, color=QUIET, ls=":", lw=1.2, label="direct inversion")
-            for model, colour in _COLOURS.items():
-                points = curves.get(name, {}).get(model, [])
-                for phase, dashes in (("search", (0, (3, 2))), ("fit", "-")):
-                    line = [(t, f) for t, f, when in points if when == phase]
-                    if line:
-                        label = model if phase == "fit" else None
-                        axes.plot(*np.array(line).T, color=colour, ls=dashes, lw=1.5, label=label)
-                if points:
-                    axes.plot(*points[-1][:2], "o", color=colour, ms=5)
-            axes.set(xscale="log", xlabel="processor seconds", ylabel="F", ylim=(max(0.0, inverted - 0.35), 1.0))
-            axes.set_title(name, loc="left", fontsize=10)
-            if number == 1:
-                axes.legend(fontsize=8, loc="lower right")
-        save(figure, path)
-
-
 def main() -> None:
     args = arguments(
         __doc__,
@@ -223,9 +196,12 @@ def main() -> None:
         parts=(0, "1: also what can be read off the models of the antibody"),
         draw_only=(0, "1: only the figure, of the rows there are"),
     )
-    small = replace(resized(ANTIBODY, 64, 2000).settings, snr=0.1)
-    antibody = Case("1IGY, 64²", ANTIBODY.model, small)
-    cases = [RUVB_SMALL, resized(BETAGAL, 64, 2000), resized(FERRITIN, 64, 2000), antibody]
+    ferritin = resized(FERRITIN, 64, 2000)
+    ferritin = replace(ferritin, settings=replace(ferritin.settings, assembly="1", snr=0.03))
+    antibody = resized(ANTIBODY, 64, 2000)
+    antibody = replace(antibody, settings=replace(antibody.settings, snr=0.1))
+    betagal = Case("8BK7, 64²", BETAGAL.model, replace(antibody.settings, pixel_size_in_angstroms=3.2, snr=0.05))
+    cases = [RUVB_SMALL, betagal, ferritin, antibody]
     cases = [QUICK, QUICK_ODD] if args.quick else cases[: args.sets]
     report = Report("fields", "Gaussians beside neural fields", args, keep=True)
     last = args.results / "fields.json"
@@ -252,7 +228,7 @@ def main() -> None:
             fields_parts.add(report, cases[-1], args.work)
     figures = REPOSITORY / "docs" / "figures" if args.results == RESULTS else args.results / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    draw(curves, rows, figures / "fields.png")
+    draw_fields({"tables": report.tables, "curves": curves}, figures / "results-fields.png")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from emsplat.simulation.atoms import centre_of_mass, potential_of_atoms
 from study_data import Data, prepared
 
 _NEAR = 8.0  # Å from an atom within which density counts as that of the molecule
-_TURN = 20.0  # degrees that the Fab is turned by
+_TURNS = (5.0, 20.0)  # degrees that the Fab is turned by
+_NAMES = ("Fab A", "other Fab", "Fc")
 _EDGE = 1.0  # pixels of the soft edge of a region's mask
 _REGIONS, _MOVEMENT = "Regions of the antibody", "The movement of a domain"
 _REGIONS_TEXT = """The antibody in three regions: the Fab of chain A, the other Fab, and the Fc. A Gaussian belongs to
@@ -32,10 +34,10 @@ the region of the atom that is nearest to its centre, and a voxel of a map to th
 shares are those of the true map. "F of" a part is the mean FSC of the region by itself with the potential of its atoms
 alone: of Gaussians the chosen ones, of a map the product with the region's soft mask. "s a region" is what another
 region costs without another fit."""
-_MOVEMENT_TEXT = """Two sets of images of the antibody, of which one Fab is turned by 20° in the second. The Gaussians
-of the first set are moved on the second set by the same fit (their order stays, because nothing is split or removed);
-the rotation that best carries the Gaussians of a region from the first to the second, weighted by mass, is read off.
-A neural field or a map has nothing that could be followed from one fit to the other."""
+_MOVEMENT_TEXT = """Images of the antibody as it is and with one Fab turned. The Gaussians of the first set are moved on
+the turned set by the same fit, without splits, so that each Gaussian can be followed. The rotation that best carries
+the Gaussians of a region from the first place to the second, weighted by mass, is read off and compared with that of
+the atoms. A neural field or a map has nothing that could be followed from one fit to the next."""
 
 
 def kept(work: Path, case: Case, name: str) -> Path:
@@ -56,7 +58,7 @@ def add(report: Report, case: Case, work: Path) -> None:
     """Both tables."""
     data = prepared(case, work)
     report.table(_REGIONS, list(regions(case, data, work)), _REGIONS_TEXT)
-    report.table(_MOVEMENT, movement(case, work), _MOVEMENT_TEXT)
+    report.table(_MOVEMENT, list(movement(case, work)), _MOVEMENT_TEXT)
 
 
 class Regions:
@@ -144,62 +146,62 @@ def _region_row(
     return {
         "model": name,
         "error of mass, points": float(100 * np.abs(found - true).max()),
-        **{
-            f"F of {part}": mean_fsc(a, b, ones)
-            for part, a, b in zip(("Fab A", "other Fab", "Fc"), parts, true_parts, strict=True)
-        },
+        **{f"F of {part}": mean_fsc(a, b, ones) for part, a, b in zip(_NAMES, parts, true_parts, strict=True)},
         "s a region": seconds,
     }
 
 
-def movement(case: Case, work: Path) -> list[dict[str, Any]]:
+def movement(case: Case, work: Path) -> Iterator[dict[str, Any]]:
     """The rotation of each region between two states, as it is and as the Gaussians have it."""
-    hinge, settings = Hinge(), case.settings
-    size, pixel_size = settings.box_size, settings.pixel_size_in_angstroms
-    places = Regions(size, pixel_size)
-    states = []
-    for number, angle in enumerate((0.0, _TURN)):
-        path = work / f"antibody-{size}-turned-{angle:g}.mrc"
-        b_factor = settings.b_factor_in_square_angstroms
-        write_map(
-            path,
-            potential_of_atoms(hinge.at(0.0, angle), size, pixel_size, b_factor, settings.solvent, places.centre),
-            pixel_size,
-        )
-        images = settings.n_images + 2 * number  # another number of images draws other views and another noise
-        state = Case(f"{case.name}, turned by {angle:g}°", str(path), replace(settings, n_images=images))
-        states.append(prepared(state, work))
-    first, second = states
+    pixel_size = case.settings.pixel_size_in_angstroms
+    places = Regions(case.settings.box_size, pixel_size)
+    first = _state(case, 0.0, places, work)
     start, _ = fit_statistics(first.seen, first.unseen, first.start(), FitSettings())
-    begin = time.process_time()
+    before = start.parameters.gaussians(pixel_size)
     still = replace(FitSettings().densification, first=10**6)
-    moved, _ = fit_statistics(second.seen, second.unseen, start, FitSettings(densification=still))
-    seconds = time.process_time() - begin
-    before, after = (model.parameters.gaussians(pixel_size) for model in (start, moved))
-    return [_moved(before, after, places, region, hinge, seconds) for region in range(3)]
+    sizes = {"everything": FitSettings().step_sizes, "places only": {"centres": FitSettings().step_sizes["centres"]}}
+    for angle in _TURNS:
+        second = _state(case, angle, places, work)
+        for changed, step_sizes in sizes.items():
+            settings = FitSettings(densification=still, step_sizes=step_sizes)
+            begin = time.process_time()
+            moved, _ = fit_statistics(second.seen, second.unseen, start, settings)
+            seconds = time.process_time() - begin
+            after = moved.parameters.gaussians(pixel_size)
+            for region in range(3):
+                row = _moved(before, after, places, region, angle)
+                yield {"turned by, °": angle, "what may change": changed} | row | {"fit, s": seconds}
 
 
-def _moved(
-    before: Gaussians, after: Gaussians, places: Regions, region: int, hinge: Hinge, seconds: float
-) -> dict[str, Any]:
+def _state(case: Case, angle: float, places: Regions, work: Path) -> Data:
+    """The images of the antibody with its Fab turned. Args: angle: degrees."""
+    settings = case.settings
+    path = work / f"antibody-{settings.box_size}-turned-{angle:g}.mrc"
+    volume = potential_of_atoms(
+        Hinge().at(0.0, angle), settings.box_size, settings.pixel_size_in_angstroms,
+        settings.b_factor_in_square_angstroms, settings.solvent, places.centre,
+    )  # fmt: skip
+    write_map(path, volume, settings.pixel_size_in_angstroms)
+    images = settings.n_images + 2 * round(angle)  # another number of images draws other views and another noise
+    return prepared(Case(f"{case.name}, turned by {angle:g}°", str(path), replace(settings, n_images=images)), work)
+
+
+def _moved(before: Gaussians, after: Gaussians, places: Regions, region: int, angle: float) -> dict[str, Any]:
     """A row of the table of movements."""
     chosen = places.of(before.centres.numpy()) == region
     mass = before.masses().numpy()[chosen]
     old, new = (model.centres.numpy()[chosen] for model in (before, after))
     turn, shift = _carries(old, new, mass)
     atoms = places.of_atoms == region
-    turned = hinge.at(0.0, _TURN)
-    now = np.array([site.atom.pos.tolist() for site in turned.all()])[atoms] - places.centre
+    now = np.array([site.atom.pos.tolist() for site in Hinge().at(0.0, angle).all()])[atoms] - places.centre
     true_turn, true_shift = _carries(places.places[atoms], now, np.ones(int(atoms.sum())))
-    error = np.rad2deg((turn * true_turn.inv()).magnitude())
     return {
-        "region": ("Fab A", "other Fab", "Fc")[region],
+        "region": _NAMES[region],
         "true turn, °": float(np.rad2deg(true_turn.magnitude())),
         "turn of the Gaussians, °": float(np.rad2deg(turn.magnitude())),
-        "error of the turn, °": float(error),
+        "error of the turn, °": float(np.rad2deg((turn * true_turn.inv()).magnitude())),
         "true shift, Å": float(np.linalg.norm(true_shift)),
         "shift of the Gaussians, Å": float(np.linalg.norm(shift)),
-        "fit of the second state, s": seconds,
     }
 
 

@@ -44,15 +44,15 @@ def variants(d: int) -> list[dict[str, Any]]:
     network = {"encoding": PositionalEncoding(d // 2, d / 2), "widths": (64, 64, 64), "first": 1e-2, "steps": 240}
     short = network | {"steps": 160}
     return [
-        hashed | {"name": "hash grid ◀"},
+        hashed | {"name": "◀"},
         *(hashed | {"name": f"2^{rows} rows", "encoding": HashGrid(12, 4, d, rows)} for rows in (10, 11, 14, 16)),
         *(hashed | {"name": f"{levels} levels", "encoding": HashGrid(levels, 4, d, 12)} for levels in (6, 8, 16)),
         hashed | {"name": "finest grid of ¾", "encoding": HashGrid(12, 4, 3 * d // 4, 12)},
         hashed | {"name": "no hidden layer", "widths": ()},
         hashed | {"name": "two hidden layers", "widths": (64, 64)},
-        *(hashed | {"name": "steps of the table", "second": size} for size in (0.01, 0.02)),
+        *(hashed | {"name": f"steps of {size} in the table", "second": size} for size in (0.01, 0.02)),
         hashed | {"name": "the density itself, blurred", "unblurred": True},
-        network | {"name": "neural field ◀"},
+        network | {"name": "◀"},
         short | {"name": "fewer steps"},
         *(short | {"name": f"{n} frequencies", "encoding": PositionalEncoding(n, d / 2)} for n in (6, 12)),
         short | {"name": "two layers of 128", "widths": (128, 128)},
@@ -91,19 +91,23 @@ def fitted(data: Data, variant: dict[str, Any], quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, only=("", "hash grid or neural field; without it, both"))
     case = resized(MSBA, 48, 1000)
     case = QUICK if args.quick else replace(case, settings=replace(case.settings, pixel_size_in_angstroms=3.4))
-    report = Report("fields-tuning", "Settings of the neural fields", args)
-    rows: list[dict[str, Any]] = []
+    report = Report("fields-tuning", "Settings of the neural fields", args, keep=True)
     with threads(1):
         data = prepared(case, args.work)
         inverted = data.quality((data.seen + data.unseen).raw_map())
         gaussians = data.quality(data.volume(_gaussians(data)))
         facts = f"F of the direct inversion is {inverted:.3f} here, and that of one fit of Gaussians {gaussians:.3f}. "
         for variant in variants(data.extent)[:: 5 if args.quick else 1]:
-            rows.append(fitted(data, variant, args.quick))
-            report.table("Variants", rows, facts + _TEXT)
+            heading = "Hash grid" if "second" in variant else "Neural field"
+            rows = report.tables.get(heading, [])
+            if heading.lower() in (args.only or heading.lower()) and variant["name"] not in {
+                r["variant"] for r in rows
+            }:
+                row = fitted(data, variant, args.quick)
+                report.table(heading, [*rows, row], facts + _TEXT)
 
 
 def _gaussians(data: Data) -> Any:

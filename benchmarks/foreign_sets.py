@@ -66,10 +66,15 @@ def _row(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     try:
         found = check(path, CheckSettings(threads=1, **options))
     except InputError as error:
-        return row | {"problems": f"refused: {str(error).replace(str(path.parent) + '/', '')[:140]}"}
+        return row | {"problems": f"refused: {_without_places(str(error), path)[:140]}"}
     notes = [finding.topic for finding in found.findings if finding.verdict == "note"]
-    problems = "; ".join(finding.line().replace(str(path.parent) + "/", "") for finding in found.problems)
+    problems = "; ".join(_without_places(finding.line(), path) for finding in found.problems)
     return row | {"images": len(found.particles), "problems": problems or "none", "notes": ", ".join(notes)}
+
+
+def _without_places(text: str, path: Path) -> str:
+    """A message without the folders of this machine, which are nobody's business."""
+    return text.replace(f"{path.parent}/", "").replace(f"{SHARED.parent}/", "").replace(str(path.parent), "its folder")
 
 
 def classes(work: Path) -> list[dict[str, Any]]:

@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from emsplat.abinitio.run import AbInitio as AbInitio
     from emsplat.abinitio.run import ab_initio as ab_initio
     from emsplat.errors import InputError as InputError
+    from emsplat.heterogeneity.run import find_heterogeneity as find_heterogeneity
     from emsplat.io import read_map as read_map
     from emsplat.io import read_particles as read_particles
     from emsplat.io import write_map as write_map
     from emsplat.models.gaussians import Gaussians as Gaussians
     from emsplat.outputs.abinitio import write_ab_initio as write_ab_initio
+    from emsplat.outputs.heterogeneity import write_heterogeneity as write_heterogeneity
     from emsplat.outputs.reconstruction import write_run as write_run
     from emsplat.particles.table import Particles as Particles
     from emsplat.reconstruction.reconstruct import Reconstruction as Reconstruction
     from emsplat.reconstruction.reconstruct import reconstruct as reconstruct
     from emsplat.runtime.reporting import Reporter as Reporter
     from emsplat.settings import AbInitioSettings as AbInitioSettings
+    from emsplat.settings import HeterogeneitySettings as HeterogeneitySettings
     from emsplat.settings import ReconstructSettings as ReconstructSettings
     from emsplat.settings import SimulationSettings as SimulationSettings
     from emsplat.simulation import simulate as simulate
@@ -35,6 +38,7 @@ _HOMES = {
     "AbInitio": "abinitio.run",
     "AbInitioSettings": "settings",
     "Gaussians": "models.gaussians",
+    "HeterogeneitySettings": "settings",
     "InputError": "errors",
     "Particles": "particles.table",
     "ReconstructSettings": "settings",
@@ -43,11 +47,13 @@ _HOMES = {
     "SimulationSettings": "settings",
     "Validation": "validation.validate",
     "ab_initio": "abinitio.run",
+    "find_heterogeneity": "heterogeneity.run",
     "read_map": "io",
     "read_particles": "io",
     "reconstruct": "reconstruction.reconstruct",
     "simulate": "simulation",
     "write_ab_initio": "outputs.abinitio",
+    "write_heterogeneity": "outputs.heterogeneity",
     "write_map": "io",
     "write_run": "outputs.reconstruction",
 }

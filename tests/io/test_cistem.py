@@ -49,8 +49,7 @@ def test_every_column_is_read(written):
     np.testing.assert_allclose(found.phase_shift_in_degrees, 90, rtol=1e-6)
     (group,) = found.optics
     assert (group.voltage_in_kilovolts, group.box_size, found.pixel_size_in_angstroms) == (300, 8, 1.5)
-    assert group.spherical_aberration_in_millimetres == pytest.approx(2.7)
-    assert group.amplitude_contrast == pytest.approx(0.07)
+    assert (group.spherical_aberration_in_millimetres, group.amplitude_contrast) == (2.7, 0.07)
     assert not found.half_set.any()
     assert found.warnings == ()
 
@@ -118,6 +117,15 @@ def test_images_that_cistem_would_leave_out_are_left_out(written, refuses):
         read_particles(written(Occupancy=[30.0] * N))
 
 
+def test_what_is_left_out_needs_no_stack_and_rows_keep_their_numbers(written, refuses):
+    inactive = {"ImageActivity": [-1, 1, 1, 1, 1, 1], "StackFilename": ["gone.mrc"] + ["stack.mrcs"] * 5}
+    found = read_particles(written(**inactive))
+    assert len(found) == 5
+    assert [path.name for path in found.stacks] == ["stack.mrcs"]
+    with refuses("row 3: cisTEMPixelSize"):
+        read_particles(written(PixelSize=[1.5, 1.5, -1.0, 1.5, 1.5, 1.5], **inactive))
+
+
 def test_exposures_of_one_particle_share_a_half(written):
     groups = [1, 1, 2, 2, 3, 3]
     found = read_particles(written(ParticleGroup=groups, PreExposure=[0.0, 3.0] * 3))
@@ -182,9 +190,11 @@ def test_a_compressed_star_of_cistems_is_read(tmp_path, write_stack):
     assert read_particles(tmp_path / "b.star.gz").ids.tolist() == read_particles(plain).ids.tolist()
 
 
-def test_a_table_becomes_a_relion_star(written, tmp_path, monkeypatch):
+def test_a_table_becomes_a_relion_star(written, tmp_path, monkeypatch, refuses):
     monkeypatch.chdir(tmp_path)
     path = written()
+    with refuses("out.cistem", "as a .star alone"):
+        subset(path, tmp_path / "out.cistem")
     assert subset(path, tmp_path / "out.star", settings=InputSettings())[:2] == (N, N)
     one, other = read_particles(path), read_particles(tmp_path / "out.star")
     for field in fields(one):

@@ -110,7 +110,7 @@ def _image_names(columns: Columns, datadir: Path | None, need_stacks: bool) -> I
         return ImageNames(columns.path, columns.stacks, columns.stack, section)
     if columns.stacks:
         row = int(np.argmax(np.array([name == "" for name in columns.stacks])[columns.stack]))
-        raise InputError(f"{columns.path}, row {row + 1}: {PREFIX}{STACK} is empty; mend or remove the row")
+        raise InputError(f"{columns.path}, row {columns.row[row]}: {PREFIX}{STACK} is empty; mend or remove the row")
     stem = without_ending(columns.path).stem
     folders = [folder for folder in (datadir, columns.path.parent) if folder is not None]
     beside = next((f"{stem}{e}" for folder in folders for e in _ENDINGS if (folder / f"{stem}{e}").is_file()), None)

@@ -47,6 +47,7 @@ _KEPT = (
     *("AmplitudeContrast", "BeamTiltX", "BeamTiltY", "ImageShiftX", "ImageShiftY", "ParticleGroup", "PreExposure"),
     "AssignedSubset",
 )
+_CONSTANTS = ("PixelSize", "MicroscopeVoltagekV", "MicroscopeCsMM", "AmplitudeContrast")
 _MOST_COLUMNS = 64
 _LONGEST_TEXT = 1 << 16
 _ROWS_AT_ONCE = 1 << 14
@@ -60,6 +61,7 @@ class Columns:
     numbers: dict[str, NDArray[np.float64]]  # (N,) each
     stacks: tuple[str, ...]  # names as written; empty where the table has none
     stack: NDArray[np.int32]  # (N,) index into stacks
+    row: NDArray[np.int64]  # (N,) rows of the file, from 1
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -82,8 +84,8 @@ class Columns:
         if not holds.all():
             row = int(np.argmin(holds))
             raise InputError(
-                f"{self.path}, row {row + 1}: {PREFIX}{name} is {values[row]:g}; it {rule}: mend the value or remove "
-                "the row"
+                f"{self.path}, row {self.row[row]}: {PREFIX}{name} is {values[row]:g}; it {rule}: mend the value or "
+                "remove the row"
             )
 
     def missing(self, names: Sequence[str]) -> InputError:
@@ -93,8 +95,11 @@ class Columns:
         )
 
     def select(self, rows: NDArray[np.bool_]) -> Columns:
-        """The chosen rows."""
-        return Columns(self.path, {n: v[rows] for n, v in self.numbers.items()}, self.stacks, self.stack[rows])
+        """The chosen rows, and the stacks that they are of."""
+        used, stack = np.unique(self.stack[rows], return_inverse=True)
+        stacks = tuple(self.stacks[number] for number in used) if self.stacks else ()
+        numbers = {name: values[rows] for name, values in self.numbers.items()}
+        return Columns(self.path, numbers, stacks, stack.reshape(-1).astype(np.int32), self.row[rows])
 
 
 def is_binary_table(start: bytes) -> bool:
@@ -136,7 +141,8 @@ def _read_text(path: Path) -> Columns:
         raise InputError(f"{path}: no column {PREFIX}{POSITION}, so no table of particles; export it from cisTEM again")
     numbers = {name: table.floats(f"{PREFIX}{name}") for name in _KEPT if f"{PREFIX}{name}" in table}
     named = f"{PREFIX}{STACK}" in table
-    return Columns(path, numbers, *_numbered(table.column(f"{PREFIX}{STACK}") if named else [""] * len(table)))
+    names = table.column(f"{PREFIX}{STACK}") if named else [""] * len(table)
+    return Columns(path, numbers, *_numbered(names), np.arange(1, len(table) + 1))
 
 
 def _numbered(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
@@ -175,7 +181,11 @@ def _read_binary(path: Path, file: BinaryIO) -> Columns:
         raise InputError(f"{path}: damaged: more bytes than its {n_rows} rows take; copy or write it again")
     if "PhaseShift" in numbers:
         numbers["PhaseShift"] = np.rad2deg(numbers["PhaseShift"])  # the star has degrees
-    return Columns(path, numbers, *_numbered(names or [""] * n_rows))
+    for name in _CONSTANTS:
+        if name in numbers:  # 2.7 in single precision is 2.7, and not 2.700000047683716
+            different, which = np.unique(numbers[name], return_inverse=True)
+            numbers[name] = np.array([float(f"{value:.7g}") for value in different.tolist()])[which.reshape(-1)]
+    return Columns(path, numbers, *_numbered(names or [""] * n_rows), np.arange(1, n_rows + 1))
 
 
 def _letter(path: Path, code: int, type_: int) -> str:

@@ -48,7 +48,8 @@ def subset(source: Path, out: Path, settings: InputSettings | None = None) -> tu
 
 def _converted(source: Path, out: Path, settings: InputSettings) -> tuple[int, int, tuple[str, ...]]:
     if out.suffix != ".star":
-        raise InputError(f"{out}: {source} can be written in its own format or as a .star; end the name accordingly")
+        how = "as a .star alone" if sniff(source) in _ONLY_CONVERTED else "in its own format or as a .star"
+        raise InputError(f"{out}: {source} can be written {how}; end the name accordingly")
     chosen = read_input(source, settings)
     lost = (*chosen.warnings, *_unsaid(chosen))
     write_relion(chosen, out)
