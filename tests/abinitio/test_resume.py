@@ -51,7 +51,7 @@ def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def few_steps(table: Particles, settings: ReconstructSettings, *arguments: Any, **named: Any) -> Any:
         little = replace(settings, n_gaussians=60, n_fits=1)
         tuning = replace(small_work(accumulated=100, refined=80), refinement_rounds=1)
-        return reconstruct(table, little, *arguments, **named, tuning=tuning)
+        return reconstruct(table, little, *arguments, **named | {"tuning": tuning})
 
     monkeypatch.setattr(job, "stochastic_settings", stochastic)
     monkeypatch.setattr(job, "full_settings", full)
