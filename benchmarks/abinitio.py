@@ -189,6 +189,7 @@ class Page:
 
     def add(self, heading: str, row: dict[str, Any], text: str) -> None:
         """Add a row with the program's revision, in place of an older one of the same set, seed and size."""
+        self.report.take_up()
         rows = [old for old in self.report.tables.get(heading, []) if self._which(old) != self._which(row)]
         self.report.table(heading, [*rows, row | {"revision": self.revision}], text)
 

@@ -65,11 +65,15 @@ class Report:
         self.texts: dict[str, str] = {}
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.extra: dict[str, Any] = {}  # goes into the JSON only
-        last = self.folder / f"{name}.json"
-        if keep and last.exists():
-            content = json.loads(last.read_text(encoding="utf-8"))
-            if content["quick"] == self.quick:
-                self.tables, self.texts = content["tables"], content.get("texts", {})
+        if keep:
+            self.take_up()
+
+    def take_up(self) -> None:
+        """Take the tables that the files hold, which another run may have written meanwhile."""
+        last = self.folder / f"{self.name}.json"
+        content = json.loads(last.read_text(encoding="utf-8")) if last.exists() else {"quick": None}
+        if content["quick"] == self.quick:
+            self.tables, self.texts = content["tables"], content.get("texts", {})
 
     def table(self, heading: str, rows: list[dict[str, Any]], text: str = "") -> None:
         """Sets the table under a heading; rows are dicts with the same keys, in the order of the columns."""

@@ -25,7 +25,7 @@ SETTINGS = replace(TINY, n_images=800, snr=0.2, contrast_sigma=0.1)
 SEARCH = HeterogeneitySettings(components=1, states=2, n_gaussians=100, max_resolution=12.0, threads=1)
 
 
-def two_conformations(one_chain: Path, folder: Path) -> Path:
+def two_conformations(one_chain: Path, folder: Path, n_images: int = SETTINGS.n_images) -> Path:
     """The star of a particle of which 40 % lack the last third of the chain."""
     structure = gemmi.read_structure(str(one_chain))
     shorter = structure[0].clone()
@@ -35,7 +35,7 @@ def two_conformations(one_chain: Path, folder: Path) -> Path:
     shorter.num = 2
     structure.add_model(shorter)
     structure.write_pdb(str(folder / "two.pdb"))
-    return simulate(folder / "two.pdb", folder / "images", replace(SETTINGS, populations=(60, 40)))
+    return simulate(folder / "two.pdb", folder / "images", replace(SETTINGS, n_images=n_images, populations=(60, 40)))
 
 
 def found(star: Path, checkpoints: Checkpoints = NO_CHECKPOINTS, world: World | None = None) -> Heterogeneity:

@@ -27,7 +27,7 @@ from small_work import always
 
 @pytest.fixture(scope="module")
 def images(one_chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return two_conformations(one_chain, tmp_path_factory.mktemp("conformations"))
+    return two_conformations(one_chain, tmp_path_factory.mktemp("conformations"), n_images=450)
 
 
 @pytest.fixture(scope="module")

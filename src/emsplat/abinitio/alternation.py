@@ -22,6 +22,7 @@ from emsplat.abinitio.verdict import Verdict
 from emsplat.fourier import maps
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import Reconstruction, reconstruct
+from emsplat.reconstruction.tuning import Tuning
 from emsplat.runtime.packing import packed, unpacked
 from emsplat.settings import ReconstructSettings
 
@@ -60,7 +61,10 @@ def refined(job: Job, table: Particles, verdict: Verdict) -> tuple[Reconstructio
         if checkpoint.offer(partial(packed, kept)):
             job.context.checkpoints.remove_nested(_refinement(number))
     settings = reconstruct_settings(job, refine=verdict.status != "failed")
-    return _reconstructed(job, table, settings, "last"), tuple(kept.moved)
+    # Where hardly any image jumped, the others were refined already: their log-likelihood rises by less than 0.1.
+    settled = bool(kept.moved) and kept.moved[-1] < _SETTLED
+    tuning = Tuning(refinement_rounds=1) if settled else None
+    return _reconstructed(job, table, settings, "last", tuning), tuple(kept.moved)
 
 
 def _refinement(number: int) -> str:
@@ -75,10 +79,12 @@ def _in_poses_of(kept: _Alternation, table: Particles) -> Particles:
     )
 
 
-def _reconstructed(job: Job, table: Particles, settings: ReconstructSettings, name: str) -> Reconstruction:
+def _reconstructed(
+    job: Job, table: Particles, settings: ReconstructSettings, name: str, tuning: Tuning | None = None
+) -> Reconstruction:
     """A reconstruction as a stage of the search, with states of its own under this name."""
     checkpoints, world = job.context.checkpoints.nested(name), job.context.world
-    return reconstruct(table, settings, job.reporter, checkpoints, world, contrast_is_known=True)
+    return reconstruct(table, settings, job.reporter, checkpoints, world, contrast_is_known=True, tuning=tuning)
 
 
 def _refined_and_searched(job: Job, table: Particles, number: int) -> tuple[Particles, float | None]:
