@@ -357,7 +357,6 @@ def test_an_incomplete_set_and_the_particles_alone_are_refused(project, tmp_path
         ({"optics": {"rlnTomoTiltSeriesPixelSize": [2.0]}}, ["pixel size", "2 Å", "1.5 Å"]),
         ({"optics": {"rlnTomoSubtomogramBinning": [4]}}, ["pixel size", "3 Å (rlnImagePixelSize)", "6 Å"]),
         ({"rlnOriginX": [100.0] * 3}, ["origin", "rlnOriginX"]),
-        (xyz("rlnCoordinate{}", COORDINATES / TILT_PIXEL + SIZE), ["position", "rlnCoordinateX"]),
     ],
 )
 def test_particles_and_tomograms_that_contradict_each_other_are_refused(project, refuses, where, said):
@@ -374,6 +373,16 @@ def test_particles_and_tomograms_that_agree_are_silent(project):
     assert found.warnings == ()
     plain = read_particles(project(), need_stacks=False)
     np.testing.assert_allclose(found.origin_in_angstroms, plain.origin_in_angstroms)
+
+
+def test_coordinates_in_pixels_of_another_binning_are_warned_of(project):
+    """RELION 5 takes those in Å."""
+    found = read_particles(project(**xyz("rlnCoordinate{}", COORDINATES / TILT_PIXEL / 4)), need_stacks=False)
+    assert len(found.warnings) == 3
+    assert all("position" in line and "the first is taken" in line for line in found.warnings)
+    assert "rlnCenteredCoordinateXAngst" in found.warnings[0]
+    plain = read_particles(project(), need_stacks=False)
+    np.testing.assert_array_equal(found.defocus_u_in_angstroms, plain.defocus_u_in_angstroms)
 
 
 def test_a_pixel_size_that_is_given_settles_the_binning(project):

@@ -6,6 +6,7 @@ a warning. `--pixel-size` settles a contradiction about the pixel size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ LIMITS = {
     "origin": Limits("pixels", 0.05, 0.5),
     "defocus": Limits("Å", 10.0, 300.0),
     "phase shift": Limits("degrees", 0.1, 10.0),
-    "position": Limits("Å", 10.0, 500.0),
+    "position": Limits("Å", 10.0, math.inf),  # pixels may be those of another binning, and RELION takes the Å
     "view": Limits("degrees", 0.1, 2.0),
 }
 
