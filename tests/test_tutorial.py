@@ -36,3 +36,10 @@ def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert (tmp_path / "tutorial" / file).is_file()
     pictures = [output for cell in notebook["cells"] for output in cell.get("outputs", []) if "data" in output]
     assert len(pictures) >= 5
+
+
+def test_the_stored_notebook_was_run_to_its_end() -> None:
+    """Every cell has run, in order, and what it printed and drew is stored."""
+    cells = [cell for cell in read_notebook(TUTORIAL)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert sum("data" in output for cell in cells for output in cell["outputs"]) == 7
