@@ -79,7 +79,8 @@ class Input:
         return words in said and (kind == "refused") == said.startswith("refused")
 
 
-_C01, _C30, _C17 = "C01-repeated-rows", "C30-D3-cryosparc", "C17b-not-plain-mrc"
+_C01, _C17, _C20 = "C01-repeated-rows", "C17b-not-plain-mrc", "C20-no-ctf"
+_C30 = "C30-D3-cryosparc"
 _NONE: dict[str, Any] = {}
 _INPUTS = (
     Input("base", "particles.star", _NONE, 0.955),
@@ -117,6 +118,12 @@ _INPUTS = (
     Input("C15-cistem", "cistem.star", _NONE, 0.955),
     Input("C21-names", "gt.star", _NONE, 0.955),
     Input("C21-names", "mrcs_for_mrc.star", _NONE, 0.955),
+    Input(_C20, "p.star", _NONE, 0.865, truth=_C20),
+    Input(_C20, "particles.star", _NONE, 0.865, truth=_C20),
+    Input(_C20, "particles.star", {"no_ctf": True}, 0.865, truth=_C20),
+    Input("base", "particles.star", {"no_ctf": True}, "refused: leave out --no-ctf"),
+    Input("C35-blank", "particles.star", _NONE, "refused: leave it out with --drop"),
+    Input("C35-blank", "particles.star", {"every_image": True}, "warned: leave them out with --drop", checked=True),
     Input("C36-broken-link", "particles.star", _NONE, "refused: is a link to"),
 )
 

@@ -38,7 +38,7 @@ the same statistics b and T, the same held-out images and the same stopping rule
 "fit, s"). The fields were tuned on other sets (docs/study.md). "Any sign" leaves the density free to be negative.
 "Memory" is the largest resident memory of the fit above that before it. Times are processor seconds on one thread, so
 that the load of the machine matters little; the accumulation, which all need, is not counted. One fit was made of each,
-except where the row says two."""
+except where the row says two. The loop of "any sign" Gaussians has no search. Rows of earlier runs are kept."""
 _WHOLE_TEXT = """`emsplat reconstruct --model …` as a user runs it: both halves, and the combination with the direct
 inversion; F as above, of map.mrc. "Fit alone" is the average of the fitted half maps before the combination. Two fits
 of Gaussians are averaged in each half, and one of the fields is made."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,10 @@ from emsplat.runtime.checkpoint import Checkpoints
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import AbInitioSettings, ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from ended import ended_after
 from small_work import always, small_work
 
 FEW = AbInitioSettings(max_resolution=20.0, starts=1, threads=1, device="cpu")
-
-
-class Ended(Exception):
-    """Stands in for a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +59,6 @@ def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alternation, "reconstruct", few_steps)
     monkeypatch.setattr(alternation, "_MOST_SEARCHES", 1)
     monkeypatch.setattr(Verdict, "status", property(lambda self: "uncertain"))
-
-
-def ended_after(number: int, name: str, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> None:
-    """`work`, ended as soon as so many states of a name have been written."""
-    save, left = Checkpoints.save, [number]
-
-    def until_ended(self: Checkpoints, saved: str, *arguments: Any) -> bool:
-        written = save(self, saved, *arguments)
-        left[0] -= saved == name
-        if left[0] == 0:
-            raise Ended
-        return written
-
-    with monkeypatch.context() as patch, pytest.raises(Ended):
-        patch.setattr(Checkpoints, "save", until_ended)
-        work()
 
 
 def equal(one: AbInitio, other: AbInitio) -> None:

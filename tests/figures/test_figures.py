@@ -63,6 +63,16 @@ def test_fsc_family_in_every_state(state: str, tmp_path: Path) -> None:
     assert is_a_picture(tmp_path / "fsc.png")
 
 
+@pytest.mark.parametrize("fitted", ["Gaussians", "neural fields"])
+def test_the_legend_of_the_fsc_family_is_not_cut_off(fitted: str, tmp_path: Path) -> None:
+    figures.figure_fsc(verdict(), tmp_path / "fsc.png", verdict().gaussian_half, fitted=fitted)
+    picture = imread(tmp_path / "fsc.png")
+    legend = picture[int(0.8 * len(picture)) :, :, :3]
+    assert legend.std() > 0.02
+    assert np.all(legend[:, -3:] == 1)
+    assert np.all(legend[:, :3] == 1)
+
+
 def test_fsc_of_a_pair(tmp_path: Path) -> None:
     v = verdict()
     crossings = {0.5: 5.0, 0.143: None}

@@ -8,6 +8,7 @@ import pytest
 from emsplat.heterogeneity.posterior import (
     CONTRASTS,
     ContrastPrior,
+    ContrastStep,
     Inner,
     _with_prior,
     posterior,
@@ -98,7 +99,9 @@ def test_the_prior_of_the_contrast_is_learnt() -> None:
     prior = ContrastPrior(0.3, 0.05)
     for _ in range(20):
         found = posterior(inner_of(columns, data), np.array([1e-6, 0.0025]), prior)
-        prior = ContrastPrior.learnt(float(found.squared_contrast.sum()), float(found.junk.sum()), n)
+        step = ContrastStep(prior)
+        step.add(found)
+        prior = step.prior()
     assert prior.sigma == pytest.approx(0.15, rel=0.1)
     assert prior.junk < 0.002
     assert np.corrcoef(found.contrast, contrast)[0, 1] > 0.9

@@ -78,6 +78,15 @@ def test_contrast_is_no_component() -> None:
     assert np.abs(overlap).max() < 0.08
 
 
+def test_neither_contrast_nor_scale_drifts_where_images_differ_in_none() -> None:
+    space = learnt(images(1, 0.0)[0])
+    assert space.contrast.sigma < 0.06
+    band = maps.radial_filter(V0, np.ones(LIMIT + 1))
+    found = maps.radial_filter(space.mean, np.ones(LIMIT + 1))
+    assert float((found * band).sum() / (band * band).sum()) == pytest.approx(1, abs=0.02)
+    assert space.mean.sum() == pytest.approx(V0.sum(), rel=1e-3)
+
+
 def test_pose_errors_are_taken_up_by_their_columns() -> None:
     sharp, blurred = (learnt(images(2, 0.0, turn=turn)[0]) for turn in (0.0, 4.0))
     assert blurred.turn_sigma > 5 * sharp.turn_sigma

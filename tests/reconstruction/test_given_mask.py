@@ -88,6 +88,7 @@ def test_the_model_reaches_as_far_as_the_mask(simulated: Path, tmp_path: Path) -
         (np.zeros((48,) * 3), 0, "a mask is 1 where the particle is"),
         (np.full((48,) * 3, 255), 0, "between 0 and 1"),
         (maps.soft_sphere(48, 30, 3), 500, "outside the box"),
+        (0.5 * maps.soft_sphere(48, 30, 3), 0, "no voxel above ½"),
     ],
 )
 def test_what_is_no_mask_is_refused_before_any_work(

@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from emsplat.runtime.checkpoint import Checkpoints
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
+from ended import ended_after
 from processes import PATIENCE
 from small_work import always, command_works, small_work
 
@@ -29,30 +28,10 @@ FEW = ReconstructSettings(n_gaussians=100, max_resolution=14.0, mask_diameter=14
 SMALL = small_work(accumulated=50, refined=40)
 
 
-class Ended(Exception):
-    """Stands in for a kill."""
-
-
 @pytest.fixture(scope="module")
 def star(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SimulationSettings(n_images=200, box_size=32, pixel_size_in_angstroms=5.0, snr=0.2, seed=1)
     return simulate(bundled_model(), tmp_path_factory.mktemp("images"), settings, overwrite=True)
-
-
-def ended_after(number: int, name: str, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
-    """`run`, ended as soon as so many states of a name have been written."""
-    save, left = Checkpoints.save, [number]
-
-    def until_ended(self: Checkpoints, saved: str, *arguments: Any) -> bool:
-        written = save(self, saved, *arguments)
-        left[0] -= saved == name
-        if left[0] == 0:
-            raise Ended
-        return written
-
-    with monkeypatch.context() as patch, pytest.raises(Ended):
-        patch.setattr(Checkpoints, "save", until_ended)
-        run()
 
 
 def equal(one: Reconstruction, other: Reconstruction) -> None:

@@ -14,6 +14,7 @@ from emsplat.models.parameters import Parameters
 from emsplat.runtime.reporting import Reporter
 
 _MOST = 3000  # Gaussians that are shown
+_LEAST = 0.15  # density that is shown, over the largest one
 _SIGMA = 0.9  # voxels
 
 
@@ -25,6 +26,7 @@ def gaussians_of(map_: NDArray[np.float32]) -> Parameters:
     density = map_[0] if map_.ndim == 4 else map_
     flat = np.maximum(density.ravel(), 1e-6 * max(float(density.max()), 1e-30))
     densest = np.argsort(flat)[-_MOST:]
+    densest = densest[flat[densest] > _LEAST * flat.max()]
     z, y, x = (place - len(density) // 2 for place in np.unravel_index(densest, density.shape))
     centres = np.stack([x, y, z], axis=1).astype(np.float32)
     equal = round_gaussians(centres, math.log(_SIGMA), 0.0, 3)

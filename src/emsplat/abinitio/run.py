@@ -219,13 +219,7 @@ def _independent_starts(
     best: list[Start] = []
     seed = job.settings.seed
     for attempt in range(job.settings.starts):
-        for number in (0, 1):
-            found = _start(job, halves[number], search, attempt, number)
-            job.reporter.line(f"half {number + 1}, start {attempt + 1}: {_in_words(found)}")
-            if len(best) == number:
-                best.append(found)
-            elif found.evidence > best[number].evidence:
-                best[number] = found
+        _start_again(job, halves, search, attempt, best)
         first, second = best
         agreement = compare(halves, (first, second), search, np.random.default_rng((seed, attempt, 2)))
         verdict = judged((first, second), agreement, None)
@@ -247,13 +241,7 @@ def _starts_of_classes(
     """The best starts of both halves with several classes, how these belong together, and the numbers of starts."""
     best: list[Start] = []
     for attempt in range(job.settings.starts):
-        for number in (0, 1):
-            found = _start(job, halves[number], search, attempt, number)
-            job.reporter.line(f"half {number + 1}, start {attempt + 1}: {_in_words(found)}; {classes_in_words(found)}")
-            if len(best) == number:
-                best.append(found)
-            elif found.evidence > best[number].evidence:
-                best[number] = found
+        _start_again(job, halves, search, attempt, best)
         first, second = best
         with job.reporter.bar("comparing the classes", "images") as advance:
             rng = np.random.default_rng((job.settings.seed, attempt, 2))
@@ -262,6 +250,18 @@ def _starts_of_classes(
         if matching.is_good:
             break
     return (first, second), matching, (attempt + 1, attempt + 1)
+
+
+def _start_again(job: Job, halves: Halves, search: Search, attempt: int, best: list[Start]) -> None:
+    """One more start of each half; `best` keeps that of the highest likelihood of either."""
+    for number in (0, 1):
+        found = _start(job, halves[number], search, attempt, number)
+        classes = "" if job.settings.classes is None else f"; {classes_in_words(found)}"
+        job.reporter.line(f"half {number + 1}, start {attempt + 1}: {_in_words(found)}{classes}")
+        if len(best) == number:
+            best.append(found)
+        elif found.evidence > best[number].evidence:
+            best[number] = found
 
 
 def _start(job: Job, images: PolarImages, search: Search, attempt: int, number: int) -> Start:

@@ -185,7 +185,7 @@ def figure_fsc(
         order = np.argsort([-h.get_zorder() for h in handles], kind="stable")
         figure.legend(
             [handles[i] for i in order], [labels[i] for i in order], loc="outside lower left", ncols=2,
-            handlelength=2.4, columnspacing=2.5,
+            handlelength=2.2, columnspacing=1.2,
         )  # fmt: skip
         save(figure, path)
 

@@ -126,6 +126,8 @@ def seen_from(found: Moments, weights: NDArray[np.float64], particle: NDArray[np
     """
     score = _of_particles(weights[:, None] * found.score, particle)
     gram = _of_particles(weights[:, None, None] * found.gram, particle)
+    # What the consensus lacks is the same in all images, and no variability.
+    score = score - gram @ np.linalg.solve(gram.sum(axis=0), score.sum(axis=0))
     excess = score[:, :, None] * score[:, None, :]
     excess -= _of_particles(weights[:, None, None] ** 2 * found.diagonal, particle)
     count = gram.shape[1]

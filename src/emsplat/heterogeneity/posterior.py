@@ -22,6 +22,7 @@ CONTRASTS = np.append(0.0, np.linspace(0.3, 1.9, 17))  # contrast without a part
 BETWEEN_CONTRASTS = 0.05  # standard deviation of a contrast about the grid's value, as a share of this
 _LEAST_SIGMA, _LARGEST_SIGMA = 0.02, 0.4
 _LEAST_JUNK, _MOST_JUNK = 1e-4, 0.6
+_LARGEST_CHANGE = 4.0  # largest factor by which a step changes the variance of the contrast
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,6 @@ class ContrastPrior:
         log = -0.5 * ((CONTRASTS[1:] - 1) / self.sigma) ** 2
         log += np.log1p(-self.junk) - np.log(np.exp(log).sum())
         return np.append(np.log(self.junk), log)
-
-    @staticmethod
-    def learnt(squared: float, junk: float, number: int) -> ContrastPrior:
-        """The most likely prior by one step of EM, from sums over the images' posteriors."""
-        sigma = np.sqrt(squared / max(number - junk, 1e-9))
-        return ContrastPrior(
-            float(np.clip(sigma, _LEAST_SIGMA, _LARGEST_SIGMA)), float(np.clip(junk / number, _LEAST_JUNK, _MOST_JUNK))
-        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +79,36 @@ class Posterior:
     def second_moment(self) -> NDArray[np.float64]:
         """(n, K, K) E[z zᵀ]."""
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
+
+
+class ContrastStep:
+    """The prior of the contrast by a step of Fisher's scoring from the posteriors of images.
+
+    EM would stay near its start for very long where one image says little of its contrast.
+    """
+
+    def __init__(self, prior: ContrastPrior) -> None:
+        self.before = prior.sigma**2 + BETWEEN_CONTRASTS**2  # a contrast varies about the grid's values as well
+        self.number, self.junk, self.excess, self.information = 0, 0.0, 0.0, 0.0
+
+    def add(self, found: Posterior) -> None:
+        """Add images: E[(c − 1)²] less its prior value, and the square of the share of it that an image determines."""
+        particle, variance = 1 - found.junk, self.before
+        left = found.squared_contrast / np.maximum(particle, 1e-12) - (found.contrast - 1) ** 2
+        self.number += len(particle)
+        self.junk += float(found.junk.sum())
+        self.excess += float((found.squared_contrast - particle * variance).sum())
+        self.information += float((particle * (1 - np.clip(left / variance, 0, 1)) ** 2).sum())
+
+    def prior(self) -> ContrastPrior:
+        """The prior after the step."""
+        variance = self.before + self.excess / max(self.information, 1e-9)
+        variance = np.clip(variance, self.before / _LARGEST_CHANGE, self.before * _LARGEST_CHANGE)
+        sigma = np.sqrt(max(variance - BETWEEN_CONTRASTS**2, 0))
+        return ContrastPrior(
+            float(np.clip(sigma, _LEAST_SIGMA, _LARGEST_SIGMA)),
+            float(np.clip(self.junk / self.number, _LEAST_JUNK, _MOST_JUNK)),
+        )
 
 
 def posterior(inner: Inner, variances: NDArray[np.float64], prior: ContrastPrior) -> Posterior:

@@ -37,6 +37,7 @@ class Components:
     seen: tuple[Seen, Seen]  # half 1's components in half 2's images, and the reverse
     canonical: NDArray[np.float64]  # (6,) correlations of the halves' subspaces
     pose_errors: tuple[float, float]  # standard deviations learnt from the images: degrees, pixels
+    not_sought: str = ""  # why nothing was looked for, if so
 
     @property
     def why_none(self) -> str:

@@ -93,19 +93,14 @@ def _found(work: Work) -> Heterogeneity:
     reporter = work.reporter
     fewest = min(len(work.rows(half)) for half in (1, 2))
     if fewest < _FEWEST_IMAGES:
-        reporter.warn(f"{fewest} images in a half set are too few to look for heterogeneity; use {_FEWEST_IMAGES}")
-        return _nothing(work, None)
+        return _not_sought(work, f"{fewest} images in a half set are too few; use {_FEWEST_IMAGES}")
     particles = min(len(np.unique(work.table.particle[work.rows(half)])) for half in (1, 2))
     if particles < _FEWEST_PARTICLES:
-        reporter.warn(
-            f"{particles} particles in a half set are too few to look for heterogeneity; use {_FEWEST_PARTICLES}"
-        )
-        return _nothing(work, None)
+        return _not_sought(work, f"{particles} particles in a half set are too few; use {_FEWEST_PARTICLES}")
     if particles < fewest:
         reporter.line("several images show one particle, such as its tilts; they share one latent")
     if work.limit_shell < 2:
-        reporter.warn("nothing can be measured of the consensus, so nothing can be said of how particles differ")
-        return _nothing(work, None)
+        return _not_sought(work, "nothing can be measured of the consensus")
     spaces = _subspaces(work)
     components = _components(work, spaces)
     _warn_of_pose_errors(work, components)
@@ -176,11 +171,16 @@ def _warn_of_pose_errors(work: Work, components: Components) -> None:
         )
 
 
-def _nothing(work: Work, components: Components | None) -> Heterogeneity:
-    """The result if nothing varies, which is the consensus."""
-    empty = components or Components(0, 0, (_UNSEEN, _UNSEEN), np.zeros(0), (0.0, 0.0))
+def _not_sought(work: Work, why: str) -> Heterogeneity:
+    """The result if the images cannot tell whether anything varies."""
+    work.reporter.warn(f"heterogeneity is not looked for: {why}")
+    return _nothing(work, Components(0, 0, (_UNSEEN, _UNSEEN), np.zeros(0), (0.0, 0.0), why))
+
+
+def _nothing(work: Work, components: Components) -> Heterogeneity:
+    """The result if nothing is known to vary, which is the consensus."""
     latents = Latents.nothing(work.table)
-    return Heterogeneity(work.consensus, empty, None, latents, (), (), (), work.settings, work.reporter)
+    return Heterogeneity(work.consensus, components, None, latents, (), (), (), work.settings, work.reporter)
 
 
 _UNSEEN = Seen(np.zeros((0, 0)), np.zeros(0), np.zeros(0))

@@ -25,6 +25,7 @@ from emsplat.heterogeneity.observations import Observations, blocks_of_particles
 from emsplat.heterogeneity.posterior import (
     BETWEEN_CONTRASTS,
     ContrastPrior,
+    ContrastStep,
     Posterior,
     inner_products,
     posterior_of_particles,
@@ -182,6 +183,7 @@ class _Step:
         # Where views are few, the value of T may be far below what the mask makes of its neighbours.
         self.transfer = np.maximum(transfer, 0.5 * mean_transfer[shell]).astype(np.float32)
         self.band = radius <= stage.limit_shell + 0.5
+        self.reference = np.where(self.band & (radius > 0), maps.half_spectrum(mean), 0)
 
     def taken(self, space: Subspace, rng: np.random.Generator) -> Subspace:
         """The space after one iteration."""
@@ -189,7 +191,7 @@ class _Step:
         blank = not space.components.any()
         volumes = volumes_of(space)
         grids = [SliceGrid.empty(box_size, box_size, np.complex64) for _ in range(count + 1)]
-        moments, number, squared, junk = np.zeros((count, count)), 0, 0.0, 0.0
+        moments, number, contrast = np.zeros((count, count)), 0, ContrastStep(space.contrast)
         pose = _PoseVariances(space)
         for part in parts_of(self.observations):
             columns = columns_of(volumes, part)
@@ -201,10 +203,9 @@ class _Step:
             moments += second[:, :count, :count].sum(axis=0)
             if not blank:
                 pose.add(found)
-            squared += float(found.squared_contrast.sum())
-            junk += float(found.junk.sum())
+            contrast.add(found)
             number += len(part)
-        mean = self._moved(space.mean, grids[0], 0)
+        mean = self._moved_mean(space.mean, grids[0])
         components = np.array(
             [self._moved(u, grid, self.prior) * self.mask for u, grid in zip(space.components, grids[1:], strict=True)]
         )
@@ -214,7 +215,7 @@ class _Step:
             space,
             mean=mean,
             components=_principal(components, moments / number),
-            contrast=ContrastPrior.learnt(squared, junk, number),
+            contrast=contrast.prior(),
             turn_sigma=turn,
             shift_sigma=shift,
         )
@@ -224,8 +225,9 @@ class _Step:
     ) -> None:
         """Add the residuals of a block of images to the grids of V₀ and of the components."""
         count, box_size = len(grids) - 1, self.stage.box_size
-        of_data = np.concatenate([found.c[:, None], found.cz[:, :count]], axis=1)
-        of_mean = np.concatenate([found.cc[:, None], found.ccz], axis=1)
+        # V₀ is also the last column, so its coefficient in an image is c (1 + z_last).
+        of_data = np.concatenate([(found.c + found.cz[:, -1])[:, None], found.cz[:, :count]], axis=1)
+        of_mean = np.concatenate([(found.cc + found.ccz[:, -1])[:, None], found.ccz + found.cczz[:, -1]], axis=1)
         of_components = np.concatenate([found.ccz[:, :count, None], found.cczz[:, :count]], axis=2)
         of_columns = np.concatenate([of_mean[:, None], of_components], axis=1)
         residuals = np.zeros((count + 1, len(part), box_size, box_size // 2 + 1), dtype=np.complex64)
@@ -237,13 +239,29 @@ class _Step:
             grid.insert(slices, part.matrices)
 
     def _moved(
-        self, volume: NDArray[np.float32], gradient: SliceGrid, prior: NDArray[np.float32] | float
+        self, volume: NDArray[np.float32], gradient: SliceGrid, prior: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """A map after one preconditioned step within the band; frequencies beyond the band are unchanged."""
         spectrum = maps.half_spectrum(volume)
         step = maps.half_spectrum(gradient.backprojection()) - prior * spectrum
-        spectrum += np.where(self.band, step / (self.transfer + prior), 0)
+        spectrum += _quotient(step, self.transfer + prior, self.band)
         return maps.from_half_spectrum(spectrum, self.stage.box_size)
+
+    def _moved_mean(self, volume: NDArray[np.float32], gradient: SliceGrid) -> NDArray[np.float32]:
+        """V₀ after a step, on the scale of the consensus.
+
+        The step is half of a preconditioned one, and leaves the mean of the map, which no image tells, as it is: no
+        mask steadies V₀, and larger steps swing with growing amplitude. Without a fixed scale, that of V₀ and those of
+        all contrasts drift apart.
+        """
+        spectrum = maps.half_spectrum(volume)
+        step = maps.half_spectrum(gradient.backprojection())
+        spectrum += np.float32(0.5) * _quotient(step, self.transfer, self.reference != 0)
+        along = np.vdot(self.reference, spectrum).real
+        scale = np.vdot(self.reference, self.reference).real / along if along > 0 else 1.0
+        return maps.from_half_spectrum(
+            np.where(self.reference != 0, np.float32(scale) * spectrum, spectrum), self.stage.box_size
+        )
 
 
 class _PoseVariances:
@@ -275,6 +293,13 @@ class _PoseVariances:
             variance = np.clip(sigma**2 + step, sigma**2 / _LARGEST_CHANGE, sigma**2 * _LARGEST_CHANGE)
             found.append(max(float(np.sqrt(variance)), float(least)))
         return found[0], found[1]
+
+
+def _quotient(
+    step: NDArray[np.complex64], curvature: NDArray[np.float32], within: NDArray[np.bool_]
+) -> NDArray[np.complex64]:
+    """The quotient, and 0 elsewhere or where no image tells anything."""
+    return np.divide(step, curvature, out=np.zeros_like(step), where=within & (curvature > 0))
 
 
 def _random(found: Posterior, count: int, particle: NDArray[np.int64], rng: np.random.Generator) -> Posterior:

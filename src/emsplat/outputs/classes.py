@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from emsplat.abinitio.run_classes import Classified
 from emsplat.outputs.abinitio import SETTINGS, write_ab_initio
 from emsplat.outputs.reconstruction import check_output, command_line, write_json
+from emsplat.reconstruction.identity import digests
 from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.closing import Summary, resolution_text
 from emsplat.runtime.folders import filling
@@ -40,6 +41,7 @@ def write_classes(
             "command": command_line(),
             "particles": str(Path(found.particles.source).absolute()),
             SETTINGS: asdict(found.settings),
+            "digests": digests(found.settings),
         }
         write_json(files.configuration, configuration)
         summary = {

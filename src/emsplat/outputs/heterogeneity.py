@@ -70,7 +70,7 @@ def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str |
     files = HeterogeneityFolder(folder)
     rows: list[tuple[str, str | Path]] = []
     if summary["n_components"] == 0:
-        rows.append(("heterogeneity", "none found; the consensus is all that the images show"))
+        rows.append(("heterogeneity", summary["reason"]))
     else:
         rows.append(("components", f"{summary['n_components']}: {summary['reason']}"))
         for state in summary["states"]:
@@ -147,6 +147,10 @@ def summarise(result: Heterogeneity) -> dict[str, Any]:
 
 
 def _reason(result: Heterogeneity) -> str:
+    if result.components.not_sought:
+        return f"not looked for: {result.components.not_sought}"
+    if result.components.count == 0:
+        return f"none found: {result.components.why_none}"
     if result.settings.n_components is not None:
         return f"as asked for; the halves agree on {result.components.found}"
     return "each half's components vary among the other half's images"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.errors import InputError
 from emsplat.fourier import maps
 from emsplat.io.masks import GridOfMap, read_mask
 from emsplat.particles.table import Particles
@@ -36,11 +37,15 @@ class GivenMask:
 
 
 def read_given_mask(path: Path, table: Particles, reporter: Reporter) -> GivenMask:
-    """The mask of a file on the grid of the particles; InputError as for `read_mask`."""
+    """The mask of a file on the grid of the particles; InputError as for `read_mask`, or if nothing of it is left."""
     pixel_size = table.pixel_size_in_angstroms
     values, line = read_mask(path, GridOfMap(table.box_size, pixel_size))
-    distance = maps.distance_from_origin(table.box_size)
-    mask = GivenMask(path, values, float(2 * distance[values > 0.5].max() * pixel_size))
+    inside = maps.distance_from_origin(table.box_size)[values > 0.5]
+    if len(inside) == 0:
+        raise InputError(
+            f"{path}: no voxel above ½ on the grid of the particles, voxels of {pixel_size:.4g} Å; give a larger mask"
+        )
+    mask = GivenMask(path, values, float(2 * inside.max() * pixel_size))
     if line:
         reporter.line(line)
     volume = float(values.sum(dtype=np.float64)) * pixel_size**3

@@ -72,7 +72,7 @@ def _headline(summary: dict[str, Any]) -> tuple[str, str]:
     """The verdict in a few words, and its basis."""
     count = summary["n_components"]
     if count == 0:
-        return "no heterogeneity", "none was found; the consensus is all that the images show"
+        return "no heterogeneity", str(summary.get("reason", ""))
     return f"{count} component{'s' if count > 1 else ''}", str(summary.get("reason", ""))
 
 
