@@ -244,7 +244,7 @@ class _Step:
         """A map after one preconditioned step within the band; frequencies beyond the band are unchanged."""
         spectrum = maps.half_spectrum(volume)
         step = maps.half_spectrum(gradient.backprojection()) - prior * spectrum
-        spectrum += np.where(self.band, step / (self.transfer + prior), 0)
+        spectrum += _quotient(step, self.transfer + prior, self.band)
         return maps.from_half_spectrum(spectrum, self.stage.box_size)
 
     def _moved_mean(self, volume: NDArray[np.float32], gradient: SliceGrid) -> NDArray[np.float32]:
@@ -255,8 +255,8 @@ class _Step:
         all contrasts drift apart.
         """
         spectrum = maps.half_spectrum(volume)
-        step = maps.half_spectrum(gradient.backprojection()) / self.transfer
-        spectrum += np.where(self.reference != 0, 0.5 * step, 0)
+        step = maps.half_spectrum(gradient.backprojection())
+        spectrum += np.float32(0.5) * _quotient(step, self.transfer, self.reference != 0)
         along = np.vdot(self.reference, spectrum).real
         scale = np.vdot(self.reference, self.reference).real / along if along > 0 else 1.0
         return maps.from_half_spectrum(
@@ -293,6 +293,13 @@ class _PoseVariances:
             variance = np.clip(sigma**2 + step, sigma**2 / _LARGEST_CHANGE, sigma**2 * _LARGEST_CHANGE)
             found.append(max(float(np.sqrt(variance)), float(least)))
         return found[0], found[1]
+
+
+def _quotient(
+    step: NDArray[np.complex64], curvature: NDArray[np.float32], within: NDArray[np.bool_]
+) -> NDArray[np.complex64]:
+    """The quotient, and 0 elsewhere or where no image tells anything."""
+    return np.divide(step, curvature, out=np.zeros_like(step), where=within & (curvature > 0))
 
 
 def _random(found: Posterior, count: int, particle: NDArray[np.int64], rng: np.random.Generator) -> Posterior:

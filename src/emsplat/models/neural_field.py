@@ -33,7 +33,7 @@ class NeuralField:
     """A density in a cube, blurred as `density_model.DensityModel` asks for. It is such a model.
 
     The field stands for the blurred density, which the voxels sample without aliasing. It is evaluated in blocks of
-    points, whose activations are computed again for the gradient, so that the memory does not grow with the cube.
+    points. If all activations need more than 256 MB, they are computed again for the gradient, block by block.
     """
 
     extent: int  # edge of the cube in voxels
