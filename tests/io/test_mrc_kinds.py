@@ -106,7 +106,7 @@ def test_a_missing_extended_header_is_named(tmp_path, refuses):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (gzip.compress(bytes(5000)), ["gzip", "gunzip -k"]),
+        (gzip.compress(bytes(5000), mtime=0), ["gzip", "gunzip -k"]),
         (bz2.compress(bytes(5000)), ["bzip2", "bunzip2 -k"]),
         (b"\x28\xb5\x2f\xfd" + bytes(3000), ["zstd", "unzstd -k"]),
         (b"\x89HDF\r\n\x1a\n" + bytes(3000), ["HDF5", "convert"]),
