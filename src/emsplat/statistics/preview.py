@@ -22,10 +22,10 @@ _SAMPLE_BYTES = 96 << 20  # bytes of the sample, which large images reach with f
 _BOX = 48  # largest edge of the preview map in voxels
 _LOW_PASS = 8  # preview voxels; finer detail says nothing about the sign of the contrast
 # A contrast is beyond doubt if both halves show the same density and its skewness is clear. The skewness was 0.9 to 1.9
-# on ribosomes and simulations, with correlations of 0.78 to 0.99, and of 0.23 to 0.53 (by the split) on 219 tilts of
-# six ribosomes; the halves of 5 or 17 images correlate by 0.28, those of noise alone by at most 0.11. Of 480 simulated
-# sets of 12 to 300 images of white particles, 46 had a negative skewness, with correlations of at most 0.25. A limit of
-# 0.5 in place of 0.35 would miss 60 to 75 % of the sets that this one is sure of.
+# on ribosomes and simulations, with correlations of 0.78 to 0.99. Halves of three ribosomes' tilts each correlate by at
+# most 0.14, those of 5 or 17 images by 0.28, those of noise alone by at most 0.11. Of 480 simulated sets of 12 to 300
+# images of white particles, 46 had a negative skewness, with correlations of at most 0.25. A limit of 0.5 in place of
+# 0.35 would miss 60 to 75 % of the sets that this one is sure of.
 _SURE_CORRELATION, _SURE_SKEWNESS = 0.35, 0.5
 
 
