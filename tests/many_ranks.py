@@ -37,7 +37,7 @@ def make_parts(star: Path, folder: Path, world: World) -> None:
     settings = replace(settings, grid_bytes=5 * of_pair)
     owners = {part: number % world.size for number, part in enumerate(parts.parts)}
     with ImageSource(table) as images:
-        found = accumulate_shared(table, images, parts, settings, owners, Task(world))
+        found = together(accumulate_shared(table, images, parts, settings, owners, Task(world)))
     assert set(found) == {part for part in owners if owners[part] == world.rank}
     whole = [world.broadcast(found.get(part), owners[part]) for part in parts.parts]
     if world.is_first:

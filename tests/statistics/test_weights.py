@@ -20,7 +20,7 @@ from emsplat.statistics.accumulate import AccumulationSettings, accumulate
 from emsplat.statistics.distributed import accumulate_shared
 from emsplat.statistics.loss import QuadraticLoss
 from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
-from phantom import ImagesInMemory, imagined_particles
+from phantom import ImagesInMemory, imagined_particles, together
 
 N, BOX = 24, 16
 STATES = [Part(1, state=state) for state in range(5)]
@@ -197,7 +197,7 @@ def test_an_accumulation_that_is_ended_goes_on_to_the_same_bits(data: tuple, tmp
     of_pair = settings.bytes_of(Kind.B) + settings.bytes_of(Kind.T)
     settings = replace(settings, grid_bytes=2 * of_pair)
     owners = dict.fromkeys(STATES, 0)
-    whole = accumulate_shared(particles, images, parts, settings, owners)
+    whole = together(accumulate_shared(particles, images, parts, settings, owners))
     equal(whole, accumulate(particles, images, parts, settings))
     reads: list[int] = []
 
@@ -222,9 +222,8 @@ def test_an_accumulation_that_is_ended_goes_on_to_the_same_bits(data: tuple, tmp
         stage = job.named("pass")
         reads.append(0)
         try:
-            found = accumulate_shared(
-                particles, Counted(images.images), parts, settings, owners, Task(checkpoint=stage)
-            )
+            inputs = particles, Counted(images.images), parts, settings, owners
+            found = together(accumulate_shared(*inputs, Task(checkpoint=stage)))
             break
         except Ended:
             ends += 1

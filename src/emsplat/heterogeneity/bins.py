@@ -15,7 +15,7 @@ from emsplat.particles.parts import HELD_OUT, TRAINING, Part, PartWeights
 from emsplat.particles.table import Particles
 from emsplat.runtime.context import Task
 from emsplat.statistics.accumulate import AccumulationSettings
-from emsplat.statistics.distributed import accumulate_in_groups
+from emsplat.statistics.distributed import accumulate_shared
 from emsplat.statistics.loss import QuadraticLoss, fitting_period
 
 LEAST_WEIGHT = 0.02  # shares below this are dropped
@@ -86,7 +86,7 @@ def fill_bins(
     table = split.with_states(np.where(np.isin(np.arange(weights.shape[1]), numbers), chosen, 0), LEAST_WEIGHT / 2)
     losses: dict[Part, QuadraticLoss] = {}
     owners = dict.fromkeys(table.parts, task.world.owner(half))
-    for group in accumulate_in_groups(particles, images, table, settings, owners, task):
+    for group in accumulate_shared(particles, images, table, settings, owners, task):
         for part in list(group):
             statistics = group.pop(part)
             if part.half == half and part.state in numbers:

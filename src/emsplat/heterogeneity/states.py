@@ -22,7 +22,7 @@ from emsplat.heterogeneity.work import Work
 from emsplat.models.gaussians import Gaussians, merge
 from emsplat.particles.parts import Part, PartWeights
 from emsplat.settings import HeterogeneitySettings
-from emsplat.statistics.distributed import accumulate_in_groups
+from emsplat.statistics.distributed import accumulate_shared
 from emsplat.validation.combination import combine
 from emsplat.validation.directions import measured_density
 from emsplat.validation.validate import Validation, validate, validate_combination
@@ -90,7 +90,7 @@ def _inversions(work: Work, weights: NDArray[np.float32]) -> dict[Part, NDArray[
     checkpoint = context.checkpoints.named(name)
     with work.reporter.stage("states"), context.task("states", "images", checkpoint) as task:
         owners = dict.fromkeys(parts.parts, 0)
-        for group in accumulate_in_groups(table, work.images, parts, work.accumulation, owners, task):
+        for group in accumulate_shared(table, work.images, parts, work.accumulation, owners, task):
             for part in list(group):
                 raws[part] = _resized(group.pop(part).raw_map(), table.box_size)
     return raws

@@ -134,7 +134,10 @@ def _statistics(
     owner_of_part = {part: owner[part.half] for part in parts.parts}
     stopwatch = Stopwatch(job.context.device)
     with reporter.stage("pass"), job.context.task("reading images", "images", checkpoint) as task:
-        found = accumulate_shared(table, job.images, parts, job.accumulation_settings, owner_of_part, task, stopwatch)
+        inputs = table, job.images, parts, job.accumulation_settings, owner_of_part
+        found: dict[Part, Statistics] = {}
+        for group in accumulate_shared(*inputs, task, stopwatch):
+            found |= group
     reporter.line(f"accumulation: {stopwatch.text()}")
     written = [
         checkpoint.followed_by(f"statistics{half}").offer(partial(saved_statistics, _only(half, found)))

@@ -43,20 +43,6 @@ def accumulate_shared(
     owners: Mapping[Part, int],
     task: Task | None = None,
     stopwatch: Stopwatch | None = None,
-) -> dict[Part, Statistics]:
-    """The statistics of all parts that this rank owns; see `accumulate_in_groups`."""
-    groups = accumulate_in_groups(particles, images, parts, settings, owners, task, stopwatch)
-    return {part: found for group in groups for part, found in group.items()}
-
-
-def accumulate_in_groups(
-    particles: Particles,
-    images: Images,
-    parts: PartWeights,
-    settings: AccumulationSettings,
-    owners: Mapping[Part, int],
-    task: Task | None = None,
-    stopwatch: Stopwatch | None = None,
 ) -> Iterator[dict[Part, Statistics]]:
     """Stream over the images and accumulate the statistics of every part, together with the other ranks of a task.
 
