@@ -20,6 +20,7 @@ from emsplat.runtime.ranks import World, joined
 from emsplat.settings import ReconstructSettings
 from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.distributed import accumulate_shared
+from phantom import together
 from small_work import small_work
 
 BLOCK = 30  # images that are accumulated at once

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,11 @@ def lopsided_map(box_size: int, n: int = 40, seed: int = 0) -> NDArray[np.float3
         torch.tensor(np.log(rng.uniform(5, 20, n)), dtype=torch.float32),
     )
     return model.voxelise(box_size, 1.0)
+
+
+def together(groups: Iterable[dict[Part, Statistics]]) -> dict[Part, Statistics]:
+    """The statistics of all groups of parts that an accumulation yields."""
+    return {part: found for group in groups for part, found in group.items()}
 
 
 def imagined_particles(n: int, box_size: int, pixel_size: float = 2.0, seed: int = 0) -> Particles:
