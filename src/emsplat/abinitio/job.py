@@ -92,11 +92,16 @@ class Job:
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
     def part(self, rows: NDArray[np.int64], name: str) -> Job:
-        """The same for some of the particles, as one class of them. Args: name: that of its checkpoints."""
-        context = replace(self.context, checkpoints=self.context.checkpoints.nested(name))
+        """The same for some of the particles, as one class of them. Args: name: that of its checkpoints.
+
+        Raises:
+            InputError: a state to resume from belongs to other particles.
+        """
+        table, checkpoints = self.table.select(rows), self.context.checkpoints
+        asked = checkpoints.identity | {"particles": table.fingerprint()}
+        context = replace(self.context, checkpoints=checkpoints.nested(name).belonging_to(asked))
         settings = replace(self.settings, classes=None)
-        images = _Some(self.images, rows)
-        return Job(self.table.select(rows), images, self.look, self.diameter_in_angstroms, settings, context)
+        return Job(table, _Some(self.images, rows), self.look, self.diameter_in_angstroms, settings, context)
 
     def read(self, n_rings: int) -> tuple[Halves, Spectra]:
         """The images of both halves on the polar grid, and the mean of their spectra.
