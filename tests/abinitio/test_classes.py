@@ -157,5 +157,5 @@ def test_a_search_that_finds_nothing_still_knows_of_all_classes(signal: np.ndarr
 def test_classes_with_too_few_images_in_a_half_come_last() -> None:
     sizes = {0: (100, 30), 1: (45, 50), 2: (70, 70), 3: (5, 90)}
     labels = np.concatenate([np.full(sum(size), number) for number, size in sizes.items()])
-    halves = np.concatenate([np.repeat([1, 2], size) for size in sizes.values()])
+    halves = np.concatenate([np.repeat([1, 2], size) for size in sizes.values()]).astype(np.int8)
     assert _by_size(labels, halves, 4) == ([2, 1], [0, 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numba
@@ -49,6 +50,6 @@ def test_images_are_searched_in_the_same_blocks_on_any_number_of_threads(monkeyp
     settings = StochasticSettings(48, 12, 1.0, batch=n, iterations=3)
     found = []
     for number in (1, 4):
-        monkeypatch.setattr(numba, "get_num_threads", lambda number=number: number)
+        monkeypatch.setattr(numba, "get_num_threads", partial(int, number))
         found.append(first_stage(images, np.zeros((n, 2)), stage, settings, np.random.default_rng(4))[0])
     np.testing.assert_array_equal(*found)

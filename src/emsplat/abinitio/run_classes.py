@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emsplat.abinitio.classes import Matching, labels_of, of_class
 from emsplat.abinitio.halves import Start, compare
-from emsplat.abinitio.job import Job
+from emsplat.abinitio.job import FEWEST_IMAGES, Job
 from emsplat.abinitio.run import AbInitio, Searched, finished, job_of, searched
 from emsplat.errors import InputError
 from emsplat.particles.table import Particles
@@ -22,8 +22,6 @@ from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
 from emsplat.runtime.ranks.world import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import AbInitioSettings
-
-_FEWEST_IMAGES = 40  # smallest number of images of a class in each half, below which it has no map
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def ab_initio_classes(
             final[rows] = len(classes)
         if not classes:
             raise InputError(
-                f"{job.table.source}: no class has {_FEWEST_IMAGES} images in each half; search for fewer --classes"
+                f"{job.table.source}: no class has {FEWEST_IMAGES} images in each half; search for fewer --classes"
             )
         places = [*large, *small, settings.classes]
         return Classified(tuple(classes), job.table, final, posteriors[:, places], tuple(agreed), settings, reporter)
@@ -106,7 +104,7 @@ def _labelled(
 def _by_size(labels: NDArray[np.int64], half_set: NDArray[np.int8], n_classes: int) -> tuple[list[int], list[int]]:
     """The classes with enough images in both halves for a map, and the others; the largest first."""
     order = np.argsort([-np.count_nonzero(labels == number) for number in range(n_classes)], kind="stable").tolist()
-    large = [number for number in order if _fewest(labels, half_set, number) >= _FEWEST_IMAGES]
+    large = [number for number in order if _fewest(labels, half_set, number) >= FEWEST_IMAGES]
     return large, [number for number in order if number not in large]
 
 
