@@ -55,7 +55,8 @@ def ab_initio_classes(
         InputError: as there; or no class has enough images.
     """
     reporter = reporter or Reporter()
-    assert settings.classes is not None
+    if settings.classes is None:
+        raise InputError("ab_initio_classes: classes is missing; give their number, or use ab_initio for one map")
     with job_of(source, settings, reporter, checkpoints, world or World()) as job:
         found = searched(job)
         assert found.matching is not None
@@ -76,9 +77,8 @@ def ab_initio_classes(
             agreed.append(found.matching.agreed(number))
             final[rows] = len(classes)
         if not classes:
-            raise InputError(
-                f"{job.table.source}: no class has {FEWEST_IMAGES} images in each half; search for fewer --classes"
-            )
+            remedy = "search for fewer --classes" if settings.classes > 1 else "look at the images with emsplat check"
+            raise InputError(f"{job.table.source}: no class has {FEWEST_IMAGES} images in each half; {remedy}")
         places = [*large, *small, settings.classes]
         return Classified(tuple(classes), job.table, final, posteriors[:, places], tuple(agreed), settings, reporter)
 
