@@ -50,7 +50,7 @@ def test_a_folder_without_a_finished_run_is_refused_in_one_line(summary: str | N
 def test_a_search_for_several_classes_names_the_folder_of_one(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"classes": []}))
     (tmp_path / "classes.csv").touch()
-    with pytest.raises(InputError, match="several classes; give the folder of one, .*class1"):
+    with pytest.raises(InputError, match=r"several classes; give the folder of one, .*class1"):
         open_run(tmp_path)
 
 
