@@ -41,7 +41,7 @@ def star(one_chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few_steps(table: Particles, settings: ReconstructSettings, *arguments: Any, **named: Any) -> Any:
     """A reconstruction of which only the poses matter."""
     little = replace(settings, n_gaussians=60, n_fits=1, refine=None, refine_range=None)
-    return reconstruct(table, little, *arguments, **named, tuning=small_work(accumulated=100, refined=80))
+    return reconstruct(table, little, *arguments, **named | {"tuning": small_work(accumulated=100, refined=80)})
 
 
 def test_the_command_hands_back_a_map_and_the_images_without_a_particle(
