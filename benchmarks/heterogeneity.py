@@ -64,7 +64,9 @@ difference of at most .02."""
 _NULLS_TEXT = """**Required: K = 0, or a plain warning where poses are wrong.** *variance* and *σ*: of the strongest
 direction, in the half where it is weaker; a component counts from .3 and 4 σ on, in both halves."""
 _TIMES_TEXT = """Processor time in ms an image, by stage, one thread."""
-_FOREIGN_TEXT = """Two classes of a ribosome, simulated by tomoDRGN. *F*: mean FSC of a state's map with each class."""
+_FOREIGN_TEXT = """Two classes of a ribosome, simulated by tomoDRGN. *F*: mean FSC of a state's map with each class,
+over shells 1 to D/2 − 1. The map is empty beyond the last shell in which the state's own images can be measured, and F
+counts these shells as well."""
 
 
 def run(star: Path, seed: int, **more: Any) -> tuple[Heterogeneity, ProcessorTimes, float]:

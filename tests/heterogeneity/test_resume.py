@@ -17,7 +17,7 @@ from emsplat.errors import InputError
 from emsplat.heterogeneity import run as job
 from emsplat.heterogeneity.kept import packed, unpacked
 from emsplat.heterogeneity.posterior import ContrastPrior
-from emsplat.heterogeneity.subspace import Subspace
+from emsplat.heterogeneity.subspace import Diverged, Subspace
 from emsplat.runtime.checkpoint import Checkpoints
 from heterogeneous import assert_same, results, two_conformations
 from processes import PATIENCE
@@ -67,6 +67,26 @@ def test_a_search_goes_on_from_its_last_stage(
             path.unlink()
     monkeypatch.setattr(job, "learn", lambda *_, **__: pytest.fail("a finished stage was done again"))
     assert_same(again(images, folder), expected)
+
+
+def test_components_that_grow_without_bounds_are_no_components(
+    images: Path, undisturbed: tuple[dict[str, NDArray], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The consensus remains, and the outcome is kept like any other."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(undisturbed[1], folder)
+    for path in folder.glob("*.safetensors"):  # all but the consensus
+        path.unlink()
+
+    def diverge(*_: object) -> Subspace:
+        raise Diverged
+
+    for learn in (diverge, lambda *_: pytest.fail("a finished stage was done again")):
+        monkeypatch.setattr(job, "learn", learn)
+        found = heterogeneous.found(images, Checkpoints(folder, True, pace=always()))
+        assert (found.components.count, found.halves, found.states) == (0, None, ())
+        assert "grew without bounds" in found.components.not_sought
+        assert any("grew without bounds" in warning for warning in found.reporter.warnings)
 
 
 def test_a_search_of_other_settings_is_not_continued(

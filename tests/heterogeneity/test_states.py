@@ -9,8 +9,10 @@ import pytest
 
 from emsplat.fourier import maps
 from emsplat.fourier.slices import fourier_volume
-from emsplat.heterogeneity.states import _difference, _judged
+from emsplat.heterogeneity.latents import Latents
+from emsplat.heterogeneity.states import _difference, _judged, _states_of_points
 from emsplat.imaging.forward import ForwardModel
+from emsplat.settings import HeterogeneitySettings
 from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.validation.correlation import fsc
 from emsplat.validation.directions import measured_density
@@ -46,6 +48,29 @@ def test_a_state_without_difference_is_not_significant() -> None:
     noise = [band_limited(1.0), band_limited(1.0)]
     found = _difference((noise[0], noise[1]), [np.zeros_like(MASK)] * 2, MASK, LIMIT)
     assert abs(found.significance) < 4
+
+
+def test_a_state_that_is_all_images_has_no_difference() -> None:
+    found = _difference((MASK, MASK), [MASK, MASK], MASK, LIMIT)
+    assert (found.correlation, found.significance) == (0, 0)
+
+
+@pytest.mark.parametrize("lacking", ["nothing", "one half", "particles"])
+def test_a_state_needs_particles_of_both_halves(lacking: str) -> None:
+    """Otherwise one of its half maps would be made of nothing."""
+    group = np.repeat([0, 1, 2], [200, 200, 40])
+    n = len(group)
+    half = np.tile([1, 2], n // 2).astype(np.int8)
+    half[(group == 2) & (lacking == "one half")] = 1
+    junk = np.where((group == 2) & (lacking == "particles"), 0.49, 0.0)
+    points = np.array([[0.0], [5.0], [10.0]])
+    mean = points[group] + 0.1 * np.random.default_rng(0).standard_normal((n, 1))
+    nowhere = np.full(n, -1, dtype=np.int32)
+    latents = Latents(np.arange(n).astype(str), half, mean, np.ones((n, 1, 1)), np.ones(n), junk, np.zeros(n), nowhere)
+    posterior = np.eye(3, dtype=np.float32)[group]
+    found = _states_of_points(latents, points, posterior, HeterogeneitySettings(states=3))
+    assert len(set(found.tolist())) == (3 if lacking == "nothing" else 2)
+    assert (found[2] == found[1]) == (lacking != "nothing")
 
 
 def test_half_maps_of_a_state_combine_the_decoder_with_the_inversion() -> None:

@@ -13,7 +13,7 @@ from emsplat.fourier import maps
 from emsplat.heterogeneity.agreement import seen_by
 from emsplat.heterogeneity.observations import Observations
 from emsplat.heterogeneity.slices import Volumes, half_plane
-from emsplat.heterogeneity.subspace import Stage, Subspace, embed, learn, stages
+from emsplat.heterogeneity.subspace import Diverged, Stage, Subspace, embed, learn, stages
 
 BOX, LIMIT, N = 16, 6, 500
 STAGE = Stage(BOX, LIMIT, 12)
@@ -114,3 +114,10 @@ def test_stages_end_at_the_finest_shell() -> None:
     assert all(2 * s.limit_shell < s.box_size <= 64 for s in found)
     assert stages(20, 4)[-1].limit_shell == 4
     assert replace(found[0], iterations=1).iterations == 1
+
+
+@pytest.mark.parametrize("factor", [np.nan, 1e30])
+def test_iterations_that_lead_to_no_finite_numbers_say_so(factor: float) -> None:
+    observations, _ = images(4, 1.0)
+    with pytest.raises(Diverged):
+        learnt(replace(observations, spectra=observations.spectra * np.complex64(factor)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from cistem_tables import table, write_cistem_binary, write_cistem_star
-from emsplat.io import read_particles, read_star
+from emsplat.io import read_input, read_particles, read_star
 from emsplat.io.cistem_columns import is_binary_table, read_columns
 from emsplat.io.formats import Format, sniff
 from emsplat.io.subset import subset
@@ -124,6 +125,13 @@ def test_what_is_left_out_needs_no_stack_and_rows_keep_their_numbers(written, re
     assert [path.name for path in found.stacks] == ["stack.mrcs"]
     with refuses("row 3: cisTEMPixelSize"):
         read_particles(written(PixelSize=[1.5, 1.5, -1.0, 1.5, 1.5, 1.5], **inactive))
+
+
+def test_row_numbers_are_not_those_of_the_images_that_are_left(written, tmp_path, refuses):
+    path = written(ImageActivity=[-1, 1, 1, 1, 1, 1])
+    (tmp_path / "ind.pkl").write_bytes(pickle.dumps(np.array([1, 2])))
+    with refuses("ind.pkl", "a cisTEM table", "list ids"):
+        read_input(path, InputSettings(keep=tmp_path / "ind.pkl"))
 
 
 def test_exposures_of_one_particle_share_a_half(written):

@@ -99,6 +99,26 @@ def test_damaged_files_are_refused(packed, volume, dataset, refuses, cut):
             read(path)
 
 
+@pytest.mark.parametrize("cut", [3, 1 << 16])
+def test_a_star_that_lost_its_end_is_not_a_shorter_star(packed, tmp_path, refuses, cut):
+    star = tmp_path / "long.star"
+    numbers = np.random.default_rng(0).normal(size=30_000)
+    rows = (f"{row}@a.mrcs {number:.6f}" for row, number in enumerate(numbers, 1))
+    star.write_text("\n".join(["data_particles", "loop_", "_rlnImageName #1", "_rlnAngleRot #2", *rows, ""]))
+    path = packed(star)
+    assert len(read_star(path)["particles"]) == 30_000
+    path.write_bytes(path.read_bytes()[:-cut])
+    with refuses(path.name, "cannot be unpacked"):
+        read_star(path)
+
+
+def test_the_frames_of_zstd_follow_one_another(tmp_path):
+    texts = [b"a" * 5_000_000, b"", b"bc" * 3]
+    (tmp_path / "a.zst").write_bytes(b"".join(map(_zstd, texts)))
+    with open_plain(tmp_path / "a.zst") as file:
+        assert file.read() == b"".join(texts)
+
+
 def test_a_wrong_checksum_is_found_behind_the_last_voxel(volume, refuses):
     path = volume.with_suffix(".gz")
     raw = bytearray(gzip.compress(volume.read_bytes()))

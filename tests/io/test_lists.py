@@ -106,3 +106,13 @@ def test_row_numbers_of_tilts_are_ambiguous(pickled, refuses) -> None:
     tilts = replace(imagined_particles(6, 16), pre_exposure=np.arange(6.0))
     with refuses("ind.pkl", "tilts"):
         with_choice(tilts, pickled(np.array([0, 1])), None)
+
+
+@pytest.mark.parametrize("columns", [{"rlnCtfBfactor": [-4, -8, -12] * 2}, {"rlnMicrographPreExposure": [0, 3, 6] * 2}])
+def test_row_numbers_of_tilts_are_ambiguous_in_every_command(dataset, pickled, tmp_path, refuses, columns) -> None:
+    star, ind = dataset(rlnGroupName=list("aaabbb"), **columns), pickled(np.array([0, 1]))
+    with refuses("ind.pkl", "tilts"):
+        read_input(star, InputSettings(keep=ind))
+    with refuses("ind.pkl", "tilts"):
+        subset(star, tmp_path / "out.star", InputSettings(keep=ind))
+    assert not (tmp_path / "out.star").exists()

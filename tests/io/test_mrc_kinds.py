@@ -62,6 +62,8 @@ def test_bytes_have_the_sign_that_stamp_and_range_say(tmp_path, type_, options):
 def test_bytes_of_which_nothing_tells_the_sign_are_refused(tmp_path, refuses):
     with refuses("nothing tells whether they are signed", "mode 2"):
         read(written(tmp_path / "a.mrcs", RAMP.astype("i1"), 0, span=(0, 0)))
+    with refuses("nothing tells whether they are signed", "0 to 300"):  # a range that bytes cannot have
+        read(written(tmp_path / "a.mrcs", RAMP.astype("i1"), 0, span=(0, 300)))
     with refuses("signed", "range from 0 to 255", "mode 2"):
         read(written(tmp_path / "a.mrcs", (RAMP + 128).astype("u1"), 0, flags=SIGNED))
     with refuses("unsigned", "range from -128 to 127"):

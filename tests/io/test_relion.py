@@ -122,6 +122,12 @@ def test_missing_defocus_angle_is_zero_without_astigmatism(dataset, refuses):
         ({"rlnGroupName": list("aaabbb"), "rlnCtfBfactor": [-4, -8, -12] * 2}, [0, 0, 0, 1, 1, 1], [0] * 6),
         ({"rlnGroupName": list("aaabbb"), "rlnCtfBfactor": [-4, -8, -8] * 2}, range(6), [0] * 6),
         ({"rlnGroupName": list("abcdef"), "rlnCtfBfactor": [-4, -8, -8] * 2}, range(6), [0] * 6),
+        # B-factors that were fitted to single particles
+        (
+            {"rlnGroupName": list("aaabbb"), "rlnCtfBfactor": [11, 25, 18, 40, 33, 7], "rlnRandomSubset": [1, 2] * 3},
+            range(6),
+            [0] * 6,
+        ),
         ({"rlnGroupName": list("aaabbb")}, range(6), [0] * 6),
         # doses that differ between images but never within a particle
         ({"rlnMicrographPreExposure": [1, 2, 3, 4, 5, 6]}, range(6), [0] * 6),

@@ -60,6 +60,11 @@ def test_premultiplied_images_need_their_ctf(without: Callable, refuses: Callabl
         read_particles(star)
 
 
+def test_premultiplied_images_have_their_ctf_whatever_the_user_wants(without: Callable, refuses: Callable) -> None:
+    with refuses("rlnCtfDataAreCtfPremultiplied", "leave out --no-ctf"):
+        read_input(without(rlnCtfDataAreCtfPremultiplied="1"), InputSettings(no_ctf=True))
+
+
 def test_the_user_may_not_want_the_ctfs_of_the_file(without: Callable) -> None:
     star = without(rlnBeamTiltX="0.5", rlnOddZernike="[0,0,0.1]", rlnEvenZernike="[0,0,0.1]")
     said, asked = (read_input(star, InputSettings(no_ctf=no)) for no in (False, True))

@@ -167,7 +167,7 @@ def _invert(
         shuffled = shuffled_half_maps(data, part, symmetry, settings.seed, step)
         readings = compare(data, part, agreement.own, tried, symmetry, step)
         ctfs = None
-        if said.has_ctf and not sample.small.has_ctf and not said.premultiplied.any():
+        if said.has_ctf and not sample.small.has_ctf:
             ignored = with_box(said.select(sample.rows), sample.small.box_size)
             theirs = gather_parts(replace(data, particles=ignored), part, symmetry)
             a, b = ((one[0] + one[1], one[2] + one[3]) for one in (theirs, parts))

@@ -26,10 +26,9 @@ class PointPosterior:
     """The posterior of n images over a set of points."""
 
     weights: NDArray[np.float32]  # (n, P) posterior; rows add up to 1
-    log_likelihood: NDArray[
-        np.float64
-    ]  # (n,) under the whole model, less that of an image without a particle; the mean
-    # over a particle's images where they share their latent
+    # (n,) under the whole model, less that of an image without a particle; the mean over the images of a particle where
+    # they share their latent
+    log_likelihood: NDArray[np.float64]
     junk: NDArray[np.float64]  # (n,) probability that an image shows no particle
     contrast: NDArray[np.float64]  # (n,) mean, if the image shows a particle
 

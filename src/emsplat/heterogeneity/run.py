@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from emsplat.heterogeneity.protection import leaks
 from emsplat.heterogeneity.result import Components, Half, Heterogeneity
 from emsplat.heterogeneity.rounds import embedded, run_rounds
 from emsplat.heterogeneity.states import make_states
-from emsplat.heterogeneity.subspace import Subspace, learn
+from emsplat.heterogeneity.subspace import Diverged, Stage, Subspace, learn
 from emsplat.heterogeneity.work import GRID_BYTES, SOUGHT, Work, identity, make_work
 from emsplat.io.images import ImageSource
 from emsplat.io.masks import GridOfMap, check_mask, read_mask
@@ -41,6 +42,10 @@ _FEWEST_PARTICLES = 50  # smallest number of particles in a half, where several 
 # Standard deviations in pixels, of the rim's movement by turns and of shifts, above which poses look wrong. With exact
 # poses, 0.03 and 0.00 were learnt; with errors of 2° and 0.45 pixels, 0.14 and 0.38.
 _RIM_WARNING, _SHIFT_WARNING = 0.4, 0.2
+_DIVERGED = (
+    "the components of a half set grew without bounds, as they may if poses are far off; refine the poses first, here "
+    "with --refine poses,shifts"
+)
 
 
 def find_heterogeneity(
@@ -101,7 +106,10 @@ def _found(work: Work) -> Heterogeneity:
         reporter.line("several images show one particle, such as its tilts; they share one latent")
     if work.limit_shell < 2:
         return _not_sought(work, "nothing can be measured of the consensus")
-    spaces = _subspaces(work)
+    first, second = _subspaces(work)
+    if first is None or second is None:
+        return _not_sought(work, _DIVERGED)
+    spaces = first, second
     components = _components(work, spaces)
     _warn_of_pose_errors(work, components)
     if components.count == 0:
@@ -110,18 +118,26 @@ def _found(work: Work) -> Heterogeneity:
     return _with_components(work, spaces, components)
 
 
-def _subspaces(work: Work) -> tuple[Subspace, Subspace]:
-    """Each half's linear subspace, with more components than there may be."""
+def _subspaces(work: Work) -> tuple[Subspace | None, Subspace | None]:
+    """Each half's linear subspace, with more components than there may be; None if its iterations diverge."""
     count = max(SOUGHT, work.settings.n_components or 0)
 
-    def make(half: int) -> Subspace:
-        with work.reporter.stage("subspace"), work.reporter.bar(f"subspace of half {half}", "iterations") as advance:
-            return learn(
-                partial(work.at_stage, work.sample(half)),
-                work.mean(half), work.sphere, count, work.stages, work.settings.seed + half, progress=advance,
-            )  # fmt: skip
+    def make(half: int) -> Subspace | None:
+        return _learnt(work, half, count, work.stages, work.settings.seed + half)
 
     return of_both_halves(work.context, "subspace", make)
+
+
+def _learnt(
+    work: Work, half: int, count: int, schedule: Sequence[Stage], seed: int, start: Subspace | None = None
+) -> Subspace | None:
+    """The subspace of one half; None if the iterations diverge. The arguments are those of `learn`."""
+    with work.reporter.stage("subspace"), work.reporter.bar(f"subspace of half {half}", "iterations") as advance:
+        observe, mean = partial(work.at_stage, work.sample(half)), work.mean(half)
+        try:
+            return learn(observe, mean, work.sphere, count, schedule, seed, start, advance)
+        except Diverged:
+            return None
 
 
 def _components(work: Work, spaces: tuple[Subspace, Subspace]) -> Components:
@@ -187,7 +203,10 @@ _UNSEEN = Seen(np.zeros((0, 0)), np.zeros(0), np.zeros(0))
 
 
 def _with_components(work: Work, spaces: tuple[Subspace, Subspace], components: Components) -> Heterogeneity:
-    chosen = _kept_components(work, spaces, components)
+    first, second = _kept_components(work, spaces, components)
+    if first is None or second is None:
+        return _not_sought(work, _DIVERGED)
+    chosen = first, second
     with work.reporter.stage("latents"):
         latents = embedded(work, chosen, aligned(*chosen))
     rounds = run_rounds(work, chosen, latents)
@@ -202,17 +221,13 @@ def _with_components(work: Work, spaces: tuple[Subspace, Subspace], components: 
 
 def _kept_components(
     work: Work, spaces: tuple[Subspace, Subspace], components: Components
-) -> tuple[Subspace, Subspace]:
+) -> tuple[Subspace | None, Subspace | None]:
     """The components that both halves have in common, learnt for some more iterations without the others."""
 
-    def make(half: int) -> Subspace:
+    def make(half: int) -> Subspace | None:
         space, basis = spaces[half - 1], components.seen[half - 1].basis[:, : components.count]
         chosen = np.einsum("kj,kzyx->jzyx", basis, space.components).astype(np.float32)
         last = replace(work.stages[-1], iterations=4)
-        with work.reporter.stage("subspace"):
-            return learn(
-                partial(work.at_stage, work.sample(half)),
-                work.mean(half), work.sphere, components.count, [last], 0, replace(space, components=chosen),
-            )  # fmt: skip
+        return _learnt(work, half, components.count, [last], 0, replace(space, components=chosen))
 
     return of_both_halves(work.context, "kept-subspace", make)

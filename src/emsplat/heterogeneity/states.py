@@ -140,8 +140,14 @@ def _states_of_points(
     count = settings.n_states or states_of(int(surely.sum()))
     centres = landmarks(latents.mean[surely], min(count, len(points)), settings.seed + 2)
     nearest = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
-    mass = np.bincount(nearest, posterior.sum(axis=0), minlength=len(centres))
-    kept = np.flatnonzero(mass > 0.1 * _IMAGES_OF_A_STATE)
+    # A state needs images of both halves that show a particle; otherwise one of its half maps would be made of nothing.
+    particle = (1 - latents.junk).astype(np.float32)
+    of_halves = [
+        np.bincount(nearest, particle[rows] @ posterior[rows], minlength=len(centres))
+        for rows in (latents.half == 1, latents.half == 2)
+    ]
+    mass = 2 * np.minimum(*of_halves)
+    kept = np.flatnonzero(mass >= min(0.1 * _IMAGES_OF_A_STATE, mass.max()))
     distance = ((points[:, None] - centres[kept]) ** 2).sum(axis=2)
     return np.unique(distance.argmin(axis=1), return_inverse=True)[1]
 
@@ -214,7 +220,7 @@ def _difference(
     return Difference(
         0.5 * (first + second),
         _local_error(first - second, mask, limit_shell),
-        float(ab.sum() / np.sqrt(aa.sum() * bb.sum())),
+        float(ab.sum() / max(np.sqrt(aa.sum() * bb.sum()), 1e-30)),
         float((terms * fsc).sum() / np.sqrt(terms.sum())),
     )
 

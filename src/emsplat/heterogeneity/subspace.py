@@ -43,6 +43,10 @@ _LEAST_TURN, _LEAST_SHIFT = np.deg2rad(0.01), 0.002  # least standard deviations
 _LARGEST_CHANGE = 4.0  # largest factor by which an iteration changes a variance of pose errors
 
 
+class Diverged(ArithmeticError):
+    """The iterations led to numbers that are not finite."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A working box, the last shell of the images that is used, and the number of iterations."""
@@ -118,6 +122,8 @@ def learn(
         mask: (D, D, D) soft mask outside which components are 0.
         count: K.
         seed: seed of the random latents from which the first step sketches the components, unless there is a start.
+    Raises:
+        Diverged: the iterations led to numbers that are not finite, as they may where poses are far off.
     """
     total, done = sum(stage.iterations for stage in schedule), 0
     rng = np.random.default_rng(seed)
@@ -133,7 +139,7 @@ def learn(
         space = _on(space, v0, stage)
         step = _Step(observations, stage, soft, v0)
         for _ in range(stage.iterations):
-            space = step.taken(space, rng)
+            space = _finite(step, space, rng)
             done += 1
             progress(done, total)
     assert space is not None
@@ -262,6 +268,18 @@ class _Step:
         return maps.from_half_spectrum(
             np.where(self.reference != 0, np.float32(scale) * spectrum, spectrum), self.stage.box_size
         )
+
+
+def _finite(step: _Step, space: Subspace, rng: np.random.Generator) -> Subspace:
+    """The space after one iteration; Diverged if it holds a number that is not finite."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # their results are looked for below
+            found = step.taken(space, rng)
+    except np.linalg.LinAlgError as error:  # the eigenvalues of matrices that are not finite
+        raise Diverged(str(error)) from error
+    if not (np.isfinite(found.mean).all() and np.isfinite(found.components).all()):
+        raise Diverged("a map holds numbers that are not finite")
+    return found
 
 
 class _PoseVariances:

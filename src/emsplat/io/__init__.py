@@ -94,8 +94,15 @@ def read_as_said(
 
 
 def as_asked(said: Particles, settings: FileSettings) -> Particles:
-    """The particles of `read_as_said` with the CTFs that the user wants."""
-    return _without_ctf(said, "as --no-ctf asks") if settings.no_ctf else said
+    """The particles of `read_as_said` with the CTFs that the user wants; InputError if they hold their CTF already."""
+    if not settings.no_ctf:
+        return said
+    if said.premultiplied.any():
+        raise InputError(
+            f"{said.source}: --no-ctf, but rlnCtfDataAreCtfPremultiplied says that the images are multiplied with "
+            "their CTF, and a map that takes it as 1 would be wrong; leave out --no-ctf"
+        )
+    return _without_ctf(said, "as --no-ctf asks")
 
 
 def _without_ctf(table: Particles, why: str) -> Particles:

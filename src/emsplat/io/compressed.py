@@ -25,6 +25,7 @@ _MAGIC = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\
 ENDINGS = (".gz", ".bz2", ".xz", ".zst")
 _ZSTD_MODULES = ("compression.zstd", "zstandard")  # the first is Python's own, from version 3.14
 _AT_ONCE = 1 << 20  # bytes that are unpacked together
+_ZSTD_AT_ONCE = 1 << 10  # packed bytes that are unpacked together, which unpack to 32 MB at most
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,37 @@ class _Unpacked(RawIOBase):
         super().close()
 
 
+class _ZstdFrames:
+    """The frames of a zstd file, one after the other.
+
+    The stream reader of the module zstandard ends silently where the file does, so that the rows that a truncated
+    table has lost would not be missed.
+    """
+
+    def __init__(self, file: FileIO, decompressor: Any) -> None:
+        self._file, self._decompressor = file, decompressor
+        self._frame: Any = None  # the frame that has begun and not ended
+        self._packed = b""  # what was read of the file and belongs to the next frame
+        self._ready = memoryview(b"")
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as it goes at once; 0 at the end. Raises EOFError where the last frame is cut off."""
+        while not self._ready:
+            packed = self._packed or self._file.read(_ZSTD_AT_ONCE)
+            if not packed:
+                if self._frame is None:
+                    return 0
+                raise EOFError("the file ends within its compressed data")
+            self._frame, self._packed = self._frame or self._decompressor.decompressobj(), b""
+            self._ready = memoryview(self._frame.decompress(packed))
+            if self._frame.eof:
+                self._frame, self._packed = None, self._frame.unused_data
+        n = min(len(buffer), len(self._ready))
+        buffer[:n] = self._ready[:n]
+        self._ready = self._ready[n:]
+        return n
+
+
 def _decompressor(path: Path, file: FileIO, start: bytes) -> Any:
     """A readable object that unpacks the file."""
     method = next(name for magic, name in _MAGIC.items() if start.startswith(magic))
@@ -130,7 +162,7 @@ def _decompressor(path: Path, file: FileIO, start: bytes) -> Any:
         except ImportError:
             continue
         if name == "zstandard":
-            return module.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            return _ZstdFrames(file, module.ZstdDecompressor())
         return module.ZstdFile(file)
     kind = kind_of_file(start)
     remedy = kind.remedy.format(path=path) if kind else ""

@@ -17,25 +17,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.errors import InputError
+from emsplat.io.formats import Format, sniff
 from emsplat.io.unpickle import read_arrays
 from emsplat.particles.table import Particles
 from emsplat.runtime.files import open_regular
+
+# The readers leave rows of these files out, or make several images of one.
+_OTHER_ROWS = (Format.CISTEM, Format.OPTIMISATION_SET, Format.TOMO_PARTICLES)
 
 
 def with_choice(particles: Particles, keep: Path | None, drop: Path | None) -> Particles:
     """The particles that a list keeps, or does not drop; all of them without a list.
 
     Raises:
-        InputError: as `chosen_rows`; or a list of row numbers for the tilts of particles, or one that divides rows that
-            share an id.
+        InputError: as `chosen_rows`; or a list of row numbers for the tilts of particles, for a file whose rows are not
+            its images one by one, or that divide rows of one id.
     """
     path = keep or drop
     if path is None:
         return particles
     if is_pickle(path):
-        if particles.pre_exposure.any():
+        if particles.pre_exposure.any() or _varies_within_particles(particles, particles.b_factor_in_square_angstroms):
+            raise row_numbers_of_tilts(path, particles.source)
+        if (kind := sniff(particles.source)) in _OTHER_ROWS:
             raise InputError(
-                f"{path}: row numbers, which may count particles or their tilts in {particles.source}; list ids instead"
+                f"{path}: row numbers, and the rows of {particles.source} ({kind.value}) are not its images one by "
+                "one; list ids instead"
             )
         chosen = chosen_rows(particles.ids.tolist(), keep, drop, particles.source)
         shared = np.intersect1d(particles.ids[chosen], particles.ids[~chosen])
@@ -47,6 +54,17 @@ def with_choice(particles: Particles, keep: Path | None, drop: Path | None) -> P
     else:
         chosen = chosen_rows(particles.ids.tolist(), keep, drop, particles.source)
     return replace(particles.select(chosen), n_left_out=int(np.count_nonzero(~chosen)))
+
+
+def _varies_within_particles(particles: Particles, values: NDArray[np.float64]) -> bool:
+    """Whether a particle has images of different values, as only the tilts of one particle have."""
+    _, first, particle = np.unique(particles.particle, return_index=True, return_inverse=True)
+    return bool((values != values[first][particle.reshape(-1)]).any())
+
+
+def row_numbers_of_tilts(path: Path, source: Path) -> InputError:
+    """The error for a list of row numbers where several rows are the tilts of one particle."""
+    return InputError(f"{path}: row numbers, which may count particles or their tilts in {source}; list ids instead")
 
 
 def chosen_rows(ids: Sequence[str], keep: Path | None, drop: Path | None, source: Path) -> NDArray[np.bool_]:

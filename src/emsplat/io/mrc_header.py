@@ -119,7 +119,7 @@ def _value_type(path: Path, h: np.void, raw: bytes) -> str:
         return "i1" if stamped else "u1"
     if must_be_unsigned:
         return "u1"
-    if must_be_signed or (ranged and lowest >= 0) or int(h["nversion"]) >= _MRC2014:
+    if must_be_signed or (ranged and lowest >= 0 and highest < 128) or int(h["nversion"]) >= _MRC2014:
         return "i1"  # where all values are 0 to 127, the sign does not matter
     raise InputError(
         f"{path}: bytes (mode 0), and nothing tells whether they are signed: no stamp of IMOD's, no version of MRC2014 "

@@ -29,6 +29,7 @@ from emsplat.io.stacks import (
 from emsplat.particles.table import OpticsGroup, Particles
 
 BY_MAGNIFICATION = "rlnDetectorPixelSize / rlnMagnification"
+_SHARED_B_FACTORS = 0.75  # share of the B-factors of a tilted particle that other particles have, too
 _OPTICS = {
     "rlnVoltage": "voltage",
     "rlnSphericalAberration": "spherical aberration",
@@ -308,11 +309,17 @@ def particle_numbers(rows: Rows) -> NDArray[np.int64]:
     return _with_original_images(rows, _tilted_particles(rows))
 
 
+def holds_tilts(path: Path) -> bool:
+    """Whether rows of a star file are tilts of one particle."""
+    rows = read_rows(path, mandatory=("rlnImageName",))
+    return len(np.unique(_tilted_particles(rows))) < len(rows)
+
+
 def _tilted_particles(rows: Rows) -> NDArray[np.int64]:
     """(N,) particle numbers, equal for the tilts of one particle.
 
-    rlnGroupName names a tilted particle only where the pre-exposure varies within it, or where no two of its images
-    have one B-factor, which programs derive from the exposure of each tilt; otherwise it names a micrograph.
+    rlnGroupName names a tilted particle only where the pre-exposure varies within it, or the B-factor as it does where
+    programs derive it from the exposure of each tilt; otherwise it names a micrograph.
     """
     if "rlnTomoParticleName" in rows:
         return _numbered(rows.texts("rlnTomoParticleName"))
@@ -321,7 +328,7 @@ def _tilted_particles(rows: Rows) -> NDArray[np.int64]:
         return alone
     group = _numbered(rows.texts("rlnGroupName"))
     dose = rows.numbers("rlnMicrographPreExposure", 0)
-    tilts = _varies_within(group, dose) | _all_differ_within(group, rows.numbers("rlnCtfBfactor", 0))
+    tilts = _varies_within(group, dose) | _vary_with_exposure(group, rows.numbers("rlnCtfBfactor", 0))
     return _numbered(np.where(tilts, group, len(rows) + alone))
 
 
@@ -349,7 +356,7 @@ def _numbered(labels: Sequence[str] | NDArray) -> NDArray[np.int64]:
     return np.unique(np.asarray(labels), return_inverse=True)[1].astype(np.int64)
 
 
-def _varies_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _varies_within(group: NDArray[np.int64], value: NDArray) -> NDArray[np.bool_]:
     """(N,) whether the value differs among the rows of this row's group (numbered from 0)."""
     lowest, highest = np.full(group.max() + 1, np.inf), np.full(group.max() + 1, -np.inf)
     np.minimum.at(lowest, group, value)
@@ -357,11 +364,18 @@ def _varies_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDAr
     return (lowest < highest)[group]
 
 
-def _all_differ_within(group: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(N,) whether this row's group has several rows, and no two of one value."""
-    _, pair, count = np.unique(np.stack([group, value]), axis=1, return_inverse=True, return_counts=True)
-    alike = _varies_within(group, value) & (count[pair.ravel()] == 1)
-    return (np.bincount(group, alike) == np.bincount(group))[group]
+def _vary_with_exposure(group: NDArray[np.int64], b_factor: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether this row's group has several rows whose B-factors are those of the tilts of one particle.
+
+    No two of them are equal, and most occur in other groups, too, for most of the rows of a file. B-factors that were
+    fitted to single particles differ within a micrograph as well, but hardly any of them occurs twice.
+    """
+    _, number, count = np.unique(np.stack([group, b_factor]), axis=1, return_inverse=True, return_counts=True)
+    alone = count[number.reshape(-1)] == 1
+    elsewhere = _varies_within(np.unique(b_factor, return_inverse=True)[1].reshape(-1), group)
+    size, differ, shared = (np.bincount(group, of) for of in (None, alone, elsewhere))
+    found = ((size > 1) & (differ == size) & (shared >= _SHARED_B_FACTORS * size))[group]
+    return found & (found.mean() >= 0.5)
 
 
 def _half_sets(rows: Rows, particle: NDArray[np.int64]) -> NDArray[np.int8]:

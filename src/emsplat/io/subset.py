@@ -9,7 +9,8 @@ import numpy as np
 from emsplat.errors import InputError
 from emsplat.io import read_input
 from emsplat.io.formats import Format, sniff
-from emsplat.io.lists import chosen_rows
+from emsplat.io.lists import chosen_rows, is_pickle, row_numbers_of_tilts
+from emsplat.io.relion import holds_tilts
 from emsplat.io.write_back import check_other_file, open_source
 from emsplat.io.write_relion import write_relion
 from emsplat.particles.table import Particles
@@ -38,6 +39,9 @@ def subset(source: Path, out: Path, settings: InputSettings | None = None) -> tu
     if out.suffix == table.suffix:
         if settings.keep is None and settings.drop is None:
             raise InputError(f"{source}: no particles to leave out were given; give a list with --keep or --drop")
+        choice = settings.keep or settings.drop
+        if choice and is_pickle(choice) and sniff(source) is Format.RELION and holds_tilts(source):
+            raise row_numbers_of_tilts(choice, source)
         rows = np.flatnonzero(chosen_rows(table.ids, settings.keep, settings.drop, source))
         table.write(out, rows, {})
         return len(rows), len(table.ids), ()

@@ -26,7 +26,7 @@ from emsplat.report.heterogeneity import write_heterogeneity_report
 from emsplat.report.landscape import Decoded, write_landscape
 from emsplat.report.volumes import surface_level
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
-from emsplat.runs.heterogeneity_run import resolution_of_state
+from emsplat.runs.heterogeneity_run import resolution_of_state, surely_differs
 from emsplat.runs.run_folder import HALVES
 from emsplat.runtime.folders import filling
 from emsplat.runtime.reporting import peak_memory_in_bytes
@@ -91,7 +91,7 @@ def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str |
 
 def _state_text(state: dict[str, Any]) -> str:
     resolution = resolution_of_state(state)
-    surely = "differs from the consensus" if state["difference_significance"] > 5 else "not surely different"
+    surely = "differs from the consensus" if surely_differs(state) else "not surely different"
     return (
         f"{100 * state['population']:.1f} % of the images, {resolution} for the average over this neighbourhood, "
         f"{surely} ({state['difference_significance']:.0f} σ)"

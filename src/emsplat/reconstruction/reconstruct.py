@@ -136,7 +136,7 @@ def reconstruct(
             group = _symmetry(table, whole, settings, reporter, world)
         symmetry = symmetry_operators(group)
         with reporter.stage("preview"):
-            if said.has_ctf and not table.has_ctf and not said.premultiplied.any():
+            if said.has_ctf and not table.has_ctf:
                 _check_without_ctf(said, table, whole, symmetry, settings, world)
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
             diameter = _diameter(preview, table, mask, settings, reporter, contrast_is_known)

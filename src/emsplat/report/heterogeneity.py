@@ -15,14 +15,13 @@ from markupsafe import Markup
 from emsplat.report import sections, volumes
 from emsplat.report.charts import Band, Chart, Frame, Line, linear_axis
 from emsplat.report.picture import as_data_uri, png_as_data_uri, surface_picture
-from emsplat.runs.heterogeneity_run import HeterogeneityRun, open_heterogeneity, resolution_of_state
+from emsplat.runs.heterogeneity_run import HeterogeneityRun, open_heterogeneity, resolution_of_state, surely_differs
 from emsplat.runs.run import curves_of, map_of
 from emsplat.runtime.files import replacing
 from emsplat.validation.validate import C_AT_RESOLUTION
 
 _SURFACE_COLOUR = (86, 140, 196)
 _SMALL = Frame(width=320, height=200, left=46, right=10, top=10, bottom=46)
-_SURE = 5.0  # standard deviations from which a state surely differs from the consensus
 
 
 def write_heterogeneity_report(folder: Path, output: Path | None = None, name: str | None = None) -> Path:
@@ -137,7 +136,7 @@ def _state(run: HeterogeneityRun, state: dict[str, Any], level: float) -> dict[s
         "picture": picture,
         "chart": _curve(run, state),
         "resolution_text": resolution_of_state(state),
-        "sure": state["difference_significance"] > _SURE,
+        "sure": surely_differs(state),
         "z_text": ", ".join(f"{z:.2f} ± {s:.2f}" for z, s in zip(state["z"], state["spread"], strict=True)),
     }
 

@@ -15,6 +15,7 @@ from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 from emsplat.runs.run import FinishedJob, json_of
 
 _NEEDED = {"n_components", "box_size", "pixel_size", "states"}
+_SURE = 5.0  # standard deviations from which a state surely differs from the consensus
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,8 @@ def resolution_of_state(state: dict[str, Any]) -> str:
         return "no measurable resolution"
     better = "better than " if state["resolution_kind"] == "better_than" else ""
     return f"{better}{state['resolution']:.2f} Å"
+
+
+def surely_differs(state: dict[str, Any]) -> bool:
+    """Whether a state's direct inversion differs from that of all images beyond doubt."""
+    return bool(state["difference_significance"] > _SURE)

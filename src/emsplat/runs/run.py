@@ -68,32 +68,32 @@ class Run(FinishedJob):
         return found
 
     @cached_property
-    def _grid(self) -> tuple[int, float]:
-        """Box size and pixel size (Å) of the maps, which is all that the export needs of the summary."""
+    def _needed_by_export(self) -> tuple[int, float, ModelKind]:
+        """Box size and pixel size (Å) of the maps, and what was fitted: all that the export needs of the summary."""
         try:
             facts = json.loads(self.folder.summary.read_text(encoding="utf-8"))
             box_size, pixel_size = int(facts["box_size"]), float(facts["pixel_size"])
+            model = facts.get("model", "gaussians")  # older versions fitted Gaussians only
         except (OSError, ValueError, TypeError, KeyError, OverflowError):
             raise _unfinished(self.folder) from None
-        if not (box_size > 0 and 0 < pixel_size < math.inf):
+        if not (box_size > 0 and 0 < pixel_size < math.inf and model in list(MODEL_NAMES)):
             raise _unfinished(self.folder)
-        return box_size, pixel_size
+        return box_size, pixel_size, model
 
     @property
     def box_size(self) -> int:
         """Edge of the maps in voxels."""
-        return self._grid[0]
+        return self._needed_by_export[0]
 
     @property
     def pixel_size_in_angstroms(self) -> float:
         """Edge of a voxel of the maps."""
-        return self._grid[1]
+        return self._needed_by_export[1]
 
     @property
     def model(self) -> ModelKind:
-        """What was fitted; older versions fitted Gaussians only."""
-        kind: ModelKind = self.summary.get("model", "gaussians")
-        return kind
+        """What was fitted."""
+        return self._needed_by_export[2]
 
     def gaussians(self, half: str) -> Path:
         """The file of the Gaussians of a half; InputError if it is missing, or if something else was fitted."""

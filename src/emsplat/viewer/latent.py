@@ -127,6 +127,7 @@ class LatentControls:
         self._news = threading.Condition()
         self._quiet = False  # whether controls are being moved by the program, which draws once in the end
         self._playing = threading.Event()
+        self._drawing = threading.Lock()  # a film draws its frames itself
         gui = server.gui
         gui.add_markdown(_about(content))
         self._point(gui)
@@ -172,17 +173,18 @@ class LatentControls:
         @self._play.on_click
         def _(event: Any) -> None:
             if self._playing.is_set():
-                self._playing.clear()
+                self._stop_playing()
                 return
-            self._playing.set()
+            playing = self._playing = threading.Event()
+            playing.set()
             self._play.label = "Stop"
-            threading.Thread(target=self._play_on, name="playing", daemon=True).start()
+            threading.Thread(target=self._play_on, args=(playing,), name="playing", daemon=True).start()
 
         @film.on_click
         def _(event: Any) -> None:
             label = film.label
             film.disabled = True
-            self._playing.clear()
+            self._stop_playing()
             try:
                 picture = self.film(event.client, lambda done, total: setattr(film, "label", f"{done} of {total}"))
                 event.client.send_file_download(f"{self._content.run.name}.gif", picture)
@@ -220,9 +222,14 @@ class LatentControls:
     def _go_along(self, share: float) -> None:
         self.move_to(self._content.along(int(self._path.value.split()[-1]) - 1, share))
 
-    def _play_on(self) -> None:
+    def _stop_playing(self) -> None:
+        self._playing.clear()
+        self._play.label = "Play"
+
+    def _play_on(self, playing: threading.Event) -> None:
+        """Go along the trajectory there and back, until the event is cleared."""
         share, direction = float(self._share.value), 1.0
-        while self._playing.is_set():
+        while playing.is_set():
             share += direction / (_PLAY_SECONDS * _PICTURES_A_SECOND)
             if not 0 < share < 1:
                 share, direction = float(np.clip(share, 0, 1)), -direction
@@ -231,7 +238,6 @@ class LatentControls:
             self._quiet = False
             self._go_along(share)
             time.sleep(1 / _PICTURES_A_SECOND)
-        self._play.label = "Play"
 
     def film(self, client: viser.ClientHandle, progress: Callable[[int, int], None]) -> bytes:
         """A GIF of one turn about the upright axis, while the point goes along the chosen trajectory and back."""
@@ -243,10 +249,11 @@ class LatentControls:
             z = self._content.along(component, float(share))
             self._draw(replace(before, z=tuple(z.tolist())))
 
-        try:
-            return pictures.turntable(client, progress, each=at_frame)
-        finally:
-            self._draw(before)
+        with self._drawing:
+            try:
+                return pictures.turntable(client, progress, each=at_frame)
+            finally:
+                self._draw(before)
 
     # --- drawing
 
@@ -270,7 +277,8 @@ class LatentControls:
                 wanted = self._wanted
             assert wanted is not None
             try:
-                self._draw(wanted)
+                with self._drawing:
+                    self._draw(wanted)
                 self._tell(wanted)
             except Exception as error:  # a request that fails must not stop the next one
                 self._note.content = f'<p role="alert">{type(error).__name__}: {escape(str(error))}</p>'
