@@ -10,9 +10,10 @@ import blobs
 from emsplat.abinitio import full, grids, search, volume
 from emsplat.abinitio.classes import Matching, labels_of, matched, of_class
 from emsplat.abinitio.full import Found, FullSettings, shares_of
-from emsplat.abinitio.halves import Search, Start, on_box
+from emsplat.abinitio.halves import Search, Start, on_box, start
 from emsplat.abinitio.polar import PolarGrid, PolarImages
-from emsplat.abinitio.stochastic import StageSettings, StochasticSettings, Trace, first_stage
+from emsplat.abinitio.run_classes import _by_size
+from emsplat.abinitio.stochastic import NOTHING, StageSettings, StochasticSettings, Trace, first_stage
 
 GRID = PolarGrid.of(6, 0.7)
 N = 60  # images of each kind
@@ -144,3 +145,17 @@ def test_classes_are_matched_by_their_images(maps: np.ndarray, signal: np.ndarra
     assert not poor.is_good and poor.agreed(0) == pytest.approx(0.5)
     assert poor.criterion(0).status == "uncertain"
     assert labels_of(Found.empty(3, 2)).tolist() == [0, 0, 0]
+
+
+def test_a_search_that_finds_nothing_still_knows_of_all_classes(signal: np.ndarray) -> None:
+    images = images_of(None, 1e-3 / (2 * np.pi * GRID.radii * signal).sum(), np.random.default_rng(7), 40)
+    found = start(images, settings(signal), np.random.default_rng(8)).found
+    assert found.evidence.max() < NOTHING
+    assert found.classes.shape == (40, 2)
+
+
+def test_classes_with_too_few_images_in_a_half_come_last() -> None:
+    sizes = {0: (100, 30), 1: (45, 50), 2: (70, 70), 3: (5, 90)}
+    labels = np.concatenate([np.full(sum(size), number) for number, size in sizes.items()])
+    halves = np.concatenate([np.repeat([1, 2], size) for size in sizes.values()]).astype(np.int8)
+    assert _by_size(labels, halves, 4) == ([2, 1], [0, 3])

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from emsplat.abinitio import alternation, job, polar
 from emsplat.abinitio.full import FullSettings
-from emsplat.abinitio.run import AbInitio, ab_initio
+from emsplat.abinitio.run import AbInitio, ab_initio, job_of, searched
 from emsplat.abinitio.samples import StoredSamples
 from emsplat.abinitio.scales import Scales
 from emsplat.abinitio.stochastic import StochasticSettings
@@ -22,7 +23,8 @@ from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import reconstruct
-from emsplat.runtime.checkpoint import Checkpoints
+from emsplat.runtime.checkpoint import Checkpoints, State
+from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import AbInitioSettings, ReconstructSettings
 from emsplat.simulation import SimulationSettings, bundled_model, simulate
@@ -124,3 +126,23 @@ def test_samples_on_the_disk_and_cached_images_are_the_same(
     np.testing.assert_array_equal(stored.coarser(4).select(some).signal, in_memory.coarser(4).signal[some])
     assert np.linalg.norm(of_cache.signal - in_memory.signal) < 2e-3 * np.linalg.norm(in_memory.signal)
     assert of_cached.image_power == pytest.approx(spectra.image_power, rel=1e-3)
+
+
+def test_the_weight_of_the_images_is_kept(star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_MOST_NATS", 1.0)
+    weights = []
+    for _ in range(2):
+        checkpoints = Checkpoints(tmp_path / "checkpoints", True, pace=always())
+        with job_of(star, FEW, Reporter(), checkpoints, World()) as begun:
+            searched(begun)
+            weights.append(begun.weight)
+    assert weights[0] == weights[1] < 1
+
+
+def test_a_class_of_other_particles_is_not_resumed(star: Path, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", True, pace=always())
+    with job_of(star, FEW, Reporter(), checkpoints, World()) as begun:
+        begun.part(np.arange(90), "class1").context.checkpoints.save("poses", State({"a": torch.zeros(3)}))
+        assert begun.part(np.arange(90), "class1").context.checkpoints.load("poses") is not None
+        with pytest.raises(InputError, match="belongs to another run: particles"):
+            begun.part(np.arange(100), "class1")

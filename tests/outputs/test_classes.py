@@ -15,8 +15,10 @@ import pytest
 from emsplat import cli
 from emsplat.abinitio import alternation
 from emsplat.io import read_particles
+from emsplat.outputs.classes import _remove_further
 from emsplat.particles.table import Particles
 from emsplat.reconstruction.reconstruct import reconstruct
+from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.settings import ReconstructSettings
 from emsplat.simulation import SimulationSettings, simulate
 from small_work import small_work
@@ -39,8 +41,7 @@ def star(one_chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few_steps(table: Particles, settings: ReconstructSettings, *arguments: Any, **named: Any) -> Any:
     """A reconstruction of which only the poses matter."""
     little = replace(settings, n_gaussians=60, n_fits=1, refine=None, refine_range=None)
-    named |= {"tuning": small_work(accumulated=100, refined=80)}
-    return reconstruct(table, little, *arguments, **named)
+    return reconstruct(table, little, *arguments, **named | {"tuning": small_work(accumulated=100, refined=80)})
 
 
 def test_the_command_hands_back_a_map_and_the_images_without_a_particle(
@@ -77,3 +78,14 @@ def test_the_command_hands_back_a_map_and_the_images_without_a_particle(
     assert cli.main([*command, "--resume"]) == 0
     assert "nothing is left to do" in capsys.readouterr().out
     assert cli.main(command) == 2  # the folder holds a run
+
+
+def test_classes_of_the_replaced_run_do_not_stay(tmp_path: Path) -> None:
+    files = ClassesFolder(tmp_path)
+    for number in (1, 2, 3):
+        files.of_class(number).path.mkdir()
+        (files.of_class(number).path / "map.mrc").touch()
+        files.ids(number).touch()
+    files.junk.touch()
+    _remove_further(files, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["class1", "class1.csv", "junk.csv"]

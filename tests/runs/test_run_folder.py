@@ -47,6 +47,13 @@ def test_a_folder_without_a_finished_run_is_refused_in_one_line(summary: str | N
     assert "\n" not in str(raised.value)
 
 
+def test_a_search_for_several_classes_names_the_folder_of_one(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"classes": []}))
+    (tmp_path / "classes.csv").touch()
+    with pytest.raises(InputError, match=r"several classes; give the folder of one, .*class1"):
+        open_run(tmp_path)
+
+
 def test_what_an_older_run_did_not_write_is_none(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"box_size": 48, "pixel_size": 3.4}))
     run = open_run(tmp_path)

@@ -311,7 +311,7 @@ def _search_block(
     """Search one block of images; fill in `found` at the rows, and add to the sums of both levels."""
     n = len(block)
     kept = np.empty((len(s.coarse.frames), n), np.bool_)
-    for part in np.array_split(np.arange(n), -(-n // search.images_at_once())):
+    for part in np.array_split(np.arange(n), -(-n // search.IMAGES_AT_ONCE)):
         kept[:, part] = _search_coarsely(block.select(part), centres[part], s, rows[part], found)
     sharp = np.flatnonzero(~found.flat[rows])
     # Images that say little keep many directions, so the fine posteriors of fewer images are held at a time.

@@ -21,7 +21,7 @@ _SIGMA = 0.9  # voxels
 def gaussians_of(map_: NDArray[np.float32]) -> Parameters:
     """Round Gaussians on the densest voxels of a map (N, N, N), in units of its voxels, with their densities as masses.
 
-    Of several classes (K, N, N, N), the first one is taken.
+    The first map is taken if there are those of several classes (K, N, N, N).
     """
     density = map_[0] if map_.ndim == 4 else map_
     flat = np.maximum(density.ravel(), 1e-6 * max(float(density.max()), 1e-30))

@@ -156,7 +156,7 @@ def _nothing(
     map_: NDArray[np.float32], n: int, first: Trace, pictures: list[NDArray[np.float32]], rng: np.random.Generator
 ) -> Start:
     """The result of a search that found nothing: a map that explains no image, and poses drawn at random."""
-    found = Found.empty(n)
+    found = Found.empty(n, len(map_) if map_.ndim == 4 else 1)
     found.rotations[:] = Rotation.random(n, random_state=rng).as_matrix()
     found.evidence[:] = first.evidence[-1]
     last = Trace(evidence=[first.evidence[-1]], top=[first.top[-1]], beta=[1.0], power=[first.power[-1]])

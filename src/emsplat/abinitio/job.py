@@ -36,7 +36,7 @@ _OUTLINE_MARGIN = 1.15  # factor on the outline, because the variance shows a li
 _UNSEEN_DIAMETER, _LARGEST_DIAMETER = 0.8, 0.95  # shares of the box
 _MAX_SHIFT = 0.1  # share of the box
 _EDGE = 0.1  # share of the box by which the circle that is kept exceeds the particle's, beyond its shift
-_FEWEST_IMAGES = 40  # smallest number in each half set
+FEWEST_IMAGES = 40  # smallest number in each half set, of all images or of a class
 _MOST_NATS = 200.0  # largest information of an image that counts in full
 _SAMPLE = 100  # number of images that show whether there is any noise
 _BLANK = 1e-6  # share of an image's range that counts as nothing
@@ -92,11 +92,16 @@ class Job:
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
     def part(self, rows: NDArray[np.int64], name: str) -> Job:
-        """The same for some of the particles, as one class of them. Args: name: that of its checkpoints."""
-        context = replace(self.context, checkpoints=self.context.checkpoints.nested(name))
+        """The same for some of the particles, as one class of them. Args: name: that of its checkpoints.
+
+        Raises:
+            InputError: a state to resume from belongs to other particles.
+        """
+        table, checkpoints = self.table.select(rows), self.context.checkpoints
+        asked = checkpoints.identity | {"particles": table.fingerprint()}
+        context = replace(self.context, checkpoints=checkpoints.nested(name).belonging_to(asked))
         settings = replace(self.settings, classes=None)
-        images = _Some(self.images, rows)
-        return Job(self.table.select(rows), images, self.look, self.diameter_in_angstroms, settings, context)
+        return Job(table, _Some(self.images, rows), self.look, self.diameter_in_angstroms, settings, context)
 
     def read(self, n_rings: int) -> tuple[Halves, Spectra]:
         """The images of both halves on the polar grid, and the mean of their spectra.
@@ -196,10 +201,10 @@ def table_of(source: Path | str | Particles, settings: AbInitioSettings, reporte
         table, euler_angles_in_degrees=np.zeros((n, 3)), origin_in_angstroms=np.zeros((n, 2)), warnings=()
     ).with_half_sets(settings.seed)
     sizes = [int(np.count_nonzero(table.half_set == half)) for half in (1, 2)]
-    if min(sizes) < _FEWEST_IMAGES:
+    if min(sizes) < FEWEST_IMAGES:
         raise InputError(
             f"{table.source}: {sizes[0]} and {sizes[1]} images in the half sets; a search without poses needs at least "
-            f"{_FEWEST_IMAGES} in each: give more images"
+            f"{FEWEST_IMAGES} in each: give more images"
         )
     reporter.line(
         f"{n:,} images{table.left_out_text()}, box {table.box_size}, {table.pixel_size_in_angstroms:.4g} Å/px; "

@@ -99,6 +99,7 @@ class Searched:
     nats: float  # information of an image
     batch: int
     iterations: int
+    weight: float = 1.0  # the job's factor on all log-likelihoods
     matching: Matching | None = None  # of several classes
 
 
@@ -195,11 +196,12 @@ def searched(job: Job) -> Searched:
     if state is not None:
         kinds = Start, Found, Trace, Agreement, Alignment, Modes, Imitation
         kept: Searched = unpacked(state, Searched, Matching, *kinds)
+        job.weight = kept.weight  # found anew, it could differ, because later stages use other rings
         return kept
     with job.reporter.stage("polar images"):
         halves, spectra = job.read(job.scales.fine_rings)
     search, nats = job.search(halves, spectra)
-    sizes = search.stochastic.batch, search.stochastic.iterations
+    sizes = search.stochastic.batch, search.stochastic.iterations, job.weight
     with job.reporter.stage("search"):
         if job.settings.classes is None:
             starts, agreement, n_starts = _independent_starts(job, halves, search)

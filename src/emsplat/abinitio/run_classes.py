@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emsplat.abinitio.classes import Matching, labels_of, of_class
 from emsplat.abinitio.halves import Start, compare
-from emsplat.abinitio.job import Job
+from emsplat.abinitio.job import FEWEST_IMAGES, Job
 from emsplat.abinitio.run import AbInitio, Searched, finished, job_of, searched
 from emsplat.errors import InputError
 from emsplat.particles.table import Particles
@@ -22,8 +22,6 @@ from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
 from emsplat.runtime.ranks.world import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.settings import AbInitioSettings
-
-_FEWEST_IMAGES = 40  # smallest number of images of a class in each half, below which it has no map
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Classified:
     classes: tuple[AbInitio, ...]
     particles: Particles  # all of them, with half sets
     labels: NDArray[np.int64]  # (N,) class of each image, from 1; 0: shows no particle; −1: of a class too small
-    posteriors: NDArray[np.float32]  # (N, K+1) of the classes in this order and then, K last, of no particle
+    posteriors: NDArray[np.float32]  # (N, K+1) of the classes in this order, of those too small, and of no particle
     agreed: tuple[float, ...]  # share of the images of each class on which the halves agree
     settings: AbInitioSettings
     reporter: Reporter
@@ -57,32 +55,31 @@ def ab_initio_classes(
         InputError: as there; or no class has enough images.
     """
     reporter = reporter or Reporter()
-    assert settings.classes is not None
+    if settings.classes is None:
+        raise InputError("ab_initio_classes: classes is missing; give their number, or use ab_initio for one map")
     with job_of(source, settings, reporter, checkpoints, world or World()) as job:
         found = searched(job)
         assert found.matching is not None
         labels, posteriors = _labelled(job, found.starts, found.matching)
-        order = np.argsort([-np.count_nonzero(labels == number) for number in range(settings.classes)], kind="stable")
+        large, small = _by_size(labels, job.table.half_set, settings.classes)
+        for number in small:
+            n, fewest = np.count_nonzero(labels == number), _fewest(labels, job.table.half_set, number)
+            reporter.warn(f"a class of {n:,} images has {fewest} in one half, too few for a map")
         classes: list[AbInitio] = []
         agreed: list[float] = []
         final = np.full(len(labels), -1)
         final[labels == settings.classes] = 0
-        for number in order.tolist():
+        for number in large:
             rows = np.flatnonzero(labels == number)
-            fewest = min(int(np.count_nonzero(job.table.half_set[rows] == half)) for half in (1, 2))
-            if fewest < _FEWEST_IMAGES:
-                reporter.warn(f"a class of {len(rows):,} images has {fewest} in one half, too few for a map")
-                continue
             name = f"class{len(classes) + 1}"
             reporter.line(f"{name}: {len(rows):,} images")
             classes.append(_finished(job, found, number, rows, name))
             agreed.append(found.matching.agreed(number))
             final[rows] = len(classes)
         if not classes:
-            raise InputError(
-                f"{job.table.source}: no class has {_FEWEST_IMAGES} images in each half; search for fewer --classes"
-            )
-        places = [*order.tolist(), settings.classes]
+            remedy = "search for fewer --classes" if settings.classes > 1 else "look at the images with emsplat check"
+            raise InputError(f"{job.table.source}: no class has {FEWEST_IMAGES} images in each half; {remedy}")
+        places = [*large, *small, settings.classes]
         return Classified(tuple(classes), job.table, final, posteriors[:, places], tuple(agreed), settings, reporter)
 
 
@@ -102,6 +99,18 @@ def _labelled(
         labels[rows] = number[labels_of(start.found)]
         posteriors[rows] = np.concatenate([start.found.classes[:, places], start.found.junk[:, None]], axis=1)
     return labels, posteriors
+
+
+def _by_size(labels: NDArray[np.int64], half_set: NDArray[np.int8], n_classes: int) -> tuple[list[int], list[int]]:
+    """The classes with enough images in both halves for a map, and the others; the largest first."""
+    order = np.argsort([-np.count_nonzero(labels == number) for number in range(n_classes)], kind="stable").tolist()
+    large = [number for number in order if _fewest(labels, half_set, number) >= FEWEST_IMAGES]
+    return large, [number for number in order if number not in large]
+
+
+def _fewest(labels: NDArray[np.int64], half_set: NDArray[np.int8], number: int) -> int:
+    """Number of images of a class in the half that has fewer of them."""
+    return min(int(np.count_nonzero(half_set[labels == number] == half)) for half in (1, 2))
 
 
 def _finished(job: Job, found: Searched, number: int, rows: NDArray[np.int64], name: str) -> AbInitio:

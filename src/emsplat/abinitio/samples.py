@@ -29,15 +29,17 @@ class StoredSamples:
     stored_rings: int  # rings of every image in the file
     n_rings: int  # R: the first ones, which are read
     n_angles: int
+    place: Path  # the folder that the file lies in
 
     @staticmethod
     def empty(n: int, n_rings: int, n_angles: int, folder: Path | None = None) -> StoredSamples:
         """Room for the samples of n images. Args: folder: where the file lies; by default where temporary files do."""
         try:
-            file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (closed with its last reference)
+            place = folder or Path(tempfile.gettempdir())
+            file = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115 (closed with its last reference)
         except OSError as error:
-            raise InputError(f"{folder or tempfile.gettempdir()}: no temporary file: {reason(error)}") from None
-        return StoredSamples(file, n, n_rings, n_rings, n_angles)
+            raise InputError(f"{folder or 'TMPDIR'}: no temporary file: {reason(error)}") from None
+        return StoredSamples(file, n, n_rings, n_rings, n_angles, place)
 
     def __len__(self) -> int:
         return self.n
@@ -62,7 +64,7 @@ class StoredSamples:
                     raise OSError("no space left on device")
         except OSError as error:
             raise InputError(
-                f"{tempfile.gettempdir()}: no room for {self.n * self._bytes / 1e9:.2f} GB of temporary data "
+                f"{self.place}: no room for {self.n * self._bytes / 1e9:.2f} GB of temporary data "
                 f"({reason(error)}); name a folder on another disk with --cache, or set TMPDIR"
             ) from None
 

@@ -25,6 +25,10 @@ from emsplat.abinitio.polar import PolarGrid, PolarImages
 from emsplat.abinitio.softmax import LANES, Posterior, posterior
 from emsplat.runtime.devices import CPU
 
+# Number of images whose scores on a coarse grid stay in the caches while they are worked on. It does not depend on the
+# number of threads, because sums over images round by the blocks in which they are taken.
+IMAGES_AT_ONCE = 2 * LANES
+
 
 @dataclass(frozen=True)
 class Slices:
@@ -156,11 +160,6 @@ def posterior_of(
 
     taken, added = (torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (penalty, log_prior))
     return softmax_gpu.posterior(scores, taken.to(scores.device), added.to(scores.device), beta)
-
-
-def images_at_once() -> int:
-    """Number of images whose scores on a coarse grid stay in the caches while they are worked on."""
-    return LANES * max(2, numba.get_num_threads())
 
 
 def m_step(

@@ -223,7 +223,7 @@ class _Stochastic:
 
         def work(share: NDArray[np.int64]) -> _BatchSums:
             sums = _BatchSums.empty(grid, slices.n_directions, self.stage.n_classes or 1, len(share))
-            for place in np.array_split(np.arange(len(share)), -(-len(share) // search.images_at_once())):
+            for place in np.array_split(np.arange(len(share)), -(-len(share) // search.IMAGES_AT_ONCE)):
                 part = share[place]
                 some = moved.select(part)
                 scores, penalty = search.scores_of(slices, some, turn, reuse=True), search.penalty_of(slices, some)

@@ -67,7 +67,7 @@ def transform_of(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
 def slices(volume: NDArray[np.float32], grid: PolarGrid, frames: NDArray[np.float64]) -> NDArray[np.complex64]:
     """(d, R, Q) samples of the central slices of a map (N, N, N), origin at voxel N//2, in (d, 3, 3) frames.
 
-    Of K maps, (K·d, R, Q).
+    Slices of K maps are (K·d, R, Q).
     """
     if volume.ndim == 4:
         return np.concatenate([slices(of_class, grid, frames) for of_class in volume])
@@ -98,8 +98,8 @@ def insert(
     """Add slices in all symmetry mates of a group.
 
     Args:
-        back_projection: (d, R, Q) Σ p I of each direction; weight: (d, R) Σ p c²; frames: (d, 3, 3). Of K classes, the
-            first two are (K·d, …).
+        back_projection: (d, R, Q) Σ p I of each direction; weight: (d, R) Σ p c²; frames: (d, 3, 3). With K
+            classes, the first two are (K·d, …).
     """
     if sums.weight.ndim == 4:
         n = len(sums.weight)

@@ -61,9 +61,9 @@ def write_ab_initio(
             files.figure("ab_initio"),
         )
 
-    unclaimed: dict[str, Any] = (
-        {} if found.status == "converged" else {"resolution": None, "resolution_kind": "not_measurable"}
-    )
+    unclaimed: dict[str, Any] = {"resolution": None, "resolution_kind": "not_measurable", "local_resolution": None}
+    if found.status == "converged":
+        unclaimed = {}
     return outputs.write_run(
         folder,
         found.reconstruction,

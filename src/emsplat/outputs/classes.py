@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,8 @@ def write_classes(
         write_json(files.summary, summary)
         closing = [f"{name}: {text}" for name, text in closing_rows(summary, folder)]
         files.log.write_text("\n".join([*reporter.log, "", *closing]) + "\n", encoding="utf-8")
+    if overwrite:
+        _remove_further(ClassesFolder(folder), len(found.classes))
     return summary
 
 
@@ -103,6 +107,15 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
 def write_ids(path: Path, ids: NDArray[np.str_]) -> None:
     """Write a list of particles that `emsplat subset` takes."""
     path.write_text("\n".join(["id", *ids.tolist()]) + "\n", encoding="utf-8")
+
+
+def _remove_further(files: ClassesFolder, n_classes: int) -> None:
+    """Remove the classes that the replaced run had beyond so many."""
+    for number in count(n_classes + 1):
+        if not (files.of_class(number).path.exists() or files.ids(number).exists()):
+            return
+        shutil.rmtree(files.of_class(number).path, ignore_errors=True)
+        files.ids(number).unlink(missing_ok=True)
 
 
 def _write_table(path: Path, found: Classified) -> None:

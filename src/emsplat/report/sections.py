@@ -14,7 +14,7 @@ from emsplat.report import volumes
 from emsplat.report.charts import sphere_map
 from emsplat.report.picture import as_data_uri, grey, png_as_data_uri, surface_picture
 from emsplat.report.volumes import Window
-from emsplat.runs.closing import model_row, true_resolution_text
+from emsplat.runs.closing import model_row, search_status, true_resolution_text
 from emsplat.runs.run import FinishedJob, Run, map_of
 from emsplat.runs.run_folder import HALVES, RunFolder
 
@@ -29,7 +29,7 @@ _RECORDED_SPREADS = 3.0  # standard deviations of a recorded image from black to
 
 def headline(summary: dict[str, Any]) -> tuple[str, str]:
     """The verdict in a few words for the headline, and its basis."""
-    status = (summary.get("ab_initio") or {}).get("status", "converged")
+    status = search_status(summary)
     if status != "converged":
         return f"ab initio {status}", "no resolution is claimed: the poses may be wrong"
     if summary["resolution_kind"] == "not_measurable":
@@ -123,12 +123,12 @@ def _mean_of_halves(path_of: Callable[[str], Path], window: Window) -> NDArray[n
 
 
 def _colours(run: Run, window: Window, mask: NDArray[np.float32], particle: NDArray[np.bool_]) -> Section:
-    """The property that colours the surface: local resolution or, where the run has none, the halves' agreement.
+    """The property that colours the surface: local resolution or, where none is claimed, the halves' agreement.
 
     Args:
         mask: (D, D, D); particle: the same, where the density is above the surface's first level.
     """
-    local = map_of(run.folder.local_resolution)
+    local = map_of(run.folder.local_resolution) if search_status(run.summary) == "converged" else None
     if local is not None and len(np.unique(local.values[mask > 0.5])) > 1:
         values = volumes.colours_on(window, local.values, mask)
         kind, unit = "local resolution", "Å"

@@ -15,10 +15,16 @@ from emsplat.validation.validate import FIRST_SHELL, Validation
 Summary = dict[str, Any]  # what summary.json holds
 
 
+def search_status(summary: Summary) -> str:
+    """The status of the search that found the poses; converged if they were given."""
+    status: str = (summary.get("ab_initio") or {}).get("status", "converged")
+    return status
+
+
 def resolution_text(summary: Summary) -> str:
     """The verdict in one line, with the curve that it comes from."""
     kind, resolution = summary["resolution_kind"], summary["resolution"]
-    status = (summary.get("ab_initio") or {}).get("status", "converged")
+    status = search_status(summary)
     if status != "converged":
         return f"not claimed: the search for poses is {status}"
     if kind == "not_measurable" and summary["measurable_limit"]:

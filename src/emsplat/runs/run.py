@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import Map, read_map
+from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder, holds_heterogeneity
 from emsplat.runs.run_folder import JobFolder, RunFolder
 from emsplat.settings import MODEL_NAMES, ModelKind
@@ -128,8 +129,14 @@ def open_run(folder: Path) -> Run:
             f"{folder}: holds a search for heterogeneity; write its maps and models with emsplat decode, or give "
             f"{HeterogeneityFolder(folder).consensus}, its reconstruction of all images"
         )
-    run = Run(RunFolder(folder), folder.resolve().name)
-    _ = run.box_size
+    run, classes = Run(RunFolder(folder), folder.resolve().name), ClassesFolder(folder)
+    try:
+        _ = run.box_size
+    except InputError:
+        if classes.table.is_file() and classes.summary.is_file():
+            first = classes.of_class(1).path
+            raise InputError(f"{folder}: holds a search for several classes; give the folder of one, {first}") from None
+        raise
     return run
 
 

@@ -13,6 +13,7 @@ from emsplat.io.mrc import read_map
 from emsplat.models.gaussians import Gaussians
 from emsplat.report import volumes
 from emsplat.report.volumes import Window, window_about
+from emsplat.runs.closing import search_status
 from emsplat.runs.run import Run, map_of, open_run, required
 from emsplat.runs.run_folder import AVERAGE, HALVES
 from emsplat.viewer.colours import Scale
@@ -103,8 +104,9 @@ class Content:
 
     @cached_property
     def local_resolution(self) -> Property | None:
-        """The local resolution in Å; None if the run has none, or if it is the same everywhere."""
-        local = map_of(self.run.folder.local_resolution)
+        """The local resolution in Å; None if the run has or claims none, or if it is the same everywhere."""
+        claims = search_status(self.run.summary) == "converged"
+        local = map_of(self.run.folder.local_resolution) if claims else None
         if local is None or len(np.unique(local.values[self._mask > 0.5])) < 2:
             return None
         values = volumes.colours_on(self.surface_window, local.values, self._mask)
