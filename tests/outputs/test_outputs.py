@@ -198,6 +198,28 @@ def test_a_folder_with_a_run_is_refused(run_folder: Path, reconstructed: Run, re
     check_output(run_folder, overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("holds", "names"),
+    [
+        ("a search for heterogeneity", ["latents.csv", "consensus/map.mrc"]),
+        ("a search for classes", ["classes.csv"]),
+    ],
+)
+def test_a_job_of_another_kind_is_not_overwritten(
+    holds: str, names: list[str], tmp_path: Path, refuses: Callable
+) -> None:
+    """Its files would stay, and the folder would be taken for what it was."""
+    for name in [*names, "summary.json"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    before = contents(tmp_path)
+    with refuses(str(tmp_path), holds, "a reconstruction", "give another folder"):
+        check_output(tmp_path, overwrite=True)
+    assert contents(tmp_path) == before
+    (tmp_path / names[0]).unlink()
+    check_output(tmp_path, overwrite=True)
+
+
 def test_a_folder_with_other_files_is_used_and_they_stay(
     reconstructed: Run, tmp_path: Path, without_figures: None
 ) -> None:

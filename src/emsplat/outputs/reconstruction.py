@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.errors import InputError
 from emsplat.figures import reconstruction as figures
 from emsplat.figures.local_resolution import figure_local_resolution
 from emsplat.figures.refinement import figure_refinement
@@ -29,7 +30,7 @@ from emsplat.reconstruction.reconstruct import Reconstruction
 from emsplat.report.page import write_report
 from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.closing import Summary, closing_rows, resolution_text
-from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
+from emsplat.runs.heterogeneity_folder import HeterogeneityFolder, holds_heterogeneity
 from emsplat.runs.run_folder import JobFolder, RunFolder
 from emsplat.runtime.folders import check_folder, claiming, filling
 from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
@@ -41,12 +42,32 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Folder = RunFolder | HeterogeneityFolder | ClassesFolder
+_KINDS: dict[type[Folder], str] = {
+    RunFolder: "a reconstruction",
+    HeterogeneityFolder: "a search for heterogeneity",
+    ClassesFolder: "a search for classes",
+}
 
 
 def check_output(folder: Path, overwrite: bool = False, kind: type[Folder] = RunFolder) -> None:
     """InputError if a run could not be written to `folder`, which the user wants to know before the work."""
     names = [path.name for path in kind(folder).results]
     check_folder(folder, names, overwrite, "run")
+    there = _kind_of(folder)
+    if there is not None and there is not kind:
+        raise InputError(
+            f"{folder}: holds {_KINDS[there]}, whose files would stay among those of {_KINDS[kind]}; give another "
+            "folder, or remove this one first"
+        )
+
+
+def _kind_of(folder: Path) -> type[Folder] | None:
+    """The kind of the finished job in a folder; None if there is none."""
+    if not JobFolder(folder).summary.is_file():
+        return None
+    if holds_heterogeneity(folder):
+        return HeterogeneityFolder
+    return ClassesFolder if ClassesFolder(folder).table.is_file() else RunFolder
 
 
 @contextmanager
