@@ -84,7 +84,7 @@ def _reconstructed(
 ) -> Reconstruction:
     """A reconstruction as a stage of the search, with states of its own under this name."""
     checkpoints, world = job.context.checkpoints.nested(name), job.context.world
-    return reconstruct(table, settings, job.reporter, checkpoints, world, contrast_is_known=True, tuning=tuning)
+    return reconstruct(table, settings, job.reporter, checkpoints, world, is_part=True, tuning=tuning)
 
 
 def _refined_and_searched(job: Job, table: Particles, number: int) -> tuple[Particles, float | None]:

@@ -43,6 +43,7 @@ from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
 from emsplat.settings import AbInitioSettings
 from emsplat.statistics.schedule import ranks_told_apart
+from emsplat.validation.local_resolution import local_resolution
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
     verdict = judged(starts, agreement, ending)
     verdict = replace(verdict, criteria=(*verdict.criteria, *more))
     reporter.line(f"ab initio: {verdict.text()}")
-    if verdict.status != "converged":
+    if verdict.status == "converged":
+        reconstruction = _with_local_resolution(job, reconstruction)
+    else:
         reporter.warn(f"ab initio {verdict.status}: no resolution is claimed; {REMEDY}")
     return AbInitio(
         reconstruction, verdict, agreement, starts, found.n_starts, moved, certainty, job.look,
@@ -187,6 +190,18 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
             "contrast_in_standard_errors": round(job.look.contrast, 1),
         },
     )  # fmt: skip
+
+
+def _with_local_resolution(job: Job, found: Reconstruction) -> Reconstruction:
+    """The reconstruction with its local resolution, which is not looked at unless the poses can be trusted."""
+    world, local = job.context.world, None
+    with job.reporter.stage("local resolution"):
+        if world.is_first:
+            raw = found.halves[0].raw, found.halves[1].raw
+            pixel_size, limit = found.pixel_size_in_angstroms, found.validation.limit_shell
+            local = local_resolution(*raw, *found.half_maps, found.mask, pixel_size, limit)
+            job.reporter.line(local.text())
+        return replace(found, local_resolution=world.broadcast(local))
 
 
 def searched(job: Job) -> Searched:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,16 +60,15 @@ def write_ab_initio(
             files.figure("ab_initio"),
         )
 
-    unclaimed: dict[str, Any] = {"resolution": None, "resolution_kind": "not_measurable", "local_resolution": None}
-    if found.status == "converged":
-        unclaimed = {}
+    reconstruction = found.reconstruction
+    if found.status != "converged":
+        reconstruction = replace(reconstruction, validation=reconstruction.validation.unclaimed())
     return outputs.write_run(
         folder,
-        found.reconstruction,
+        reconstruction,
         reporter,
         overwrite=overwrite,
         addition=addition,
         ab_initio=found.summary(),
         ranks=ranks,
-        **unclaimed,
     )
