@@ -338,3 +338,8 @@ def _errors(r: Reconstruction) -> dict[str, float]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def write_ids(path: Path, ids: NDArray[np.str_]) -> None:
+    """Write a list of particles that `emsplat subset` takes."""
+    path.write_text("\n".join(["id", *ids.tolist()]) + "\n", encoding="utf-8")

@@ -237,6 +237,7 @@ def ab_initio(run: Run) -> Section:
         ],
         "what_to_try": found.get("what_to_try"),
         "hand": found["hand"],
+        "n_without_particle": found.get("n_without_particle", 0),
         "starts": " and ".join(str(n) for n in found["starts_of_halves"]),
         "moved": [f"{100 * share:.1f} %" for share in found["moved_by_searches"]],
         "picture": png_as_data_uri(figure.read_bytes()) if figure.is_file() else None,
