@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from abinitio_products import TEXT as _PRODUCTS_TEXT
 from abinitio_products import product_rows
-from abinitio_sets import HARD, IGG, LADDER, QUICK, SETS, built, foreign_sets, shows_particle, traps
+from abinitio_sets import HARD, IGG, IGNORED, LADDER, QUICK, SETS, built, foreign_sets, shows_particle, traps
 from common import SHARED, Case, ProcessorTimes, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.abinitio import alignment
 from emsplat.abinitio.run import AbInitio, ab_initio
@@ -245,7 +245,8 @@ def null_rows(page: Page, args: Any) -> None:
     for seed in range(args.seeds):
         for name, particles in sets.items():
             if name.startswith(args.only) and page.wants("traps", name, seed, len(particles)):
-                page.add("traps", trap_row(name, particles, seed, args.threads)[0], _TRAPS_TEXT)
+                row, _ = trap_row(name, particles, seed, args.threads, no_ctf=name == IGNORED)
+                page.add("traps", row, _TRAPS_TEXT)
 
 
 def main() -> None:

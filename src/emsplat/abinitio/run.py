@@ -23,7 +23,7 @@ from emsplat.abinitio.classes import Matching, classes_in_words, matched, of_cla
 from emsplat.abinitio.full import Found
 from emsplat.abinitio.halves import Agreement, Search, Start, compare, start
 from emsplat.abinitio.imitation import Imitation
-from emsplat.abinitio.job import Halves, Job, cached, diameter_of, identity, table_of, with_poses
+from emsplat.abinitio.job import Halves, Job, cached, diameter_of, identity, said_of, table_of, with_poses
 from emsplat.abinitio.look import Look, look_at
 from emsplat.abinitio.modes import Modes
 from emsplat.abinitio.polar import PolarImages
@@ -143,7 +143,8 @@ def job_of(
     """The job of a search, whose images can be read in the block."""
     with threads(settings.threads or world.cores), ExitStack() as stack:
         with reporter.stage("read"):
-            table = table_of(source, settings, reporter)
+            said = said_of(source, settings)
+            table = table_of(said, settings, reporter)
         checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
         images = stack.enter_context(ImageSource(table, settings.invert))
         if world.watch:
@@ -156,7 +157,8 @@ def job_of(
             reporter.warn("searching on the CPU, because not every rank has a graphics card that it can use")
             device = devices.CPU
         context = Context(world, device, reporter, checkpoints)
-        yield Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context)
+        unused = said if said.has_ctf and not table.has_ctf else None
+        yield Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context, unused)
 
 
 def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbInitio:

@@ -118,7 +118,10 @@ def reconstruct(
         device = devices.chosen(settings.device, reporter)
         with reporter.stage("read"):
             said = _as_said(particles, settings)
-            table, poses_shared = _table_with_halves(as_asked(said, settings), settings, reporter)
+            asked = as_asked(said, settings)
+            if is_part:
+                asked = replace(asked, warnings=())  # the other job has shown them
+            table, poses_shared = _table_with_halves(asked, settings, reporter)
             mask = None if settings.mask is None else read_given_mask(settings.mask, table, reporter)
             check_agreement(table, settings, world, {"content of --mask": mask.digest} if mask else None)
             _check_modelled(table, settings)
@@ -197,7 +200,8 @@ def _as_said(source: Path | str | Particles, settings: ReconstructSettings) -> P
     """The particle table with the CTFs that the file gives."""
     if not isinstance(source, Particles):
         return read_as_said(Path(source), settings)
-    idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
+    of_files = [field for field in fields(InputSettings) if field.name != "no_ctf"]
+    idle = [field.name for field in of_files if getattr(settings, field.name) != field.default]
     if idle:
         raise InputError(f"{', '.join(idle)}: act only when a file is read; give them to read_particles")
     return source
