@@ -76,6 +76,7 @@ class RelionRun:
     map: Path
     seconds: float
     insertion_seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -90,4 +91,4 @@ def run_relion(star: Path, subset: int | None = None) -> RelionRun:
     command += [] if subset is None else ["--subset", str(subset)]
     took = measured(command, star.parent, (_BACKPROJECTING, _RECONSTRUCTING))
     insertion = took.marks[_RECONSTRUCTING] - took.marks[_BACKPROJECTING]
-    return RelionRun(output, took.seconds, insertion, took.peak_bytes)
+    return RelionRun(output, took.seconds, insertion, took.cpu_seconds, took.peak_bytes)
