@@ -47,7 +47,7 @@ _KINDS = {"hash grid": "hash-grid", "neural field": "neural-field"}
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit left."""
+    """The result of a fit, and what it cost."""
 
     volume: Volume
     parameters: int
