@@ -25,7 +25,6 @@ class Imitation:
     """The results for the imitated images, with which those of real images are compared."""
 
     evidence: float  # mean log-likelihood of an image, less that of no particle
-    evidence_spread: float  # its standard deviation over the images
     top: float  # mean largest posterior
     recovered: float  # share of the images whose pose is found to within 15°
     median_error_in_degrees: float
@@ -53,7 +52,6 @@ def imitate(
     errors = distances_in_degrees(found.rotations, rotations, stage.symmetry)
     return Imitation(
         float(found.evidence.mean()),
-        float(found.evidence.std()),
         float(found.top.mean()),
         float((errors < NEAR_IN_DEGREES).mean()),
         float(np.median(errors)),

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from emsplat.abinitio.alternation import reconstruct_settings
 from emsplat.abinitio.job import Job as SearchJob
-from emsplat.abinitio.job import diameter_of, table_of, with_poses
+from emsplat.abinitio.job import diameter_of, said_of, table_of, with_poses
 from emsplat.abinitio.look import look_at
 from emsplat.abinitio.polar import MOST_IN_MEMORY
 from emsplat.errors import InputError
@@ -203,7 +203,7 @@ def plan_poses(path: Path, settings: AbInitioSettings, cluster: Cluster, reporte
     with threads(settings.threads):
         start = time.perf_counter()
         with reporter.stage("reading the table"):
-            table = table_of(path, settings, reporter)
+            table = table_of(said_of(path, settings), settings, reporter)
         table_seconds = time.perf_counter() - start
         with ImageSource(table, settings.invert) as images:
             with reporter.stage("looking at a sample"):
