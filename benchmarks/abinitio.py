@@ -185,8 +185,8 @@ def _claimed(found: Reconstruction) -> float | str | None:
 
 _SHOWN_STAGES = ("preview", "polar images", "search", "search again")
 _CRITERIA = (
-    "information", "correlation", "poses", "mates", "top_posterior", "map_power", "generalisation", "likeness", "views",
-    "recovery", "measurable", "ctf", "contrast", "settled",
+    "information", "correlation", "poses", "mates", "top_posterior", "map_power", "generalisation", "likeness",
+    "particles", "views", "recovery", "measurable", "ctf", "contrast", "settled",
 )  # fmt: skip
 
 
