@@ -329,8 +329,8 @@ def _in_words(found: Start) -> str:
     faults, rounds = len(first.steps_back) + len(second.steps_back), len(second.evidence)
     return (
         f"log-likelihood {first.evidence[0]:.2f} → {first.evidence[-1]:.2f} → {found.evidence:.2f} an image in "
-        f"{rounds} round{'s' * (rounds > 1)}, top posterior {second.top[-1]:.2f}, map power {second.power[-1]:.2f} of the "
-        "images'" + f", stepped back {faults} time{'s' * (faults > 1)}" * bool(faults)
+        f"{rounds} round{'s' * (rounds > 1)}, top posterior {second.top[-1]:.2f}, map power {second.power[-1]:.2f} of "
+        "the images'" + f", stepped back {faults} time{'s' * (faults > 1)}" * bool(faults)
     )
 
 
