@@ -141,7 +141,7 @@ def summarise(result: Heterogeneity) -> dict[str, Any]:
         },
         "canonical_correlations": found.canonical.tolist(),
         "pose_errors": {"degrees": found.pose_errors[0], "pixels": found.pose_errors[1]},
-        "log_likelihood_of_held_out_images": list(result.log_likelihoods),
+        "log_likelihood_under_the_other_half": list(result.log_likelihoods),
         "decoder": [
             {"half": half + 1, "round": turn, "variant": h.variant, "held_out_loss": h.best, "steps": h.best_at,
              "chosen": place == 0}
