@@ -57,6 +57,7 @@ HARD = [
     (Case("apoferritin, O imposed", "7a4m.cif.gz", FERRITIN), "O"),
     (Case("apoferritin, C1", "7a4m.cif.gz", FERRITIN), "C1"),
 ]
+IGNORED = "CTFs taken as 1"  # the trap that is searched with --no-ctf
 QUICK = Case("7PBL, tiny", "7pbl.pdb.gz", _simulation(240, 7.0, 0.3, box_size=32))
 
 
@@ -148,6 +149,7 @@ def traps(star: Path, work: Path, n: int) -> dict[str, Particles]:
         "one image repeated": _with_stack(particles, np.repeat(one, n, axis=0), work / "traps" / "one"),
         "one image in new noise": _with_stack(particles, one + one.std() * noise, work / "traps" / "noisy"),
         "CTFs of other images": replace(particles, defocus_u_in_angstroms=wrong, defocus_v_in_angstroms=wrong),
+        IGNORED: particles,
         "dark particles": _with_stack(particles, -all_of_them, work / "traps" / "dark"),
     }
 

@@ -43,6 +43,11 @@ def test_a_real_component_has_the_variance_it_was_given() -> None:
     assert abs(direction[0]) > 0.97
 
 
+@pytest.mark.parametrize(("variance", "significance", "counts"), [(0.2, 17, 1), (0.2, 5, 0), (0.1, 30, 0), (0.4, 5, 1)])
+def test_a_small_variance_counts_if_it_is_beyond_doubt(variance: float, significance: float, counts: int) -> None:
+    assert Seen(np.eye(1), np.array([variance]), np.array([significance])).count == counts
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_components_of_noise_are_not_seen(seed: int) -> None:
     found = seen(3000, np.zeros((6, 6)), seed)

@@ -31,6 +31,8 @@ from emsplat.heterogeneity.subspace import Subspace, columns_of, parts_of, volum
 
 LEAST_VARIANCE = 0.3  # least variance of a component's latents in the other half; its own half finds 1
 LEAST_SIGNIFICANCE = 4.0  # standard deviations above the strongest direction of noise
+# From twice that on, half of that variance is enough: few images, or poses that a search has found, leave so much noise
+# in a component that is real that the other half finds little of it.
 _BANDS = (5.5, 9.5, 15.5)  # shells between bands of frequency; they are the ends of the stages of the subspace
 _DRAWS = 400  # draws of random weights for the images
 _RIDGE = 1e-6  # keeps columns that depend on each other apart
@@ -50,7 +52,8 @@ class Seen:
     @property
     def count(self) -> int:
         """Number of components, from the clearest on, that are beyond doubt."""
-        sure = (self.variance > LEAST_VARIANCE) & (self.significance > LEAST_SIGNIFICANCE)
+        least = np.where(self.significance > 2 * LEAST_SIGNIFICANCE, 0.5 * LEAST_VARIANCE, LEAST_VARIANCE)
+        sure = (self.variance > least) & (self.significance > LEAST_SIGNIFICANCE)
         return len(sure) if sure.all() else int(np.argmin(sure))
 
 

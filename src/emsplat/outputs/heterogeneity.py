@@ -21,8 +21,7 @@ from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.states import State
 from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
-from emsplat.outputs.classes import write_ids
-from emsplat.outputs.reconstruction import check_output, command_line, costing_no_run, write_json, write_run
+from emsplat.outputs.reconstruction import check_output, command_line, costing_no_run, write_ids, write_json, write_run
 from emsplat.reconstruction.identity import digests
 from emsplat.report.heterogeneity import write_heterogeneity_report
 from emsplat.report.landscape import Decoded, write_landscape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
@@ -57,3 +57,28 @@ def side_by_side(work: Callable[..., _Result], *arguments: Iterable[Any]) -> lis
 
     with ThreadPoolExecutor(max(1, min(workers, len(pieces)))) as pool:
         return list(pool.map(one, pieces))
+
+
+@contextmanager
+def pieces_side_by_side() -> Iterator[Callable[[Callable[[slice], None], int, int], None]]:
+    """A function that does work on all pieces of a range, on the threads that the caller allows SciPy's transforms.
+
+    It takes the work, the length of the range and the length of a piece, and returns when all pieces are done. Which
+    thread works on a piece must not matter.
+    """
+    import scipy.fft
+
+    workers = scipy.fft.get_workers()
+    with ThreadPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+
+        def each(work: Callable[[slice], None], length: int, at_once: int) -> None:
+            starts = range(0, length, at_once)
+
+            def share(worker: int) -> None:
+                for start in starts[worker::workers]:
+                    work(slice(start, start + at_once))
+
+            for _ in (pool.map if pool else map)(share, range(workers)):
+                pass
+
+        yield each

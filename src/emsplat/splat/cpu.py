@@ -69,6 +69,26 @@ def _columns(squares, x, dy, dz, last, cutoff2):
     return first, last, shift, constant
 
 
+@numba.njit(error_model="numpy", fastmath=FAST)
+def _half_width(squares, cutoff2):
+    """The most columns that any row covers on either side of its maximum, if one block holds them all; else −1."""
+    half_width = np.sqrt(cutoff2 / squares[0])
+    return half_width if 2 * half_width < LANES else np.float32(-1)
+
+
+@numba.njit(error_model="numpy", fastmath=FAST)
+def _block(half_width, squares, x, dy, dz, last):
+    """First column of a row that one block holds, −1 for none; there, dx counted from the maximum, and m."""
+    along_y = dy + squares[5] * dz
+    shift = squares[3] * dy + squares[4] * dz
+    middle = x - shift
+    first = np.ceil(middle - half_width)
+    if not (first <= last and first > -LANES):  # NaN too
+        return -1, np.float32(0), np.float32(0)
+    first = max(first, 0.0)
+    return int(first), np.float32(first - middle), squares[1] * along_y * along_y + squares[2] * dz * dz
+
+
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def splat(centres, precisions, weights, box_size, cutoff):
     """Sum of truncated Gaussians on a grid.
@@ -105,9 +125,17 @@ def splat(centres, precisions, weights, box_size, cutoff):
 @numba.njit(error_model="numpy", fastmath=FAST)
 def _splat_one(volume, centre, squares, weight, z0, z1, cutoff2):
     box_size, stride = volume.shape[0], volume.shape[2]
+    half_width = _half_width(squares, cutoff2)
     for z in range(z0, z1 + 1):
         dz = np.float32(z - centre[2])
         y0, y1 = _rows(squares, centre[1], dz, box_size - 1, cutoff2)
+        if half_width > 0:
+            for y in range(y0, y1 + 1):
+                dy = np.float32(y - centre[1])
+                x, dx, constant = _block(half_width, squares, centre[0], dy, dz, box_size - 1)
+                if x >= 0:
+                    add_gaussian(volume, (z * box_size + y) * stride + x, dx, constant, squares[0], weight, cutoff2)
+            continue
         for y in range(y0, y1 + 1):
             dy = np.float32(y - centre[1])
             x0, x1, shift, constant = _columns(squares, centre[0], dy, dz, box_size - 1, cutoff2)
@@ -142,21 +170,29 @@ def _moments_one(out, centre, squares, cotangent, cutoff2):
     zero = np.float32(0)
     m0, mx, my, mz, mxx, myy, mzz, mxy, mxz, myz = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
     z0, z1 = _planes(squares, centre[2], box_size - 1, cutoff2)
+    half_width = _half_width(squares, cutoff2)
     for z in range(z0, z1 + 1):
         dz = np.float32(z - centre[2])
         y0, y1 = _rows(squares, centre[1], dz, box_size - 1, cutoff2)
         for y in range(y0, y1 + 1):
             dy = np.float32(y - centre[1])
-            x0, x1, shift, constant = _columns(squares, centre[0], dy, dz, box_size - 1, cutoff2)
             start = (z * box_size + y) * stride
+            shift = squares[3] * dy + squares[4] * dz
             s0, s1, s2 = zero, zero, zero
-            dx = np.float32(x0 - centre[0]) + shift
-            for x in range(x0, x1 + 1, LANES):
-                t0, t1, t2 = gaussian_sums(cotangent, start + x, dx, constant, squares[0], cutoff2)
-                s0 += t0
-                s1 += t1
-                s2 += t2
-                dx += np.float32(LANES)
+            if half_width > 0:
+                x, dx, constant = _block(half_width, squares, centre[0], dy, dz, box_size - 1)
+                if x < 0:
+                    continue
+                s0, s1, s2 = gaussian_sums(cotangent, start + x, dx, constant, squares[0], cutoff2)
+            else:
+                x0, x1, shift, constant = _columns(squares, centre[0], dy, dz, box_size - 1, cutoff2)
+                dx = np.float32(x0 - centre[0]) + shift
+                for x in range(x0, x1 + 1, LANES):
+                    t0, t1, t2 = gaussian_sums(cotangent, start + x, dx, constant, squares[0], cutoff2)
+                    s0 += t0
+                    s1 += t1
+                    s2 += t2
+                    dx += np.float32(LANES)
             # Convert moments about the row's maximum to moments about the centre.
             s2 += shift * (shift * s0 - np.float32(2) * s1)
             s1 -= shift * s0

@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emsplat.runtime.threads import pieces_side_by_side
 from emsplat.splat.bandlimit import boost, boosted
 from emsplat.statistics.sufficient import Statistics
 
 _PERIOD_PER_EXTENT, _EXACT_PERIOD = 1.25, 96  # voxels, up to which a convolution is exact
+_PIECE_BYTES = 512 << 10  # of a spectrum that a thread transforms at a time
 
 
 class QuadraticLoss:
@@ -32,15 +34,33 @@ class QuadraticLoss:
         self.backprojection = boosted(statistics.backprojection)[cube(statistics.box_size, extent)] * share
 
     def convolve(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
-        """T∗V on the cube; the zeros of the padding are never transformed."""
+        """T∗V on the cube; the zeros of the padding are never transformed.
+
+        The work is done in pieces that fit into a core's cache, on the threads that the caller allows SciPy's
+        transforms. Threads that share each transform would wait for each other six times.
+        """
         d, n = self.extent, self.period
-        f = scipy.fft.rfft(volume, n=n, axis=2)
-        f = scipy.fft.fft(f, n=n, axis=1)
-        f = scipy.fft.fft(f, n=n, axis=0)
-        f *= self.transfer
-        f = scipy.fft.ifft(f, axis=0, overwrite_x=True)[:d]
-        f = scipy.fft.ifft(f, axis=1)[:, :d]
-        return scipy.fft.irfft(f, n=n, axis=2)[:, :, :d]
+        spectrum = np.empty((d, n, n // 2 + 1), dtype=np.complex64)
+        convolved = np.empty((d, d, d), dtype=np.float32)
+
+        def forward(z: slice) -> None:
+            spectrum[z] = scipy.fft.fft(scipy.fft.rfft(volume[z], n=n, axis=2), n=n, axis=1)
+
+        def along_z(y: slice) -> None:
+            f = scipy.fft.fft(spectrum[:, y], n=n, axis=0)
+            f *= self.transfer[:, y]
+            spectrum[:, y] = scipy.fft.ifft(f, axis=0, overwrite_x=True)[:d]
+
+        def backward(z: slice) -> None:
+            f = scipy.fft.ifft(spectrum[z], axis=1)[:, :d]
+            convolved[z] = scipy.fft.irfft(f, n=n, axis=2)[:, :, :d]
+
+        at_once = max(1, _PIECE_BYTES // spectrum[0].nbytes)
+        with pieces_side_by_side() as each:
+            each(forward, d, at_once)
+            each(along_z, n, at_once)
+            each(backward, d, at_once)
+        return convolved
 
     def value_and_gradient(self, volume: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
         """The loss and ``T∗V − b``, (d, d, d)."""
