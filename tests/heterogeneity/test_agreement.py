@@ -95,6 +95,16 @@ def test_images_of_one_particle_are_judged_together() -> None:
     assert seen_from(found, np.ones(4000), np.random.default_rng(4).permutation(particle)).significance[0] < 3.5
 
 
+def test_copies_of_images_make_nothing_surer() -> None:
+    data = images(400, np.diag([0.3, 0.0]), 2)
+    once = seen_from(moments(*data), np.ones(400), np.arange(400))
+    copied = moments(*(np.tile(a, (4, *(1,) * (a.ndim - 1))) for a in data))
+    found = seen_from(copied, np.ones(1600), np.arange(1600), np.tile(np.arange(400), 4))
+    np.testing.assert_allclose(found.variance, once.variance, rtol=1e-6)
+    np.testing.assert_allclose(found.significance, once.significance, rtol=1e-6)
+    assert seen_from(copied, np.ones(1600), np.arange(1600)).significance[0] > 1.5 * once.significance[0]
+
+
 def spaces(noise: float = 0.0) -> tuple[Subspace, Subspace, np.ndarray]:
     """Two halves that hold the same maps in other coordinates, z₁ = M z₂, and noise of their own."""
     rng = np.random.default_rng(3)
