@@ -7,6 +7,7 @@ set, seed or part can be added later; `--again NAME` makes the rows of a set ane
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,19 @@ from numpy.typing import NDArray
 
 from abinitio_products import TEXT as _PRODUCTS_TEXT
 from abinitio_products import product_rows
-from abinitio_sets import HARD, IGG, LADDER, QUICK, SETS, built, foreign_sets, shows_particle, traps
+from abinitio_sets import (
+    HARD,
+    IGG,
+    IGNORED,
+    LADDER,
+    QUICK,
+    SETS,
+    built,
+    foreign_sets,
+    moments_left,
+    shows_particle,
+    traps,
+)
 from common import SHARED, Case, ProcessorTimes, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.abinitio import alignment
 from emsplat.abinitio.run import AbInitio, ab_initio
@@ -31,6 +44,7 @@ from emsplat.validation.correlation import fsc, resolution_at
 from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL
 
 _RIGHT_IN_DEGREES = 15.0
+_MOMENTS_OF_RIGHT_POSES = 0.3
 _MIRROR = np.diag([1.0, 1.0, -1.0])
 
 _TEXT = """`error`, `p90`: median and 90th percentile of the angles to the true poses of images that show a particle;
@@ -38,9 +52,13 @@ _TEXT = """`error`, `p90`: median and 90th percentile of the angles to the true 
 hands, beside `F true`, that of the same job with the true poses; `claimed` and `true`: resolution in Å that a converged
 run states, and that at which the mean of its half maps correlates with the truth by a half; `ms`: processor time of one
 core an image, everything included; `doubts`: the criteria that are not met."""
-_FOREIGN_TEXT = "Noise-free projections of cryoDRGN's tests, judged by the poses that come with them."
+_FOREIGN_TEXT = """Noise-free projections of cryoDRGN's tests. `moments`: what the poses that were found leave of the
+images' second moments, of their standard deviation; `given`: the same of the poses that come with the images. It is 0
+for right poses and 1 for any others; a run is right if it is at most 0.3. `error`, `p90`, `near`: from given poses."""
 _TRAPS_TEXT = """Images that hold no map, or not the one that the table promises. Right answers: `failed`, `uncertain`,
 or refused. `seconds`: processor time."""
+_CRITERIA_TEXT = """The values of the verdict's criteria in these runs, beside whether they are right.
+docs/abinitio.md explains the criteria and says from which values on a run has converged."""
 _STAGES_TEXT = """Processor time in ms an image, by stage, of the runs above. `search`: both halves from random poses,
 and their comparison; `search again`: on the refined maps; the others are those of `emsplat reconstruct` with local
 refinement, summed over the rounds."""
@@ -117,8 +135,11 @@ def judged(found: AbInitio, true: NDArray[np.float64], symmetry: NDArray[np.floa
 
 def one_run(
     case: Case, symmetry: str, seed: int, work: Path, with_truth: bool, threads: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rows of a set and of its times; the search does not see the poses of the table, which serve to judge it."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Rows of a set, of its times and of its criteria.
+
+    The search does not see the poses of the table, which serve to judge it.
+    """
     star = simulated(built(case, work), work, seed)
     true = read_particles(star)
     hidden = replace(true, half_set=np.zeros(len(true), dtype=np.int8))
@@ -150,7 +171,10 @@ def one_run(
     }  # fmt: skip
     stages = {name: 1e3 * s / len(true) for name, s in times.processor_seconds.items()}
     of_stages = head | {"box": true.box_size} | {name: stages.pop(name, 0.0) for name in _SHOWN_STAGES}
-    return row, of_stages | {"others": sum(stages.values())}
+    print(f"  evidence: {json.dumps(found.summary())}", flush=True)
+    values = {criterion.name: criterion.value for criterion in found.verdict.criteria}
+    of_verdict = head | {"right": row["right"]} | {name: values.get(name) for name in _CRITERIA}
+    return row, of_stages | {"others": sum(stages.values())}, of_verdict
 
 
 def _claimed(found: Reconstruction) -> float | str | None:
@@ -160,6 +184,10 @@ def _claimed(found: Reconstruction) -> float | str | None:
 
 
 _SHOWN_STAGES = ("preview", "polar images", "search", "search again")
+_CRITERIA = (
+    "information", "correlation", "poses", "mates", "top_posterior", "map_power", "generalisation", "likeness",
+    "particles", "views", "recovery", "measurable", "ctf", "contrast", "settled",
+)  # fmt: skip
 
 
 def trap_row(name: str, particles: Particles, seed: int, threads: int, **more: Any) -> tuple[dict[str, Any], Any]:
@@ -204,8 +232,9 @@ def simulations(page: Page, part: str, sets: list[tuple[Case, str]], args: Any) 
     for seed in range(args.seeds):
         for case, symmetry in sets:
             if page.wants(part, case.name, seed, case.settings.n_images):
-                row, of_stages = one_run(case, symmetry, seed, args.work, bool(args.truth), args.threads)
+                row, of_stages, of_verdict = one_run(case, symmetry, seed, args.work, bool(args.truth), args.threads)
                 page.add("stages", of_stages, _STAGES_TEXT)
+                page.add("criteria", of_verdict, _CRITERIA_TEXT)
                 page.add(part, row, _TEXT)
 
 
@@ -218,6 +247,10 @@ def foreign(page: Page, args: Any) -> None:
                 none = {"right": False, "error (°)": None, "p90 (°)": None, "near": None}
                 row |= none if found is None else judged(found, particles.rotations(), np.eye(3)[None])
                 row.pop("doubts", None)
+                row |= {"moments": None, "given": moments_left(particles, particles.rotations())}
+                if found is not None:
+                    row["moments"] = moments_left(particles, found.reconstruction.particles.rotations())
+                    row["right"] = row["moments"] <= _MOMENTS_OF_RIGHT_POSES
                 page.add("foreign", row, _FOREIGN_TEXT)
 
 
@@ -231,7 +264,8 @@ def null_rows(page: Page, args: Any) -> None:
     for seed in range(args.seeds):
         for name, particles in sets.items():
             if name.startswith(args.only) and page.wants("traps", name, seed, len(particles)):
-                page.add("traps", trap_row(name, particles, seed, args.threads)[0], _TRAPS_TEXT)
+                row, _ = trap_row(name, particles, seed, args.threads, no_ctf=name == IGNORED)
+                page.add("traps", row, _TRAPS_TEXT)
 
 
 def main() -> None:

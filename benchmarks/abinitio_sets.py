@@ -57,6 +57,7 @@ HARD = [
     (Case("apoferritin, O imposed", "7a4m.cif.gz", FERRITIN), "O"),
     (Case("apoferritin, C1", "7a4m.cif.gz", FERRITIN), "C1"),
 ]
+IGNORED = "CTFs taken as 1"  # the trap that is searched with --no-ctf
 QUICK = Case("7PBL, tiny", "7pbl.pdb.gz", _simulation(240, 7.0, 0.3, box_size=32))
 
 
@@ -131,6 +132,30 @@ def foreign_sets() -> dict[str, Particles]:
     }
 
 
+def moments_left(particles: Particles, rotations: NDArray[np.float64]) -> float:
+    """What poses leave of the second moments of noise-free projections, of their standard deviation: 0 if right.
+
+    The covariance of a projection, about its centre of mass, is the upper left part of ``R M Rᵀ`` where M is that of
+    the particle, so that six numbers must explain all images. No program takes part in this, and no shift.
+    """
+    with ImageSource(particles) as images:
+        values = images.read(np.arange(len(particles))).astype(np.float64)
+    axis = np.arange(particles.box_size) - particles.box_size // 2
+    weights = values / values.sum(axis=(1, 2), keepdims=True)
+    found, rows = [], []
+    places = np.stack(np.broadcast_arrays(axis[None, :], axis[:, None]))  # x, y
+    middle = np.einsum("nyx,cyx->nc", weights, places)
+    for a, b in ((0, 0), (1, 1), (0, 1)):
+        second = np.einsum("nyx,yx->n", weights, places[a] * places[b])
+        found.append(second - middle[:, a] * middle[:, b])
+        product = rotations[:, a, :, None] * rotations[:, b, None, :]
+        symmetric = product + np.swapaxes(product, 1, 2)
+        rows.append(symmetric[:, *np.triu_indices(3)])
+    table, values = np.concatenate(rows), np.concatenate(found)
+    left = np.split(values - table @ np.linalg.lstsq(table, values)[0], 3)
+    return float(np.mean([part.std() / whole.std() for part, whole in zip(left, found, strict=True)]))
+
+
 # --- traps ------------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +173,7 @@ def traps(star: Path, work: Path, n: int) -> dict[str, Particles]:
         "one image repeated": _with_stack(particles, np.repeat(one, n, axis=0), work / "traps" / "one"),
         "one image in new noise": _with_stack(particles, one + one.std() * noise, work / "traps" / "noisy"),
         "CTFs of other images": replace(particles, defocus_u_in_angstroms=wrong, defocus_v_in_angstroms=wrong),
+        IGNORED: particles,
         "dark particles": _with_stack(particles, -all_of_them, work / "traps" / "dark"),
     }
 

@@ -76,7 +76,7 @@ class Report:
             self.tables, self.texts = content["tables"], content.get("texts", {})
 
     def table(self, heading: str, rows: list[dict[str, Any]], text: str = "") -> None:
-        """Sets the table under a heading; rows are dicts with the same keys, in the order of the columns."""
+        """Set the table under a heading; rows are dicts with the same keys, in the order of the columns."""
         shown = len(self.tables.get(heading, ()))
         self.tables[heading], self.texts[heading] = list(rows), text
         self.write()
@@ -123,11 +123,11 @@ def _shown(value: Any) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Command, date, machine and versions."""
+    """The command, the date, the machine and the versions of the libraries."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     command = [Path(sys.argv[0]).resolve().relative_to(REPOSITORY).as_posix(), *sys.argv[1:]]
-    for option in ("--work", "--results"):
+    for option in ("--work", "--results", "--cryodrgn"):
         if option in command:
             command[command.index(option) + 1] = option.removeprefix("--").upper()  # where is nobody's business
     versions = {name: _version(name) for name in ("numpy", "scipy", "numba", "torch")}

@@ -25,7 +25,7 @@ def _read(name: str) -> gemmi.Model:
 
 
 def _places(model: gemmi.Model) -> NDArray[np.float64]:
-    """(n, 3) Å."""
+    """(n, 3) places of the atoms in Å."""
     return np.array([site.atom.pos.tolist() for site in model.all()])
 
 
@@ -127,7 +127,7 @@ def bend_and_twist(n: int) -> list[gemmi.Model]:
 
 
 def maps_of(make: str, n: int, box_size: int, pixel_size: float, work: Path) -> list[Path]:
-    """MRC files of the conformations, made once."""
+    """The MRC files of the conformations, which are made once."""
     folder = work / f"conformations-{make}-{n}-{box_size}"
     done = folder / "complete"
     if not done.exists():

@@ -39,7 +39,7 @@ and some ten MB. Files with holes take no room on the disk and read as zeros."""
 
 
 def spoilt(reader: Reader, folder: Path, seeds: int) -> dict[str, Counter]:
-    """Outcomes by mutation."""
+    """The outcomes of a reader, by mutation."""
     os.chdir(folder)  # a file called "executed" would appear here
     path = reader.make(folder)
     valid = path.read_bytes()
@@ -69,7 +69,7 @@ def judged(reader: Reader, path: Path, what: str) -> str:
 
 
 def in_a_process(number: int, folder: Path, seeds: int) -> dict[str, Any]:
-    """One reader's outcomes; a crash counts as wrong."""
+    """Collect one reader's outcomes in a process of its own; a crash counts as wrong."""
     command = [sys.executable, __file__, "--work", folder, "--seeds", str(seeds), "--reader", str(number)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -82,7 +82,7 @@ def _peak() -> int:
 
 
 def one_reader(number: int, seeds: int) -> None:
-    """Prints the outcomes of one reader as JSON."""
+    """Print the outcomes of one reader as JSON."""
     import emsplat.io.star_scan  # noqa: F401 (the compiler's memory is not the file's)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -60,7 +60,7 @@ holds, hidden files and checkpoints included. A state is written after every blo
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a process."""
+    """How a process ended."""
 
     code: int
     seconds: float  # when, from the cut
@@ -69,19 +69,19 @@ class Ended:
 
     @property
     def lines(self) -> list[str]:
-        """What emsplat itself had to say on its standard error."""
+        """The lines that emsplat itself wrote to its standard error."""
         return [line for line in self.err.splitlines() if line.startswith("emsplat: ")]
 
     @property
     def rank_code(self) -> int:
-        """Of the rank; torchrun's own is 1 whatever happened."""
+        """The rank's exit code; that of torchrun is 1 whatever happened."""
         found = re.search(r"exitcode\s*: (\d+)", self.err)
         return int(found[1]) if found else self.code
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are made."""
+    """The hosts and the folder of the runs."""
 
     star: Path
     work: Path
@@ -91,7 +91,7 @@ class Place:
         return self.work / "cut-off-in-the-pass"
 
     def start(self, machines: Hosts, output: Path, *options: str) -> list[subprocess.Popen]:
-        """torchrun on every host."""
+        """Start torchrun on every host."""
         program = self.work / "cut-off-program.py"
         program.write_text(_PROGRAM.format(at=str(self.mark)))
         self.mark.unlink(missing_ok=True)
@@ -110,7 +110,7 @@ class Place:
         return self.work / f"cut-off-{host}.{kind}"
 
     def wait(self, processes: Sequence[subprocess.Popen]) -> list[Ended]:
-        """For all to end; those that do not are killed."""
+        """Wait for all processes to end; those that do not are killed."""
         begun, at = time.monotonic(), {}
         while len(at) < len(processes) and time.monotonic() - begun < _PATIENCE:
             at |= {h: time.monotonic() - begun for h, p in enumerate(processes) if h not in at and p.poll() is not None}
@@ -122,14 +122,14 @@ class Place:
         return [Ended(p.returncode, at.get(h, float("inf")), *said[h]) for h, p in enumerate(processes)]
 
     def whole(self, machines: Hosts, output: Path, *options: str) -> tuple[float, list[Ended]]:
-        """A run to its end: seconds of its pass, and its ends."""
+        """Run to the end; return the seconds of the accumulation, and how each process ended."""
         ended = self.wait(self.start(machines, output, *options))
         assert [e.code for e in ended] == [0] * machines.size, "\n".join(e.err for e in ended)
         return json.loads((output / "summary.json").read_text())["seconds"].get("pass", 0.0), ended
 
 
 def row(place: Place, machines: Hosts, whole: Path, cut: int, after: float) -> dict[str, Any]:
-    """A run that loses a host after some seconds in the pass, and goes on when that is back."""
+    """The row of a run that loses a host some seconds into the accumulation, and is resumed when the host is back."""
     output = place.work / "cut-off-run"
     shutil.rmtree(output, ignore_errors=True)
     processes = place.start(machines, output)

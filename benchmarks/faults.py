@@ -70,7 +70,7 @@ rename, remove, make a folder or write a claim."""
 
 @dataclass
 class Case:
-    """A folder with a particle file and a stack, to be run on."""
+    """A folder with a particle file and a stack, which a run reads."""
 
     folder: Path
     old: bool = True
@@ -89,7 +89,7 @@ class Case:
         return self.folder / "disk" / "run"
 
     def start(self, at: str | int | None = None, what: str = "pass", **options: Any) -> subprocess.Popen:
-        """The command, in a process; `what` is done at the moment `at`."""
+        """Start the command in a process; `what` is done at the moment `at`."""
         environ = os.environ | {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])}
         command = [sys.executable, "-c", _PROGRAM.format(at=at, what=what), "reconstruct", self.star, "-o", self.output]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
@@ -106,14 +106,14 @@ class Outcome:
 
     @property
     def is_one_line(self) -> bool:
-        """Whether it succeeded, was killed, or failed with one line."""
+        """Whether the run succeeded, was killed, or failed with one line."""
         if self.code in (0, -signal.SIGKILL):
             return self.err == ""
         return self.code is not None and self.err.count("\n") == 1 and self.err.startswith("emsplat: ")
 
     @property
     def was_killed(self) -> bool:
-        """By a signal, or by a library that gave up: our own code had no chance to clean up."""
+        """Whether a signal or a library ended the process, so that our own code had no chance to clean up."""
         return self.code == -signal.SIGKILL or (self.code == 1 and "emsplat: " not in self.err)
 
 
@@ -128,13 +128,13 @@ def ended(process: subprocess.Popen) -> Outcome:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files a user sees, and what is in them."""
+    """The files that a user sees, with their contents."""
     files = [p for p in folder.rglob("*") if p.is_file()]
     return {n: p.read_bytes() for p in files if not (n := str(p.relative_to(folder))).startswith(".")}
 
 
 def hidden(folder: Path) -> list[str]:
-    """What is left of a claim or of files not yet in place; a claim without a word is of the moment it was made in."""
+    """The remains of a claim, or of files that are not in place yet. An empty claim has only just been made."""
     found = folder.glob(".*") if folder.exists() else ()
     return sorted(p.name for p in found if p.is_dir() or p.stat().st_size)
 
@@ -167,7 +167,7 @@ def truncated(at: str) -> Fault:
 
 
 def exchanged(at: str) -> Fault:
-    """Another stack, of other images, under the same name."""
+    """Put another stack, of other images, in place under the same name."""
 
     def what(case: Case) -> str:
         write_map(case.folder / "other", np.random.default_rng(0).normal(size=(40, 24, 24)), 5.0)
@@ -177,7 +177,7 @@ def exchanged(at: str) -> Fault:
 
 
 def undone(at: str, what: Callable[[Case], str], away: str = "") -> Fault:
-    """Something done to the stack, which is put back afterwards."""
+    """Do something to the stack, which is put back afterwards."""
 
     def fault(case: Case) -> Outcome:
         stack = case.stack.read_bytes()
@@ -234,7 +234,7 @@ def output_removed(at: str) -> Fault:
 
 
 def second_at(stage: str) -> Fault:
-    """A second run into the folder of a first that is at work; the second is judged, and the first's files stay."""
+    """Start a second run in the folder of a first that is at work; the second is judged, and the first's files stay."""
 
     def fault(case: Case) -> Outcome:
         first = case.start(stage, "print('here', flush=True); time.sleep(8)")
@@ -253,7 +253,7 @@ def second_at(stage: str) -> Fault:
 
 
 def without(*streams: str, to: str | None = None) -> Fault:
-    """Standard streams closed, or written to a device."""
+    """Run with standard streams that are closed, or that go to a device."""
 
     def fault(case: Case) -> Outcome:
         def prepare() -> None:
@@ -269,7 +269,7 @@ def without(*streams: str, to: str | None = None) -> Fault:
 
 
 def kills(quick: bool, rng: np.random.Generator) -> Iterator[tuple[str, str, Fault]]:
-    """Name, moment, fault."""
+    """The kills: name, moment, fault."""
     for stage in _STAGES[-2:] if quick else _STAGES:
         yield "SIGKILL", stage, killed(signal.SIGKILL, stage)
     for number in () if quick else (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -307,7 +307,7 @@ def others(quick: bool) -> Iterator[tuple[str, str, Fault]]:
 
 
 def judged(case: Case, fault: Fault) -> dict[str, Any]:
-    """One fault, what it left, and the run after it."""
+    """The row of one fault: how the run ended, what it left, and how the next run went."""
     outcome = fault(case)
     after, left = contents(case.output), hidden(case.output)
     names = set(case.before)
@@ -331,7 +331,7 @@ def judged(case: Case, fault: Fault) -> dict[str, Any]:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[None]:
-    """A file system of 30 MB."""
+    """Mount a file system of 30 MB."""
     folder.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", folder], check=True)
     try:

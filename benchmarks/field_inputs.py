@@ -30,7 +30,7 @@ with these words. Masks and origins are those of `emsplat fsc`, tested in `tests
 
 @dataclass(frozen=True)
 class Input:
-    """A file, what is done with it, and what is right."""
+    """A file, what is done with it, and which outcome is right."""
 
     folder: str
     file: str
@@ -40,7 +40,7 @@ class Input:
     checked: bool = False
 
     def row(self, work: Path, score: ModuleType) -> dict[str, Any]:
-        """Row of the table: what the program makes of the input, and whether that is right."""
+        """The row of an input: what the program makes of it, and whether that is right."""
         os.chdir(work / self.folder)
         options = {name: Path(v) if name in ("poses", "ctf") else v for name, v in self.options.items()}
         said, fsc, resolution = "", None, ""
@@ -70,7 +70,7 @@ class Input:
         }
 
     def is_right(self, said: str, fsc: float | None, resolution: str) -> bool:
-        """Whether that is what should come of it."""
+        """Whether this outcome is the right one."""
         if isinstance(self.right, float):
             return fsc is not None and fsc >= self.right
         kind, _, words = self.right.partition(": ")

@@ -47,7 +47,7 @@ _KINDS = {"hash grid": "hash-grid", "neural field": "neural-field"}
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit left."""
+    """The result of a fit, and what it cost."""
 
     volume: Volume
     parameters: int
@@ -187,6 +187,18 @@ def whole_job(case: Case, work: Path, name: str) -> Row:
     }
 
 
+def sets(quick: bool) -> list[Case]:
+    """The sets of the comparison. Args: quick: tiny ones."""
+    if quick:
+        return [QUICK, QUICK_ODD]
+    ferritin = resized(FERRITIN, 64, 2000)
+    ferritin = replace(ferritin, settings=replace(ferritin.settings, assembly="1", snr=0.03))
+    antibody = resized(ANTIBODY, 64, 2000)
+    antibody = replace(antibody, settings=replace(antibody.settings, snr=0.1))
+    betagal = Case("8BK7, 64²", BETAGAL.model, replace(antibody.settings, pixel_size_in_angstroms=3.2, snr=0.05))
+    return [RUVB_SMALL, betagal, ferritin, antibody]
+
+
 def main() -> None:
     args = arguments(
         __doc__,
@@ -196,13 +208,7 @@ def main() -> None:
         parts=(0, "1: also what can be read off the models of the antibody"),
         draw_only=(0, "1: only the figure, of the rows there are"),
     )
-    ferritin = resized(FERRITIN, 64, 2000)
-    ferritin = replace(ferritin, settings=replace(ferritin.settings, assembly="1", snr=0.03))
-    antibody = resized(ANTIBODY, 64, 2000)
-    antibody = replace(antibody, settings=replace(antibody.settings, snr=0.1))
-    betagal = Case("8BK7, 64²", BETAGAL.model, replace(antibody.settings, pixel_size_in_angstroms=3.2, snr=0.05))
-    cases = [RUVB_SMALL, betagal, ferritin, antibody]
-    cases = [QUICK, QUICK_ODD] if args.quick else cases[: args.sets]
+    cases = sets(args.quick)[: args.sets]
     report = Report("fields", "Gaussians beside neural fields", args, keep=True)
     last = args.results / "fields.json"
     curves = fields_parts.curves_of(last, args.quick)

@@ -26,7 +26,7 @@ class Recorder:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The fit runs in this block."""
+        """Record the fit that runs in this block."""
         _give_back()
         before = _resident("VmRSS") if _forget_peak() else None
         self._start = time.process_time()
@@ -45,7 +45,7 @@ class Recorder:
         self._watched += time.process_time() - now
 
     def curve(self, searched: int) -> list[tuple[float, float, str]]:
-        """Seconds, F, and the part of the fit that each look was taken in. Args: searched: steps of the search."""
+        """The seconds, F and part of the fit of each look. Args: searched: steps of the search."""
         return [(seconds, f, "search" if step <= searched else "fit") for step, seconds, f in self._points]
 
 

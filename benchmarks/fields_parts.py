@@ -55,7 +55,7 @@ def curves_of(path: Path, quick: bool) -> dict[str, dict[str, list]]:
 
 
 def add(report: Report, case: Case, work: Path) -> None:
-    """Both tables."""
+    """Add both tables."""
     data = prepared(case, work)
     report.table(_REGIONS, list(regions(case, data, work)), _REGIONS_TEXT)
     report.table(_MOVEMENT, list(movement(case, work)), _MOVEMENT_TEXT)

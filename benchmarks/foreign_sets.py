@@ -29,7 +29,7 @@ that of the map with the true map of the class, in the last shell that can be me
 
 
 def _sets(work: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every file, with its options."""
+    """Every particle file, with the options it needs."""
     special = {
         f"{_RIBOSOMES}/sta_testing_bin8.star": [
             {"pixel_size": 14.56},
@@ -51,7 +51,7 @@ def _sets(work: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def checked(work: Path) -> list[dict[str, Any]]:
-    """One row for each set."""
+    """The row of each set."""
     return [_row(path, options) for path, options in _sets(work)]
 
 
@@ -78,7 +78,7 @@ def _without_places(text: str, path: Path) -> str:
 
 
 def classes(work: Path) -> list[dict[str, Any]]:
-    """The reconstruction of each class of the foreign simulation."""
+    """Reconstruct each class of the foreign simulation."""
     both = _FOREIGN / _10076 / "10076_both_32_sim.star"
     return [_class(both, name, work) for name in "DE"]
 

@@ -40,7 +40,7 @@ _LANES = tl.constexpr(8)
 
 
 def parity_row(splat: str, n: int, box_size: int, scale: float, cutoff: float) -> dict[str, Any]:
-    """Relative L2 errors of the kernels and their least cosine; random cotangents."""
+    """Relative L2 errors of the kernels and the smallest cosine of their gradients, for random cotangents."""
     generator = torch.Generator().manual_seed(2)
     shape = (3, box_size, box_size) if splat == "project" else (box_size,) * 3
     cotangent = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -71,7 +71,7 @@ def _device() -> str:
 
 @triton.jit
 def _evaluate(out, steps, BLOCK: tl.constexpr):
-    """Values of a Gaussian as the kernels work them out, but for memory."""
+    """Evaluate Gaussians as the kernels do, without their memory traffic."""
     t = tl.arange(0, BLOCK).to(tl.float32) * 1e-3
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for _ in range(steps):
@@ -104,7 +104,7 @@ def seconds_of(work: Callable[[int], object], repeats: int = _REPEATS) -> float:
 
 
 def rates() -> dict[str, float]:
-    """A second: bytes copied (read and written), Gaussian values, rows of eight and of four complex numbers added."""
+    """Rates per second: bytes copied both ways, Gaussian values, rows of eight and of four complex numbers added."""
     source, target = (torch.empty(1 << 28, device="cuda") for _ in range(2))
     copy = 2 * source.nbytes / seconds_of(lambda _: target.copy_(source))
     out, steps = torch.empty(1 << 22, device="cuda"), 512
@@ -120,7 +120,7 @@ def rates() -> dict[str, float]:
 
 
 def rows_added(card: dict[str, float]) -> dict[str, float]:
-    """For a table."""
+    """The rates of adding rows, for a table."""
     return {"10⁹ rows of eight added/s": card["rows"] / 1e9, "of four complex": card["complex rows"] / 1e9}
 
 
@@ -128,7 +128,7 @@ def rows_added(card: dict[str, float]) -> dict[str, float]:
 
 
 def input_sets(n: int, images: int, box_size: int, scale: float) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
-    """Leaves and a cotangent each, on the card."""
+    """Pairs of leaves and a cotangent on the card."""
     sets = []
     for seed in range(_SETS):
         leaves = [t.cuda() for t in cloud(n, box_size, scale, 0.2, seed)]
@@ -143,13 +143,13 @@ def there_and_back(splat: Callable, leaves: list[torch.Tensor], cotangent: torch
 
 
 def seconds_each_way(splat: Callable, sets: list, box_size: int) -> tuple[float, float]:
-    """Forward alone, and forward with backward; the sets in turn."""
+    """Seconds of the forward pass alone, and of forward and backward together, over the sets in turn."""
     forward = seconds_of(lambda turn: splat(*sets[turn % _SETS][0], box_size))
     return forward, seconds_of(lambda turn: there_and_back(splat, *sets[turn % _SETS], box_size))
 
 
 def project_row(n: int, images: int, box_size: int, scale: float, card: dict[str, float]) -> dict[str, Any]:
-    """Forward and backward, gradients by Gaussians and poses, the torch parts around the kernels included."""
+    """Times of forward and backward, with gradients by Gaussians and poses, and the torch parts around the kernels."""
     sets = input_sets(n, images, box_size, scale)
     seconds_forward, seconds = seconds_each_way(project, sets, box_size)
     torch.cuda.reset_peak_memory_stats()
@@ -220,7 +220,7 @@ def timed(report: Report, quick: bool) -> None:
 
 
 def compiled() -> list[dict[str, Any]]:
-    """What each kernel takes, compiled for cards that need not be there."""
+    """The resources of each kernel, compiled for cards that need not be there."""
     script = REPOSITORY / "tests" / "splat" / "gpu_compile.py"
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)

@@ -57,7 +57,7 @@ _SNR = 0.03
 
 
 class InMemory:
-    """Images that need no disk; stands in for an `ImageSource`."""
+    """Images that need no disk, in place of an `ImageSource`."""
 
     def __init__(self, images: NDArray[np.float32], n: int) -> None:
         self._images, self._n, self.box_size = images, n, images.shape[-1]
@@ -88,14 +88,14 @@ def wait() -> None:
 
 
 def bus_bytes_a_second() -> float:
-    """From pinned memory to the card."""
+    """The rate of copies from pinned memory to the card, in bytes per second."""
     here = torch.empty(1 << 26, pin_memory=True)
     there = torch.empty(1 << 26, device="cuda")
     return here.nbytes / seconds_of(lambda _: there.copy_(here, non_blocking=True))
 
 
 def insertion_row(box_size: int, n: int, kind: str, card: dict[str, float]) -> dict[str, Any]:
-    """The kernel alone, into the grid of b (complex) or of T (real)."""
+    """The insertion kernel alone, into the grid of b (complex) or of T (real)."""
     dtype = torch.complex64 if kind == "b" else torch.float32
     extent = box_size if kind == "b" else fitting_period(round(0.8 * box_size))
     rng = np.random.default_rng(0)
@@ -123,14 +123,14 @@ def insertion_row(box_size: int, n: int, kind: str, card: dict[str, float]) -> d
 
 
 def whole_on_device(particles: Particles, images: Any, order: Any, settings: AccumulationSettings) -> Statistics:
-    """The statistics of all images, by the card."""
+    """Accumulate the statistics of all images on the card."""
     parts, (b, t) = PartWeights.whole(len(particles)), [GridId(0, kind) for kind in Kind]
     grids = filled_on_device([b, t], particles, images, order, parts, settings, _DEVICE)
     return statistics_of(grids[b], grids[t], settings, parts, 0)
 
 
 def pass_row(box_size: int, n: int, bus: float) -> dict[str, Any]:
-    """From host memory to full grids of both halves' training and held-out images; medians."""
+    """The accumulation from host memory to full grids of both halves' training and held-out images; medians."""
     particles = imagined(n, box_size, 1.5)
     few = max(1, (1 << 30) // (4 * box_size**2))  # more than any cache holds
     images = InMemory(np.random.default_rng(1).standard_normal((min(n, few), box_size, box_size), dtype=np.float32), n)
@@ -163,7 +163,7 @@ def pass_row(box_size: int, n: int, bus: float) -> dict[str, Any]:
 
 
 def fit_row(box_size: int, n_gaussians: int, steps: int, n_images: int, work: Path) -> dict[str, Any]:
-    """A fit of one half, every step taken, to statistics of images simulated for it; their upload included."""
+    """A fit of one half to the statistics of simulated images, with all of its steps; the upload is included."""
     star = simulated_on_card(work / f"fit-{box_size}-{n_images}", box_size, 384 / box_size, n_images)
     table = emsplat.read_particles(star)
     extent = round(0.8 * box_size)
@@ -195,7 +195,7 @@ def fit_row(box_size: int, n_gaussians: int, steps: int, n_images: int, work: Pa
 
 
 def simulated_on_card(folder: Path, box_size: int, pixel_size: float, n: int) -> Path:
-    """A star and a stack of images of 7PBL's atoms as Gaussians, projected on the card; made once."""
+    """A star and a stack of images of 7PBL's atoms as Gaussians, projected on the card; they are made once."""
     star = folder / "particles.star"
     if star.exists():
         return star
@@ -231,13 +231,13 @@ def simulated_on_card(folder: Path, box_size: int, pixel_size: float, n: int) ->
 
 
 def atom_places() -> NDArray[np.float64]:
-    """(K, 3) x, y, z in Å from their centre."""
+    """(K, 3) x, y, z of the atoms in Å from their centre."""
     places = np.array([site.atom.pos.tolist() for site in read_atoms(bundled_model()).all()])
     return places - places.mean(axis=0)
 
 
 def job_row(star: Path, device: str, folder: Path) -> dict[str, Any]:
-    """From the star to the report, beside reading the file once."""
+    """The whole job from the star to the report, beside reading the file once."""
     table = emsplat.read_particles(star)
     begun = time.perf_counter()
     stack = star.with_suffix(".mrcs")

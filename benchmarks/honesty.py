@@ -76,13 +76,13 @@ def _slug(name: str) -> str:
 
 
 def shuffled(table: Particles, seed: int) -> Particles:
-    """Every image with the pose of another one."""
+    """The table in which every image has the pose of another one."""
     order = np.random.default_rng(seed).permutation(len(table))
     return replace(table, euler_angles_in_degrees=table.euler_angles_in_degrees[order])
 
 
 def noise_alone(table: Particles, work: Path, seed: int) -> Particles:
-    """The poses and CTFs of the table, images of white noise; the stack is written over each time."""
+    """The table with images of white noise in place of its own; the stack is overwritten each time."""
     stack = work / "noise.mrcs"
     rng = np.random.default_rng(seed)
     with StackWriter(stack, table.box_size, table.pixel_size_in_angstroms) as writer:

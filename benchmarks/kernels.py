@@ -23,7 +23,7 @@ _REPEATS = 7
 
 
 def median_seconds(work: Callable[[], object], repeats: int = _REPEATS) -> float:
-    """The first call, which compiles, is left out."""
+    """The median seconds of a call; the first, which compiles, is left out."""
     work()
     times = []
     for _ in range(repeats):
@@ -34,7 +34,7 @@ def median_seconds(work: Callable[[], object], repeats: int = _REPEATS) -> float
 
 
 def cloud(n: int, box_size: int, scale: float, spread: float, seed: int = 0) -> list[torch.Tensor]:
-    """Gaussians in a ball of 0.35 D, σ about `scale` voxels, its logarithm spread by `spread` along each axis."""
+    """Gaussians in a ball of 0.35 D; σ is about `scale` voxels, and its log varies by `spread` along each axis."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(n, 3))
     centres *= 0.35 * box_size * rng.random((n, 1)) ** (1 / 3) / np.linalg.norm(centres, axis=1, keepdims=True)
@@ -49,7 +49,7 @@ def threads(n: int) -> None:
 
 
 def splat_row(n: int, box_size: int, scale: float, cutoff: float, used: int) -> dict[str, Any]:
-    """Forward and backward, the torch parts around the kernels included."""
+    """Times of forward and backward, with the torch parts around the kernels."""
     threads(used)
     parameters = [p.requires_grad_() for p in cloud(n, box_size, scale, 0.2)]
     cotangent = torch.randn(box_size, box_size, box_size, generator=torch.Generator().manual_seed(1))
@@ -74,7 +74,7 @@ def splat_row(n: int, box_size: int, scale: float, cutoff: float, used: int) -> 
 
 
 def parity_row(box_size: int, scale: float, cutoff: float) -> dict[str, Any]:
-    """Relative L2 errors of the float32 kernels; random cotangents."""
+    """Relative L2 errors of the float32 kernels, for random cotangents."""
     generator = torch.Generator().manual_seed(2)
     cotangent = torch.randn(box_size, box_size, box_size, generator=generator, dtype=torch.float64)
     found = []
@@ -91,7 +91,7 @@ def parity_row(box_size: int, scale: float, cutoff: float) -> dict[str, Any]:
 
 
 def insertion_row(box_size: int, dtype: type, n: int, used: int) -> dict[str, Any]:
-    """Random slices into the grid of b (complex) or of T (real), which a job keeps as far as the box, mostly."""
+    """Insertion of random slices into the grid of b (complex) or of T (real), mostly to the edge of the box."""
     threads(used)
     rng = np.random.default_rng(3)
     grid = SliceGrid.empty(box_size, box_size, dtype)
@@ -113,7 +113,7 @@ def insertion_row(box_size: int, dtype: type, n: int, used: int) -> dict[str, An
 
 
 def convolution_row(extent: int, used: int) -> dict[str, Any]:
-    """T∗V on a cube and the loss with its gradient, at the period of a fit; SciPy's pair of transforms beside it."""
+    """T∗V on a cube, and the loss with its gradient, at the period of a fit, beside SciPy's pair of transforms."""
     rng = np.random.default_rng(4)
     volume = rng.standard_normal((extent,) * 3, dtype=np.float32)
     period = fitting_period(extent)

@@ -23,7 +23,7 @@ less than 0.97 of the error.**"""
 
 
 def rung(star: Any, truth: np.ndarray, mask: np.ndarray, count: int | None) -> dict[str, Any]:
-    """One run with this many Gaussians a fit; None: as the program chooses."""
+    """One run with this many Gaussians in a fit; None lets the program choose."""
     result, seconds = reconstructed(read_particles(star), n_gaussians=count)
     volumes = [half.map for half in result.halves]
     kept = int(np.mean([len(half.gaussians) for half in result.halves]))

@@ -58,7 +58,7 @@ def varied_model(work: Path) -> Path:
 
 
 def simulated(model: Path, settings: SimulationSettings, work: Path) -> Path:
-    """The star; simulated once."""
+    """The star of the simulation, which is made once."""
     folder = work / "simulations" / f"{model.stem}-{settings.box_size}-{settings.n_images}-{settings.snr:g}"
     if not (folder / "particles.star").exists():
         emsplat.simulate(model, folder, settings, overwrite=True)
@@ -114,7 +114,7 @@ def true_local_resolution(
 
 
 def _in_windows(volume: NDArray, window: NDArray) -> NDArray:
-    """Weighted sums about every voxel, the weights the product of (D, D) ones along the axes."""
+    """Weighted sums about every voxel; the weights are products of (D, D) ones along the axes."""
     for _ in range(3):  # each sum puts its axis last: after three they are in order again
         volume = np.tensordot(volume, window, axes=(0, 0))
     return volume
@@ -126,7 +126,7 @@ def _in_windows(volume: NDArray, window: NDArray) -> NDArray:
 def judge(
     name: str, settings: SimulationSettings, args: Any
 ) -> tuple[list[dict[str, Any]], Reconstruction, dict[str, float]]:
-    """One row a region, the run, and its seconds by stage."""
+    """The rows of the regions, the run, and its seconds by stage."""
     model = varied_model(args.work)
     star = simulated(model, settings, args.work)
     result, seconds = reconstructed(star)

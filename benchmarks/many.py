@@ -67,7 +67,7 @@ def tiled(case: Case, n: int, work: Path) -> Path:
 
 
 def dropped_caches() -> bool:
-    """Drops what the system holds of files; whether it could."""
+    """Drop what the system caches of files; return whether it could."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("1")
@@ -78,7 +78,7 @@ def dropped_caches() -> bool:
 
 @contextmanager
 def held_to(gigabytes: float) -> Iterator[Path | None]:
-    """A cgroup whose processes and their page cache get no more; None where none can be made."""
+    """A cgroup whose processes and page cache get no more memory than this; None where none can be made."""
     limits = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")
     made = None
     for root, limit in limits:
@@ -100,7 +100,7 @@ def held_to(gigabytes: float) -> Iterator[Path | None]:
 
 
 def row(star: Path, work: Path, n: int, group: Path | None, limit: float) -> dict[str, Any]:
-    """One run."""
+    """The row of one run."""
     output = work / "many-run"
     shutil.rmtree(output, ignore_errors=True)
     dropped = dropped_caches()
@@ -129,7 +129,7 @@ def row(star: Path, work: Path, n: int, group: Path | None, limit: float) -> dic
 
 
 def verdict(rows: list[dict[str, Any]], few: int, many: int) -> dict[str, Any]:
-    """The whole beside its tenth, medians of the runs."""
+    """The whole set beside its tenth, as medians of the runs."""
 
     def median(n: int, column: str) -> float:
         return statistics.median(r[column] for r in rows if r["images"] == n)

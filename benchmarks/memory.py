@@ -19,7 +19,7 @@ times. **Required: under {_LIMIT} GB at 128² for any number of images.**"""
 
 
 def with_images(star: Path, n: int) -> Path:
-    """A star of n rows beside this one: its first rows, or its rows over and over."""
+    """A star of n rows beside this one, with its first rows, or its rows over and over."""
     blocks = read_star(star)
     rows = len(blocks["particles"])
     columns = {name: [values[i % rows] for i in range(n)] for name, values in blocks["particles"].columns.items()}
@@ -29,7 +29,7 @@ def with_images(star: Path, n: int) -> Path:
 
 
 def row(star: Path, work: Path, box_size: int, n: int, *options: object) -> dict[str, Any]:
-    """One run."""
+    """The row of one run."""
     output = work / "memory-run"
     shutil.rmtree(output, ignore_errors=True)
     took = run_emsplat(star, output, *options)

@@ -34,7 +34,7 @@ gave them. "raw" is the largest FSC of the raw half maps within the mask, from s
 
 
 def all_the_same(job: dict[str, Any]) -> Callable[[Particles], tuple[Any, Any]]:
-    """A run whose refinement is told that all is measurable up to half of Nyquist."""
+    """Let refinement believe that everything is measurable up to half of Nyquist."""
 
     def forced(recorded: Recorded, solve: Callable[[Particles], Any], *rest: Any) -> Any:
         latest: list[Any] = []

@@ -29,7 +29,7 @@ every image.
 
 
 class Noise:
-    """Stands in for an ImageSource: the same few images over and over."""
+    """The same few images over and over, in place of an ImageSource."""
 
     def __init__(self, box_size: int) -> None:
         self.box_size = box_size

@@ -77,7 +77,7 @@ def row(star: Path, work: Path, n: int, box_size: int, processes: int) -> dict[s
 
 
 def far(star: Path) -> list[dict[str, Any]]:
-    """Ten million such images on 64 GPUs, for some file systems and machines."""
+    """The plans for ten million such images on 64 GPUs, for several file systems and machines."""
     found = planned(star, "--gpus", 1)
     rates = Rates(**found["rates"])
     card = Card(**found["gpu"]) if found["gpu"] else ASSUMED_CARD
@@ -94,7 +94,7 @@ def far(star: Path) -> list[dict[str, Any]]:
 
 
 def prospect(plan: Plan) -> dict[str, Any]:
-    """What a plan comes to."""
+    """The totals of a plan."""
     stages = {stage.name: stage for stage in plan.stages}
     facts: dict[str, Any] = {
         name: f"{time_text(stages[name].seconds)} ({stages[name].limited_by})" for name in ("read", "pass", "fit")

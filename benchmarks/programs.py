@@ -31,7 +31,7 @@ sys.exit(os.waitstatus_to_exitcode(status) != 0)
 
 @dataclass(frozen=True)
 class Measured:
-    """What a program took."""
+    """The time and memory that a program took."""
 
     seconds: float  # wall clock
     cpu_seconds: float
@@ -42,7 +42,7 @@ class Measured:
 def measured(
     command: Sequence[object], folder: Path, marks: tuple[bytes, ...] = (), environ: dict[str, str] | None = None
 ) -> Measured:
-    """Runs a program in `folder` and throws its output away; raises with the output's end if it fails."""
+    """Run a program in `folder` and throw its output away; raise with the end of the output if it fails."""
     with tempfile.NamedTemporaryFile("r") as facts:
         full = [sys.executable, "-I", "-S", "-c", _LAUNCHER, facts.name, *map(str, command)]
         start, seen, end = time.perf_counter(), {}, b""
@@ -76,6 +76,7 @@ class RelionRun:
     map: Path
     seconds: float
     insertion_seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -90,4 +91,4 @@ def run_relion(star: Path, subset: int | None = None) -> RelionRun:
     command += [] if subset is None else ["--subset", str(subset)]
     took = measured(command, star.parent, (_BACKPROJECTING, _RECONSTRUCTING))
     insertion = took.marks[_RECONSTRUCTING] - took.marks[_BACKPROJECTING]
-    return RelionRun(output, took.seconds, insertion, took.peak_bytes)
+    return RelionRun(output, took.seconds, insertion, took.cpu_seconds, took.peak_bytes)

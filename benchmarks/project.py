@@ -33,7 +33,7 @@ def footprint(parameters: list[torch.Tensor], rotations: torch.Tensor, cutoff: f
 
 
 def speed_row(n: int, images: int, box_size: int, scale: float, cutoff: float, used: int) -> dict[str, Any]:
-    """Forward and backward, gradients by Gaussians and poses, the torch parts around the kernels included."""
+    """Times of forward and backward, with gradients by Gaussians and poses, and the torch parts around the kernels."""
     threads(used)
     parameters = cloud(n, box_size, scale, 0.2)
     rotations, shifts = poses(images, 2.0)
@@ -63,7 +63,7 @@ def speed_row(n: int, images: int, box_size: int, scale: float, cutoff: float, u
 
 
 def parity_row(box_size: int, scale: float, cutoff: float) -> dict[str, Any]:
-    """Relative L2 errors and the least cosine of the float32 kernels; random cotangents."""
+    """Relative L2 errors of the float32 kernels and the smallest cosine of their gradients, for random cotangents."""
     cotangent = torch.randn(4, box_size, box_size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = []
     for implementation, kind in (("cpu", torch.float32), ("reference", torch.float64)):

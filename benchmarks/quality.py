@@ -73,7 +73,7 @@ def judge(case: Case, work: Path, seed: int) -> dict[str, Any]:
 
 
 def median(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Column by column; a yes needs all."""
+    """The medians of the rows, column by column; a yes needs a yes in all rows."""
     merged: dict[str, Any] = {}
     for name, value in rows[0].items():
         values = [row[name] for row in rows]

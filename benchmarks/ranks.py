@@ -37,7 +37,7 @@ def run(star: Path, output: Path, ranks: int, options: tuple[object, ...]) -> di
 
 
 def compared(one: Path, other: Path) -> tuple[float, bool]:
-    """Least FSC over the shells of all maps of two runs, and whether all bits are the same."""
+    """The smallest FSC over the shells of all maps of two runs, and whether all bits are the same."""
     names = ("map.mrc", "map_half1.mrc", "map_half2.mrc", "raw_half1.mrc", "raw_half2.mrc")
     pairs = [[read_map(folder / name).values for folder in (one, other)] for name in names]
     least = min(float(fsc(a, b, np.ones_like(a)).min()) for a, b in pairs)
@@ -45,7 +45,7 @@ def compared(one: Path, other: Path) -> tuple[float, bool]:
 
 
 def table(report: Report, case: Case, work: Path, solver: str, sizes: tuple[int, ...], repeats: int) -> None:
-    """Runs of one solver by so many ranks, compared with the first of them."""
+    """The rows of one solver by numbers of ranks, compared with the first of them."""
     star = simulated(case, work)
     folders = {ranks: work / f"ranks-{solver}-{ranks}" for ranks in sizes}
     options = ("--solver", solver)

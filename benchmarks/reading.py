@@ -80,7 +80,7 @@ _FORMATS = {  # lowest value, highest, and how RELION prints it; None: the image
 
 
 def large_star(folder: Path, n: int, n_stacks: int) -> Path:
-    """A star of n rows, equally many of each stack, and the stacks; made once."""
+    """A star of n rows, equally many of each stack, and the stacks; they are made once."""
     star = folder / "particles.star"
     if star.exists():
         return star
@@ -126,7 +126,7 @@ def write_stack(path: Path, n: int) -> None:
 
 
 def row(folder: Path, n: int, n_stacks: int, repeats: int) -> dict[str, Any]:
-    """n is a multiple of the number of stacks."""
+    """The row of n images; n is a multiple of the number of stacks."""
     star = large_star(folder / f"{n}-{n_stacks}", n, n_stacks)
     program = f"from emsplat.io import read_particles; assert len(read_particles({str(star)!r})) == {n}"
     environ = {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])}
@@ -177,7 +177,7 @@ def cost_of_looking(folder: Path, n: int, box_size: int) -> dict[str, Any]:
 
 
 def _cpu_seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The least of several runs."""
+    """The least processor seconds of several runs."""
     seconds = []
     for _ in range(repeats):
         start = time.process_time()

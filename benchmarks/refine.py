@@ -36,7 +36,7 @@ an image, reading it included."""
 
 
 def perturbed(particles: Particles, seed: int) -> Particles:
-    """Turned and shifted at random."""
+    """The particles, turned and shifted at random."""
     rng, changes = np.random.default_rng(seed), np.zeros((len(particles), 7))
     changes[:, :3] = np.deg2rad(_DEGREES) / np.sqrt(3) * rng.normal(size=(len(particles), 3))
     shift = _PIXELS * particles.pixel_size_in_angstroms / np.sqrt(2)
@@ -45,7 +45,7 @@ def perturbed(particles: Particles, seed: int) -> Particles:
 
 
 def errors(particles: Particles, true: Particles) -> dict[str, float]:
-    """Medians, less the turn and the shift that all images of a half share: those are the half map's."""
+    """The median errors, without the turn and the shift that all images of a half share with its map."""
     turns, shifts = np.empty(len(true)), np.empty((len(true), 2))
     for half in np.unique(true.half_set):
         rows = true.half_set == half
@@ -65,7 +65,7 @@ def errors(particles: Particles, true: Particles) -> dict[str, float]:
 def against_the_truth(
     wrong: Particles, result: Any, truth: NDArray[np.float32], settings: RefineSettings
 ) -> tuple[Particles, float]:
-    """The same refinement against the true map; and its seconds."""
+    """The errors after the same refinement against the true map, and its seconds."""
     changes = np.zeros((len(wrong), 7))
     diameter = result.preview.diameter_in_angstroms or 0.85 * len(truth) * wrong.pixel_size_in_angstroms
     against = reference(truth, np.ones(len(truth) // 2), result.validation.limit_shell, diameter)
@@ -78,7 +78,7 @@ def against_the_truth(
 
 
 def time_row(star: Path, n: int) -> dict[str, Any]:
-    """One round of a few images on one thread, once compiled."""
+    """The time of one round of a few images on one thread, after compilation."""
     particles = read_particles(star)
     truth, _ = truth_and_mask(star)
     rows, d = np.arange(min(n, len(particles))), particles.box_size

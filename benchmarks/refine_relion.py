@@ -39,7 +39,7 @@ those of the whole job, on three processes for RELION (of which two work)."""
 
 
 def relion(star: Path, work: Path, diameter_in_angstroms: float, ini_high: int) -> float:
-    """Refines, and leaves the tables of all iterations in `work`; returns seconds.
+    """Let RELION refine, which leaves the tables of all iterations in `work`; return the seconds.
 
     Args:
         star: particles with wrong poses, in the folder of their stack.
@@ -59,7 +59,7 @@ def relion(star: Path, work: Path, diameter_in_angstroms: float, ini_high: int) 
 
 
 def in_order(path: Path, like: Particles) -> Particles:
-    """A table of the same images in the order of another one."""
+    """The table of the same images in the order of another one."""
     found = read_particles(path, datadir=like.source.parent)
     row_of = {name.split("@")[0]: row for row, name in enumerate(found.ids.tolist())}
     found = found.select(np.array([row_of[name.split("@")[0]] for name in like.ids.tolist()]))

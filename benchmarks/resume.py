@@ -51,7 +51,7 @@ what a kill costs is what was done since the last state, and beginning again. {p
 
 @dataclass(frozen=True)
 class Job:
-    """What is killed."""
+    """A kind of job, which is killed and resumed."""
 
     name: str
     star: Path
@@ -64,7 +64,7 @@ class Job:
         return subprocess.Popen(command, text=True, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def stage(self, output: Path) -> str:
-        """What was going on when the process ended."""
+        """The stage that the process ended in."""
         file = self._stage_file(output)
         return file.read_text() if file.exists() else "start"
 
@@ -87,7 +87,7 @@ def jobs(args: Any) -> list[Job]:
 
 
 def ended(process: subprocess.Popen, after: float) -> tuple[int, str, str]:
-    """Killed after so many seconds, unless it has ended by then: exit code, what it printed, and how it complained."""
+    """Kill the process after so many seconds if it still runs; return its exit code, output and complaint."""
     try:
         out, err = process.communicate(timeout=after)
     except subprocess.TimeoutExpired:
@@ -101,7 +101,7 @@ def files(folder: Path) -> set[str]:
 
 
 def undisturbed(job: Job, output: Path, always: bool) -> tuple[float, str]:
-    """Its seconds, and what it printed."""
+    """The seconds and the output of an undisturbed run."""
     shutil.rmtree(output, ignore_errors=True)
     begun = time.perf_counter()
     code, out, err = ended(job.start(output, always), _PATIENCE)
@@ -112,7 +112,7 @@ def undisturbed(job: Job, output: Path, always: bool) -> tuple[float, str]:
 def one_run(
     job: Job, output: Path, whole: Path, longest: float, kills: int, rng: np.random.Generator, always: bool
 ) -> dict[str, Any]:
-    """A run from its beginning to its end, by way of at most so many kills."""
+    """Run from the beginning to the end, with at most so many kills on the way."""
     shutil.rmtree(output, ignore_errors=True)
     begun, stages, resumed, complaints = time.perf_counter(), [], [], 0
     while True:

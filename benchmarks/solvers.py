@@ -23,7 +23,7 @@ the fits of both halves; everything else is the same."""
 
 
 def compare(case: Case, work: Path, seed: int) -> list[dict[str, Any]]:
-    """Rows of the table: the solver to compare with, it with another seed, the other solver."""
+    """The rows of the solver to compare with, of the same with another seed, and of the other solver."""
     star = simulated(case, work, seed)
     truth, mask = truth_and_mask(star)
     runs = {

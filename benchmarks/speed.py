@@ -34,7 +34,7 @@ _JIT_TEXT = "The same small job twice, with an empty cache of compiled kernels a
 
 
 def job(star: Path, work: Path, cache: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """One run of the command: what it took, and its own summary."""
+    """Run the command once; return what it took, and its own summary."""
     output = work / "speed-run"
     shutil.rmtree(output, ignore_errors=True)
     took = run_emsplat(star, output, environ={"NUMBA_CACHE_DIR": str(cache)})
@@ -115,14 +115,14 @@ def _report_job(
 def _program(
     name: str, seconds: float, ratio: float | None = None, bound: float | None = None, peak: float | None = None
 ) -> dict[str, Any]:
-    """One row of the table of programs; the ratio is that of our time to this one."""
+    """One row of the table of programs; the ratio is our time over this one."""
     met = None if bound is None or ratio is None else ratio <= bound
     return {"program": name, "seconds": seconds, "ratio ours / this": ratio, "bound": bound, "met": met,
             "peak, GB": peak}  # fmt: skip
 
 
 def _row(facts: dict[str, Any], source: Any, **settings: Any) -> dict[str, Any]:
-    """Facts and seconds by stage of one run in this process."""
+    """The facts and the seconds by stage of one run in this process."""
     result, seconds = reconstructed(source, **settings)
     steps = [half.n_steps for half in result.halves]
     counts = [len(half.gaussians) for half in result.halves]

@@ -50,7 +50,7 @@ _PARTS: dict[str, tuple[Callable[[Study], Iterator[Row]], Callable[..., None]]] 
 
 
 def run_part(part: str, study: Study, args: Any) -> list[Row]:
-    """Its page, written row by row."""
+    """Write the page of a part, row by row."""
     report = Report(f"study-{part}", f"Study: {part}", args)
     case, settings = study.cases[0], study.cases[0].settings
     text = _COMMON.format(case=case.name, half=settings.n_images // 2, snr=settings.snr, seeds=study.seeds)

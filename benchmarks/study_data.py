@@ -108,7 +108,7 @@ def prepared(case: Case, work: Path) -> Data:
 
 
 def by_statistics(data: Data, start: GaussianModel, settings: FitSettings) -> tuple[NDArray[np.float32], float, int]:
-    """The map, processor seconds of the fit, and the number of Gaussians."""
+    """Fit, and return the map, the processor seconds, and the number of Gaussians."""
     begin = time.process_time()
     model, _ = fit_statistics(data.seen, data.unseen, start, settings)
     seconds = time.process_time() - begin
@@ -116,6 +116,6 @@ def by_statistics(data: Data, start: GaussianModel, settings: FitSettings) -> tu
 
 
 def averaged(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows that differ by the seed alone: the means of their numbers."""
+    """The means of the numbers of rows that differ by the seed alone."""
     numbers = {k: float(np.mean([r[k] for r in runs])) for k, v in runs[0].items() if isinstance(v, float)}
     return runs[0] | numbers | {"± F": float(np.std([r["F"] for r in runs])) if len(runs) > 1 else None}

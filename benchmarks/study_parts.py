@@ -27,7 +27,7 @@ from study_data import WHOLE, Data, Row, Study, averaged, by_statistics, prepare
 
 
 def solvers(study: Study) -> Iterator[Row]:
-    """Both solvers, ended early and late."""
+    """Compare both solvers, ended early and late."""
     data = prepared(study.cases[0], study.work)
     for steps in (10, 20) if study.quick else (8, 15, 30, 60, 90, 180):
         anneal = max(2, steps // 5)
@@ -44,7 +44,7 @@ def solvers(study: Study) -> Iterator[Row]:
 
 
 def by_images(data: Data, approach: int, anneal: int) -> tuple[GaussianModel, float]:
-    """The Gaussians, and processor seconds of the fit."""
+    """Fit to images; return the Gaussians and the processor seconds."""
     rows = np.arange(len(data.particles))
     schedule = Schedule(max_rounds=approach, anneal_rounds=anneal, anneal_epochs=1, patience=10**6)
     with ImageSource(data.particles) as images:
@@ -61,7 +61,7 @@ def _solver_row(solver: str, length: str, data: Data, volume: NDArray, seconds: 
 
 
 def anisotropy(study: Study) -> Iterator[Row]:
-    """Ellipsoids and balls, by number."""
+    """Compare ellipsoids with balls, by number."""
     data = prepared(study.cases[0], study.work)
     for isotropic in (False, True):
         for count in study.counts:
@@ -74,7 +74,7 @@ def anisotropy(study: Study) -> Iterator[Row]:
 
 
 def count(study: Study) -> Iterator[Row]:
-    """How many, at several SNRs."""
+    """Compare numbers of Gaussians at several SNRs."""
     for case in study.cases:
         data = prepared(case, study.work)
         for number in sorted({*study.counts, data.count}):
@@ -87,7 +87,7 @@ def count(study: Study) -> Iterator[Row]:
 
 
 def positivity(study: Study) -> Iterator[Row]:
-    """Masses that must be positive, and masses that may have any sign, in one loop that is the same but for that."""
+    """Compare masses that must be positive with masses of any sign, in one loop that is otherwise the same."""
     for case in study.cases:
         data = prepared(case, study.work)
         for masses in _MASSES:
@@ -105,7 +105,7 @@ _MASSES = ("positive", "any sign", "any sign, half start negative")
 
 
 def _plain_fit(data: Data, model: GaussianModel, masses: str) -> tuple[NDArray[np.float32], float]:
-    """The fit to statistics without densification, and negative mass over positive.
+    """Fit to statistics without densification; return the map, and negative mass over positive.
 
     Masses are parametrised by their logarithms or, of any sign, as they are; steps are then the same share of the
     median mass at the start that those of a logarithm are of each.
@@ -161,7 +161,7 @@ def _plain_fit(data: Data, model: GaussianModel, masses: str) -> tuple[NDArray[n
 
 
 def truncation(study: Study) -> Iterator[Row]:
-    """Where a Gaussian is cut off."""
+    """Compare places at which a Gaussian is cut off."""
     data = prepared(study.cases[0], study.work)
     for cutoff in (2.0, 3.0) if study.quick else (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0):
         runs = []
@@ -173,7 +173,7 @@ def truncation(study: Study) -> Iterator[Row]:
 
 @contextmanager
 def widening(kappa: float, least_scale: float) -> Iterator[None]:
-    """κ, and the smallest σ, of all that is splatted meanwhile."""
+    """Compare values of κ, and of the smallest σ that is splatted."""
     before = bandlimit.WIDENING, gaussian_model._MIN_SCALE
     try:
         for module in (bandlimit, gaussian_model, imaging):
@@ -187,7 +187,7 @@ def widening(kappa: float, least_scale: float) -> Iterator[None]:
 
 
 def bandlimiting(study: Study) -> Iterator[Row]:
-    """Splatted wider and undone in Fourier space, or not; and with other cut-offs, which the undoing amplifies."""
+    """Compare splats that are widened and undone in Fourier space with those that are not, and their cut-offs."""
     data = prepared(study.cases[0], study.work)
     ways = [(0.0, 0.2), (0.0, 0.8), (0.25, 0.2), (0.5, 0.2), (1.0, 0.2)]
     for cutoff in (3.0,) if study.quick else (3.0, 5.0):

@@ -30,7 +30,7 @@ that of the process, sending included and the browser left out; it says what the
 
 
 class Clocked(Reporter):
-    """Keeps the CPU time of the fits, too."""
+    """A reporter that also keeps the processor time of the fits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Clocked(Reporter):
 
 @contextmanager
 def looking(reporter: Clocked, hidden: bool) -> Iterator[None]:
-    """A browser that has the page of a watched job open."""
+    """Keep the page of a watched job open in a browser."""
     view: Any = reporter.watcher
     address = f"http://localhost:{view._server.get_port()}"
     show = view._draw
@@ -69,7 +69,7 @@ def looking(reporter: Clocked, hidden: bool) -> Iterator[None]:
 
 
 def fit(star: Any, kind: str) -> tuple[float, float, Clocked]:
-    """Seconds and CPU seconds of the fits of one job."""
+    """The wall-clock and processor seconds of the fits of one job."""
     reporter = Clocked()
     with watched(reporter, "127.0.0.1", 0) if kind != "not watched" else nullcontext():
         looked_at = kind.startswith("browser")

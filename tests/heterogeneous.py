@@ -6,13 +6,19 @@ As a program, it searches on the rank that its environment says, together with t
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from emsplat.heterogeneity import rounds, subspace
+from emsplat.heterogeneity.fit_decoder import DecoderSettings
 from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.run import find_heterogeneity
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
@@ -38,8 +44,20 @@ def two_conformations(one_chain: Path, folder: Path, n_images: int = SETTINGS.n_
     return simulate(folder / "two.pdb", folder / "images", replace(SETTINGS, n_images=n_images, populations=(60, 40)))
 
 
+@contextmanager
+def hurried() -> Iterator[None]:
+    """While it lasts, searches have all of their stages, and few iterations and steps in each."""
+    few_steps = partial(DecoderSettings, most_steps=5, anneal_steps=3)
+    with (
+        mock.patch.object(subspace, "STAGES", ((16, 6, 4), (24, 10, 2))),
+        mock.patch.object(rounds, "DecoderSettings", few_steps),
+    ):
+        yield
+
+
 def found(star: Path, checkpoints: Checkpoints = NO_CHECKPOINTS, world: World | None = None) -> Heterogeneity:
-    return find_heterogeneity(star, SEARCH, checkpoints=checkpoints, world=world)
+    with hurried():
+        return find_heterogeneity(star, SEARCH, checkpoints=checkpoints, world=world)
 
 
 def results(one: Heterogeneity) -> dict[str, NDArray]:

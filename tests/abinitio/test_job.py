@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emsplat.abinitio.job import Job, table_of
+from emsplat.abinitio.job import Job, said_of, table_of
 from emsplat.abinitio.look import look_at
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
@@ -34,7 +34,7 @@ def projections(rng: np.random.Generator) -> NDArray[np.float32]:
 
 def table(images: NDArray[np.float32], folder: Path, reporter: Reporter) -> Particles:
     mrcfile.write(folder / "images.mrcs", images, overwrite=True)
-    return table_of(folder / "images.mrcs", SETTINGS, reporter)
+    return table_of(said_of(folder / "images.mrcs", SETTINGS), SETTINGS, reporter)
 
 
 def test_projections_without_noise_get_some(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,15 +146,24 @@ def test_a_trajectory_leads_through_the_states(run: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [11])
-def test_one_state_is_left_as_one(one_chain: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture) -> None:
+def test_one_state_is_left_as_one_and_replaces_a_run_of_two(
+    one_chain: Path, run: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
     star = simulate(one_chain, tmp_path / "images", replace(SETTINGS, contrast_sigma=0.2, seed=seed))
-    assert main(["heterogeneity", str(star), "-o", str(tmp_path / "run"), "--threads", "1"]) == 0
+    shutil.copytree(run, tmp_path / "run")
+    assert main(["heterogeneity", str(star), "-o", str(tmp_path / "run"), "--threads", "1", "--overwrite"]) == 0
     summary = summary_of(tmp_path / "run")
     assert summary["n_components"] == 0
     assert summary["states"] == []
     assert "none found" in capsys.readouterr().out
     assert len(table_of(tmp_path / "run" / "latents.csv")) == SETTINGS.n_images
     assert "no heterogeneity" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    left = {path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    figures = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
+    assert left == {
+        "config.json", "consensus", "figures", "junk.csv", "latents.csv", "report.html", "run.log", "summary.json"
+    }  # fmt: skip
+    assert figures == {"components"}
     assert main(["decode", str(tmp_path / "run"), "--state", "1"]) == 2
 
 

@@ -43,6 +43,11 @@ def test_a_real_component_has_the_variance_it_was_given() -> None:
     assert abs(direction[0]) > 0.97
 
 
+@pytest.mark.parametrize(("variance", "significance", "counts"), [(0.2, 17, 1), (0.2, 5, 0), (0.1, 30, 0), (0.4, 5, 1)])
+def test_a_small_variance_counts_if_it_is_beyond_doubt(variance: float, significance: float, counts: int) -> None:
+    assert Seen(np.eye(1), np.array([variance]), np.array([significance])).count == counts
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_components_of_noise_are_not_seen(seed: int) -> None:
     found = seen(3000, np.zeros((6, 6)), seed)
@@ -88,6 +93,16 @@ def test_images_of_one_particle_are_judged_together() -> None:
     assert alone.significance[0] < 4 < together.significance[0]
     assert together.variance[0] == pytest.approx(1, abs=0.4)
     assert seen_from(found, np.ones(4000), np.random.default_rng(4).permutation(particle)).significance[0] < 3.5
+
+
+def test_copies_of_images_make_nothing_surer() -> None:
+    data = images(400, np.diag([0.3, 0.0]), 2)
+    once = seen_from(moments(*data), np.ones(400), np.arange(400))
+    copied = moments(*(np.tile(a, (4, *(1,) * (a.ndim - 1))) for a in data))
+    found = seen_from(copied, np.ones(1600), np.arange(1600), np.tile(np.arange(400), 4))
+    np.testing.assert_allclose(found.variance, once.variance, rtol=1e-6)
+    np.testing.assert_allclose(found.significance, once.significance, rtol=1e-6)
+    assert seen_from(copied, np.ones(1600), np.arange(1600)).significance[0] > 1.5 * once.significance[0]
 
 
 def spaces(noise: float = 0.0) -> tuple[Subspace, Subspace, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -50,12 +51,16 @@ def test_the_summary_holds_the_verdict_and_claims_a_resolution_only_if_the_searc
     if worst != "converged":
         assert worst in resolution_text(summary) and found["what_to_try"]
         assert any("no resolution is claimed" in warning for warning in summary["warnings"])
-        assert summary["local_resolution"] is None
+        assert summary["local_resolution"] is None and summary["measurable_limit"] is None
+        assert not (run / "local_resolution.mrc").exists() and not (run / "figures" / "local_resolution.png").exists()
+        with (run / "fsc.csv").open(newline="") as file:
+            assert {row["c_map"] for row in csv.DictReader(file)} == {"nan"}
+        assert "measurable to" not in (run / "run.log").read_text()
     assert summary["poses_shared"] is False
     assert json.loads((run / "config.json").read_text())["ab_initio_settings"]["starts"] == 1
     page = (run / "report.html").read_text()
     assert f"Ab initio: {worst}" in page
-    assert worst == "converged" or "median local resolution" not in page
+    assert worst == "converged" or not any(claim in page for claim in ("median local resolution", "measurable to"))
     assert (run / "figures" / "ab_initio.png").stat().st_size > 10_000
 
 

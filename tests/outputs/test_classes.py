@@ -68,7 +68,13 @@ def test_the_command_hands_back_a_map_and_the_images_without_a_particle(
     of_run = json.loads((folder / "class1" / "summary.json").read_text())
     assert of_run["ab_initio"]["criteria"]["classes"]["status"] == "converged"
     assert of_run["ab_initio"]["status"] == of_class["status"]
-    assert "emsplat" in (folder / "class1" / "report.html").read_text()
+    assert "search" in summary["seconds"] and of_run["seconds"]["search"] < summary["seconds"]["search"]
+    page = folder / "class1" / "report.html"
+    page.unlink()
+    assert cli.main(["report", str(folder)]) == 0
+    assert "emsplat" in page.read_text()
+    assert cli.main(["report", str(folder), "-o", str(tmp_path / "all.html")]) == 2
+    capsys.readouterr()
     particles = read_particles(folder / "class1" / "particles.star", datadir=star.parent)
     assert set(particles.ids) == set(ids)
     kept = tmp_path / "kept.star"

@@ -128,8 +128,8 @@ def test_a_plan_and_its_run(simulated: Path, capsys: pytest.CaptureFixture[str])
 
 
 SEARCH = PoseRates(
-    look_seconds=0.5, polar_seconds_per_image=1e-3, batch_seconds=0.2, n_batches=100, early_seconds_per_image=8e-3,
-    late_seconds_per_image=3e-3, alignment_seconds=5.0, samples_bytes_per_image=5000,
+    look_seconds=0.5, polar_seconds_per_image=1e-3, batch_seconds=0.2, n_batches=100, round_seconds=0.0,
+    early_seconds_per_image=8e-3, late_seconds_per_image=3e-3, alignment_seconds=5.0, samples_bytes_per_image=5000,
 )  # fmt: skip
 
 
@@ -146,6 +146,11 @@ def test_of_a_search_the_first_stage_and_the_memory_do_not_grow_with_the_images(
     assert one["second stage"].seconds == pytest.approx(1e5 * (EARLY_ROUNDS * 8e-3 + LATE_ROUNDS * 3e-3))
     faster = replace(SEARCH, late_seconds_per_image=1e-3)
     assert pose_search_stages(JOB, Cluster(), RATES, faster)[5].seconds < one["second stage"].seconds
+    # Classes share the images, but each has fits of its own.
+    job = replace(JOB, n_images=100_000, refined=True)
+    three = {s.name: s for s in pose_search_stages(job, Cluster(), RATES, replace(SEARCH, n_classes=3))}
+    assert three["fit"].seconds == pytest.approx(3 * one["fit"].seconds)
+    assert three["search again"].seconds == pytest.approx(one["search again"].seconds)
 
 
 def test_the_plan_of_a_search_is_measured_on_images_without_poses(

@@ -82,9 +82,21 @@ def _in_poses_of(kept: _Alternation, table: Particles) -> Particles:
 def _reconstructed(
     job: Job, table: Particles, settings: ReconstructSettings, name: str, tuning: Tuning | None = None
 ) -> Reconstruction:
-    """A reconstruction as a stage of the search, with states of its own under this name."""
+    """A reconstruction as a stage of the search, with states of its own under this name.
+
+    With --no-ctf, it is given the CTFs of the file as well, and refuses the images if they surely have them.
+    """
+    if job.said is not None:
+        table = replace(
+            job.said,
+            euler_angles_in_degrees=table.euler_angles_in_degrees,
+            origin_in_angstroms=table.origin_in_angstroms,
+            half_set=table.half_set,
+            added_noise=table.added_noise,
+        )
+        settings = replace(settings, no_ctf=True)
     checkpoints, world = job.context.checkpoints.nested(name), job.context.world
-    return reconstruct(table, settings, job.reporter, checkpoints, world, contrast_is_known=True, tuning=tuning)
+    return reconstruct(table, settings, job.reporter, checkpoints, world, is_part=True, tuning=tuning)
 
 
 def _refined_and_searched(job: Job, table: Particles, number: int) -> tuple[Particles, float | None]:

@@ -62,7 +62,8 @@ def labels_of(found: Found) -> NDArray[np.int64]:
 def classes_in_words(start: Start) -> str:
     """The sizes of the classes of a start."""
     counts = np.bincount(labels_of(start.found), minlength=start.found.classes.shape[1] + 1)
-    return f"images in classes: {', '.join(f'{count:,}' for count in counts[:-1])}, without a particle: {counts[-1]:,}"
+    images = "images in classes" if len(counts) > 2 else "images with a particle"
+    return f"{images}: {', '.join(f'{count:,}' for count in counts[:-1])}, without a particle: {counts[-1]:,}"
 
 
 def matched(

@@ -55,17 +55,16 @@ class Found:
     centres: NDArray[np.float64]  # (n, 2) x, y of the most probable pose, in pixels from the image's middle
     top: NDArray[np.float32]  # (n,) posterior of the most probable pose
     evidence: NDArray[np.float32]  # (n,) log-likelihood, less that of no particle
-    likelihood: NDArray[np.float32]  # (n,) log-likelihood of the most probable pose alone
     flat: NDArray[np.bool_]  # (n,) whether the posterior was too flat for the fine grid
     classes: NDArray[np.float32]  # (n, K) posterior of each class
     junk: NDArray[np.float32]  # (n,) posterior of the class of images without a particle
 
     @staticmethod
     def empty(n: int, n_classes: int = 1) -> Found:
-        top, evidence, likelihood, junk = (np.zeros(n, np.float32) for _ in range(4))
+        top, evidence, junk = (np.zeros(n, np.float32) for _ in range(3))
         rotations, centres, flat = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 2)), np.zeros(n, np.bool_)
         classes = np.full((n, n_classes), 1 / n_classes, np.float32)
-        return Found(rotations, centres, top, evidence, likelihood, flat, classes, junk)
+        return Found(rotations, centres, top, evidence, flat, classes, junk)
 
     def put(self, rows: NDArray[np.int64], some: Found) -> None:
         """Take over the results for some of the images."""
@@ -335,8 +334,7 @@ def _search_coarsely(
         at = rows[flat]
         found.flat[at] = True
         found.rotations[at], found.centres[at] = level.poses(sums.best[flat], centres[flat])
-        found.top[at], found.likelihood[at] = 1 / sums.total[flat], sums.largest[flat]
-        found.evidence[at] = sums.evidence[flat]
+        found.top[at], found.evidence[at] = 1 / sums.total[flat], sums.evidence[flat]
         shown = s.with_particle(sums.evidence)
         of_class = sums.of_direction.reshape(found.classes.shape[1], -1, len(flat)).sum(axis=1)
         found.classes[at], found.junk[at] = (of_class * shown).T[flat], 1 - shown[flat]
@@ -388,7 +386,7 @@ def _search_families(
         level.weight[family] += (sums.of_direction * share) @ block.power[who]
         found.classes[rows[who], family[0] * n_classes // len(level.frames)] += share
     found.top[rows] = 1 / total
-    found.likelihood[rows], found.evidence[rows], found.junk[rows] = largest, evidence, 1 - shown
+    found.evidence[rows], found.junk[rows] = evidence, 1 - shown
 
 
 def _of_classes(families: list[NDArray[np.int64]], n_fine: int, n_classes: int) -> list[NDArray[np.int64]]:

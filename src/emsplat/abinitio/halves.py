@@ -46,8 +46,13 @@ class Start:
 
     @property
     def evidence(self) -> float:
-        """Mean log-likelihood of an image, less that of no particle."""
-        return float(self.found.evidence.mean())
+        """Mean log-likelihood of an image, less that of no particle; images without a particle count as 0."""
+        return float(((1 - self.found.junk) * self.found.evidence).mean())
+
+    @property
+    def shown(self) -> NDArray[np.bool_]:
+        """(n,) whether each image probably shows a particle."""
+        return self.found.junk <= 0.5
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Agreement:
 
     alignment: Alignment  # alignment of the second map onto the first
     correlations: NDArray[np.float64]  # (R,) FSC of the unregularised inversions, rings from 1
+    expected_power: float  # power share, as `stochastic.power_share`, of a correct map of halves that correlate so
     modes: Modes  # modes of the turns between the poses of an image in the two maps
     own_evidence: float  # evidence of images under their own half's map
     other_evidence: float  # evidence of the same images under the other half's map
@@ -176,7 +182,7 @@ def compare(
     settings: Search,
     rng: np.random.Generator,
 ) -> Agreement:
-    """How far the halves agree."""
+    """How far the halves agree; images that probably show no particle are left out."""
     first, second = starts
     n_rings = images[0].grid.n_rings
     alignment = align(first.map, second.map, n_rings)
@@ -184,7 +190,10 @@ def compare(
     correlations = shell_correlations(first.inversion * sphere, alignment.applied(second.inversion) * sphere, n_rings)
     # Posteriors of images that say nothing are spread over all poses; many of them take time and tell no more.
     most = _COMPARED if min(first.evidence, second.evidence) > 10 * NOTHING else _FEW
-    rows = np.sort(rng.permutation(len(images[1]))[:most])
+    shown = np.flatnonzero(second.shown)
+    if len(shown) < _FEW:
+        shown = np.arange(len(images[1]))
+    rows = np.sort(shown[rng.permutation(len(shown))[:most]])
     unseen = images[1].select(rows)
     scale = settings.fine.box_size / len(first.map)
     rotations, centres = alignment.poses(second.found.rotations[rows], second.found.centres[rows], scale)
@@ -194,9 +203,19 @@ def compare(
     return Agreement(
         alignment,
         correlations,
+        _expected_power(correlations, settings.fine.signal),
         modes_of(there.rotations, rotations, settings.fine.symmetry),
         float(second.found.evidence[rows].mean()),
         float(there.evidence.mean()),
         float(there.top.mean()),
         imitate(images[1].select(some), first.map, centres[among], settings.fine, settings.full, rng),
     )
+
+
+def _expected_power(correlations: NDArray[np.float64], signal: NDArray[np.float64]) -> float:
+    """The share of the images' power that the map of one half has if it is correct, in the outer half of the rings.
+
+    A map ``b / (T + 1/S)`` has the power ``S c`` where the correlation of two such inversions is c.
+    """
+    half = len(signal) // 2
+    return float((np.clip(correlations, 0, 1) * signal)[half:].sum() / signal[half:].sum())

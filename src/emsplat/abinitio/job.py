@@ -18,7 +18,7 @@ from emsplat.abinitio.stochastic import StageSettings
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
 from emsplat.fourier.background import outside_circle
-from emsplat.io import read_input
+from emsplat.io import as_asked, read_as_said
 from emsplat.io.cache import CachedImages
 from emsplat.io.images import ImageSource
 from emsplat.io.lists import with_choice
@@ -74,8 +74,10 @@ class Job:
         diameter_in_angstroms: float,
         settings: AbInitioSettings,
         context: Context,
+        said: Particles | None = None,
     ) -> None:
-        self.table, self.images, self.look = table, images, look
+        """Args: said: the table with the CTFs that the file gives, although --no-ctf takes them as 1."""
+        self.table, self.images, self.look, self.said = table, images, look, said
         self.settings, self.context, self.reporter = settings, context, context.reporter
         self.diameter_in_angstroms = diameter_in_angstroms
         self.symmetry = symmetry_operators(settings.symmetry)
@@ -101,7 +103,8 @@ class Job:
         asked = checkpoints.identity | {"particles": table.fingerprint()}
         context = replace(self.context, checkpoints=checkpoints.nested(name).belonging_to(asked))
         settings = replace(self.settings, classes=None)
-        return Job(table, _Some(self.images, rows), self.look, self.diameter_in_angstroms, settings, context)
+        said = None if self.said is None else self.said.select(rows)
+        return Job(table, _Some(self.images, rows), self.look, self.diameter_in_angstroms, settings, context, said)
 
     def read(self, n_rings: int) -> tuple[Halves, Spectra]:
         """The images of both halves on the polar grid, and the mean of their spectra.
@@ -185,12 +188,16 @@ def cached(
     return stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
 
 
-def table_of(source: Path | str | Particles, settings: AbInitioSettings, reporter: Reporter) -> Particles:
-    """The particles with half sets and without their poses."""
+def said_of(source: Path | str | Particles, settings: AbInitioSettings) -> Particles:
+    """The particles with the CTFs that the file gives, even with --no-ctf."""
     if isinstance(source, Particles):
-        table = with_choice(source.without_ctf() if settings.no_ctf else source, settings.keep, settings.drop)
-    else:
-        table = read_input(source, settings, need_poses=False)
+        return with_choice(source, settings.keep, settings.drop)
+    return read_as_said(source, settings, need_poses=False)
+
+
+def table_of(said: Particles, settings: AbInitioSettings, reporter: Reporter) -> Particles:
+    """The particles of `said_of` as they are searched: with half sets, without poses, and with the CTFs asked for."""
+    table = as_asked(said, settings)
     for warning in table.warnings:
         reporter.warn(warning)
     n = len(table)

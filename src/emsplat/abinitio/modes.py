@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 _NEAR_IN_DEGREES = 15.0
 _LEAST_SHARE = 0.01  # share of the images that makes a mode: twelve times as many as by chance
+_AS_FREQUENT = 0.6  # of the share of the most frequent mode
 _MOST_MODES = 60  # order of the icosahedral group
 
 
@@ -34,6 +35,11 @@ class Modes:
     def total(self) -> float:
         """Share of the images in any mode."""
         return float(self.shares.sum())
+
+    @property
+    def even(self) -> float:
+        """Share of the images in modes that are nearly as frequent as the most frequent, as mates of a symmetry are."""
+        return float(self.shares[self.shares > _AS_FREQUENT * self.main].sum())
 
     @property
     def number(self) -> int:

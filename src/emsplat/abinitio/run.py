@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from emsplat.abinitio import growing
 from emsplat.abinitio.alignment import Alignment
 from emsplat.abinitio.alternation import own_ctfs, refined
-from emsplat.abinitio.classes import Matching, classes_in_words, matched
+from emsplat.abinitio.classes import Matching, classes_in_words, matched, of_class
 from emsplat.abinitio.full import Found
 from emsplat.abinitio.halves import Agreement, Search, Start, compare, start
 from emsplat.abinitio.imitation import Imitation
-from emsplat.abinitio.job import Halves, Job, cached, diameter_of, identity, table_of, with_poses
+from emsplat.abinitio.job import Halves, Job, cached, diameter_of, identity, said_of, table_of, with_poses
 from emsplat.abinitio.look import Look, look_at
 from emsplat.abinitio.modes import Modes
 from emsplat.abinitio.polar import PolarImages
@@ -43,6 +43,9 @@ from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
 from emsplat.settings import AbInitioSettings
 from emsplat.statistics.schedule import ranks_told_apart
+from emsplat.validation.local_resolution import local_resolution
+
+_HOPELESS = 0.3  # nats per image
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class AbInitio:
     n_starts: tuple[int, int]  # number of starts of each half
     moved: tuple[float, ...]  # share of the images that each search on refined maps moved
     certainty: NDArray[np.float32]  # (N,) largest posterior of each image in the first search
+    shown: NDArray[np.bool_]  # (N,) whether each image probably shows a particle
     look: Look
     diameter_in_angstroms: float
     settings: AbInitioSettings
@@ -84,6 +88,7 @@ class AbInitio:
                 "recovered": round(self.agreement.imitation.recovered, 3),
                 "median_error_in_degrees": round(self.agreement.imitation.median_error_in_degrees, 2),
             },
+            "n_without_particle": int(np.count_nonzero(~self.shown)),
             "moved_by_searches": [round(share, 4) for share in self.moved],
             "found": self.found,
         }
@@ -138,7 +143,8 @@ def job_of(
     """The job of a search, whose images can be read in the block."""
     with threads(settings.threads or world.cores), ExitStack() as stack:
         with reporter.stage("read"):
-            table = table_of(source, settings, reporter)
+            said = said_of(source, settings)
+            table = table_of(said, settings, reporter)
         checkpoints = checkpoints.belonging_to(identity(table, settings) | {"ranks": ranks_told_apart(world.size)})
         images = stack.enter_context(ImageSource(table, settings.invert))
         if world.watch:
@@ -151,14 +157,17 @@ def job_of(
             reporter.warn("searching on the CPU, because not every rank has a graphics card that it can use")
             device = devices.CPU
         context = Context(world, device, reporter, checkpoints)
-        yield Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context)
+        unused = said if said.has_ctf and not table.has_ctf else None
+        yield Job(table, cached(images, table, settings, reporter, stack), look, diameter, settings, context, unused)
 
 
 def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbInitio:
     """Refine and search in turn, reconstruct, and judge. Args: more: further criteria of the verdict."""
     reporter, starts, agreement = job.reporter, found.starts, found.agreement
     assert agreement is not None
-    table, certainty = _posed(job, starts, agreement)
+    table, certainty, shown = _posed(job, starts, agreement)
+    if not shown.all():
+        reporter.line(f"{np.count_nonzero(~shown):,} images probably show no particle; they stay in the reconstruction")
     reconstruction, moved = refined(job, table, judged(starts, agreement, None))
     with reporter.stage("search"):
         with_own_ctfs = own_ctfs(job, reconstruction)
@@ -171,11 +180,13 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
     verdict = judged(starts, agreement, ending)
     verdict = replace(verdict, criteria=(*verdict.criteria, *more))
     reporter.line(f"ab initio: {verdict.text()}")
-    if verdict.status != "converged":
+    if verdict.status == "converged":
+        reconstruction = _with_local_resolution(job, reconstruction)
+    else:
         reporter.warn(f"ab initio {verdict.status}: no resolution is claimed; {REMEDY}")
     return AbInitio(
-        reconstruction, verdict, agreement, starts, found.n_starts, moved, certainty, job.look,
-        job.diameter_in_angstroms, job.settings,
+        reconstruction, verdict, agreement, starts, found.n_starts, moved, certainty, shown,
+        job.look, job.diameter_in_angstroms, job.settings,
         found={
             "diameter_in_angstroms": round(job.diameter_in_angstroms, 1),
             "rings": [job.scales.coarse_rings, job.scales.fine_rings],
@@ -187,6 +198,18 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
             "contrast_in_standard_errors": round(job.look.contrast, 1),
         },
     )  # fmt: skip
+
+
+def _with_local_resolution(job: Job, found: Reconstruction) -> Reconstruction:
+    """The reconstruction with its local resolution, which is not looked at unless the poses can be trusted."""
+    world, local = job.context.world, None
+    with job.reporter.stage("local resolution"):
+        if world.is_first:
+            raw = found.halves[0].raw, found.halves[1].raw
+            pixel_size, limit = found.pixel_size_in_angstroms, found.validation.limit_shell
+            local = local_resolution(*raw, *found.half_maps, found.mask, pixel_size, limit)
+            job.reporter.line(local.text())
+        return replace(found, local_resolution=world.broadcast(local))
 
 
 def searched(job: Job) -> Searched:
@@ -231,8 +254,7 @@ def _independent_starts(
             + (f", on {modes.number} mates of a symmetry" if modes.number > 1 else "")
             + f"; correlation {agreement.correlations.mean():.2f}; {verdict.status} so far"
         )
-        hopeless = max(first.evidence, second.evidence) < 0.3
-        if verdict.status == "converged" or hopeless:
+        if verdict.status == "converged" or _is_hopeless(best):
             break
     return (first, second), agreement, (attempt + 1, attempt + 1)
 
@@ -249,16 +271,34 @@ def _starts_of_classes(
             rng = np.random.default_rng((job.settings.seed, attempt, 2))
             matching = matched(halves[1], (first, second), search, rng, advance)
         job.reporter.line(matching.text())
-        if matching.is_good:
+        if matching.is_good or _is_hopeless(best):
             break
     return (first, second), matching, (attempt + 1, attempt + 1)
 
 
+def _is_hopeless(starts: list[Start]) -> bool:
+    """Whether the maps of both halves explain so little of the images that another start would not help."""
+    return max(start.evidence for start in starts) < _HOPELESS
+
+
 def _start_again(job: Job, halves: Halves, search: Search, attempt: int, best: list[Start]) -> None:
-    """One more start of each half; `best` keeps that of the highest likelihood of either."""
+    """One more start of each half; `best` keeps that of the highest likelihood of either.
+
+    Images without a particle hide what tells the mates of a pseudo-symmetry apart. If one map of all images is wanted,
+    and the first start has not converged, further starts therefore weight each image by the probability that it shows
+    a particle.
+    """
+    one_map = job.settings.classes is None
+    weighted = one_map and attempt > 0
+    if weighted:
+        search = replace(
+            search, coarse=replace(search.coarse, n_classes=1), fine=replace(search.fine, n_classes=1)
+        )  # fmt: skip
     for number in (0, 1):
         found = _start(job, halves[number], search, attempt, number)
-        classes = "" if job.settings.classes is None else f"; {classes_in_words(found)}"
+        if weighted:
+            found = of_class(found, 0, np.arange(len(halves[number])), search.fine.signal)
+        classes = "" if one_map and not weighted else f"; {classes_in_words(found)}"
         job.reporter.line(f"half {number + 1}, start {attempt + 1}: {_in_words(found)}{classes}")
         if len(best) == number:
             best.append(found)
@@ -286,23 +326,31 @@ def _start(job: Job, images: PolarImages, search: Search, attempt: int, number: 
 def _in_words(found: Start) -> str:
     """The result of a start in words, for the log."""
     first, second = found.first, found.second
-    faults = len(first.steps_back) + len(second.steps_back)
+    faults, rounds = len(first.steps_back) + len(second.steps_back), len(second.evidence)
     return (
         f"log-likelihood {first.evidence[0]:.2f} → {first.evidence[-1]:.2f} → {found.evidence:.2f} an image in "
-        f"{len(second.evidence)} rounds, top posterior {second.top[-1]:.2f}, map power {second.power[-1]:.2f} of the "
-        "images'" + f", stepped back {faults} times" * bool(faults)
+        f"{rounds} round{'s' * (rounds > 1)}, top posterior {second.top[-1]:.2f}, map power {second.power[-1]:.2f} of "
+        "the images'" + f", stepped back {faults} time{'s' * (faults > 1)}" * bool(faults)
     )
 
 
-def _posed(job: Job, starts: tuple[Start, Start], agreement: Agreement) -> tuple[Particles, NDArray[np.float32]]:
-    """The particles with the poses of their own half's search, in the first half's frame, and their certainty."""
+def _posed(
+    job: Job, starts: tuple[Start, Start], agreement: Agreement
+) -> tuple[Particles, NDArray[np.float32], NDArray[np.bool_]]:
+    """The particles with the poses of their own half's search, in the first half's frame.
+
+    Returns:
+        The particles, (N,) certainty of their poses, and (N,) whether they probably show a particle.
+    """
     n, box_size = len(job.table), job.table.box_size
     rotations, centres, certainty = np.empty((n, 3, 3)), np.empty((n, 2)), np.empty(n, np.float32)
+    shown = np.empty(n, np.bool_)
     alignment = onto_axes(agreement.alignment, job.symmetry)
     scale = box_size / len(starts[0].map)
     for number, rows in enumerate(job.rows):
         found: Found = starts[number].found
         posed = found.rotations, found.centres
         rotations[rows], centres[rows] = posed if number == 0 else alignment.poses(*posed, scale)
-        certainty[rows] = found.top
-    return with_poses(job.table, rotations, centres), certainty
+        certainty[rows] = found.top * (1 - found.junk)
+        shown[rows] = starts[number].shown
+    return with_poses(job.table, rotations, centres), certainty, shown

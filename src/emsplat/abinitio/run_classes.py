@@ -33,6 +33,7 @@ class Classified:
     labels: NDArray[np.int64]  # (N,) class of each image, from 1; 0: shows no particle; −1: of a class too small
     posteriors: NDArray[np.float32]  # (N, K+1) of the classes in this order, of those too small, and of no particle
     agreed: tuple[float, ...]  # share of the images of each class on which the halves agree
+    seconds: tuple[dict[str, float], ...]  # of each class: times of its own stages, without the search that all share
     settings: AbInitioSettings
     reporter: Reporter
 
@@ -67,20 +68,25 @@ def ab_initio_classes(
             reporter.warn(f"a class of {n:,} images has {fewest} in one half, too few for a map")
         classes: list[AbInitio] = []
         agreed: list[float] = []
+        seconds: list[dict[str, float]] = []
         final = np.full(len(labels), -1)
         final[labels == settings.classes] = 0
         for number in large:
             rows = np.flatnonzero(labels == number)
             name = f"class{len(classes) + 1}"
             reporter.line(f"{name}: {len(rows):,} images")
+            before = dict(reporter.seconds)
             classes.append(_finished(job, found, number, rows, name))
+            since = {stage: took - before.get(stage, 0.0) for stage, took in reporter.seconds.items()}
+            seconds.append({stage: took for stage, took in since.items() if took > 0})
             agreed.append(found.matching.agreed(number))
             final[rows] = len(classes)
         if not classes:
             remedy = "search for fewer --classes" if settings.classes > 1 else "look at the images with emsplat check"
             raise InputError(f"{job.table.source}: no class has {FEWEST_IMAGES} images in each half; {remedy}")
         places = [*large, *small, settings.classes]
-        return Classified(tuple(classes), job.table, final, posteriors[:, places], tuple(agreed), settings, reporter)
+        of_classes = tuple(classes), job.table, final, posteriors[:, places], tuple(agreed), tuple(seconds)
+        return Classified(*of_classes, settings, reporter)
 
 
 def _labelled(

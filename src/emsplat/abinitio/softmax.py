@@ -27,7 +27,6 @@ class Posterior:
 
     largest: NDArray[np.float32]  # (n,) largest score
     total: NDArray[np.float32]  # (n,) Σ exp(β (score − largest)), the normalisation
-    entropy: NDArray[np.float32]  # (n,) nats
     evidence: NDArray[np.float32]  # (n,) ln Σ prior exp(score), at β = 1
     of_direction: NDArray[np.float32]  # (d, n) normalised posterior of each direction
     of_shift: NDArray[np.float32]  # (t, n) normalised posterior of each shift
@@ -46,14 +45,13 @@ def posterior(
         beta: inverse temperature.
     """
     n_psi, n_directions, n_shifts, n = scores.shape
-    sums = np.zeros((5, n), np.float32)
+    sums = np.zeros((3, n), np.float32)
     of_direction, of_shift = np.zeros((n_directions, n), np.float32), np.zeros((n_shifts, n), np.float32)
     best = np.zeros(n, np.int64)
     _exponentiate(scores, penalty, log_prior, np.float32(beta), sums, of_direction, of_shift, best)
-    largest, total, weighted, at_one = sums[:4]
-    entropy = np.log(total) - weighted / total
+    largest, total, at_one = sums
     evidence = largest + np.log(at_one) - np.float32(np.log(n_psi * n_directions * n_shifts))
-    return Posterior(largest, total, entropy, evidence, of_direction / total, of_shift / total, best)
+    return Posterior(largest, total, evidence, of_direction / total, of_shift / total, best)
 
 
 @numba.njit(inline="always")
@@ -93,7 +91,7 @@ def _exponentiate(scores, penalty, log_prior, beta, sums, of_direction, of_shift
                         better = score > largest[i]
                         largest[i] = score if better else largest[i]
                         where[i] = index if better else where[i]
-        total, weighted, at_one = np.zeros(width, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
+        total, at_one = np.zeros(width, np.float32), np.zeros(width, np.float32)
         tempered = beta != np.float32(1.0)
         for k in range(n_psi):
             for d in range(n_directions):
@@ -106,7 +104,6 @@ def _exponentiate(scores, penalty, log_prior, beta, sums, of_direction, of_shift
                         p = _exp(beta * below)
                         row[i] = p
                         total[i] += p
-                        weighted[i] += p * (beta * below)
                         direction[i] += p
                         shift[i] += p
                         if tempered:
@@ -114,6 +111,5 @@ def _exponentiate(scores, penalty, log_prior, beta, sums, of_direction, of_shift
         for i in range(width):
             sums[0, first + i] = largest[i]
             sums[1, first + i] = total[i]
-            sums[2, first + i] = weighted[i]
-            sums[3, first + i] = at_one[i] if tempered else total[i]
+            sums[2, first + i] = at_one[i] if tempered else total[i]
             best[first + i] = where[i]

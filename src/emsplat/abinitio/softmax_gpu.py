@@ -33,16 +33,15 @@ def posterior(scores: Tensor, penalty: Tensor, log_prior: Tensor, beta: float) -
     sizes = n_psi, n_directions, n_shifts, n
     _largest[launch](scores, penalty, log_prior, largest_of, best_of, *sizes, BLOCK=_BLOCK)
     largest, where = largest_of.max(dim=0)
-    sums = torch.empty(3, n_directions, n, device=device)
+    sums = torch.empty(2, n_directions, n, device=device)
     of_shift = torch.empty(n_directions, n_shifts, n, device=device)
     _exponentiate[launch](scores, largest, sums, of_shift, beta, *sizes, BLOCK=_BLOCK)
     of_direction = sums[0]
-    total, weighted, at_one = sums.sum(dim=1)
+    total, at_one = sums.sum(dim=1)
     evidence = largest + torch.log(at_one) - math.log(n_psi * n_directions * n_shifts)
     found = (
         largest,
         total,
-        torch.log(total) - weighted / total,
         evidence,
         of_direction / total,
         of_shift.sum(dim=0) / total,
@@ -83,7 +82,6 @@ def _exponentiate(
     inside = image < n
     largest = tl.load(largest_of_image + image, inside, 0.0)
     total = tl.zeros((BLOCK,), tl.float32)
-    weighted = tl.zeros((BLOCK,), tl.float32)
     at_one = tl.zeros((BLOCK,), tl.float32)
     for t in range(n_shifts):
         shift = tl.zeros((BLOCK,), tl.float32)
@@ -94,11 +92,9 @@ def _exponentiate(
             p = tl.exp(beta * below)
             tl.store(place, p, inside)
             shift += p
-            weighted += p * (beta * below)
             at_one += tl.exp(below)
         tl.store(of_shift + (d * n_shifts + t) * n + image, shift, inside)
         total += shift
     size = n_directions * n
     tl.store(sums + d * n + image, total, inside)
-    tl.store(sums + size + d * n + image, weighted, inside)
-    tl.store(sums + 2 * size + d * n + image, at_one, inside)
+    tl.store(sums + size + d * n + image, at_one, inside)

@@ -64,7 +64,6 @@ class Trace:
     """What each iteration of either stage has shown; values are means over its images."""
 
     evidence: list[float] = field(default_factory=list)  # log-likelihood per image, less that of no particle
-    entropy: list[float] = field(default_factory=list)
     top: list[float] = field(default_factory=list)  # largest posterior
     beta: list[float] = field(default_factory=list)
     power: list[float] = field(default_factory=list)  # power of the map over S, in the outer half of the rings
@@ -152,7 +151,7 @@ class _BatchSums:
     back: NDArray[np.float32]  # (2, M, d, R) slices of b, from `search.m_step`
     weight: NDArray[np.float32]  # (d, R)
     classes: NDArray[np.float64]  # (K,) posteriors
-    totals: NDArray[np.float64]  # (3,) of the log-likelihood, the entropy and the largest posterior
+    totals: NDArray[np.float64]  # (2,) of the log-likelihood and the largest posterior
     centres: NDArray[np.float64]  # (n, 2)
 
     @staticmethod
@@ -161,7 +160,7 @@ class _BatchSums:
             np.zeros((2, grid.n_orders, n_directions, grid.n_rings), np.float32),
             np.zeros((n_directions, grid.n_rings), np.float32),
             np.zeros(n_classes),
-            np.zeros(3),
+            np.zeros(2),
             np.zeros((n, 2)),
         )
 
@@ -234,7 +233,7 @@ class _Stochastic:
                 sums.classes += (found.of_direction @ shown).reshape(len(sums.classes), -1).sum(axis=1)
                 moves = (offsets.T @ found.of_shift).T
                 sums.centres[place] = limited(self.centres[rows[part]] + moves, stage.max_shift)
-                sums.totals += found.evidence.sum(), found.entropy.sum(), (1 / found.total).sum()
+                sums.totals += found.evidence.sum(), (1 / found.total).sum()
             return sums
 
         sums = _BatchSums.empty(grid, slices.n_directions, self.stage.n_classes or 1, 0)
@@ -244,7 +243,7 @@ class _Stochastic:
             sums.weight += added.weight
             sums.classes += added.classes
             sums.totals += added.totals
-        for values, total in zip((trace.evidence, trace.entropy, trace.top), sums.totals, strict=True):
+        for values, total in zip((trace.evidence, trace.top), sums.totals, strict=True):
             values.append(float(total / n))
         trace.beta.append(beta)
         if self.bias is not None:

@@ -16,6 +16,8 @@ import numpy as np
 from emsplat.abinitio.halves import Agreement, Start
 from emsplat.particles.coverage import measure_coverage
 
+_LEAST_EXPECTED = 0.1  # of the images' power; where halves correlate less, the power of a map tells nothing
+
 Status = Literal["converged", "uncertain", "failed"]
 REMEDY = (
     "try more images, another --mask-diameter, the particle's --symmetry, or fewer junk images (2D classes); "
@@ -102,14 +104,15 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
     rings = len(agreement.correlations)
     middle = agreement.correlations[rings // 4 : rings // 2 + 1]
     power = min(s.second.power[-1] for s in starts) if all(s.second.power for s in starts) else 0.0
+    power /= max(agreement.expected_power, _LEAST_EXPECTED)
     other = agreement.other_evidence
     criteria = [
         Criterion("information", other, 2.0, 0.3, "the log-likelihood an image has under the other half's map"),
         Criterion("correlation", float(middle.mean()), 0.85, 0.5, "the correlation of the halves at medium resolution"),
         Criterion("poses", agreement.modes.total, 0.6, 0.25, "the share of poses on which the halves agree"),
-        Criterion("mates", _mates(agreement), 0.6, 0.3, "the evenness of the poses' shares on symmetry mates"),
+        Criterion("mates", _mates(agreement), 0.7, 0.3, "the evenness of the poses' shares on symmetry mates"),
         Criterion("top_posterior", agreement.top, 0.25, 0.08, "the mean largest posterior of an image"),
-        Criterion("map_power", power, 0.3, 0.1, "the map's power over the images' own"),
+        Criterion("map_power", power, 0.25, 0.1, "the map's power over that of a correct map"),
         Criterion(
             "generalisation",
             other / max(agreement.own_evidence, 1e-6) if agreement.own_evidence > 0 else 0.0,
@@ -124,6 +127,7 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
             0.4,
             "the images' likelihood over that of imitated images of the map",
         ),
+        Criterion("particles", _particles(starts), 0.5, 0.1, "the share of the images that show a particle"),
         Criterion("views", _views(starts), 0.7, 0.3, "the share of Fourier space that the views cover"),
         Criterion("recovery", imitation.recovered, 0.5, 0.2, "the share of the map's own images that are found again"),
     ]
@@ -138,6 +142,11 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
         left = 1 - ending.moved
         criteria.append(Criterion("settled", left, 0.9, 0.5, "the share of images the last search left in place"))
     return Verdict(tuple(criteria))
+
+
+def _particles(starts: tuple[Start, Start]) -> float:
+    """Share of the images of the worse half that probably show a particle."""
+    return min(float(start.shown.mean()) for start in starts)
 
 
 def _views(starts: tuple[Start, Start]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ def plan(
     settings: OmitArgPrefixes[ReconstructSettings] = ReconstructSettings(),  # noqa: B008 (frozen)
     job: Literal["reconstruct", "abinitio", "heterogeneity"] = "reconstruct",
     components: int = 3,
+    classes: int | None = None,
     json: bool = False,
 ) -> None:
     """Predict how long a job will take with these options, and how much memory and disk it will need.
@@ -31,6 +33,7 @@ def plan(
         cluster: What the job would run on.
         settings: Options that the job would be given.
         job: reconstruct; or abinitio, for images without poses; or heterogeneity, which begins with a reconstruction.
+        classes: Number of classes that emsplat abinitio would be asked for.
         components: Number of components that emsplat heterogeneity is assumed to find.
         json: Print everything as one JSON object; progress and warnings go to standard error.
 
@@ -50,6 +53,8 @@ def plan(
 
     if components < 1:
         raise InputError(f"--components {components}: it must be a positive number")
+    if classes is not None and job != "abinitio":
+        raise InputError(f"--classes: emsplat {job} has no such option; leave it out, or add --job abinitio")
     reporter = ConsoleReporter(to_stderr=json)
     reporter.line(f"emsplat {__version__}: planning {particles}")
     with reporter.loading():
@@ -57,7 +62,7 @@ def plan(
         from emsplat.plan.text import plan_table
 
     if job == "abinitio":
-        result = plan_poses(particles, settings.for_search(), cluster, reporter)
+        result = plan_poses(particles, replace(settings.for_search(), classes=classes), cluster, reporter)
     else:
         result = plan(particles, settings, cluster, reporter, components if job == "heterogeneity" else None)
     if json:

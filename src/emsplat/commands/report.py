@@ -17,7 +17,8 @@ def report(
     Every run writes its own report. This command makes it again from the files in the run folder.
 
     Args:
-        run: Folder that emsplat reconstruct, abinitio or heterogeneity wrote.
+        run: Folder that emsplat reconstruct, abinitio or heterogeneity wrote. In a folder of several classes, the
+            report of every class is written.
         output: File to write. If left out, report.html in DIR.
 
     Examples:
@@ -31,9 +32,15 @@ def report(
     reporter = ConsoleReporter()
     with reporter.loading():
         from emsplat.report.heterogeneity import write_heterogeneity_report
-        from emsplat.report.page import write_report
+        from emsplat.report.page import write_report, write_reports_of_classes
+        from emsplat.runs.classes_folder import holds_classes
         from emsplat.runs.heterogeneity_folder import holds_heterogeneity
     with reporter.stage("report"):
-        write = write_heterogeneity_report if holds_heterogeneity(run) else write_report
-        written = write(run, output)
-    reporter.line(str(written))
+        if holds_classes(run):
+            written = write_reports_of_classes(run, output)
+        elif holds_heterogeneity(run):
+            written = [write_heterogeneity_report(run, output)]
+        else:
+            written = [write_report(run, output)]
+    for path in written:
+        reporter.line(str(path))

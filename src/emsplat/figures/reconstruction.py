@@ -197,7 +197,7 @@ def _mark_limit(axes: Axes, v: Validation) -> None:
     start = v.frequency[v.limit_shell - 1] if v.limit_shell else 0.0
     axes.axvspan(start, v.frequency[-1], color="#f2f2f2", lw=0, zorder=0)
     room = 1 - start / v.frequency[-1]
-    text = "beyond the limit\nof measurability" if v.limit_shell else "nothing measurable"
+    text = "beyond the limit\nof measurability" if v.limit_shell else "no estimate"
     right = room < 0.25
     axes.annotate(
         text, (v.frequency[-1] if right else start, 1.02), xytext=(-4 if right else 5, 0), textcoords="offset points",

@@ -11,8 +11,8 @@ Components U of one half are tested on the images of the other half. Three thing
   the products of different samples remain in ``h hᵀ − diagonal``. If latents vary with the covariance Λ, these products
   have the expectation A Λ A, where A is the Gram matrix of the projected components. For several images of a particle,
   h, the diagonal and A are sums over them.
-- *Chance.* The strongest of several directions of noise is strong. Random signs and sizes given to the images say how
-  strong: they keep the noise of every image and remove what the images have in common.
+- *Chance.* The strongest of several directions of noise is strong. Random signs and sizes given to the particles say
+  how strong: they keep the noise of every image and remove what the particles have in common.
 
 A real component has a variance near 1 in the other half, and one that was made of noise has 0, however similar the
 noise of the two halves is.
@@ -31,6 +31,8 @@ from emsplat.heterogeneity.subspace import Subspace, columns_of, parts_of, volum
 
 LEAST_VARIANCE = 0.3  # least variance of a component's latents in the other half; its own half finds 1
 LEAST_SIGNIFICANCE = 4.0  # standard deviations above the strongest direction of noise
+# From twice that on, half of that variance is enough: few images, or poses that a search has found, leave so much noise
+# in a component that is real that the other half finds little of it.
 _BANDS = (5.5, 9.5, 15.5)  # shells between bands of frequency; they are the ends of the stages of the subspace
 _DRAWS = 400  # draws of random weights for the images
 _RIDGE = 1e-6  # keeps columns that depend on each other apart
@@ -41,14 +43,17 @@ _LEAST_FREEDOM = 0.05  # least share of a sample's noise that the projection lea
 class Seen:
     """One half's components, tested on the other half's images and rotated so that their latents are uncorrelated."""
 
-    basis: NDArray[np.float64]  # (K, K) columns: the rotated components in terms of the given ones, clearest first
+    # (K, K) columns: the rotated components in terms of the given ones, clearest first; in their own half, the latents
+    # of each have unit variance
+    basis: NDArray[np.float64]
     variance: NDArray[np.float64]  # (K,) variance of the latents along each, in units of what their own half finds
     significance: NDArray[np.float64]  # (K,) standard deviations above the strongest direction of noise
 
     @property
     def count(self) -> int:
         """Number of components, from the clearest on, that are beyond doubt."""
-        sure = (self.variance > LEAST_VARIANCE) & (self.significance > LEAST_SIGNIFICANCE)
+        least = np.where(self.significance > 2 * LEAST_SIGNIFICANCE, 0.5 * LEAST_VARIANCE, LEAST_VARIANCE)
+        sure = (self.variance > least) & (self.significance > LEAST_SIGNIFICANCE)
         return len(sure) if sure.all() else int(np.argmin(sure))
 
 
@@ -61,12 +66,18 @@ class Moments:
     gram: NDArray[np.float64]  # (n, K, K) A
 
 
-def seen_by(space: Subspace, components: NDArray[np.float32], observations: Observations) -> Seen:
+def seen_by(
+    space: Subspace,
+    components: NDArray[np.float32],
+    observations: Observations,
+    particle: NDArray[np.int64] | None = None,
+) -> Seen:
     """Test components on the images of the other half.
 
     Args:
         space: the space of the images' own half, whose consensus and share of junk are used.
         components: (K, D′, D′, D′) of the other half, scaled for latents of unit variance.
+        particle: as in `seen_from`; copies of an image hold the same noise.
     """
     count = len(components)
     model = replace(space, components=components)
@@ -86,7 +97,7 @@ def seen_by(space: Subspace, components: NDArray[np.float32], observations: Obse
         whitened = ((a * root).reshape(n, -1, a.shape[-1]) for a in (columns[..., 1 : count + 1], nuisance))
         found.append(moments(data.reshape(n, -1), *whitened))
     together = Moments(*(np.concatenate([getattr(m, name) for m in found]) for name in Moments.__dataclass_fields__))
-    return seen_from(together, np.concatenate(particles), observations.particle)
+    return seen_from(together, np.concatenate(particles), observations.particle, particle)
 
 
 def _in_bands(columns: NDArray[np.float32], samples: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -117,19 +128,25 @@ def moments(data: NDArray[np.float32], components: NDArray[np.float32], nuisance
     return Moments(h[:, :, 0], diagonal, np.matmul(turned, columns).astype(np.float64))
 
 
-def seen_from(found: Moments, weights: NDArray[np.float64], particle: NDArray[np.int64]) -> Seen:
+def seen_from(
+    found: Moments,
+    weights: NDArray[np.float64],
+    latent: NDArray[np.int64],
+    particle: NDArray[np.int64] | None = None,
+) -> Seen:
     """The variance of latents from the moments of images.
 
     Args:
         weights: (n,) probability that each image shows a particle.
-        particle: (n,) number of each image's particle; images of one particle have the same latents.
+        latent: (n,) images that share one latent share a number.
+        particle: (n,) images whose noise may be the same share a number; if left out, those that share a latent.
     """
-    score = _of_particles(weights[:, None] * found.score, particle)
-    gram = _of_particles(weights[:, None, None] * found.gram, particle)
+    score = _of_equals(weights[:, None] * found.score, latent)
+    gram = _of_equals(weights[:, None, None] * found.gram, latent)
     # What the consensus lacks is the same in all images, and no variability.
     score = score - gram @ np.linalg.solve(gram.sum(axis=0), score.sum(axis=0))
     excess = score[:, :, None] * score[:, None, :]
-    excess -= _of_particles(weights[:, None, None] ** 2 * found.diagonal, particle)
+    excess -= _of_equals(weights[:, None, None] ** 2 * found.diagonal, latent)
     count = gram.shape[1]
     operator = np.einsum("nab,ncd->acbd", gram, gram, optimize=True).reshape(count**2, count**2)
     covariance = _symmetric(np.linalg.solve(operator, excess.sum(axis=0).ravel()).reshape(count, count))
@@ -140,10 +157,12 @@ def seen_from(found: Moments, weights: NDArray[np.float64], particle: NDArray[np
     power, turned = np.linalg.eigh(root.T @ covariance @ root)
     power, turned = power[::-1], turned[:, ::-1]
     claimed = np.einsum("kj,k,kj->j", turned, values, turned)
-    left = excess - gram @ covariance @ gram
-    strongest = _strongest_of_noise(left.reshape(len(left), -1), operator, root @ turned)
+    left = (excess - gram @ covariance @ gram).reshape(len(excess), -1)
+    if particle is not None:
+        left = _of_equals(left, particle[_first_of_equals(latent)])
+    strongest = _strongest_of_noise(left, operator, root @ turned)
     significance = (power - strongest.mean(axis=0)) / np.maximum(strongest.std(axis=0), 1e-30)
-    return Seen(inverse @ turned, power / claimed, significance)
+    return Seen(inverse @ turned * np.sqrt(claimed), power / claimed, significance)
 
 
 def _strongest_of_noise(
@@ -163,10 +182,16 @@ def _strongest_of_noise(
     return np.stack([np.linalg.eigvalsh(found[:, j:, j:])[:, -1] for j in range(count)], axis=1)
 
 
-def _of_particles(values: NDArray[np.float64], particle: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The sums over the images of each particle."""
-    names, of_image = np.unique(particle, return_inverse=True)
-    if len(names) == len(particle):
+def _first_of_equals(number: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first row of each number, in the order of `_of_equals`."""
+    names, first = np.unique(number, return_index=True)
+    return np.arange(len(number)) if len(names) == len(number) else first
+
+
+def _of_equals(values: NDArray[np.float64], number: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sums over the rows of each number; where no two rows have one number, the rows as they are."""
+    names, of_image = np.unique(number, return_inverse=True)
+    if len(names) == len(number):
         return values
     out = np.zeros((len(names), *values.shape[1:]))
     np.add.at(out, of_image, values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,9 @@ from emsplat.splat import voxelise
 from emsplat.splat.bandlimit import widened
 from emsplat.statistics.loss import QuadraticLoss
 
-VARIANTS = ("mass", "both")
+VARIANTS: tuple[str, ...] = ("mass", "both")
+_WARM = 0.3  # size of the steps of a fit that starts from another's end, as a share
+_MOST_WARM_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,19 @@ class DecoderSettings:
     anneal_steps: int = 12
     cutoff: float = 3.0
     max_scale: float = 4.0  # largest σ in voxels
+
+    def warm(self) -> DecoderSettings:
+        """The settings of a fit that starts from the end of another.
+
+        The first steps of Adam have their full size however small the gradient is. Near a minimum they lead away from
+        it, and the search would end where it began.
+        """
+        return replace(
+            self,
+            mass_step=_WARM * self.mass_step,
+            displacement_step=_WARM * self.displacement_step,
+            most_steps=min(self.most_steps, _MOST_WARM_STEPS),
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Observations:
     """Samples of n images, centred, in the units of a working box D′; they take 12 bytes per sample."""
 
     rows: NDArray[np.int64]  # (n,) rows of the particle table
-    particle: NDArray[np.int64]  # (n,) images of one particle share a number, and are neighbours
+    particle: NDArray[np.int64]  # (n,) images that share one latent share a number, and are neighbours
     samples: NDArray[np.int64]  # (m, 2) kx, ky in units of 1/D′
     spectra: NDArray[np.complex64]  # (n, m) C W² y
     weights: NDArray[np.float32]  # (n, m) C² W²
@@ -52,13 +52,15 @@ def observe(
     noise: NDArray[np.float64],
     box_size: int,
     limit_shell: int,
+    latent: NDArray[np.int64] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Observations:
     """Read the images of these rows once, in the order given.
 
     Args:
-        rows: with the images of a particle side by side.
+        rows: with the images that share a latent side by side.
         noise: (groups, D//2+1) from `noise_spectra`; box_size: D′; limit_shell: below D′/2.
+        latent: (N,) numbers from `shared_latents`; if left out, those of the particles.
     """
     samples = half_plane(limit_shell)
     at = (slice(None), samples[:, 1] % box_size, samples[:, 0])
@@ -79,15 +81,38 @@ def observe(
         spectra[here], weights[here] = block_spectra[at], block_weights[at]
         done = here.stop
         progress(done)
-    return Observations(
-        rows, particles.particle[rows], samples, spectra, weights, slice_matrices(particles)[rows], box_size
-    )
+    latent = particles.particle if latent is None else latent
+    return Observations(rows, latent[rows], samples, spectra, weights, slice_matrices(particles)[rows], box_size)
+
+
+def shared_latents(particles: Particles) -> NDArray[np.int64]:
+    """(N,) numbers of the rows, equal for those that share one latent, which are the tilts of one particle.
+
+    Other rows of one particle are copies of its image, as the expansion of a symmetry makes them, or images of its
+    parts. Each shows the particle in another place of the model, which varies by itself, and has a latent of its own.
+    """
+    _, particle = np.unique(particles.particle, return_inverse=True)
+    count = particle.max(initial=-1) + 1
+    varies = np.zeros(count, dtype=bool)
+    for values in (particles.pre_exposure, particles.b_factor_in_square_angstroms):
+        least, most = np.full(count, np.inf), np.full(count, -np.inf)
+        np.minimum.at(least, particle, values)
+        np.maximum.at(most, particle, values)
+        varies |= most > least
+    image = particles.stack.astype(np.int64) * (int(particles.section.max(initial=0)) + 1) + particles.section
+    order = np.argsort(image, kind="stable")
+    first = np.append(True, np.diff(image[order]) != 0)[: len(order)]
+    copy = np.empty(len(order), dtype=np.int64)  # number of times that the same image has come before
+    copy[order] = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    alone = np.arange(len(order))
+    tilt = particle * (copy.max(initial=0) + 1) + copy
+    return np.where(varies[particle], tilt + len(order), alone)
 
 
 def side_by_side(rows: NDArray[np.int64], particle: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows in the order of their particles' first rows, so that the images of a particle are neighbours.
 
-    Args: particle: (N,) number of the particle of each row of the table.
+    Args: particle: (N,) number of the particle, or of the latent, of each row of the table.
     """
     _, first, of_row = np.unique(particle[rows], return_index=True, return_inverse=True)
     return rows[np.argsort(first[of_row], kind="stable")]

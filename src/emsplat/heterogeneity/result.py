@@ -61,6 +61,6 @@ class Heterogeneity:
     latents: Latents
     states: tuple[State, ...]
     leaks: tuple[Leak, ...]
-    log_likelihoods: tuple[float, ...]  # per held-out image, after the subspace's bins and every round
+    log_likelihoods: tuple[float, ...]  # per image, under the decoder of the other half, in every round
     settings: HeterogeneitySettings
     reporter: Reporter

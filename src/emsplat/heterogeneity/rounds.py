@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +22,8 @@ from emsplat.heterogeneity.subspace import Subspace, embed
 from emsplat.heterogeneity.work import Work
 from emsplat.particles.parts import TRAINING, PartWeights
 
-MOST_ROUNDS = 2  # rounds after the bins of linear latents
+MOST_ROUNDS = 3  # rounds after the bins of linear latents
+_CLOSE = 0.01  # a variant is tried again if its held-out loss was within this share of the least
 _WORTH_A_ROUND = 0.02  # gain in log-likelihood per image above which a round's latents are taken
 
 
@@ -37,7 +36,7 @@ class Rounds:
     latents: Latents
     points: NDArray[np.float64]  # (P, K)
     posterior: NDArray[np.float32]  # (N, P) of every image over the points
-    log_likelihoods: tuple[float, ...]  # per held-out image, after every round
+    log_likelihoods: tuple[float, ...]  # per image, under the decoder of the other half, after every round
 
 
 def embedded(work: Work, spaces: tuple[Subspace, Subspace], alignment: Alignment) -> Latents:
@@ -68,13 +67,15 @@ def embedded(work: Work, spaces: tuple[Subspace, Subspace], alignment: Alignment
 
 
 def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) -> Rounds:
-    """Fit decoders to bins of latents, place the images anew, and repeat while held-out images become more likely."""
+    """Fit decoders to bins of latents, place the images anew, and repeat while they become more likely.
+
+    The likelihood that counts is that of some of the images under the decoder of the half that they are not in. Their
+    own half's decoder was fitted to them in the end.
+    """
     count = spaces[0].count
     n_bins, n_points = bins_and_points(count, len(work.table))
-    surely = latents.junk < 0.5
-    centres = landmarks(latents.mean[surely], n_bins, work.settings.seed)
-    points = landmarks(latents.mean[surely], n_points, work.settings.seed + 1)
-    of_points = shares_of_bins(points, centres)
+    z = latents.mean[latents.junk < 0.5]
+    centres, points = (landmarks(z, n, work.settings.seed + i) for i, n in enumerate((n_bins, n_points)))
     with work.reporter.stage("latents"):
         weights = sparse(shares(latents.mean, latents.covariance, centres) * (1e-6 + (1 - latents.junk[:, None])))
         weights *= (1 - latents.junk[:, None]).astype(np.float32)
@@ -83,25 +84,40 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
     starts = [_consensus_decoder(work, half, count) for half in (1, 2)]
     histories: list[tuple[tuple[DecoderHistory, ...], ...]] = []
     likelihoods: list[float] = []
-    best: tuple[tuple[Decoder, Decoder], Latents, NDArray[np.float32]] | None = None
+    best: Rounds | None = None
     for turn in range(MOST_ROUNDS + 1):
-        fitted = _fitted(work, weights, latents.mean, split, starts, turn)
+        fitted = _fitted(work, weights, latents.mean, split, starts, histories[-1:], turn)
         starts = [one.training for one in fitted]
         histories.append(tuple(one.histories for one in fitted))
         decoders = fitted[0].decoder, fitted[1].decoder
-        found, posterior = _placed(work, spaces, decoders, points, turn)
-        likelihoods.append(float(found.log_likelihood[held_out].mean()))
+        found, posterior, likelihood = _placed(work, spaces, decoders, points, held_out, turn)
+        likelihoods.append(likelihood)
         work.reporter.line(
-            f"round {turn}: log-likelihood of a held-out image {likelihoods[-1]:.3f}; "
+            f"round {turn}: log-likelihood of an image under the other half's decoder {likelihood:.3f}; "
             + ", ".join(f"half {h}: {one.histories[0].variant}" for h, one in enumerate(fitted, 1))
         )
         if best is not None and likelihoods[-1] < likelihoods[-2] + _WORTH_A_ROUND:
             break
-        best, latents = (decoders, found, posterior), found
-        weights = sparse(posterior @ of_points) * (1 - found.junk[:, None]).astype(np.float32)
+        best, latents = Rounds(decoders, (), found, points, posterior, ()), found
+        z = _drawn(found, work.settings.seed)
+        centres, last = landmarks(z, n_bins, work.settings.seed), points
+        points = landmarks(z, n_points, work.settings.seed + 1)
+        weights = sparse(posterior @ shares_of_bins(last, centres)) * (1 - found.junk[:, None]).astype(np.float32)
     assert best is not None
     by_half = tuple(tuple(of_round[half] for of_round in histories) for half in (0, 1))
-    return Rounds(best[0], by_half, best[1], points, best[2], tuple(likelihoods))
+    return replace(best, histories=by_half, log_likelihoods=tuple(likelihoods))
+
+
+def _drawn(latents: Latents, seed: int) -> NDArray[np.float64]:
+    """(n, K) latents of the images that show a particle, drawn from their posteriors.
+
+    All together are spread as the particles are. Posterior means are less so, and points among them would draw together
+    from round to round.
+    """
+    chosen = latents.junk < 0.5
+    values, vectors = np.linalg.eigh(latents.covariance[chosen])
+    noise = np.random.default_rng(seed).standard_normal(latents.mean[chosen].shape)
+    return latents.mean[chosen] + np.einsum("nkl,nl->nk", vectors * np.sqrt(np.maximum(values, 0))[:, None], noise)
 
 
 def bins_and_points(n_components: int, n_images: int) -> tuple[int, int]:
@@ -117,15 +133,22 @@ def _consensus_decoder(work: Work, half: int, count: int) -> Decoder:
     return Decoder(model, torch.zeros(len(model), count), torch.zeros(len(model), count, 3))
 
 
+def _worth_trying(histories: tuple[DecoderHistory, ...]) -> tuple[str, ...]:
+    """The variants whose held-out loss was near the least in the round before."""
+    least = min(one.best for one in histories)
+    return tuple(one.variant for one in histories if one.best <= least + _CLOSE * abs(least))
+
+
 def _fitted(
     work: Work,
     weights: NDArray[np.float32],
     latents: NDArray[np.float64],
     split: PartWeights,
     starts: list[Decoder],
+    before: list[tuple[tuple[DecoderHistory, ...], ...]],
     turn: int,
 ) -> tuple[Fitted, Fitted]:
-    """Both halves' decoders, fitted to their bins."""
+    """Both halves' decoders, fitted to their bins. Args: before: the histories of the round before, if there is one."""
     reporter, context = work.reporter, work.context
     bins: dict[int, list[Bin]] = {}
     name = f"bins{turn}" if work.world.size == 1 else f"bins{turn}-rank{work.world.rank}of{work.world.size}"
@@ -138,12 +161,12 @@ def _fitted(
             )
 
     def fit(half: int) -> Fitted:
-        settings = DecoderSettings() if turn == 0 else replace(DecoderSettings(), most_steps=20)
+        variants, settings = VARIANTS, DecoderSettings()
+        if before:
+            variants, settings = _worth_trying(before[0][half - 1]), settings.warm()
         with reporter.stage("decoder"), reporter.bar(f"decoder of half {half}", "steps") as advance:
-            own = bins.pop(half)
-            return fit_decoder(
-                starts[half - 1], own, work.grid.pixel_size, work.grid.extent, settings, VARIANTS, advance
-            )
+            own, grid = bins.pop(half), work.grid
+            return fit_decoder(starts[half - 1], own, grid.pixel_size, grid.extent, settings, variants, advance)
 
     found = of_both_halves(context, f"decoder{turn}", fit, fill)
     for half, one in enumerate(found, 1):
@@ -160,49 +183,81 @@ def _placed(
     spaces: tuple[Subspace, Subspace],
     decoders: tuple[Decoder, Decoder],
     points: NDArray[np.float64],
+    judged: NDArray[np.bool_],
     turn: int,
-) -> tuple[Latents, NDArray[np.float32]]:
-    """Every image's latent among the points, and its (N, P) posterior."""
+) -> tuple[Latents, NDArray[np.float32], float]:
+    """Every image's latent among the points, its (N, P) posterior, and a mean log-likelihood.
 
-    def make() -> tuple[tuple[NDArray[np.float64], ...], NDArray[np.float32]]:
+    Args: judged: (N,) the images whose log-likelihood under the decoder of the other half is averaged.
+    """
+
+    def make() -> tuple[tuple[NDArray[np.float64], ...], NDArray[np.float32], float]:
         latents = Latents.empty(work.table, points.shape[1])
         weights = np.zeros((len(work.table), len(points)), dtype=np.float32)
-        for half in (1, 2):
-            with work.reporter.stage("posterior"):
-                rows, power, overlap = _inner_products(work, half, decoders[half - 1], points)
-                even = np.full(len(points), 1 / len(points))
-                posterior, _ = point_posterior(
-                    power, overlap, even, spaces[half - 1].contrast, work.table.particle[rows]
-                )
+        likelihoods = []
+        with work.reporter.stage("posterior"):
+            volumes = [_volumes(work, decoder, points) for decoder in decoders]
+            even = np.full(len(points), 1 / len(points))
+            for half in (1, 2):
+                rows = work.rows(half)
+                tests = rows[judged[rows]]
+                own, others = _inner_products(work, half, volumes[half - 1], volumes[2 - half], rows, tests)
+                prior = spaces[half - 1].contrast
+                posterior, _ = point_posterior(*own, even, prior, work.latent[rows])
                 weights[rows] = posterior.weights
                 _put(latents, rows, posterior, points)
-        return latents.found(), weights
+                likelihoods.append(point_posterior(*others, even, prior, work.latent[tests])[0].log_likelihood)
+        return latents.found(), weights, float(np.concatenate(likelihoods).mean())
 
-    found, weights = kept(work.context, f"posterior{turn}", make)
-    return Latents.of(work.table, found), weights
+    found, weights, likelihood = kept(work.context, f"posterior{turn}", make)
+    return Latents.of(work.table, found), weights, likelihood
+
+
+def _volumes(work: Work, decoder: Decoder, points: NDArray[np.float64]) -> list[NDArray[np.float32]]:
+    """The decoder's maps at the points, in the working box of the last frequencies."""
+    box_size, pixel_size, working = (
+        work.table.box_size, work.table.pixel_size_in_angstroms, work.stages[-1].box_size
+    )  # fmt: skip
+    return [maps.fourier_resize(decoder.at(z).voxelise(box_size, pixel_size), working) for z in points]
+
+
+_Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def _inner_products(
-    work: Work, half: int, decoder: Decoder, points: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-    """The rows of a half, and the (n, P) inner products of their images with the decoder's maps at the points."""
-    stage, pixel_size = work.stages[-1], work.table.pixel_size_in_angstroms
-    volumes = [
-        maps.fourier_resize(decoder.at(z).voxelise(work.table.box_size, pixel_size), stage.box_size) for z in points
-    ]
-    rows = work.rows(half)
-    place = np.full(len(work.table), -1)
-    place[rows] = np.arange(len(rows))
-    power, overlap = (np.zeros((len(rows), len(points)), dtype=np.float32) for _ in range(2))
-    filled = np.zeros(len(rows), dtype=bool)
-    inner: Callable[[Observations], tuple[NDArray[np.float32], NDArray[np.float32]]] = partial(
-        inner_with_points, volumes
-    )
-    for block, pair in work.in_blocks(half, inner, f"posterior of half {half}"):
-        power[place[block]], overlap[place[block]] = pair
-        filled[place[block]] = True
-    work.shared(filled, power, overlap)
-    return rows, power, overlap
+    work: Work,
+    half: int,
+    own: list[NDArray[np.float32]],
+    others: list[NDArray[np.float32]],
+    rows: NDArray[np.int64],
+    tests: NDArray[np.int64],
+) -> tuple[_Pair, _Pair]:
+    """The (n, P) inner products of a half's images with maps.
+
+    Args:
+        own: maps for all of them; others: maps for the tests only.
+        rows: all rows of the half, as `work.rows` gives them; tests: some of these, in this order.
+    """
+    place, test_place = np.full(len(work.table), -1), np.full(len(work.table), -1)
+    place[rows], test_place[tests] = np.arange(len(rows)), np.arange(len(tests))
+    found = [np.zeros((n, len(own)), dtype=np.float32) for n in (len(rows), len(rows), len(tests), len(tests))]
+    filled, test_filled = np.zeros(len(rows), dtype=bool), np.zeros(len(tests), dtype=bool)
+
+    def inner(observations: Observations) -> tuple[_Pair, _Pair]:
+        chosen = np.flatnonzero(test_place[observations.rows] >= 0)
+        return inner_with_points(own, observations), inner_with_points(others, observations.part(chosen))
+
+    for block, pairs in work.in_blocks(half, inner, f"posterior of half {half}"):
+        test_block = block[test_place[block] >= 0]
+        for array, at, values in zip(
+            found, (place[block], place[block], test_place[test_block], test_place[test_block]), sum(pairs, ()),
+            strict=True,
+        ):  # fmt: skip
+            array[at] = values
+        filled[place[block]], test_filled[test_place[test_block]] = True, True
+    work.shared(filled, *found[:2])
+    work.shared(test_filled, *found[2:])
+    return (found[0], found[1]), (found[2], found[3])
 
 
 def _put(latents: Latents, rows: NDArray[np.int64], found: PointPosterior, points: NDArray[np.float64]) -> None:

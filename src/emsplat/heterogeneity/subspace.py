@@ -87,6 +87,12 @@ class Subspace:
     def box_size(self) -> int:
         return len(self.mean)
 
+    @property
+    def greatest_power(self) -> float:
+        """The power of the strongest component, as a share of V₀'s."""
+        of_map = np.square(self.mean - self.mean.mean(dtype=np.float64)).sum(dtype=np.float64)
+        return max((float(np.square(u).sum(dtype=np.float64) / of_map) for u in self.components), default=0.0)
+
     def variances(self) -> NDArray[np.float64]:
         """(K + 6,) variances of the prior of all columns except V₀."""
         pose = [self.turn_sigma**2] * 3 + [self.shift_sigma**2] * 2
@@ -197,7 +203,8 @@ class _Step:
         blank = not space.components.any()
         volumes = volumes_of(space)
         grids = [SliceGrid.empty(box_size, box_size, np.complex64) for _ in range(count + 1)]
-        moments, number, contrast = np.zeros((count, count)), 0, ContrastStep(space.contrast)
+        moments, average, number = np.zeros((count, count)), np.zeros(count), 0
+        contrast = ContrastStep(space.contrast)
         pose = _PoseVariances(space)
         for part in parts_of(self.observations):
             columns = columns_of(volumes, part)
@@ -208,10 +215,12 @@ class _Step:
             second = found.second_moment
             moments += second[:, :count, :count].sum(axis=0)
             if not blank:
+                average += found.mean[:, :count].sum(axis=0)
                 pose.add(found)
             contrast.add(found)
             number += len(part)
-        mean = self._moved_mean(space.mean, grids[0])
+        average /= number
+        mean = self._moved_mean(space.mean, grids[0], np.einsum("k,kzyx->zyx", average, space.components))
         components = np.array(
             [self._moved(u, grid, self.prior) * self.mask for u, grid in zip(space.components, grids[1:], strict=True)]
         )
@@ -220,7 +229,7 @@ class _Step:
         return replace(
             space,
             mean=mean,
-            components=_principal(components, moments / number),
+            components=_principal(components, moments / number - np.outer(average, average)),
             contrast=contrast.prior(),
             turn_sigma=turn,
             shift_sigma=shift,
@@ -253,14 +262,22 @@ class _Step:
         spectrum += _quotient(step, self.transfer + prior, self.band)
         return maps.from_half_spectrum(spectrum, self.stage.box_size)
 
-    def _moved_mean(self, volume: NDArray[np.float32], gradient: SliceGrid) -> NDArray[np.float32]:
+    def _moved_mean(
+        self, volume: NDArray[np.float32], gradient: SliceGrid, shift: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
         """V₀ after a step, on the scale of the consensus.
 
         The step is half of a preconditioned one, and leaves the mean of the map, which no image tells, as it is: no
         mask steadies V₀, and larger steps swing with growing amplitude. Without a fixed scale, that of V₀ and those of
         all contrasts drift apart.
+
+        Args:
+            shift: (D′, D′, D′) mean of what the components add to V₀. If it stayed with the components, they would be
+                mixtures of what varies and of what V₀ lacks, and the latter is the same in both halves.
         """
-        spectrum = maps.half_spectrum(volume)
+        spectrum = maps.half_spectrum(volume) + np.where(
+            self.reference != 0, maps.half_spectrum(shift.astype(np.float32)), 0
+        )
         step = maps.half_spectrum(gradient.backprojection())
         spectrum += np.float32(0.5) * _quotient(step, self.transfer, self.reference != 0)
         along = np.vdot(self.reference, spectrum).real

@@ -12,7 +12,13 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emsplat.fourier import maps
-from emsplat.heterogeneity.observations import Observations, blocks_of_particles, observe, side_by_side
+from emsplat.heterogeneity.observations import (
+    Observations,
+    blocks_of_particles,
+    observe,
+    shared_latents,
+    side_by_side,
+)
 from emsplat.heterogeneity.subspace import Stage, stages
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.table import Particles
@@ -49,6 +55,7 @@ class Work:
     consensus: Reconstruction
     grid: Grid
     sphere: NDArray[np.float32]  # (D, D, D) mask within which components are sought
+    latent: NDArray[np.int64]  # (N,) rows that share one latent share a number
     limit_shell: int
     settings: HeterogeneitySettings
     context: Context
@@ -62,9 +69,9 @@ class Work:
         return self.context.world
 
     def rows(self, half: int) -> NDArray[np.int64]:
-        """The rows of a half in the order of the disk, except that the images of a particle are neighbours."""
+        """The rows of a half in the order of the disk, except that images that share a latent are neighbours."""
         order = reading_order(self.table)
-        return side_by_side(order[self.table.half_set[order] == half], self.table.particle)
+        return side_by_side(order[self.table.half_set[order] == half], self.latent)
 
     def sample(self, half: int) -> NDArray[np.int64]:
         """The rows from which a half's components are learnt; all images of a particle or none."""
@@ -72,13 +79,12 @@ class Work:
         if len(rows) <= LEARNT_FROM:
             return rows
         rng = np.random.default_rng(self.settings.seed + half)
-        particle = self.table.particle[rows]
-        number = np.cumsum(np.diff(particle, prepend=particle[0]) != 0)
-        count = number[-1] + 1
+        number = np.unique(self.table.particle[rows], return_inverse=True)[1]
+        count = number.max() + 1
         return rows[np.isin(number, rng.choice(count, count * LEARNT_FROM // len(rows), replace=False))]
 
     def observe(self, rows: NDArray[np.int64], box_size: int, limit_shell: int) -> Observations:
-        return observe(self.table, self.images, rows, self.noise, box_size, limit_shell)
+        return observe(self.table, self.images, rows, self.noise, box_size, limit_shell, self.latent)
 
     def at_stage(self, rows: NDArray[np.int64], stage: Stage) -> Observations:
         return self.observe(rows, stage.box_size, stage.limit_shell)
@@ -106,7 +112,7 @@ class Work:
         Args: title: of the progress bar.
         """
         rows, stage, world = self.rows(half), self.stages[-1], self.world
-        blocks = blocks_of_particles(self.table.particle[rows], _BLOCK)[world.rank :: world.size]
+        blocks = blocks_of_particles(self.latent[rows], _BLOCK)[world.rank :: world.size]
         with self.reporter.bar(title, "images") as advance:
             for done, here in enumerate(blocks, 1):
                 block = rows[here]
@@ -140,7 +146,9 @@ def make_work(
     if focus is not None:
         sphere = focus
     limit = min(consensus.validation.limit_shell, FINEST_SHELL, box_size // 2 - 1, int(edge / finest))
-    return Work(table, images, consensus.preview.noise, consensus, grid, sphere, limit, settings, context)
+    return Work(
+        table, images, consensus.preview.noise, consensus, grid, sphere, shared_latents(table), limit, settings, context
+    )
 
 
 def _box_for(table: Particles, finest: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ def is_complete(folder: Path, particles: Path, settings: AbInitioSettings, repor
 
 
 def write_ab_initio(
-    folder: Path, found: AbInitio, reporter: Reporter, overwrite: bool = False, ranks: int = 1
+    folder: Path, found: AbInitio, reporter: Reporter, overwrite: bool = False, ranks: int = 1, **facts: Any
 ) -> Summary:
     """Write everything that `outputs.reconstruction.write_run` writes, the particles with their poses, and the verdict.
 
     Unless the search has converged, no resolution is claimed anywhere: a wrong map can have half maps that agree.
+
+    Args:
+        facts: further entries for the summary, or others in place of its own.
     """
     particles = found.reconstruction.particles
 
@@ -43,6 +46,9 @@ def write_ab_initio(
         configuration["digests"] = digests(found.settings)
         text = json.dumps(configuration, indent=2, ensure_ascii=False, default=str)
         files.configuration.write_text(text + "\n", encoding="utf-8")
+        if not found.shown.all():
+            outputs.write_ids(files.junk, particles.ids[~found.shown])
+            reporter.line(f"{files.junk.name} lists the images without a particle, for emsplat reconstruct --drop")
         names = " and ".join(path.name for path in paths)
         reporter.line(f"{names}: the particles with the poses found; images are named as in {particles.source}")
         if found.settings.invert:
@@ -61,16 +67,19 @@ def write_ab_initio(
             files.figure("ab_initio"),
         )
 
-    unclaimed: dict[str, Any] = {"resolution": None, "resolution_kind": "not_measurable", "local_resolution": None}
-    if found.status == "converged":
-        unclaimed = {}
-    return outputs.write_run(
+    reconstruction = found.reconstruction
+    if found.status != "converged":
+        reconstruction = replace(reconstruction, validation=reconstruction.validation.unclaimed())
+    summary = outputs.write_run(
         folder,
-        found.reconstruction,
+        reconstruction,
         reporter,
         overwrite=overwrite,
         addition=addition,
         ab_initio=found.summary(),
         ranks=ranks,
-        **unclaimed,
+        **facts,
     )
+    if found.shown.all():
+        RunFolder(folder).junk.unlink(missing_ok=True)  # of the run that this one replaced
+    return summary

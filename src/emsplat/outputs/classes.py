@@ -10,11 +10,10 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emsplat.abinitio.run_classes import Classified
 from emsplat.outputs.abinitio import SETTINGS, write_ab_initio
-from emsplat.outputs.reconstruction import check_output, command_line, write_json
+from emsplat.outputs.reconstruction import check_output, command_line, write_ids, write_json
 from emsplat.reconstruction.identity import digests
 from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.closing import Summary, resolution_text
@@ -31,8 +30,15 @@ def write_classes(
     with filling(folder, last=ClassesFolder.SUMMARY, obsolete=ClassesFolder.CHECKPOINTS) as staging:
         files = ClassesFolder(staging)
         of_classes = [
-            write_ab_initio(files.of_class(number).path, of_class, reporter, ranks=ranks)
-            for number, of_class in enumerate(found.classes, 1)
+            write_ab_initio(
+                files.of_class(number).path,
+                of_class,
+                reporter,
+                ranks=ranks,
+                images_per_second=None,
+                seconds={stage: round(took, 3) for stage, took in seconds.items()},
+            )
+            for number, (of_class, seconds) in enumerate(zip(found.classes, found.seconds, strict=True), 1)
         ]
         ids = found.particles.ids
         for number in range(1, len(found.classes) + 1):
@@ -102,11 +108,6 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
         ),
         ("peak memory", f"{summary['peak_memory_in_bytes'] / 1e9:.2f} GB"),
     ]
-
-
-def write_ids(path: Path, ids: NDArray[np.str_]) -> None:
-    """Write a list of particles that `emsplat subset` takes."""
-    path.write_text("\n".join(["id", *ids.tolist()]) + "\n", encoding="utf-8")
 
 
 def _remove_further(files: ClassesFolder, n_classes: int) -> None:

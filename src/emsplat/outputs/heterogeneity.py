@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import asdict
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,7 @@ from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.states import State
 from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
-from emsplat.outputs.classes import write_ids
-from emsplat.outputs.reconstruction import check_output, command_line, costing_no_run, write_json, write_run
+from emsplat.outputs.reconstruction import check_output, command_line, costing_no_run, write_ids, write_json, write_run
 from emsplat.reconstruction.identity import digests
 from emsplat.report.heterogeneity import write_heterogeneity_report
 from emsplat.report.landscape import Decoded, write_landscape
@@ -62,7 +63,27 @@ def write_heterogeneity(folder: Path, result: Heterogeneity, overwrite: bool = F
         files.report.touch()
         with costing_no_run(folder, reporter):
             write_heterogeneity_report(staging, name=folder.resolve().name)
+        drawn = {path.name for path in files.figures.iterdir()}
+    if overwrite:
+        _remove_former(HeterogeneityFolder(folder), result, drawn)
     return summary
+
+
+def _remove_former(files: HeterogeneityFolder, result: Heterogeneity, drawn: set[str]) -> None:
+    """Remove what the replaced run had and this one lacks: further states and components, or all that varied.
+
+    Args: drawn: names of the figures of this run.
+    """
+    for folder_of, kept in (
+        (files.state, len(result.states)), (files.trajectory, len(trajectories(result.latents)))
+    ):  # fmt: skip
+        for path in takewhile(Path.exists, (folder_of(number).path for number in count(kept + 1))):
+            shutil.rmtree(path, ignore_errors=True)
+    former = [path for path in map(files.figure, files.FIGURES) if path.name not in drawn]
+    if result.halves is None:
+        former += [files.landscape, files.decoder(), *map(files.decoder, HALVES)]
+    for path in former:
+        path.unlink(missing_ok=True)
 
 
 def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str | Path]]:
@@ -119,7 +140,7 @@ def summarise(result: Heterogeneity) -> dict[str, Any]:
         },
         "canonical_correlations": found.canonical.tolist(),
         "pose_errors": {"degrees": found.pose_errors[0], "pixels": found.pose_errors[1]},
-        "log_likelihood_of_held_out_images": list(result.log_likelihoods),
+        "log_likelihood_under_the_other_half": list(result.log_likelihoods),
         "decoder": [
             {"half": half + 1, "round": turn, "variant": h.variant, "held_out_loss": h.best, "steps": h.best_at,
              "chosen": place == 0}

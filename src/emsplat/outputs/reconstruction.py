@@ -163,10 +163,17 @@ def write_run(
         files.report.touch()
         with costing_no_run(folder, reporter):
             write_report(staging, name=folder.resolve().name)
-    if reconstruction.gaussians is None:
-        for path in RunFolder(folder).models:
-            path.unlink(missing_ok=True)  # of the run that this one replaced
+    _remove_replaced(RunFolder(folder), reconstruction)
     return summary
+
+
+def _remove_replaced(files: RunFolder, r: Reconstruction) -> None:
+    """Remove the files of the run that this one replaced, where this one has none of their kind."""
+    missing = [*files.models] if r.gaussians is None else []
+    if r.local_resolution is None:
+        missing += [files.local_resolution, files.figure("local_resolution")]
+    for path in missing:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -186,9 +193,11 @@ def costing_no_run(folder: Path, reporter: Reporter) -> Iterator[None]:
 
 def _write_maps(files: RunFolder, r: Reconstruction) -> None:
     first, second = r.halves
-    volumes = (r.map, *r.half_maps, first.raw, second.raw, r.mask, r.local_resolution.filled(), r.standard_error)
+    local = None if r.local_resolution is None else r.local_resolution.filled()
+    volumes = (r.map, *r.half_maps, first.raw, second.raw, r.mask, local, r.standard_error)
     for path, volume in zip(files.maps, volumes, strict=True):
-        write_map(path, volume, r.pixel_size_in_angstroms)
+        if volume is not None:
+            write_map(path, volume, r.pixel_size_in_angstroms)
 
 
 def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
@@ -236,9 +245,10 @@ def draw_figures(
     figures.figure_loss(steps, [h.losses for h in histories], [h.checks for h in histories], files.figure("loss"))
     if r.refinement is not None:
         figure_refinement(r.refinement.moved(), r.particles.half_set, files.figure("refinement"))
-    figure_local_resolution(
-        r.local_resolution, r.map, files.figure("local_resolution"), pixel_size, r.validation.resolution
-    )
+    if r.local_resolution is not None:
+        figure_local_resolution(
+            r.local_resolution, r.map, files.figure("local_resolution"), pixel_size, r.validation.resolution
+        )
     figure_uncertainty(r.standard_error, r.map, r.mask, files.figure("uncertainty"), pixel_size)
 
 
@@ -288,7 +298,7 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
     return {
         **verdict(r),
         "sources": r.validation.sources(),
-        "local_resolution": r.local_resolution.summary(),
+        "local_resolution": None if r.local_resolution is None else r.local_resolution.summary(),
         "standard_error": _errors(r),
         "refinement": r.refinement.summary(r.particles.half_set) if r.refinement else None,
         "n_images": r.n_images,
@@ -328,3 +338,8 @@ def _errors(r: Reconstruction) -> dict[str, float]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def write_ids(path: Path, ids: NDArray[np.str_]) -> None:
+    """Write a list of particles that `emsplat subset` takes."""
+    path.write_text("\n".join(["id", *ids.tolist()]) + "\n", encoding="utf-8")

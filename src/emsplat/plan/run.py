@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from emsplat.abinitio.alternation import reconstruct_settings
 from emsplat.abinitio.job import Job as SearchJob
-from emsplat.abinitio.job import diameter_of, table_of, with_poses
+from emsplat.abinitio.job import diameter_of, said_of, table_of, with_poses
 from emsplat.abinitio.look import look_at
 from emsplat.abinitio.polar import MOST_IN_MEMORY
 from emsplat.errors import InputError
@@ -47,6 +47,7 @@ from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import look_at_sample
 from emsplat.symmetry import symmetry_operators
 
+_BUSY = 0.5  # load of a core from which on its rates are in doubt
 _FILLING = 0.35  # share of its sphere that a particle fills
 _SIGMA_PER_SPACING = 0.5  # σ of a Gaussian, relative to the edge of the cube that each has for itself
 
@@ -152,6 +153,7 @@ def plan(
     Args:
         n_components: predict a search for heterogeneity that finds this many components.
     """
+    busy = _busy()
     if settings.model != "gaussians":
         raise InputError(f"--model {settings.model}: a plan predicts fits of Gaussians only; leave out --model")
     with threads(settings.threads):
@@ -180,6 +182,7 @@ def plan(
                     size = search_of(job, n_components, table, settings.max_resolution)
                     search = size, measured_search(table, images, preview, size)
     found = of_rates(job, cluster, rates, card() if cluster.gpus else None)
+    found = replace(found, assumptions=(*found.assumptions, *busy))
     return found if search is None else with_search(found, *search)
 
 
@@ -200,10 +203,11 @@ def with_search(plan: Plan, search: Search, rates: SearchRates) -> Plan:
 
 def plan_poses(path: Path, settings: AbInitioSettings, cluster: Cluster, reporter: Reporter) -> Plan:
     """Predict what `ab_initio` with these settings takes on these machines; raises the same InputErrors."""
+    busy = _busy()
     with threads(settings.threads):
         start = time.perf_counter()
         with reporter.stage("reading the table"):
-            table = table_of(path, settings, reporter)
+            table = table_of(said_of(path, settings), settings, reporter)
         table_seconds = time.perf_counter() - start
         with ImageSource(table, settings.invert) as images:
             with reporter.stage("looking at a sample"):
@@ -223,7 +227,7 @@ def plan_poses(path: Path, settings: AbInitioSettings, cluster: Cluster, reporte
                 preview = look_at_sample(table, images, symmetry, settings.seed)
                 took = (reporter.seconds.get("loading", 0.0), table_seconds, look_seconds)
                 rates = measured(table, images, preview, job, symmetry, settings.threads or _cores(), *took)
-    lines = [*found.lines(), *_assumed(job, cluster, rates, None)]
+    lines = [*found.lines(), *_assumed(job, cluster, rates, None), *busy]
     in_file = found.samples_bytes_per_image * len(table)
     if in_file > 2 * MOST_IN_MEMORY:
         lines.append(f"temporary files take {in_file / 1e9:.2g} GB while the search runs (in --cache, or in TMPDIR)")
@@ -282,6 +286,17 @@ def _assumed(job: Job, cluster: Cluster, rates: Rates, gpu: Card | None) -> list
     if job.by_images:
         lines.append("--solver images is not modelled: the fit is that of --solver statistics, which is much faster")
     return lines
+
+
+def _busy() -> list[str]:
+    """A line if other programs keep this machine so busy that its rates cannot be measured well."""
+    load, cores = os.getloadavg()[0], _cores()
+    if load < _BUSY * cores:
+        return []
+    return [
+        f"this machine was busy when its rates were measured (load {load:.1f} on {cores} cores), so that the job may "
+        "be several times faster; plan again on an idle machine"
+    ]
 
 
 def _cores() -> int:

@@ -65,7 +65,7 @@ class Reconstruction:
     halves: tuple[Half, Half]
     mask: NDArray[np.float32]
     validation: Validation
-    local_resolution: LocalResolution
+    local_resolution: LocalResolution | None  # None if the job that asked for the reconstruction does not need it
     standard_error: NDArray[np.float32]  # standard error of the map at each voxel of the mask, in its units; 0 outside
     pixel_size_in_angstroms: float
     particles: Particles  # with the half sets used, refined if that was asked for
@@ -94,7 +94,7 @@ def reconstruct(
     reporter: Reporter | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     world: World | None = None,
-    contrast_is_known: bool = False,
+    is_part: bool = False,
     tuning: Tuning | None = None,
 ) -> Reconstruction:
     """Reconstruct a map from particle images with poses and CTFs.
@@ -105,7 +105,9 @@ def reconstruct(
         reporter: receives log lines and progress; by default, it is silent.
         checkpoints: where every stage writes its state, and what it may be resumed from; by default, none.
         world: the ranks that share the work. Each calls this function and gets the same result. By default, one.
-        contrast_is_known: whether to accept particles whose map looks dark, because the map may be misleading.
+        is_part: whether another job has found the poses, and says itself whether they can be trusted. The log then
+            tells no resolution, there is no local one, and particles whose map looks dark are accepted, because the
+            map may be misleading.
         tuning: sizes of the pieces that the work is cut into; by default, what suits images by the thousand.
     Raises:
         InputError: the input is wrong; one line says what is wrong and what to do.
@@ -117,7 +119,10 @@ def reconstruct(
         device = devices.chosen(settings.device, reporter)
         with reporter.stage("read"):
             said = _as_said(particles, settings)
-            table, poses_shared = _table_with_halves(as_asked(said, settings), settings, reporter)
+            asked = as_asked(said, settings)
+            if is_part:
+                asked = replace(asked, warnings=())  # the other job has shown them
+            table, poses_shared = _table_with_halves(asked, settings, reporter)
             mask = None if settings.mask is None else read_given_mask(settings.mask, table, reporter)
             check_agreement(table, settings, world, {"content of --mask": mask.digest} if mask else None)
             _check_modelled(table, settings)
@@ -140,7 +145,7 @@ def reconstruct(
             if said.has_ctf and not table.has_ctf:
                 _check_without_ctf(said, table, whole, symmetry, settings, world)
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
-            diameter = _diameter(preview, table, mask, settings, reporter, contrast_is_known)
+            diameter = _diameter(preview, table, mask, settings, reporter, contrast_is_known=is_part)
         grid = working_grid(table, diameter, symmetry, box_size)
         reporter.line(
             f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with density in a cube of "
@@ -165,7 +170,8 @@ def reconstruct(
         else:
             solution = solve(job, table)
         first, second = solution.halves
-        judged = _judged(solution, table.pixel_size_in_angstroms, settings, reporter) if world.is_first else None
+        what = solution, table.pixel_size_in_angstroms, settings, reporter, is_part
+        judged = _judged(*what) if world.is_first else None
         with reporter.stage("local resolution"):
             judged = world.broadcast(judged)
         checkpoints.tell_cost()
@@ -195,7 +201,8 @@ def _as_said(source: Path | str | Particles, settings: ReconstructSettings) -> P
     """The particle table with the CTFs that the file gives."""
     if not isinstance(source, Particles):
         return read_as_said(Path(source), settings)
-    idle = [field.name for field in fields(InputSettings) if getattr(settings, field.name) != field.default]
+    of_files = [field for field in fields(InputSettings) if field.name != "no_ctf"]
+    idle = [field.name for field in of_files if getattr(settings, field.name) != field.default]
     if idle:
         raise InputError(f"{', '.join(idle)}: act only when a file is read; give them to read_particles")
     return source
@@ -333,16 +340,20 @@ class _Judged:
     map: NDArray[np.float32]
     half_maps: tuple[NDArray[np.float32], NDArray[np.float32]]
     validation: Validation
-    local_resolution: LocalResolution
+    local_resolution: LocalResolution | None
     standard_error: NDArray[np.float32]
     b_factor: float | None
 
 
-def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings, reporter: Reporter) -> _Judged:
-    """Combine the two halves, and judge the result."""
+def _judged(
+    solution: Solution, pixel_size: float, settings: ReconstructSettings, reporter: Reporter, is_part: bool
+) -> _Judged:
+    """Combine the two halves, and judge the result. Args: is_part: as in `reconstruct`."""
     first, second = solution.halves
     with reporter.stage("validation"):
         half_maps, validation = _combined(solution, settings, reporter)
+        if not is_part and validation.resolution_kind != "not_measurable":
+            reporter.line(f"combination: {validation.sources_text(MODEL_NAMES[settings.model])}")
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
@@ -350,10 +361,11 @@ def _judged(solution: Solution, pixel_size: float, settings: ReconstructSettings
     # The standard error is found beside the local resolution, because much of its work cannot be shared by threads.
     with reporter.stage("local resolution"), ThreadPoolExecutor(1) as pool:
         errors = pool.submit(_standard_error, solution, half_maps, b_factor, validation.resolution, pixel_size)
-        local = local_resolution(
-            first.raw, second.raw, *half_maps, solution.mask, pixel_size, solution.validation.limit_shell
-        )
-        reporter.line(local.text())
+        local = None
+        if not is_part:
+            limit = solution.validation.limit_shell
+            local = local_resolution(first.raw, second.raw, *half_maps, solution.mask, pixel_size, limit)
+            reporter.line(local.text())
     give_back_free_memory()
     return _Judged(result, half_maps, validation, local, errors.result(), b_factor)
 
@@ -386,7 +398,6 @@ def _combined(
     raw = (first.raw, second.raw)
     combination = combine(raw, (first.map, second.map), solution.mask, found.limit_shell, found.last_shell)
     validation = validate_combination(found, combination, *raw, solution.mask, settings.mask is not None)
-    reporter.line(f"combination: {validation.sources_text(MODEL_NAMES[settings.model])}")
     return combination.halves, validation
 
 

@@ -56,7 +56,7 @@ def _page(run: HeterogeneityRun) -> str:
         components=_components(run),
         figures={name: _figure(run, name) for name in ("components", "landscape", "states", "differences", "movement")},
         fits=_fits(summary),
-        likelihoods=summary.get("log_likelihood_of_held_out_images") or [],
+        likelihoods=summary.get("log_likelihood_under_the_other_half") or [],
         states=[_state(run, state, level) for state in summary["states"]],
         trajectories=_movies(run),
         leaks=summary.get("leaks") or [],

@@ -10,7 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from emsplat.errors import InputError
 from emsplat.report import plots, sections
+from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.run import Run
 from emsplat.runs.run_folder import RunFolder
 from emsplat.runtime.files import replacing
@@ -35,6 +37,21 @@ def write_report(folder: Path, output: Path | None = None, name: str | None = No
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
+
+
+def write_reports_of_classes(folder: Path, output: Path | None = None) -> list[Path]:
+    """Write the report of every class of a search for several classes, and return their paths.
+
+    Raises:
+        InputError: an output file is given, as if there were only one report; or as for `write_report`.
+    """
+    classes = ClassesFolder(folder)
+    if output is not None:
+        raise InputError(
+            f"{folder}: holds a search for several classes, whose reports cannot all be {output}; leave out --output, "
+            f"or give the folder of one class, {classes.of_class(1).path}"
+        )
+    return [write_report(of_class.path) for of_class in classes.finished()]
 
 
 def report_html(run: Run) -> str:

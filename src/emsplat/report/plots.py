@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from emsplat.io.mrc import Map
 from emsplat.models.gaussians import Gaussians
 from emsplat.report.charts import Axis, Band, Chart, Frame, Line, linear_axis, resolution_axis
+from emsplat.runs.closing import search_status
 from emsplat.runs.run import Run, map_of
 from emsplat.settings import MODEL_NAMES
 from emsplat.validation.validate import C_AT_RESOLUTION
@@ -59,15 +60,16 @@ def resolution(run: Run) -> Section:
         return None
     frequency = run.curves["frequency"]
     curves = run.curves | ({"truth": run.evidence["truth"]} if "truth" in run.evidence else {})
-    limit = run.summary["measurable_limit"]
+    claims = search_status(run.summary) == "converged"
+    limit = run.summary["measurable_limit"] if claims else None
     known = frequency <= (1 / limit if limit else 0.0) * 1.0001
     shown = {
         key: np.where(known, curves[key], np.nan) if key in _ONLY_TO_THE_LIMIT else curves[key]
         for key, *_ in CURVES
-        if key in curves
+        if key in curves and (claims or key not in _ONLY_TO_THE_LIMIT)
     }
     lowest = min(float(np.nanmin(curve, initial=0.0)) for curve in shown.values())
-    honest, error = shown["c_map"], np.where(known, curves["c_map_se"], np.nan)
+    honest, error = (np.where(known, curves[key], np.nan) for key in ("c_map", "c_map_se"))
     found = run.summary["resolution"]
     measured = found is not None and run.summary["resolution_kind"] == "measured"
     chart = Chart(
@@ -79,13 +81,14 @@ def resolution(run: Run) -> Section:
         lines=[Line(frequency, shown[key], style) for key, style, *_ in reversed(CURVES) if key in shown],
         level=(C_AT_RESOLUTION, "0.5"),
         marks=[(1 / found, C_AT_RESOLUTION)] if measured and found else [],
-        grey_from=(1 / limit if limit else 0.0, "beyond the limit of measurability"),
+        grey_from=(1 / limit if limit else 0.0, "beyond the limit of measurability" if claims else "no estimate"),
         top=resolution_axis(float(frequency[-1])),
         frame=Frame(height=420, top=58),
     )
     at = int(np.argmin(np.abs(frequency - 1 / (found or limit or 4 * run.summary["nyquist"]))))
     rounded = {key: _rounded(curve) for key, curve in shown.items()}
     return {
+        "claims": claims,
         "chart": chart.svg(),
         "legend": [_named(row, MODEL_NAMES[run.model]) for row in CURVES if row[0] in shown],
         "start": at,
@@ -103,6 +106,8 @@ def _named(row: tuple[str, str, str, str], fitted: str) -> tuple[str, str, str, 
 
 def _in_words(summary: dict[str, Any]) -> str:
     limit = summary["measurable_limit"]
+    if search_status(summary) != "converged":
+        return "Correlation curves of the halves against spatial frequency. Nothing is claimed about the map."
     where = f"Measurable to {limit:.2f} Å." if limit else "No shell is measurable."
     verdict = f"c_map falls to 0.5 at {summary['resolution']:.2f} Å. " if summary["resolution"] else ""
     return f"Correlation curves against spatial frequency. {verdict}{where} The table below has all values."

@@ -43,10 +43,11 @@ def headline(summary: dict[str, Any]) -> tuple[str, str]:
 def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values of the facts at the top of the page."""
     s = summary
+    limit = f"{s['measurable_limit']:.2f} Å" if s["measurable_limit"] else "no shell"
     rows = [
         ("images", f"{s['n_images']:,} of {s['n_particles']:,} particles"),
         ("box", f"{s['box_size']}³ voxels of {s['pixel_size']:.4g} Å"),
-        ("measurable to", f"{s['measurable_limit']:.2f} Å" if s["measurable_limit"] else "no shell"),
+        *([("measurable to", limit)] if search_status(s) == "converged" else []),
         ("Nyquist", f"{s['nyquist']:.2f} Å"),
         model_row(s),
         ("symmetry", s["symmetry"]),
@@ -236,6 +237,7 @@ def ab_initio(run: Run) -> Section:
         ],
         "what_to_try": found.get("what_to_try"),
         "hand": found["hand"],
+        "n_without_particle": found.get("n_without_particle", 0),
         "starts": " and ".join(str(n) for n in found["starts_of_halves"]),
         "moved": [f"{100 * share:.1f} %" for share in found["moved_by_searches"]],
         "picture": png_as_data_uri(figure.read_bytes()) if figure.is_file() else None,

@@ -26,7 +26,7 @@ def resolution_text(summary: Summary) -> str:
     kind, resolution = summary["resolution_kind"], summary["resolution"]
     status = search_status(summary)
     if status != "converged":
-        return f"not claimed: the search for poses is {status}"
+        return f"not claimed, because the search for poses {'failed' if status == 'failed' else f'is {status}'}"
     if kind == "not_measurable" and summary["measurable_limit"]:
         return f"not measurable: c_map is below 0.5 from shell {FIRST_SHELL} on"
     if kind == "not_measurable":
@@ -47,9 +47,10 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
     rows: list[tuple[str, str | Path]] = [("resolution", resolution_text(summary))]
     if "true_resolution" in summary:
         rows.append(("true resolution", true_resolution_text(summary["true_resolution"])))
+    if search_status(summary) == "converged":
+        rows.append(("measurable to", f"{limit:.2f} Å (Nyquist {summary['nyquist']:.2f} Å)" if limit else "no shell"))
     return [
         *rows,
-        ("measurable to", f"{limit:.2f} Å (Nyquist {summary['nyquist']:.2f} Å)" if limit else "no shell"),
         *([("mask", str(summary["mask"]))] if summary.get("mask") else []),
         ("images", f"{summary['n_images']:,} of {summary['n_particles']:,} particles"),
         model_row(summary),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from emsplat.runs.run_folder import AVERAGE, JobFolder, MapFolder, suffix
 
@@ -52,6 +53,8 @@ class TrajectoryFolder:
 @dataclass(frozen=True)
 class HeterogeneityFolder(JobFolder):
     """Paths in the folder of a search for heterogeneity. No path is opened here, and a file need not exist."""
+
+    FIGURES: ClassVar[tuple[str, ...]] = ("components", "landscape", "states", "differences", "movement")
 
     @property
     def consensus(self) -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from emsplat.errors import InputError
 from emsplat.io.mrc import Map, read_map
-from emsplat.runs.classes_folder import ClassesFolder
+from emsplat.runs.classes_folder import ClassesFolder, holds_classes
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder, holds_heterogeneity
 from emsplat.runs.run_folder import JobFolder, RunFolder
 from emsplat.settings import MODEL_NAMES, ModelKind
@@ -133,7 +133,7 @@ def open_run(folder: Path) -> Run:
     try:
         _ = run.box_size
     except InputError:
-        if classes.table.is_file() and classes.summary.is_file():
+        if holds_classes(folder):
             first = classes.of_class(1).path
             raise InputError(f"{folder}: holds a search for several classes; give the folder of one, {first}") from None
         raise

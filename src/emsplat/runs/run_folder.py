@@ -104,6 +104,11 @@ class RunFolder(JobFolder, MapFolder):
         return self.path / "uncertainty.mrc"
 
     @property
+    def junk(self) -> Path:
+        """The images that probably show no particle, for `--drop`, if a search for poses has found any."""
+        return self.path / "junk.csv"
+
+    @property
     def refined_particles(self) -> tuple[Path, ...]:
         """The files that refined particles may have been written to, one for each format."""
         return tuple(self.path / name for name in REFINED_PARTICLES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gemmi
@@ -46,13 +46,17 @@ class Conformations:
 
     states: tuple[Conformation, ...]
     centre: NDArray[np.float64] | None  # (3,) Å, the first model's centre of mass; None where all states are maps
+    _last: dict[tuple[int, SimulationSettings], NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.states)
 
     def map(self, state: int, settings: SimulationSettings) -> NDArray[np.float32]:
-        """(D, D, D) true map of a state."""
-        return self.states[state].map(self.centre, settings)
+        """(D, D, D) true map of a state, which is not to be changed. The last one is kept, since atoms take seconds."""
+        if (state, settings) not in self._last:
+            self._last.clear()
+            self._last[state, settings] = self.states[state].map(self.centre, settings)
+        return self._last[state, settings]
 
     def of_images(self, n_images: int) -> NDArray[np.int32]:
         """(n,) state of each image: the states follow one another, each with its share of the images.

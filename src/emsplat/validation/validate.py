@@ -82,6 +82,14 @@ class Validation:
         """(D//2,) shell numbers from 1."""
         return np.arange(1, len(self.frequency) + 1)
 
+    def unclaimed(self) -> Validation:
+        """The same without any claim about the map, because the poses may be wrong: only the FSCs of halves remain."""
+        nothing = np.full(len(self.frequency), np.nan)
+        return replace(
+            self, c_half=nothing, c_map=nothing, c_map_se=nothing, c_gaussians=nothing, inversion_share=nothing,
+            resolution=None, resolution_kind="not_measurable", limit_shell=0,
+        )  # fmt: skip
+
     def sources(self) -> list[dict[str, float]]:
         """Where the map came from, in at most six bands of equal width up to the limit; empty for Gaussians alone.
 
