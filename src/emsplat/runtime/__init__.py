@@ -7,5 +7,5 @@
 - ``checkpoint``: the states a job is resumed from; ``packing``: dataclasses as such states
 - ``context``: what every stage of a job is given of all this
 - ``reporting``: what a job reports; ``console``: how the terminal shows it; ``text_curve``: a curve in characters
-- ``stopwatch``: how much time each activity takes
+- ``copied``: two processes for work in Python; ``stopwatch``: how much time each activity takes
 """
