@@ -57,7 +57,8 @@ of all images of a conformation, and of what `emsplat reconstruct` makes of them
 *ratio*: the decoder's score by the better of these; required: .985. *latents*: the error of a quadratic regression on
 one half's latents among the other half's images, as the median in degrees on a circle, the share of wrong
 conformations, or the root mean square error of a coordinate of unit variance; *true maps*: the same of the posterior
-under the true maps and populations; *times*: the former by the latter. Required: at most 1.7."""
+under the true maps and populations, or, where conformations are continuous, the Cramér-Rao bound; *times*: the former
+by the latter. Required: at most 1.7."""
 _HONESTY_TEXT = """Means over the states of a run and over the shells up to the limit of measurability: of c_map,
 and of the true correlation of the state's map with the average of the true maps of its images. Required: a mean
 difference of at most .02."""
