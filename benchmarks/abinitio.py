@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 
 from abinitio_products import TEXT as _PRODUCTS_TEXT
 from abinitio_products import product_rows
-from abinitio_sets import HARD, IGG, IGNORED, LADDER, QUICK, SETS, built, foreign_sets, shows_particle, traps
+from abinitio_sets import (
+    HARD,
+    IGG,
+    IGNORED,
+    LADDER,
+    QUICK,
+    SETS,
+    built,
+    foreign_sets,
+    moments_left,
+    shows_particle,
+    traps,
+)
 from common import SHARED, Case, ProcessorTimes, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.abinitio import alignment
 from emsplat.abinitio.run import AbInitio, ab_initio
@@ -32,6 +44,7 @@ from emsplat.validation.correlation import fsc, resolution_at
 from emsplat.validation.validate import C_AT_RESOLUTION, FIRST_SHELL
 
 _RIGHT_IN_DEGREES = 15.0
+_MOMENTS_OF_RIGHT_POSES = 0.3
 _MIRROR = np.diag([1.0, 1.0, -1.0])
 
 _TEXT = """`error`, `p90`: median and 90th percentile of the angles to the true poses of images that show a particle;
@@ -39,7 +52,9 @@ _TEXT = """`error`, `p90`: median and 90th percentile of the angles to the true 
 hands, beside `F true`, that of the same job with the true poses; `claimed` and `true`: resolution in Å that a converged
 run states, and that at which the mean of its half maps correlates with the truth by a half; `ms`: processor time of one
 core an image, everything included; `doubts`: the criteria that are not met."""
-_FOREIGN_TEXT = "Noise-free projections of cryoDRGN's tests, judged by the poses that come with them."
+_FOREIGN_TEXT = """Noise-free projections of cryoDRGN's tests. `moments`: what the poses that were found leave of the
+images' second moments, of their standard deviation; `given`: the same of the poses that come with the images. It is 0
+for right poses and 1 for any others; a run is right if it is at most 0.3. `error`, `p90`, `near`: from given poses."""
 _TRAPS_TEXT = """Images that hold no map, or not the one that the table promises. Right answers: `failed`, `uncertain`,
 or refused. `seconds`: processor time."""
 _CRITERIA_TEXT = """The values of the verdict's criteria in these runs, beside whether they are right.
@@ -170,8 +185,8 @@ def _claimed(found: Reconstruction) -> float | str | None:
 
 _SHOWN_STAGES = ("preview", "polar images", "search", "search again")
 _CRITERIA = (
-    "information", "correlation", "poses", "mates", "top_posterior", "map_power", "generalisation", "likeness", "views",
-    "recovery", "measurable", "ctf", "contrast", "settled",
+    "information", "correlation", "poses", "mates", "top_posterior", "map_power", "generalisation", "likeness",
+    "particles", "views", "recovery", "measurable", "ctf", "contrast", "settled",
 )  # fmt: skip
 
 
@@ -232,6 +247,10 @@ def foreign(page: Page, args: Any) -> None:
                 none = {"right": False, "error (°)": None, "p90 (°)": None, "near": None}
                 row |= none if found is None else judged(found, particles.rotations(), np.eye(3)[None])
                 row.pop("doubts", None)
+                row |= {"moments": None, "given": moments_left(particles, particles.rotations())}
+                if found is not None:
+                    row["moments"] = moments_left(particles, found.reconstruction.particles.rotations())
+                    row["right"] = row["moments"] <= _MOMENTS_OF_RIGHT_POSES
                 page.add("foreign", row, _FOREIGN_TEXT)
 
 

@@ -57,6 +57,7 @@ HARD = [
     (Case("apoferritin, O imposed", "7a4m.cif.gz", FERRITIN), "O"),
     (Case("apoferritin, C1", "7a4m.cif.gz", FERRITIN), "C1"),
 ]
+_FAINT = 0.06  # of the brightest pixel of a typical image
 IGNORED = "CTFs taken as 1"  # the trap that is searched with --no-ctf
 QUICK = Case("7PBL, tiny", "7pbl.pdb.gz", _simulation(240, 7.0, 0.3, box_size=32))
 
@@ -130,6 +131,32 @@ def foreign_sets() -> dict[str, Particles]:
             toy / "toy_projections.mrcs", toy / "toy_rot_trans.pkl", toy / "test_ctf.pkl", kind=Format.STACK
         ),
     }
+
+
+def moments_left(particles: Particles, rotations: NDArray[np.float64]) -> float:
+    """What poses leave of the second moments of noise-free projections, of their standard deviation: 0 if right.
+
+    The covariance of a projection, about its centre of mass, is the upper left part of ``R M Rᵀ`` where M is that of
+    the particle, so that six numbers must explain all images. No program takes part in this, and no shift.
+    Faint pixels do not count, because ripples far from the particle would weigh most.
+    """
+    with ImageSource(particles) as images:
+        values = images.read(np.arange(len(particles))).astype(np.float64)
+    values[values < _FAINT * np.median(values.max(axis=(1, 2)))] = 0
+    axis = np.arange(particles.box_size) - particles.box_size // 2
+    weights = values / values.sum(axis=(1, 2), keepdims=True)
+    found, rows = [], []
+    places = np.stack(np.broadcast_arrays(axis[None, :], axis[:, None]))  # x, y
+    middle = np.einsum("nyx,cyx->nc", weights, places)
+    for a, b in ((0, 0), (1, 1), (0, 1)):
+        second = np.einsum("nyx,yx->n", weights, places[a] * places[b])
+        found.append(second - middle[:, a] * middle[:, b])
+        product = rotations[:, a, :, None] * rotations[:, b, None, :]
+        symmetric = product + np.swapaxes(product, 1, 2)
+        rows.append(symmetric[:, *np.triu_indices(3)])
+    table, values = np.concatenate(rows), np.concatenate(found)
+    left = np.split(values - table @ np.linalg.lstsq(table, values)[0], 3)
+    return float(np.mean([part.std() / whole.std() for part, whole in zip(left, found, strict=True)]))
 
 
 # --- traps ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ _SAMPLE, _SAMPLE_BYTES = 2000, 192 << 20
 _BOX = 32  # pixels that images are cropped to, which suffices for a diameter
 _OUTLINE = 0.04  # share of the largest excess variance that still belongs to the particle
 _TAIL, _FALLING = 0.12, 1.6  # a particle's edge falls by this factor within two rings; a tail below this share may not
+_FLAT = 1.8  # largest over smallest excess of a flat tail; beyond a particle alone it falls by more
 _SURE = 5.0  # standard errors that leave no doubt
 _UNSEEN = 0.5  # share of the box: a circle within the particle shows its contrast, a wider one dilutes it
 
@@ -97,7 +98,7 @@ def _outline(gathered: NDArray[np.float32]) -> float | None:
     excess = variance - np.average(variance[outside], weights=sizes[outside])
     # Neighbouring pixels of a smoothed image are alike, so only a quarter of them count.
     error = variance * np.sqrt(2 / n / np.maximum(sizes / 4, 1))
-    stands_out = (excess > _OUTLINE * excess.max()) & (excess > 4 * error)
+    stands_out = (excess > _OUTLINE * excess.max() + _tail(excess, box_size)) & (excess > 4 * error)
     if np.count_nonzero(stands_out[: box_size // 2]) < 2 or excess.max() < 8 * error[excess.argmax()]:
         return None
     # Where all images are alike, as in the middle of some particles, there is no variance; half of the rings suffice.
@@ -106,11 +107,17 @@ def _outline(gathered: NDArray[np.float32]) -> float | None:
     reached = np.flatnonzero(stands_out[: len(rings)] & (share >= 0.5))
     if not len(reached):
         return None
-    # Neighbouring particles in some of the images make a flat tail, which is not the particle's.
     last = int(reached[-1])
     while last > 2 and excess[last] < _TAIL * excess.max() and excess[last - 2] < _FALLING * excess[last]:
         last -= 1
     return min(2.0 * (last + 1), float(box_size))
+
+
+def _tail(excess: NDArray[np.float64], box_size: int) -> float:
+    """The level of a flat tail of the variance, which neighbouring particles in some of the images make; 0 for none."""
+    outer = excess[int(0.38 * box_size) : int(0.47 * box_size) + 1]
+    is_flat = outer.min() > 0 and outer.max() < _FLAT * outer.min()
+    return float(outer.mean()) if is_flat and outer.max() < _TAIL * excess.max() else 0.0
 
 
 def _contrast(gathered: NDArray[np.float32], diameter: float) -> float:

@@ -326,11 +326,11 @@ def _start(job: Job, images: PolarImages, search: Search, attempt: int, number: 
 def _in_words(found: Start) -> str:
     """The result of a start in words, for the log."""
     first, second = found.first, found.second
-    faults = len(first.steps_back) + len(second.steps_back)
+    faults, rounds = len(first.steps_back) + len(second.steps_back), len(second.evidence)
     return (
         f"log-likelihood {first.evidence[0]:.2f} → {first.evidence[-1]:.2f} → {found.evidence:.2f} an image in "
-        f"{len(second.evidence)} rounds, top posterior {second.top[-1]:.2f}, map power {second.power[-1]:.2f} of the "
-        "images'" + f", stepped back {faults} times" * bool(faults)
+        f"{rounds} round{'s' * (rounds > 1)}, top posterior {second.top[-1]:.2f}, map power {second.power[-1]:.2f} of "
+        "the images'" + f", stepped back {faults} time{'s' * (faults > 1)}" * bool(faults)
     )
 
 

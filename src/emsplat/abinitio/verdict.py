@@ -112,7 +112,7 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
         Criterion("poses", agreement.modes.total, 0.6, 0.25, "the share of poses on which the halves agree"),
         Criterion("mates", _mates(agreement), 0.7, 0.3, "the evenness of the poses' shares on symmetry mates"),
         Criterion("top_posterior", agreement.top, 0.25, 0.08, "the mean largest posterior of an image"),
-        Criterion("map_power", power, 0.3, 0.1, "the map's power over that of a correct map"),
+        Criterion("map_power", power, 0.25, 0.1, "the map's power over that of a correct map"),
         Criterion(
             "generalisation",
             other / max(agreement.own_evidence, 1e-6) if agreement.own_evidence > 0 else 0.0,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.closing import Summary, closing_rows, resolution_text
 from emsplat.runs.heterogeneity_folder import HeterogeneityFolder, holds_heterogeneity
 from emsplat.runs.run_folder import JobFolder, RunFolder
+from emsplat.runtime.copied import in_two_processes
 from emsplat.runtime.folders import check_folder, claiming, filling
 from emsplat.runtime.reporting import Reporter, peak_memory_in_bytes
 from emsplat.settings import MODEL_NAMES
@@ -238,18 +240,22 @@ def draw_figures(
     steps = [np.arange(len(history.losses)) for history in histories]
     pixel_size = r.pixel_size_in_angstroms
     title = f"resolution: {resolution or resolution_text(verdict(r))}"
-    figures.figure_fsc(r.validation, files.figure("fsc"), truth, title, MODEL_NAMES[r.settings.model])
-    figures.figure_slices(r.map, files.figure("slices"), pixel_size, raw)
-    figures.figure_projections(r.map, files.figure("projections"), pixel_size, raw)
-    figures.figure_orientations(r.particles.euler_angles_in_degrees, files.figure("orientations"))
-    figures.figure_loss(steps, [h.losses for h in histories], [h.checks for h in histories], files.figure("loss"))
-    if r.refinement is not None:
-        figure_refinement(r.refinement.moved(), r.particles.half_set, files.figure("refinement"))
+    at, angles = files.figure, r.particles.euler_angles_in_degrees
+    losses, checks = [h.losses for h in histories], [h.checks for h in histories]
+    drawings = [
+        partial(figures.figure_fsc, r.validation, at("fsc"), truth, title, MODEL_NAMES[r.settings.model]),
+        partial(figures.figure_slices, r.map, at("slices"), pixel_size, raw),
+        partial(figures.figure_projections, r.map, at("projections"), pixel_size, raw),
+        partial(figures.figure_orientations, angles, at("orientations")),
+        partial(figure_uncertainty, r.standard_error, r.map, r.mask, at("uncertainty"), pixel_size),
+    ]
     if r.local_resolution is not None:
-        figure_local_resolution(
-            r.local_resolution, r.map, files.figure("local_resolution"), pixel_size, r.validation.resolution
-        )
-    figure_uncertainty(r.standard_error, r.map, r.mask, files.figure("uncertainty"), pixel_size)
+        resolutions = r.local_resolution, r.map, at("local_resolution"), pixel_size, r.validation.resolution
+        drawings.append(partial(figure_local_resolution, *resolutions))
+    drawings.append(partial(figures.figure_loss, steps, losses, checks, at("loss")))
+    if r.refinement is not None:
+        drawings.append(partial(figure_refinement, r.refinement.moved(), r.particles.half_set, at("refinement")))
+    in_two_processes(drawings)
 
 
 def configuration(r: Reconstruction) -> dict[str, Any]:

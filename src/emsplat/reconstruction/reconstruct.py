@@ -37,6 +37,7 @@ from emsplat.reconstruction.working_grid import working_box, working_grid
 from emsplat.runtime import devices
 from emsplat.runtime.checkpoint import NO_CHECKPOINTS, Checkpoints
 from emsplat.runtime.context import Context, Task
+from emsplat.runtime.memory import give_back_free_memory
 from emsplat.runtime.ranks import World
 from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.threads import threads
@@ -356,6 +357,7 @@ def _judged(
         result, b_factor = _sharpened(
             0.5 * (half_maps[0] + half_maps[1]), validation.resolution, pixel_size, settings, reporter
         )
+        give_back_free_memory()
     # The standard error is found beside the local resolution, because much of its work cannot be shared by threads.
     with reporter.stage("local resolution"), ThreadPoolExecutor(1) as pool:
         errors = pool.submit(_standard_error, solution, half_maps, b_factor, validation.resolution, pixel_size)
@@ -364,6 +366,7 @@ def _judged(
             limit = solution.validation.limit_shell
             local = local_resolution(first.raw, second.raw, *half_maps, solution.mask, pixel_size, limit)
             reporter.line(local.text())
+    give_back_free_memory()
     return _Judged(result, half_maps, validation, local, errors.result(), b_factor)
 
 

@@ -22,6 +22,7 @@ from emsplat.particles.table import Particles
 from emsplat.reconstruction.halves import Half, Parts, fit_half, kept_half, watching
 from emsplat.reconstruction.job import Job
 from emsplat.runtime.context import Task
+from emsplat.runtime.memory import give_back_free_memory
 from emsplat.runtime.stopwatch import Stopwatch
 from emsplat.statistics.distributed import accumulate_shared
 from emsplat.statistics.sufficient import Statistics, restored_statistics, saved_statistics
@@ -52,9 +53,11 @@ def solve(job: Job, table: Particles) -> Solution:
         everywhere = {half: world.broadcast(statistics.pop(half, None), gatherer[half]) for half in needed}
         statistics = everywhere if world.is_first else {}
         del everywhere
+    give_back_free_memory()
     for number in sorted(statistics):
         # The statistics of a half are freed as soon as it is fitted, because they are the largest thing in memory.
         halves[number] = fit_half(job, number, statistics.pop(number), fits.lead if fits else None)
+        give_back_free_memory()
     with job.reporter.stage("fit"):
         if fits:
             fits.follow()
@@ -133,6 +136,7 @@ def _statistics(
     checkpoint = checkpoints.named("pass" if world.size == 1 else f"pass-rank{world.rank}of{world.size}")
     owner_of_part = {part: owner[part.half] for part in parts.parts}
     stopwatch = Stopwatch(job.context.device)
+    give_back_free_memory()
     with reporter.stage("pass"), job.context.task("reading images", "images", checkpoint) as task:
         inputs = table, job.images, parts, job.accumulation_settings, owner_of_part
         found: dict[Part, Statistics] = {}

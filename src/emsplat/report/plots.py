@@ -88,6 +88,7 @@ def resolution(run: Run) -> Section:
     at = int(np.argmin(np.abs(frequency - 1 / (found or limit or 4 * run.summary["nyquist"]))))
     rounded = {key: _rounded(curve) for key, curve in shown.items()}
     return {
+        "claims": claims,
         "chart": chart.svg(),
         "legend": [_named(row, MODEL_NAMES[run.model]) for row in CURVES if row[0] in shown],
         "start": at,

@@ -26,7 +26,7 @@ def resolution_text(summary: Summary) -> str:
     kind, resolution = summary["resolution_kind"], summary["resolution"]
     status = search_status(summary)
     if status != "converged":
-        return f"not claimed: the search for poses is {status}"
+        return f"not claimed, because the search for poses {'failed' if status == 'failed' else f'is {status}'}"
     if kind == "not_measurable" and summary["measurable_limit"]:
         return f"not measurable: c_map is below 0.5 from shell {FIRST_SHELL} on"
     if kind == "not_measurable":

@@ -223,16 +223,21 @@ def fill_grids(
         return of_b, of_t
 
     all_prepared = prepared_blocks(particles, images, len(blocks), entries_of, settings, stopwatch)
-    for rows, prepared in zip(blocks, all_prepared, strict=True):
+    for rows in blocks:  # without zip, which would keep a block while the next one is prepared
+        prepared = next(all_prepared)
         with stopwatch.working("insertion"):
             for number, kind in sorted(grids):
-                entries, slices = prepared[kind]
+                entries = prepared[kind][0]
                 places, weights = entries.of_part(number)
                 if not len(places):
                     continue
+                slices = prepared[kind][1]
                 chosen = slices[places] if weights is None else _scaled(slices, places, weights)
+                del slices
                 for operator in settings.symmetry:
                     grids[GridId(number, kind)].insert(chosen, matrices[entries.rows[places]] @ operator)
+                del chosen
+        del prepared
         done += len(rows)
         checkpoint.offer(partial(State, tensors, {"images": done}))
         progress(done)
@@ -284,8 +289,6 @@ def prepared_blocks(
         for number in range(n_blocks):
             with stopwatch.waiting("waiting for images"):
                 of_b, of_t, block = ahead.result()
-            if number + 1 < n_blocks:
-                ahead = reader.submit(read, number + 1)
             with stopwatch.working("transforms and weights"):
                 spectra = np.empty((0, working, working // 2 + 1), dtype=np.complex64)
                 if len(of_b.rows):
@@ -299,7 +302,11 @@ def prepared_blocks(
                     centres[rows], whitening, group, premultiplied[rows], symmetric, symmetric_of[rows], antisymmetric,
                     antisymmetric_of[rows], scale, box_size, step,
                 )  # fmt: skip
+                del block
+            if number + 1 < n_blocks:  # it is read while this one is worked on, and not in memory before
+                ahead = reader.submit(read, number + 1)
             yield (of_b, spectra), (of_t, weights)
+            del spectra, weights  # before there are those of the next block
 
 
 def _places(rows: Rows, among: Rows) -> NDArray[np.int64]:

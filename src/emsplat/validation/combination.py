@@ -34,7 +34,7 @@ KINDS = ("gaussians", "inversion")
 _CLASSES = (0.1, 0.5, 0.9)  # quantiles of the local density, over the mask, at which a class is alone
 _DENSITY_BLUR = 1.0  # standard deviation of the window of the local density, in half periods of the last shell
 _RIDGE = 1e-6  # share of the power of each estimate that is added to it, because estimates may be nearly equal
-_CHUNK = 4096  # Fourier voxels that are multiplied at once
+_CHUNK = 2048  # Fourier voxels that are multiplied at once
 
 Volume = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -70,7 +70,7 @@ def combine(
     weights, optimism, share = _solved(_Sums.of(grams), mask)
     weights[limit:last] = weights[limit - 1]
     weights[last:], share[limit:] = 0, 0
-    halves = side_by_side(lambda x, v: _weighted(x, maps.half_spectrum(v * (1 - mask)), weights), spectra, gaussian)
+    halves = side_by_side(lambda x, v: _weighted(x, v, mask, weights), spectra, gaussian)
     return Combination((halves[0], halves[1]), weights.T, share, optimism)
 
 
@@ -79,8 +79,21 @@ def combine(
 
 def _estimates(raw: Volume, gaussian: Volume, mask: Volume, blur: float) -> list[NDArray[np.complex64]]:
     """The masked spectra of the estimates of one half, those of the Gaussians before those of the inversion."""
-    classes = places(gaussian, mask, blur, _CLASSES)
-    return [maps.half_spectrum(volume * one) for volume in (gaussian * mask, raw * mask) for one in classes]
+    near = around(mask, int(np.ceil(3 * blur)))
+    classes = places(gaussian[near], mask[near], blur, _CLASSES)
+    spectra = []
+    for volume in (gaussian[near] * mask[near], raw[near] * mask[near]):
+        for one in classes:
+            whole = np.zeros_like(mask)
+            whole[near] = volume * one
+            spectra.append(maps.half_spectrum(whole))
+    return spectra
+
+
+def around(mask: Volume, margin: int) -> tuple[slice, ...]:
+    """The box that holds the voxels of a mask, which must have some, and a margin in voxels."""
+    (bounds,) = ndimage.find_objects((mask > 0).astype(np.int8))
+    return tuple(slice(max(one.start - margin, 0), one.stop + margin) for one in bounds)
 
 
 def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float]) -> list[Volume]:
@@ -97,9 +110,7 @@ def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float
     within = mask > 0
     if not within.any():
         return classes
-    margin = int(np.ceil(3 * blur))
-    (bounds,) = ndimage.find_objects(within.astype(np.int8))
-    near = tuple(slice(max(one.start - margin, 0), one.stop + margin) for one in bounds)
+    near = around(mask, int(np.ceil(3 * blur)))
     square: Volume = ndimage.gaussian_filter(np.square(density[near]), blur, truncate=3)
     square = square[within[near]]
     level = np.log(np.maximum(square, max(float(square.max()) * 1e-6, float(np.finfo(np.float32).tiny))))
@@ -111,14 +122,21 @@ def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float
     return classes
 
 
-def _weighted(spectra: list[NDArray[np.complex64]], outside: NDArray[np.complex64], weights: Array) -> Volume:
-    """The half map of spectra (one of each estimate) and of what the Gaussians have outside the mask."""
-    box_size = spectra[0].shape[0]
+def _weighted(spectra: list[NDArray[np.complex64]], gaussian: Volume, mask: Volume, weights: Array) -> Volume:
+    """The half map of spectra, one of each estimate, which are used up, and of the Gaussians outside the mask."""
+    box_size = len(mask)
     radius = maps.radius(box_size)
-    total = outside * _at(radius, weights[:, 0])
-    for spectrum, curve in zip(spectra, weights.T, strict=True):
+    total = np.zeros_like(spectra[0])
+    for curve in weights.T:
+        spectrum = spectra.pop(0)
         if np.any(curve > 0):
-            total += spectrum * _at(radius, curve)
+            spectrum *= _at(radius, curve)
+            total += spectrum
+    del spectrum
+    outside = maps.half_spectrum(gaussian * (1 - mask))
+    outside *= _at(radius, weights[:, 0])
+    total += outside
+    del outside
     return maps.from_half_spectrum(total, box_size)
 
 
@@ -144,14 +162,12 @@ def _shell_grams(spectra: list[NDArray[np.complex64]], box_size: int) -> Array:
     column = chosen % (box_size // 2 + 1)
     alone = (column == 0) | ((box_size % 2 == 0) & (column == box_size // 2))
     twice = np.where(alone, 1.0, np.sqrt(2.0)).astype(np.float32)
-    values = np.empty((n, 2 * len(chosen)), dtype=np.float32)
-    for row, spectrum in zip(values, spectra, strict=True):
-        row[:] = (spectrum.ravel()[chosen] * twice).view(np.float32)
-    tensor = torch.from_numpy(values)
+    rows = [spectrum.ravel() for spectrum in spectra]
     grams = np.zeros((last, n, n))
     for k in range(last):
-        for first in range(2 * int(ends[k]), 2 * int(ends[k + 1]), _CHUNK):
-            part = tensor[:, first : min(first + _CHUNK, 2 * int(ends[k + 1]))]
+        for first in range(int(ends[k]), int(ends[k + 1]), _CHUNK):
+            here = slice(first, min(first + _CHUNK, int(ends[k + 1])))
+            part = torch.from_numpy(np.stack([row[chosen[here]] * twice[here] for row in rows]).view(np.float32))
             grams[k] += (part @ part.T).numpy()
     return grams
 

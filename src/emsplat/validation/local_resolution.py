@@ -282,7 +282,7 @@ def local_correlation(
     weights = _contract(mask, [_tent(every[i], np.arange(box_size), 1.0) for i in near])
     cut = tuple(slice(i[0], i[-1] + 1) for i in near)
     amplitude = np.sqrt(band.weights(maps.radius(n)))
-    passed = {name: _filtered(spectrum, amplitude)[cut] for name, spectrum in spectra.items()}
+    passed = {name: _filtered(spectrum, amplitude)[cut].copy() for name, spectrum in spectra.items()}
 
     reach = WINDOW_REACH * box_size / band.centre
     windows = [_cosine_square(p, every[i], reach) for p, i in zip(points, near, strict=True)]
@@ -306,7 +306,10 @@ def _filtered(spectrum: NDArray[np.complex64], amplitude: Array) -> NDArray[np.f
     if n < len(spectrum):
         k = np.rint(fft.fftfreq(n) * n).astype(int)
         spectrum = spectrum[np.ix_(k, k, np.arange(n // 2 + 1))]
-    return maps.from_half_spectrum(spectrum * amplitude, n)
+        spectrum *= amplitude
+    else:
+        spectrum = spectrum * amplitude
+    return maps.from_half_spectrum(spectrum, n)
 
 
 def _contract(volume: Array, matrices: Sequence[Array]) -> Array:

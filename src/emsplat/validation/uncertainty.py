@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from emsplat.fourier import maps
-from emsplat.validation.combination import Volume, places
+from emsplat.validation.combination import Volume, around, places
 
 _CLASSES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # quantiles of the local density, over the mask, of the classes of places
 _DENSITY_BLUR = 1.0  # standard deviation of the window of the local density, in half periods of the last shell
@@ -44,13 +44,17 @@ def standard_error(
         return np.zeros_like(mask)
     box_size = len(mask)
     half_period = box_size / last_shell
-    missed = [_cut(r, last_shell) - half for r, half in zip(raw, halves, strict=True)]
-    half_difference = 0.5 * (halves[0] - halves[1])
-    weight = np.square(mask)
-    classes = places(0.5 * (halves[0] + halves[1]), mask, _DENSITY_BLUR * half_period, _CLASSES)
-    noise = _noise(np.square(half_difference), weight, classes, _WINDOW * half_period)
+    # Outside the box that holds the mask and the windows about its voxels there is nothing to be found.
+    near = around(mask, int(np.ceil(3 * _DENSITY_BLUR * half_period)))
+    halves, mask_near = (halves[0][near], halves[1][near]), mask[near]
+    missed = [_cut(r, last_shell)[near] - half for r, half in zip(raw, halves, strict=True)]
+    weight = np.square(mask_near)
+    classes = places(0.5 * (halves[0] + halves[1]), mask_near, _DENSITY_BLUR * half_period, _CLASSES)
+    noise = _noise(np.square(0.5 * (halves[0] - halves[1])), weight, classes, _WINDOW * half_period)
     variance = noise + _bias(missed[0] * missed[1], weight, classes, missed)
-    return np.where(mask > 0, np.sqrt(np.maximum(variance, 0)), np.float32(0)).astype(np.float32)
+    error = np.zeros_like(mask)
+    error[near] = np.where(mask_near > 0, np.sqrt(np.maximum(variance, 0)), np.float32(0))
+    return error
 
 
 def _cut(volume: Volume, last_shell: int) -> Volume:
@@ -94,9 +98,11 @@ def _bias(product: Volume, weight: Volume, classes: list[Volume], missed: list[V
 
 def _levels(values: Volume, weight: Volume, classes: list[Volume]) -> Array:
     """(n,) a value for each class, so that the mixture at every place comes nearest to the values."""
-    weighted = [(weight * one).ravel() for one in classes]
-    gram = np.array([[float(np.dot(a, b.ravel())) for b in classes] for a in weighted])
-    sums = np.array([float(np.dot(a, values.ravel())) for a in weighted])
+    inside = weight > 0
+    value, members = values[inside], [one[inside] for one in classes]
+    weighted = [weight[inside] * one for one in members]
+    gram = np.array([[float(np.dot(a, b)) for b in members] for a in weighted])
+    sums = np.array([float(np.dot(a, value)) for a in weighted])
     return np.linalg.solve(gram + 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram)), sums)
 
 
