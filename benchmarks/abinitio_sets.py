@@ -57,6 +57,7 @@ HARD = [
     (Case("apoferritin, O imposed", "7a4m.cif.gz", FERRITIN), "O"),
     (Case("apoferritin, C1", "7a4m.cif.gz", FERRITIN), "C1"),
 ]
+_FAINT = 0.06  # of the brightest pixel of a typical image
 IGNORED = "CTFs taken as 1"  # the trap that is searched with --no-ctf
 QUICK = Case("7PBL, tiny", "7pbl.pdb.gz", _simulation(240, 7.0, 0.3, box_size=32))
 
@@ -137,9 +138,11 @@ def moments_left(particles: Particles, rotations: NDArray[np.float64]) -> float:
 
     The covariance of a projection, about its centre of mass, is the upper left part of ``R M Rᵀ`` where M is that of
     the particle, so that six numbers must explain all images. No program takes part in this, and no shift.
+    Faint pixels do not count, because ripples far from the particle would weigh most.
     """
     with ImageSource(particles) as images:
         values = images.read(np.arange(len(particles))).astype(np.float64)
+    values[values < _FAINT * np.median(values.max(axis=(1, 2)))] = 0
     axis = np.arange(particles.box_size) - particles.box_size // 2
     weights = values / values.sum(axis=(1, 2), keepdims=True)
     found, rows = [], []

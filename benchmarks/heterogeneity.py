@@ -57,7 +57,8 @@ of all images of a conformation, and of what `emsplat reconstruct` makes of them
 *ratio*: the decoder's score by the better of these; required: .985. *latents*: the error of a quadratic regression on
 one half's latents among the other half's images, as the median in degrees on a circle, the share of wrong
 conformations, or the root mean square error of a coordinate of unit variance; *true maps*: the same of the posterior
-under the true maps and populations; *times*: the former by the latter. Required: at most 1.7."""
+under the true maps and populations, or, where conformations are continuous, the Cramér-Rao bound; *times*: the former
+by the latter. Required: at most 1.7."""
 _HONESTY_TEXT = """Means over the states of a run and over the shells up to the limit of measurability: of c_map,
 and of the true correlation of the state's map with the average of the true maps of its images. Required: a mean
 difference of at most .02."""
@@ -150,13 +151,13 @@ def null_row(kind: str, one: Set, work: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def foreign_rows() -> list[dict[str, Any]]:
+def foreign_rows(seed: int) -> list[dict[str, Any]]:
     """tomoDRGN's mixture of two ribosomal classes: are the classes told apart?"""
     folder = SHARED.parent / "foreign" / "tomodrgn-10076"
-    found, _, cpu = run(folder / "10076_both_32_sim.star", 0, invert=True)
+    found, _, cpu = run(folder / "10076_both_32_sim.star", seed, invert=True)
     table = found.consensus.particles
     label = np.array(["classE" in str(table.stacks[s]) for s in table.stack]).astype(int)
-    row: dict[str, Any] = {"set": "tomodrgn-10076", "images": len(label), "K": found.components.count}
+    row: dict[str, Any] = {"set": _MIXTURE, "images": len(label), "seed": seed, "K": found.components.count}
     if not found.components.count:
         return [row | {"CPU s": round(cpu)}]
     two = Set("", "", 2, 32, 1.0, 0, 0.0)
@@ -174,7 +175,7 @@ def foreign_rows() -> list[dict[str, Any]]:
 
 
 _SETS, _HONESTY, _TIMES = "Sets with known states", "Honesty of the states", "Times"
-_NULLS, _FOREIGN = "Sets of one state", "Another program's mixture"
+_NULLS, _FOREIGN, _MIXTURE = "Sets of one state", "Another program's mixture", "tomodrgn-10076"
 _TEXTS = {_SETS: _SETS_TEXT, _HONESTY: _HONESTY_TEXT, _TIMES: _TIMES_TEXT, _NULLS: _NULLS_TEXT, _FOREIGN: _FOREIGN_TEXT}
 
 
@@ -209,7 +210,8 @@ def main() -> None:
     args = arguments(
         __doc__, part=("sets,nulls,foreign", "parts to run"), only=("", "run rows whose name holds this"),
         again=("", "make rows anew whose name holds this"), seeds=(1, "seeds of each set"),
-        null_seeds=(2, "seeds of each null"), small=(0, "1: smaller sets"),
+        null_seeds=(2, "seeds of each null"), foreign_seeds=(1, "seeds of another program's mixture"),
+        small=(0, "1: smaller sets"),
     )  # fmt: skip
     page = Page(args)
     sets = QUICK if args.quick else SMALL if args.small else SETS
@@ -225,12 +227,13 @@ def main() -> None:
             for kind in list(NULLS)[: 2 if args.quick else None]:
                 if page.wants(_NULLS, kind, seed):
                     page.add(_NULLS, null_row(kind, null, args.work, seed))
-    if "foreign" in args.part and page.wants(_FOREIGN, "tomodrgn-10076"):
-        try:
-            for row in foreign_rows():
-                page.add(_FOREIGN, row)
-        except InputError as error:
-            print(f"skipped: {error}")
+    for seed in range(1, args.foreign_seeds + 1) if "foreign" in args.part else ():
+        if page.wants(_FOREIGN, _MIXTURE, seed):
+            try:
+                for row in foreign_rows(seed):
+                    page.add(_FOREIGN, row)
+            except InputError as error:
+                print(f"skipped: {error}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 import emsplat
 from emsplat.fourier import maps
 from emsplat.heterogeneity.gtm import inner_with_points, point_posterior
-from emsplat.heterogeneity.observations import observe
+from emsplat.heterogeneity.observations import Observations, observe
 from emsplat.heterogeneity.posterior import ContrastPrior
 from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.subspace import stages
@@ -21,6 +21,7 @@ from emsplat.validation.correlation import fsc
 from heterogeneity_sets import Set, latent_error
 
 _FITTED = 8  # largest number of conformations that are also fitted one by one
+_MEDIAN = 0.6745  # median of the size of a normal number, in standard deviations
 _FEWEST = 40  # images of a conformation below which it is not fitted
 
 
@@ -79,7 +80,11 @@ def error_of_true_maps(
     one: Set, found: Heterogeneity, labels: NDArray[np.int64], truths: list[NDArray[np.float32]],
     true: NDArray[np.float64],
 ) -> float:  # fmt: skip
-    """The error of the posterior means that the true maps and populations give."""
+    """The error that remains if the maps are known.
+
+    It is that of the posterior means under the true maps and populations where conformations are discrete. Continuous
+    ones would be told apart too well by so few maps, far apart: there, it follows from the Cramér-Rao bound.
+    """
     table, limit = found.consensus.particles, found.consensus.validation.limit_shell
     stage = stages(table.box_size, max(2, min(limit, 23, table.box_size // 2 - 1)))[-1]
     rows = np.arange(len(table))
@@ -87,10 +92,58 @@ def error_of_true_maps(
         observed = observe(table, images, rows, found.consensus.preview.noise, stage.box_size, stage.limit_shell)
     scale = _scale(found, truths, labels)
     volumes = [scale * maps.fourier_resize(truth, stage.box_size) for truth in truths]
+    if one.kind != "discrete":
+        return _bound(one, observed, volumes, labels, true)
     power, overlap = inner_with_points(volumes, observed)
     populations = np.bincount(labels, minlength=len(truths)) / len(labels)
     posterior, _ = point_posterior(power, overlap, populations, ContrastPrior(sigma=0.02, junk=1e-4))
     return latent_error(one, posterior.weights @ true, labels, true)
+
+
+def _bound(
+    one: Set, observed: Observations, volumes: list[NDArray[np.float32]], labels: NDArray[np.int64],
+    true: NDArray[np.float64],
+) -> float:  # fmt: skip
+    """The error of the best unbiased estimate, in the units of `latent_error`."""
+    slopes = _on_a_circle(volumes) if one.kind == "circle" else _by_regression(volumes, true)
+    errors = []
+    for label, of_label in enumerate(slopes):
+        part = observed.part(np.flatnonzero(labels == label))
+        power, _ = inner_with_points([*of_label, sum(of_label)], part)
+        if one.kind == "circle":
+            errors.append(np.rad2deg(_MEDIAN / np.sqrt(power[:, 0])))
+            continue
+        information = np.eye(2) + np.zeros((len(part), 2, 2))  # of the prior
+        information[:, 0, 0] += power[:, 0]
+        information[:, 1, 1] += power[:, 1]
+        information[:, 0, 1] = information[:, 1, 0] = 0.5 * (power[:, 2] - power[:, 0] - power[:, 1])
+        errors.append(np.einsum("nkk->n", np.linalg.inv(information)) / 2)
+    every = np.concatenate(errors)
+    return float(np.median(every)) if one.kind == "circle" else float(100 * np.sqrt(every.mean()))
+
+
+def _on_a_circle(volumes: list[NDArray[np.float32]]) -> list[list[NDArray[np.float32]]]:
+    """The derivative of each map by the angle in radians, from the Fourier series of equally spaced maps."""
+    count = len(volumes)
+    series = np.fft.rfft(np.stack(volumes), axis=0)
+    order = np.arange(len(series)) * (np.arange(len(series)) < count / 2)
+    derived = np.fft.irfft(1j * order[:, None, None, None] * series, count, axis=0).astype(np.float32)
+    return [[one] for one in derived]
+
+
+def _by_regression(volumes: list[NDArray[np.float32]], true: NDArray[np.float64]) -> list[list[NDArray[np.float32]]]:
+    """The derivatives of each map by both coordinates, from a regression of third order of the maps on them."""
+    powers = [(i, j) for i in range(4) for j in range(4 - i)]
+    x, y = true.T
+    features = np.stack([x**i * y**j for i, j in powers], axis=1)
+    solved = np.linalg.lstsq(features, np.stack(volumes).reshape(len(volumes), -1), rcond=None)[0]
+    shape = volumes[0].shape
+    by_x = np.stack([i * x ** max(i - 1, 0) * y**j for i, j in powers], axis=1) @ solved
+    by_y = np.stack([j * x**i * y ** max(j - 1, 0) for i, j in powers], axis=1) @ solved
+    return [
+        [a.reshape(shape).astype(np.float32), b.reshape(shape).astype(np.float32)]
+        for a, b in zip(by_x, by_y, strict=True)
+    ]
 
 
 def _scale(found: Heterogeneity, truths: list[NDArray[np.float32]], labels: NDArray[np.int64]) -> np.float32:

@@ -128,15 +128,21 @@ def test_samples_on_the_disk_and_cached_images_are_the_same(
     assert of_cached.image_power == pytest.approx(spectra.image_power, rel=1e-3)
 
 
-def test_the_weight_of_the_images_is_kept(star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "_MOST_NATS", 1.0)
-    weights = []
+def test_the_weight_of_the_images_is_kept_and_a_second_start_weights_each_of_them(
+    star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_MOST_NATS", 30.0)
+    weights, two = [], replace(FEW, starts=2)
+    reporter = Reporter()
     for _ in range(2):
         checkpoints = Checkpoints(tmp_path / "checkpoints", True, pace=always())
-        with job_of(star, FEW, Reporter(), checkpoints, World()) as begun:
-            searched(begun)
+        with job_of(star, two, reporter, checkpoints, World()) as begun:
+            found = searched(begun)
             weights.append(begun.weight)
     assert weights[0] == weights[1] < 1
+    first, second = (next(line for line in reporter.log if f"half 1, start {n}: log" in line) for n in (1, 2))
+    assert "without a particle" in second and "without a particle" not in first
+    assert all(start.map.ndim == start.inversion.ndim == 3 for start in found.starts)
 
 
 def test_a_class_of_other_particles_is_not_resumed(star: Path, tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ def test_the_component_is_found_and_latents_follow_it() -> None:
     assert sizes[0] > 3 * sizes[1]
 
 
+def test_what_the_consensus_lacks_is_no_component() -> None:
+    """Both halves lack the same, so that it would pass for a component that they agree on."""
+    observations, z = images(3, 0.7)
+    lacking = gaussian((-3, 2, 3), 1.5)
+    space = learn(lambda stage: observations, V0 - lacking, MASK, 2, [STAGE], 0)
+    latents = embed(space, observations).mean[:, :2]
+    assert np.abs(latents.mean(axis=0)).max() < 0.1
+    assert abs(np.corrcoef(latents[:, 0], z)[0, 1]) > 0.7
+
+
 def test_contrast_is_no_component() -> None:
     found = [learnt(images(seed, 0.0, contrast_sigma=0.2)[0]) for seed in (1, 11, 21)]
     assert [space.contrast.sigma for space in found] == pytest.approx([0.2] * 3, abs=0.05)

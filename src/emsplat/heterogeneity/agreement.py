@@ -36,6 +36,9 @@ LEAST_SIGNIFICANCE = 4.0  # standard deviations above the strongest direction of
 _BANDS = (5.5, 9.5, 15.5)  # shells between bands of frequency; they are the ends of the stages of the subspace
 _DRAWS = 400  # draws of random weights for the images
 _RIDGE = 1e-6  # keeps columns that depend on each other apart
+# Least mean information of an image on a latent of unit variance. Components that vanished while they were learnt, as
+# noise makes them, have much less, and no variance in units of theirs would mean anything.
+_LEAST_INFORMATION = 1e-4
 _LEAST_FREEDOM = 0.05  # least share of a sample's noise that the projection leaves, where its power is used
 
 
@@ -162,7 +165,8 @@ def seen_from(
         left = _of_equals(left, particle[_first_of_equals(latent)])
     strongest = _strongest_of_noise(left, operator, root @ turned)
     significance = (power - strongest.mean(axis=0)) / np.maximum(strongest.std(axis=0), 1e-30)
-    return Seen(inverse @ turned * np.sqrt(claimed), power / claimed, significance)
+    variance = np.divide(power, claimed, out=np.zeros(count), where=claimed > _LEAST_INFORMATION)
+    return Seen(inverse @ turned * np.sqrt(claimed), variance, significance)
 
 
 def _strongest_of_noise(

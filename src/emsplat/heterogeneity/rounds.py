@@ -22,7 +22,7 @@ from emsplat.heterogeneity.subspace import Subspace, embed
 from emsplat.heterogeneity.work import Work
 from emsplat.particles.parts import TRAINING, PartWeights
 
-MOST_ROUNDS = 3  # rounds after the bins of linear latents
+MOST_ROUNDS = 5  # rounds after the bins of linear latents
 _CLOSE = 0.01  # a variant is tried again if its held-out loss was within this share of the least
 _WORTH_A_ROUND = 0.02  # gain in log-likelihood per image above which a round's latents are taken
 
@@ -123,7 +123,7 @@ def _drawn(latents: Latents, seed: int) -> NDArray[np.float64]:
 def bins_and_points(n_components: int, n_images: int) -> tuple[int, int]:
     """The largest number of bins, and that of points at which images are placed."""
     n_bins = min({1: 8, 2: 16}.get(n_components, 24), max(3, n_images // 150))
-    return n_bins, 2 * n_bins
+    return n_bins, 3 * n_bins
 
 
 def _consensus_decoder(work: Work, half: int, count: int) -> Decoder:
