@@ -31,6 +31,7 @@ from emsplat.runtime.reporting import Reporter
 
 _COMPARED = 4000  # largest number of images of a half that are posed in the other half's map
 _FEW, _IMITATED = 150, 600
+_FEWEST_SHOWN = 40  # with fewer images of a particle, all images are compared
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def compare(
     # Posteriors of images that say nothing are spread over all poses; many of them take time and tell no more.
     most = _COMPARED if min(first.evidence, second.evidence) > 10 * NOTHING else _FEW
     shown = np.flatnonzero(second.shown)
-    if len(shown) < _FEW:
+    if len(shown) < _FEWEST_SHOWN:
         shown = np.arange(len(images[1]))
     rows = np.sort(shown[rng.permutation(len(shown))[:most]])
     unseen = images[1].select(rows)

@@ -291,9 +291,8 @@ def _start_again(job: Job, halves: Halves, search: Search, attempt: int, best: l
     one_map = job.settings.classes is None
     weighted = one_map and attempt > 0
     if weighted:
-        search = replace(
-            search, coarse=replace(search.coarse, n_classes=1), fine=replace(search.fine, n_classes=1)
-        )  # fmt: skip
+        coarse, fine = (replace(stage, n_classes=1) for stage in (search.coarse, search.fine))
+        search = replace(search, coarse=coarse, fine=fine)
     for number in (0, 1):
         found = _start(job, halves[number], search, attempt, number)
         if weighted:
