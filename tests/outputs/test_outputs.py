@@ -18,7 +18,8 @@ from safetensors import safe_open
 
 from emsplat.models.gaussians import Gaussians
 from emsplat.outputs import reconstruction as outputs
-from emsplat.outputs.reconstruction import check_output, write_run
+from emsplat.outputs.claims import check_output
+from emsplat.outputs.reconstruction import write_run
 from emsplat.reconstruction.reconstruct import Reconstruction
 from emsplat.runtime import files
 from emsplat.runtime.reporting import Reporter

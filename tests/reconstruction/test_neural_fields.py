@@ -13,7 +13,7 @@ import pytest
 from emsplat.cli import main
 from emsplat.export.formats import export
 from emsplat.io import read_map, read_particles
-from emsplat.outputs.reconstruction import is_complete
+from emsplat.outputs.claims import is_complete
 from emsplat.reconstruction.halves import Half
 from emsplat.reconstruction.identity import identity
 from emsplat.runs.run_folder import RunFolder

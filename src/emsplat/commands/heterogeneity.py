@@ -47,8 +47,8 @@ def heterogeneity(
         reporter, world = at.reporter, at.world
         with reporter.loading():
             from emsplat.heterogeneity.run import find_heterogeneity
+            from emsplat.outputs.claims import is_complete
             from emsplat.outputs.heterogeneity import closing_rows, write_heterogeneity
-            from emsplat.outputs.reconstruction import is_complete
             from emsplat.runs.heterogeneity_folder import HeterogeneityFolder
 
         if world.broadcast(at.may_be_complete and is_complete(output, particles, settings, reporter)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -11,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from emsplat.commands.arguments import LongJobOptions, Output
 from emsplat.commands.session import session
 from emsplat.errors import InputError
+from emsplat.runtime.threads import import_beside
 from emsplat.settings import ReconstructSettings
 
 
@@ -51,19 +53,23 @@ def reconstruct(
     with session(particles, output, run) as at:
         reporter, world = at.reporter, at.world
         with reporter.loading():
-            from emsplat.outputs import reconstruction as outputs
+            from emsplat.outputs.claims import is_complete
             from emsplat.reconstruction.reconstruct import reconstruct
             from emsplat.runs.closing import closing_curve, closing_rows
 
-        if world.broadcast(at.may_be_complete and outputs.is_complete(output, particles, settings, reporter)):
+        if world.broadcast(at.may_be_complete and is_complete(output, particles, settings, reporter)):
             at.tell_complete()
             return
         with at.at_work() as checkpoints:
+            if world.is_first:  # which writes the run: what that needs is imported while a core is idle
+                reporter.when("validation", partial(import_beside, "emsplat.outputs.reconstruction"))
             result = reconstruct(particles, settings, reporter, checkpoints, world)
             if not world.is_first:
                 reporter.current = "writing"  # by the first rank, which all others wait for
                 return
-            summary = outputs.write_run(output, result, reporter, overwrite=run.overwrite, ranks=world.size)
+            from emsplat.outputs.reconstruction import write_run
+
+            summary = write_run(output, result, reporter, overwrite=run.overwrite, ranks=world.size)
         reporter.closing(closing_rows(summary, output), closing_curve(result.validation))
         if run.view:
             reporter.line(f"look at it again: emsplat view {quote(str(output))}")

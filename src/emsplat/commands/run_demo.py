@@ -7,6 +7,7 @@ from pathlib import Path
 
 from emsplat.io.mrc import read_map
 from emsplat.outputs import reconstruction as outputs
+from emsplat.outputs.claims import claimed
 from emsplat.reconstruction.reconstruct import reconstruct
 from emsplat.runs.closing import closing_curve, closing_rows
 from emsplat.runtime.console import ConsoleReporter
@@ -25,7 +26,7 @@ def run_demo(folder: Path, seed: int, overwrite: bool) -> outputs.Summary:
     """Writes the images to ``folder/simulation`` and the run to `folder`; returns the run's summary."""
     settings, images = ReconstructSettings(seed=seed), replace(IMAGES, seed=seed)
     reporter = ConsoleReporter()
-    with outputs.claimed(folder, overwrite, reporter):
+    with claimed(folder, overwrite, reporter):
         return _simulate_and_reconstruct(folder, settings, images, overwrite, reporter)
 
 

@@ -12,7 +12,7 @@ from emsplat.commands.arguments import LongJobOptions
 from emsplat.versions import __version__
 
 if TYPE_CHECKING:
-    from emsplat.outputs.reconstruction import Folder
+    from emsplat.outputs.claims import Folder
     from emsplat.runtime.checkpoint import Checkpoints
     from emsplat.runtime.console import ConsoleReporter
     from emsplat.runtime.ranks import World
@@ -38,7 +38,7 @@ class Session:
 
         Args: kind: the kind of folder that the job writes; by default that of a reconstruction.
         """
-        from emsplat.outputs.reconstruction import claimed
+        from emsplat.outputs.claims import claimed
         from emsplat.runs.run_folder import RunFolder
         from emsplat.runtime.checkpoint import checkpoints_of
 

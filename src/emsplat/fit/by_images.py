@@ -36,7 +36,7 @@ from emsplat.imaging.forward import ForwardModel
 from emsplat.imaging.likelihood import negative_log_likelihoods, observe
 from emsplat.io.images import reading_order
 from emsplat.models.densification import DensificationSchedule
-from emsplat.models.density_model import DensityModel, Model
+from emsplat.models.density_model import DensityModel, Model, propagate
 from emsplat.particles.batches import Batches, Images, Loader, Rows
 from emsplat.particles.table import Particles
 from emsplat.runtime.context import Task
@@ -230,7 +230,7 @@ class _SharedLoss:
             losses, projections = self.loss.of(model, *some)
             [residuals] = torch.autograd.grad(losses.sum(), projections, retain_graph=True)
             self._refuse_not_finite(losses.detach() + residuals.sum(dim=(1, 2)), rows[piece])
-            projections.backward(self.loss.ramped(residuals, rate) / n)
+            propagate(self.loss.ramped(residuals, rate) / n, projections)
             values[number] = float(losses.detach().sum())
             gradients[number] = _taken_gradient(leaves)
         world.sum(values)  # the value of a piece comes from one rank

@@ -19,7 +19,7 @@ from emsplat.errors import InputError
 from emsplat.fit.by_statistics_gpu import DeviceLoss, Replayed, loss_on
 from emsplat.fit.state import FitHistory, FitState
 from emsplat.models.densification import DensificationSchedule
-from emsplat.models.density_model import Model
+from emsplat.models.density_model import Model, propagate
 from emsplat.runtime.context import Task
 from emsplat.statistics.loss import QuadraticLoss
 from emsplat.statistics.sufficient import Statistics
@@ -140,7 +140,7 @@ def _step_down(state: FitState, loss: QuadraticLoss | DeviceLoss, rate: Tensor) 
         leaf.grad = None  # an interrupted step may have left a gradient
     density = model.density()
     value, gradient = loss.at(density.detach())
-    density.backward(gradient)
+    propagate(gradient, density)
     optimiser.step(model.leaves, rate)
     model.constrain()
     return value, density.detach()

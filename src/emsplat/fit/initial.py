@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import find_objects, gaussian_filter
 
 from emsplat.errors import InputError
 from emsplat.fit.by_statistics_gpu import loss_on
@@ -57,7 +57,7 @@ def initial_sets(
     """
     middle = cube(statistics.box_size, extent)
     mask = mask[middle]
-    smooth = gaussian_filter(statistics.raw_map(), _BLUR)[middle] * mask
+    smooth = _smoothed(statistics.raw_map()[middle], mask)
     # Everywhere in the mask there is a little weight, because weak parts of the inversion must not be left empty.
     weight = np.maximum(smooth - 0.1 * smooth.max(), 0) + 0.02 * smooth.max() * (mask > 0.5)
     operators = np.eye(3)[None] if symmetry is None else symmetry
@@ -68,6 +68,17 @@ def initial_sets(
         model.parameters.log_masses += math.log(max(loss.best_mass(model.density()), 1e-12))
         models.append(model)
     return models
+
+
+def _smoothed(inversion: NDArray[np.float32], mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smoothed inversion times the mask, computed only in the box that holds the mask and its surroundings."""
+    smooth = np.zeros_like(mask)
+    bounds = find_objects((mask > 0).astype(np.int8))
+    if bounds:
+        margin = math.ceil(4 * _BLUR)  # as far as the filter reaches
+        near = tuple(slice(max(one.start - margin, 0), one.stop + margin) for one in bounds[0])
+        smooth[near] = gaussian_filter(inversion[near], _BLUR) * mask[near]
+    return smooth
 
 
 def _spheres(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emsplat.heterogeneity.decoder import Decoder
+from emsplat.models.density_model import propagate
 from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.models.gaussians import Gaussians
 from emsplat.models.parameters import Parameters
@@ -147,7 +148,7 @@ class DecoderFit:
                 value = (1 - share) * value + share * other
                 gradient = (1 - share) * gradient + share * more
             total += one.weight * value
-            volume.backward(one.weight * gradient)
+            propagate(one.weight * gradient, volume)
         for group in self.optimiser.param_groups:
             # The consensus was also fitted to the held-out images, so it moves only while all images are fitted.
             group["lr"] = rate * group["size"] if on_all or group["follows_latents"] else 0.0

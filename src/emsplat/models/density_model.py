@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
 
 from emsplat.models.optimiser import Adam
 
@@ -72,3 +73,27 @@ class DensityModel(Protocol):
         A model that has nothing to add does nothing.
         """
         ...
+
+
+def propagate(gradient: Tensor, output: Tensor) -> None:
+    """Add to the gradients of the leaves what follows from the gradient with respect to a density or to projections.
+
+    ``output.backward(gradient)`` does the same, but loads a library of symbolic mathematics first, which takes half a
+    second, to compare two shapes.
+    """
+    _Given.apply(output, gradient).backward()
+
+
+class _Given(Function):
+    """A number whose derivative with respect to a tensor is given."""
+
+    @staticmethod
+    def forward(ctx, output, gradient):
+        ctx.save_for_backward(gradient)
+        return output.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent):
+        del cotangent  # it is 1
+        return ctx.saved_tensors[0], None

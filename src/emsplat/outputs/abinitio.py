@@ -12,6 +12,7 @@ import numpy as np
 from emsplat.abinitio.run import AbInitio
 from emsplat.figures.abinitio import figure_ab_initio
 from emsplat.io.write_refined import write_posed
+from emsplat.outputs import claims
 from emsplat.outputs import reconstruction as outputs
 from emsplat.reconstruction.identity import digests
 from emsplat.runs.closing import Summary
@@ -24,7 +25,7 @@ SETTINGS = "ab_initio_settings"  # entry of config.json
 
 def is_complete(folder: Path, particles: Path, settings: AbInitioSettings, reporter: Reporter) -> bool:
     """Whether the folder holds a complete search of these particles with these settings."""
-    return outputs.is_complete(folder, particles, settings, reporter, SETTINGS)
+    return claims.is_complete(folder, particles, settings, reporter, SETTINGS)
 
 
 def write_ab_initio(

@@ -13,7 +13,8 @@ import numpy as np
 
 from emsplat.abinitio.run_classes import Classified
 from emsplat.outputs.abinitio import SETTINGS, write_ab_initio
-from emsplat.outputs.reconstruction import check_output, command_line, write_ids, write_json
+from emsplat.outputs.claims import check_output
+from emsplat.outputs.reconstruction import command_line, write_ids, write_json
 from emsplat.reconstruction.identity import digests
 from emsplat.runs.classes_folder import ClassesFolder
 from emsplat.runs.closing import Summary, resolution_text

@@ -21,7 +21,8 @@ from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.states import State
 from emsplat.heterogeneity.trajectories import trajectories
 from emsplat.io.mrc import write_map
-from emsplat.outputs.reconstruction import check_output, command_line, costing_no_run, write_ids, write_json, write_run
+from emsplat.outputs.claims import check_output
+from emsplat.outputs.reconstruction import command_line, costing_no_run, write_ids, write_json, write_run
 from emsplat.reconstruction.identity import digests
 from emsplat.report.heterogeneity import write_heterogeneity_report
 from emsplat.report.landscape import Decoded, write_landscape

@@ -23,6 +23,7 @@ from emsplat.fourier.cropping import fourier_crop, fourier_cropped
 from emsplat.fourier.transforms import transforms_of
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.models.densification import round_gaussians
+from emsplat.models.density_model import propagate
 from emsplat.models.gaussian_model import GaussianModel, GaussianSettings
 from emsplat.particles.batches import Rows
 from emsplat.particles.parts import Part, PartWeights
@@ -250,7 +251,7 @@ def _fit_rates(job: Job) -> tuple[float, float]:
     state = FitState.beginning(start, {"centres": 1e-3, "log_scales": 1e-3}, seed=0)
 
     def step() -> None:
-        state.model.density().backward(torch.from_numpy(volume))
+        propagate(torch.from_numpy(volume), state.model.density())
         state.optimiser.step(state.model.leaves, 1.0)
 
     return convolution, best_of(step, 3) / _FIT_GAUSSIANS

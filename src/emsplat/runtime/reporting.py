@@ -23,6 +23,11 @@ class Reporter:
         self.current = "start"  # the current stage
         self.watcher: Watcher | None = None  # called with the Gaussians while they are fitted
         self.resumed = False  # whether the job was resumed from a checkpoint
+        self._actions: dict[str, Callable[[], None]] = {}  # by the stage that they wait for
+
+    def when(self, stage: str, action: Callable[[], None]) -> None:
+        """Carry out an action, which must be short, when this stage next begins."""
+        self._actions[stage] = action
 
     def line(self, text: str) -> None:
         """Write a line to the log."""
@@ -57,6 +62,8 @@ class Reporter:
         """Time a stage. The times of stages with the same name add up."""
         start = time.perf_counter()
         before, self.current = self.current, name
+        if name in self._actions:
+            self._actions.pop(name)()
         try:
             yield
         finally:

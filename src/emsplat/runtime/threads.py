@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
+from threading import Thread
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
@@ -57,6 +59,16 @@ def side_by_side(work: Callable[..., _Result], *arguments: Iterable[Any]) -> lis
 
     with ThreadPoolExecutor(max(1, min(workers, len(pieces)))) as pool:
         return list(pool.map(one, pieces))
+
+
+def import_beside(name: str) -> None:
+    """Import a module on a thread of its own. If it cannot be imported, the import where it is used says why."""
+
+    def import_it() -> None:
+        with suppress(Exception):
+            import_module(name)
+
+    Thread(target=import_it).start()
 
 
 @contextmanager

@@ -33,11 +33,13 @@ def boost(period: int, dimensions: int = 3) -> NDArray[np.float32]:
 
     It is constant beyond f = ½, where images contain no information.
     """
-    k = scipy.fft.fftfreq(period)
-    squared = k[:, None] ** 2 + scipy.fft.rfftfreq(period) ** 2
+    square = np.square(scipy.fft.fftfreq(period)).astype(np.float32)
+    squared = square[:, None] + np.square(scipy.fft.rfftfreq(period)).astype(np.float32)
     if dimensions == 3:
-        squared = k[:, None, None] ** 2 + squared
-    return np.exp(2 * np.pi**2 * WIDENING * np.minimum(squared, 0.25)).astype(np.float32)
+        squared = square[:, None, None] + squared
+    np.minimum(squared, np.float32(0.25), out=squared)
+    squared *= np.float32(2 * np.pi**2 * WIDENING)
+    return np.exp(squared, out=squared)
 
 
 def boosted(volume: NDArray[np.float32]) -> NDArray[np.float32]:
