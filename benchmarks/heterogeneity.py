@@ -1,13 +1,14 @@
 """Heterogeneity: sets with known states, sets of one state, and a mixture from another program.
 
-Rows of earlier runs stay on the page, so that sets, seeds and parts can be added later. `--again NAME` makes the rows
-anew whose name holds NAME, `--only NAME` makes no others.
+Rows of earlier runs stay on the page, so that sets, seeds and parts can be added later. `--again PATTERN` makes the
+rows anew in whose name the regular expression is found, `--only PATTERN` makes no others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,14 +188,14 @@ class Page:
         self.revision = self.report.environment["emsplat"].split()[-1]
         if args.again:
             for heading, rows in self.report.tables.items():
-                self.report.tables[heading] = [r for r in rows if args.again not in next(iter(r.values()))]
+                self.report.tables[heading] = [r for r in rows if not re.search(args.again, next(iter(r.values())))]
             self.report.write()
 
     def wants(self, heading: str, name: str, seed: int | None = None) -> bool:
         """Whether a row is asked for and was not there at the start."""
         rows = self.report.tables.get(heading, [])
         there = any(next(iter(r.values())) == name and seed in (None, r.get("seed")) for r in rows)
-        return not there and self.args.only in name
+        return not there and re.search(self.args.only, name) is not None
 
     def add(self, heading: str, row: dict[str, Any]) -> None:
         """Add a row; all rows of a table get the columns of all."""
@@ -208,8 +209,8 @@ class Page:
 
 def main() -> None:
     args = arguments(
-        __doc__, part=("sets,nulls,foreign", "parts to run"), only=("", "run rows whose name holds this"),
-        again=("", "make rows anew whose name holds this"), seeds=(1, "seeds of each set"),
+        __doc__, part=("sets,nulls,foreign", "parts to run"), only=("", "run rows whose name this is found in"),
+        again=("", "make rows anew whose name this is found in"), seeds=(1, "seeds of each set"),
         null_seeds=(2, "seeds of each null"), foreign_seeds=(1, "seeds of another program's mixture"),
         small=(0, "1: smaller sets"),
     )  # fmt: skip

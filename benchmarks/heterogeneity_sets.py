@@ -51,13 +51,13 @@ SMALL = (
     Set("8 compositions 48²", "compositions", 8, 48, 4.67, 4000, 0.05, _UNEQUAL),
     Set("hinge circle 48²", "circle", 36, 48, 8.0, 4000, 0.05, kind="circle"),
     Set("MsbA 70/30 48²", "two_states", 2, 48, 4.0, 3000, 0.05, (70, 30)),
-    Set("bend and twist 48²", "bend_and_twist", 50, 48, 5.3, 3000, 0.05, kind="continuous"),
+    Set("bend and twist 48²", "bend_and_twist", 24, 48, 5.3, 3000, 0.05, kind="continuous"),
     Set("hinge circle 48², SNR .01", "circle", 36, 48, 8.0, 4000, 0.01, kind="circle"),
-    Set("two-angle hinge 48²", "two_angles", 50, 48, 8.0, 3000, 0.05, kind="continuous"),
+    Set("two-angle hinge 48²", "two_angles", 24, 48, 8.0, 3000, 0.05, kind="continuous"),
     Set("8 compositions 48², SNR .01", "compositions", 8, 48, 4.67, 4000, 0.01, _UNEQUAL),
     Set("MsbA 70/30 48², SNR .01", "two_states", 2, 48, 4.0, 3000, 0.01, (70, 30)),
-    Set("bend and twist 48², SNR .01", "bend_and_twist", 50, 48, 5.3, 3000, 0.01, kind="continuous"),
-    Set("two-angle hinge 48², SNR .01", "two_angles", 50, 48, 8.0, 3000, 0.01, kind="continuous"),
+    Set("bend and twist 48², SNR .01", "bend_and_twist", 24, 48, 5.3, 3000, 0.01, kind="continuous"),
+    Set("two-angle hinge 48², SNR .01", "two_angles", 24, 48, 8.0, 3000, 0.01, kind="continuous"),
 )
 QUICK = (Set("8 compositions 32²", "compositions", 8, 32, 7.0, 800, 0.2, _UNEQUAL),)
 NULL = Set("one state", "compositions", 8, 64, 3.5, 4000, 0.05)
