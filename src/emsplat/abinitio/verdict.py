@@ -158,7 +158,8 @@ def _views(starts: tuple[Start, Start]) -> float:
 def _mates(agreement: Agreement) -> float:
     """1 if poses gather in one place, or evenly on several as under a symmetry; less for an uneven spread.
 
-    Images mix unevenly between the mates of a pseudo-symmetry, and evenly between those of a true symmetry.
+    Images mix unevenly between the mates of a pseudo-symmetry, and evenly between those of a true symmetry. Where most
+    of them have found one place, and the others have not yet, there is doubt but no failure.
     """
     shares = agreement.modes.shares
     if not len(shares):
@@ -167,4 +168,5 @@ def _mates(agreement: Agreement) -> float:
     if main >= 0.75:
         return 1.0
     large = shares[shares > 0.1 * shares[0]]
-    return float(large.mean() / large.max()) if len(large) > 1 else main
+    even = float(large.mean() / large.max()) if len(large) > 1 else 0.0
+    return max(even, 0.9 * main)
