@@ -21,6 +21,13 @@ from emsplat.settings import MODEL_NAMES
 _SCRIPTS = ("unpack.js", "curves.js", "slices.js", "ramp.js", "isosurface.js", "space.js", "surface.js")
 _ASSETS = files("emsplat.report")
 
+_TEMPLATES = Environment(
+    loader=PackageLoader("emsplat.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+for _name in _TEMPLATES.list_templates():  # compiled here, because a job imports this while it has a core to spare
+    _TEMPLATES.get_template(_name)
+
 
 def write_report(folder: Path, output: Path | None = None, name: str | None = None) -> Path:
     """Write the report of the run in a folder, from the files of the run alone, and return its path.
@@ -87,11 +94,7 @@ def report_html(run: Run) -> str:
         "slices": slices,
         "surface": surface and {key: value for key, value in surface.items() if key != "picture"},
     }
-    environment = Environment(
-        loader=PackageLoader("emsplat.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("report.html").render(
+    return _TEMPLATES.get_template("report.html").render(
         **context,
         style=Markup(_asset("assets/report.css")),
         library=Markup(_asset("vendor/three.min.js")) if surface else "",
