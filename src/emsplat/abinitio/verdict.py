@@ -108,8 +108,8 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
     other = agreement.other_evidence
     criteria = [
         Criterion("information", other, 2.0, 0.3, "the log-likelihood an image has under the other half's map"),
-        Criterion("correlation", float(middle.mean()), 0.85, 0.5, "the correlation of the halves at medium resolution"),
-        Criterion("poses", agreement.modes.total, 0.6, 0.25, "the share of poses on which the halves agree"),
+        Criterion("correlation", float(middle.mean()), 0.9, 0.5, "the correlation of the halves at medium resolution"),
+        Criterion("poses", agreement.modes.total, 0.8, 0.25, "the share of poses on which the halves agree"),
         Criterion("mates", _mates(agreement), 0.7, 0.3, "the evenness of the poses' shares on symmetry mates"),
         Criterion("top_posterior", agreement.top, 0.25, 0.08, "the mean largest posterior of an image"),
         Criterion("map_power", power, 0.25, 0.1, "the map's power over that of a correct map"),
