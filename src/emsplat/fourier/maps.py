@@ -18,7 +18,6 @@ from scipy import fft, ndimage
 from emsplat.errors import InputError
 
 PARTICLE_SHARE = 0.85  # share of the box: the assumed diameter of a particle of unknown size
-_ENOUGH = 200_000  # values of a low-passed map whose median is taken
 GUINIER_START_IN_ANGSTROMS = 10.0  # beyond this the amplitudes of proteins fall as exp(−B s²/4)
 
 
@@ -252,11 +251,7 @@ def _support(smooth: NDArray[np.float32], distance: NDArray[np.float32], radius:
 
 
 def _level_and_spread(values: NDArray[np.float32]) -> tuple[float, float]:
-    """The median, and the standard deviation that follows from the median absolute deviation.
-
-    Of more values than it takes, every second, third … is used: a low-passed map hardly changes from one to the next.
-    """
-    values = values[:: max(1, values.size // _ENOUGH)]
+    """The median, and the standard deviation that follows from the median absolute deviation."""
     level = float(np.median(values))
     return level, 1.4826 * float(np.median(np.abs(values - level)))
 

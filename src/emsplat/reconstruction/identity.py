@@ -30,6 +30,7 @@ def identity(particles: Particles, settings: ReconstructSettings, mask: GivenMas
 def digests(settings: DataclassInstance) -> dict[str, str]:
     """Sixteen hexadecimal digits of the content of each file, besides the particles, that the result depends on."""
     paths = {name: getattr(settings, name, None) for name in ("mask", "keep", "drop", "poses", "ctf")}
+    paths |= {f"passthrough {n}": path for n, path in enumerate(getattr(settings, "passthrough", ()), 1)}
     return {name: _digest(path) for name, path in paths.items() if path is not None}
 
 
