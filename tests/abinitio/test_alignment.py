@@ -54,6 +54,11 @@ def test_turns_gather_on_mates_of_a_symmetry_and_nowhere_by_chance() -> None:
     assert modes.modes_of(first, second, mates).number == 1
     scattered = modes.modes_of(Rotation.random(800, random_state=rng).as_matrix(), second, np.eye(3)[None])
     assert scattered.total < 0.1
+    # About an axis alone, turns are no mates.
+    about_z = Rotation.from_rotvec(np.outer(rng.uniform(0, 2 * np.pi, 800), [0, 0, 1])).as_matrix()
+    round_ = modes.modes_of(jitter @ second @ about_z, second, np.eye(3)[None])
+    assert round_.total > 0.9 and round_.is_circle and round_.even == 0
+    assert not found.is_circle and found.even > 0.9
 
 
 @pytest.mark.parametrize(("group", "order"), [("C1", 1), ("C3", 3)])

@@ -15,14 +15,15 @@ def test_images_of_a_particle_are_neighbours_in_the_order_of_their_first() -> No
     np.testing.assert_array_equal(side_by_side(rows, particle), [6, 0, 1, 5, 4, 3])
 
 
-def table(particle: list[int], section: list[int], dose: list[float]) -> Particles:
+def table(particle: list[int], section: list[int], dose: list[float], tilted: list[int] | None = None) -> Particles:
     """What decides which rows share a latent."""
     n = len(particle)
     nothing = dict.fromkeys(Particles.__dataclass_fields__)
     return Particles(
         **nothing
         | {"particle": np.array(particle), "stack": np.zeros(n, dtype=np.int32), "section": np.array(section),
-           "pre_exposure": np.array(dose), "b_factor_in_square_angstroms": np.zeros(n)}
+           "pre_exposure": np.array(dose), "b_factor_in_square_angstroms": np.zeros(n),
+           "tilted_particle": None if tilted is None else np.array(tilted)}
     )  # fmt: skip
 
 
@@ -37,6 +38,13 @@ def test_tilts_share_a_latent_and_copies_of_an_image_do_not() -> None:
     for group in ([0, 1], [2, 3], [4, 6], [5, 7], [8], [9], [10]):
         expected[np.ix_(group, group)] = True
     np.testing.assert_array_equal(equal, expected)
+
+
+def test_tilts_that_the_file_names_share_a_latent_whatever_their_exposures() -> None:
+    """Two tilts, one of them twice; two images of parts of one particle; one image."""
+    found = shared_latents(table([0, 0, 0, 4, 4, 5], [0, 1, 1, 2, 3, 4], [0.0] * 6, tilted=[8, 8, 8, 1, 2, 3]))
+    assert found[0] == found[1]
+    assert len(set(found.tolist())) == 5
 
 
 def test_single_images_keep_their_order() -> None:

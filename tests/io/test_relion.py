@@ -143,6 +143,10 @@ def test_tilts_of_one_particle(dataset, columns, expected_particles, expected_do
     particles = read_particles(dataset(**columns))
     np.testing.assert_array_equal(np.unique(particles.particle, return_inverse=True)[1], expected_particles)
     np.testing.assert_array_equal(particles.pre_exposure, expected_dose)
+    if len(set(expected_particles)) < 6:
+        np.testing.assert_array_equal(particles.tilted_particle, particles.particle)
+    else:
+        assert particles.tilted_particle is None
 
 
 MISSING = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnDefocusU", "rlnDefocusV", "rlnImageName"]

@@ -1,12 +1,13 @@
 """Turns between the poses that two maps give the same images: one for all, several under a symmetry, or none.
 
 The images of a particle whose symmetry was not imposed may be found on any symmetry mate. The turns then gather about
-the operators of its group, although the group is unknown. Turns of meaningless poses gather nowhere.
+the operators of its group, although the group is unknown. Turns of meaningless poses gather nowhere. If a map is round
+about an axis, turns spread along a circle instead, whose pieces look like modes but have no gaps between them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ _NEAR_IN_DEGREES = 15.0
 _LEAST_SHARE = 0.01  # share of the images that makes a mode: twelve times as many as by chance
 _AS_FREQUENT = 0.6  # of the share of the most frequent mode
 _MOST_MODES = 60  # order of the icosahedral group
+_SMEARED = 0.55  # `Modes.smeared` of a circle is at least 0.6, and that of mates at most 0.5 unless they are 30° apart
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Modes:
 
     rotations: NDArray[np.float64]  # (k, 3, 3) x_first = Q x_second beyond the alignment, the most frequent first
     shares: NDArray[np.float64]  # (k,) shares of the images
+    smeared: float = 0.0  # images 15° to 30° from a frequent mode, over those within 15°: the median of such modes
 
     @property
     def main(self) -> float:
@@ -38,8 +41,18 @@ class Modes:
 
     @property
     def even(self) -> float:
-        """Share of the images in modes that are nearly as frequent as the most frequent, as mates of a symmetry are."""
+        """Share of the images in modes that are nearly as frequent as the most frequent, as mates of a symmetry are.
+
+        It is 0 if turns spread along a circle.
+        """
+        if self.is_circle:
+            return 0.0
         return float(self.shares[self.shares > _AS_FREQUENT * self.main].sum())
+
+    @property
+    def is_circle(self) -> bool:
+        """Whether turns spread along a circle, without gaps, so that their modes are no mates of a symmetry."""
+        return len(self.shares) > 2 and self.smeared > _SMEARED
 
     @property
     def number(self) -> int:
@@ -73,4 +86,14 @@ def modes_of(in_first: NDArray[np.float64], in_second: NDArray[np.float64], symm
         shares.append(len(members) / n)
         left[members] = False
     order = np.argsort(shares)[::-1]
-    return Modes(np.array(rotations).reshape(-1, 3, 3)[order], np.array(shares)[order])
+    found = Modes(np.array(rotations).reshape(-1, 3, 3)[order], np.array(shares)[order])
+    return replace(found, smeared=_smeared(found, quaternions)) if shares else found
+
+
+def _smeared(modes: Modes, quaternions: NDArray[np.float64]) -> float:
+    """`Modes.smeared` for the turns (n, 4)."""
+    frequent = modes.rotations[modes.shares > _AS_FREQUENT * modes.main]
+    cosines = np.abs(Rotation.from_matrix(frequent).as_quat() @ quaternions.T)
+    angles = np.rad2deg(2 * np.arccos(np.minimum(cosines, 1.0)))
+    within = np.count_nonzero(angles < _NEAR_IN_DEGREES, axis=1)
+    return float(np.median(np.count_nonzero(angles < 2 * _NEAR_IN_DEGREES, axis=1) / within - 1))

@@ -16,6 +16,7 @@ import numpy as np
 from emsplat.abinitio.halves import Agreement, Start
 from emsplat.particles.coverage import measure_coverage
 
+_ON_A_CIRCLE = 0.5  # largest evenness of turns that spread along a circle
 _LEAST_EXPECTED = 0.1  # of the images' power; where halves correlate less, the power of a map tells nothing
 
 Status = Literal["converged", "uncertain", "failed"]
@@ -159,7 +160,8 @@ def _mates(agreement: Agreement) -> float:
     """1 if poses gather in one place, or evenly on several as under a symmetry; less for an uneven spread.
 
     Images mix unevenly between the mates of a pseudo-symmetry, and evenly between those of a true symmetry. Where most
-    of them have found one place, and the others have not yet, there is doubt but no failure.
+    of them have found one place, and the others have not yet, there is doubt but no failure. There is doubt, too, if
+    the turns spread along a circle: maps that are wrongly round about an axis agree like that.
     """
     shares = agreement.modes.shares
     if not len(shares):
@@ -169,4 +171,6 @@ def _mates(agreement: Agreement) -> float:
         return 1.0
     large = shares[shares > 0.1 * shares[0]]
     even = float(large.mean() / large.max()) if len(large) > 1 else 0.0
+    if agreement.modes.is_circle:
+        even = min(even, _ON_A_CIRCLE)
     return max(even, 0.9 * main)

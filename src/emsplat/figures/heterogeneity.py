@@ -53,22 +53,28 @@ def figure_components(
     variances: Sequence[NDArray[np.float64]],
     significances: Sequence[NDArray[np.float64]],
     least: tuple[float, float],
+    beyond_doubt: tuple[float, float],
     chosen: int,
     path: Path,
 ) -> None:
     """What decided the number of components: the variance and significance of each among the other half's images.
 
-    Args: variances, significances: of both directions, (K,) each; least: what is asked of the two.
+    Args:
+        variances, significances: of both directions, (K,) each.
+        least: what is asked of the two.
+        beyond_doubt: a smaller variance, and the significance from which on it is enough.
     """
     with style():
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        panels = ((variances, least[0], "variance of the latents there"), (significances, least[1], "σ above noise"))
-        for place, (values, limit, label) in enumerate(panels, 1):
+        labels = "variance of the latents there", "σ above noise"
+        panels = zip((variances, significances), least, beyond_doubt, labels, strict=True)
+        for place, (values, limit, enough, label) in enumerate(panels, 1):
             axes = figure.add_subplot(1, 2, place)
             for half, of_half in enumerate(values, 1):
                 x = np.arange(1, len(of_half) + 1)
                 axes.plot(x, of_half, "o-", label=f"half {half}'s, seen by half {3 - half}")
             axes.axhline(limit, ls="--", lw=0.8, color="0.4")
+            axes.axhline(enough, ls=":", lw=0.8, color="0.4")
             axes.axvspan(0.5, chosen + 0.5, color="0.92", zorder=0)
             axes.set(xlabel="component", ylabel=label)
             axes.set_xlim(0.5, max(1, max((len(v) for v in values), default=1)) + 0.5)

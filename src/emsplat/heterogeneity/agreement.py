@@ -31,10 +31,11 @@ from emsplat.heterogeneity.subspace import Subspace, columns_of, parts_of, volum
 
 LEAST_VARIANCE = 0.3  # least variance of a component's latents in the other half; its own half finds 1
 LEAST_SIGNIFICANCE = 4.0  # standard deviations above the strongest direction of noise
-# From twice that on, half of that variance is enough: few images, or poses that a search has found, leave so much noise
-# in a component that is real that the other half finds little of it.
+# This smaller variance is enough where the significance is beyond doubt: few images, or poses that a search has found,
+# leave so much noise in a component that is real that the other half finds little of it.
+SMALL_VARIANCE, BEYOND_DOUBT = 0.5 * LEAST_VARIANCE, 2 * LEAST_SIGNIFICANCE
 _BANDS = (5.5, 9.5, 15.5)  # shells between bands of frequency; they are the ends of the stages of the subspace
-_DRAWS = 400  # draws of random weights for the images
+_DRAWS = 400  # draws of random weights for the particles
 _RIDGE = 1e-6  # keeps columns that depend on each other apart
 # Least mean information of an image on a latent of unit variance. Components that vanished while they were learnt, as
 # noise makes them, have much less, and no variance in units of theirs would mean anything.
@@ -55,7 +56,7 @@ class Seen:
     @property
     def count(self) -> int:
         """Number of components, from the clearest on, that are beyond doubt."""
-        least = np.where(self.significance > 2 * LEAST_SIGNIFICANCE, 0.5 * LEAST_VARIANCE, LEAST_VARIANCE)
+        least = np.where(self.significance > BEYOND_DOUBT, SMALL_VARIANCE, LEAST_VARIANCE)
         sure = (self.variance > least) & (self.significance > LEAST_SIGNIFICANCE)
         return len(sure) if sure.all() else int(np.argmin(sure))
 

@@ -88,17 +88,20 @@ def observe(
 def shared_latents(particles: Particles) -> NDArray[np.int64]:
     """(N,) numbers of the rows, equal for those that share one latent, which are the tilts of one particle.
 
-    Other rows of one particle are copies of its image, as the expansion of a symmetry makes them, or images of its
-    parts. Each shows the particle in another place of the model, which varies by itself, and has a latent of its own.
+    Tilts are the rows that the file names so. If it names none, they are the rows of one particle whose exposures or
+    B-factors differ. Other rows of one particle are copies of its image, as the expansion of a symmetry makes them, or
+    images of its parts. Each shows the particle in another place of the model, which varies by itself, and has a latent
+    of its own.
     """
-    _, particle = np.unique(particles.particle, return_inverse=True)
+    named = particles.tilted_particle
+    _, particle = np.unique(particles.particle if named is None else named, return_inverse=True)
     count = particle.max(initial=-1) + 1
-    varies = np.zeros(count, dtype=bool)
-    for values in (particles.pre_exposure, particles.b_factor_in_square_angstroms):
+    tilted = np.zeros(count, dtype=bool) if named is None else np.bincount(particle) > 1
+    for values in (particles.pre_exposure, particles.b_factor_in_square_angstroms) if named is None else ():
         least, most = np.full(count, np.inf), np.full(count, -np.inf)
         np.minimum.at(least, particle, values)
         np.maximum.at(most, particle, values)
-        varies |= most > least
+        tilted |= most > least
     image = particles.stack.astype(np.int64) * (int(particles.section.max(initial=0)) + 1) + particles.section
     order = np.argsort(image, kind="stable")
     first = np.append(True, np.diff(image[order]) != 0)[: len(order)]
@@ -106,7 +109,7 @@ def shared_latents(particles: Particles) -> NDArray[np.int64]:
     copy[order] = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
     alone = np.arange(len(order))
     tilt = particle * (copy.max(initial=0) + 1) + copy
-    return np.where(varies[particle], tilt + len(order), alone)
+    return np.where(tilted[particle], tilt + len(order), alone)
 
 
 def side_by_side(rows: NDArray[np.int64], particle: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -124,13 +124,14 @@ def _tell_of_copies(work: Work) -> None:
     """Say what is made of several rows that show one particle, and of symmetry."""
     particles, latents, rows = len(np.unique(work.table.particle)), len(np.unique(work.latent)), len(work.table)
     if latents < rows:
-        work.reporter.line("several images show one particle, its tilts; they share one latent")
+        work.reporter.line("the tilts of a particle share one latent")
     if particles < latents:
         work.reporter.line(
-            f"{rows:,} rows show {particles:,} particles, as after the expansion of a symmetry; the copies of a "
-            "particle are in one half set, and each has a latent of its own"
+            f"{rows:,} rows show {particles:,} particles, as after the expansion of a symmetry or the subtraction of "
+            "signal; the copies of a particle are in one half set, and each has a latent of its own. If they are "
+            "tilts instead, name them by rlnTomoParticleName, so that they share one"
         )
-    else:
+    if 2 * particles > latents:
         work.reporter.line(
             "no symmetry is assumed; of a symmetric particle, expand the symmetry of the particle file first"
         )

@@ -24,7 +24,7 @@ from emsplat.io.cs import images_and_optics
 from emsplat.io.find_files import renamed
 from emsplat.io.formats import Format
 from emsplat.io.mrc import StackReader
-from emsplat.io.relion import BY_MAGNIFICATION, particle_numbers, pixel_sizes_of_star
+from emsplat.io.relion import BY_MAGNIFICATION, particle_numbers, pixel_sizes_of_star, tilted_particles
 from emsplat.io.relion_rows import read_rows
 from emsplat.io.stacks import (
     ImageNames,
@@ -58,6 +58,7 @@ class _Images:
     stacks: tuple[Path, ...] = ()  # where they had to be opened to know their images
     half_set: NDArray[np.int8] | None = None  # (N,) 1 or 2, where the file gives them
     particle: NDArray[np.int64] | None = None  # (N,) numbers, where the file may tell the tilts of one particle
+    tilted_particle: NDArray[np.int64] | None = None  # as in `Particles`
     said: Mapping[str, Said] = field(default_factory=dict)  # what the CTFs' pickle says, too, by the name in LIMITS
 
 
@@ -127,6 +128,7 @@ def read_cryodrgn(
         particle=np.arange(n) if images.particle is None else images.particle,
         half_set=np.zeros(n, dtype=np.int8) if images.half_set is None else images.half_set,
         warnings=(*renamed(names.stacks, stacks), *twice),
+        tilted_particle=images.tilted_particle,
     )
 
 
@@ -180,6 +182,7 @@ def _images_of_star(path: Path) -> _Images:
         ids,
         half_set=None if half_set is None else half_set.astype(np.int8),
         particle=particle_numbers(rows),
+        tilted_particle=tilted_particles(rows),
         said=said | ({"pixel size": sizes[0]} if sizes else {}),
     )
 

@@ -124,6 +124,7 @@ def particles_of(
         particle=particle_numbers(rows),
         half_set=_half_sets(rows, particle),
         warnings=(*renamed(names.stacks, stacks), *pixel_warnings, *twice, *origin_warnings, *_warnings(rows)),
+        tilted_particle=_if_shared(particle),
     )
 
 
@@ -309,10 +310,19 @@ def particle_numbers(rows: Rows) -> NDArray[np.int64]:
     return _with_original_images(rows, _tilted_particles(rows))
 
 
+def tilted_particles(rows: Rows) -> NDArray[np.int64] | None:
+    """(N,) particle numbers, equal for the tilts of one particle; None where no particle has several."""
+    return _if_shared(_tilted_particles(rows))
+
+
+def _if_shared(particle: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The numbers if any two of them are equal."""
+    return particle if len(np.unique(particle)) < len(particle) else None
+
+
 def holds_tilts(path: Path) -> bool:
     """Whether rows of a star file are tilts of one particle."""
-    rows = read_rows(path, mandatory=("rlnImageName",))
-    return len(np.unique(_tilted_particles(rows))) < len(rows)
+    return tilted_particles(read_rows(path, mandatory=("rlnImageName",))) is not None
 
 
 def _tilted_particles(rows: Rows) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.figures import heterogeneity as figures
-from emsplat.heterogeneity.agreement import LEAST_SIGNIFICANCE, LEAST_VARIANCE
+from emsplat.heterogeneity.agreement import BEYOND_DOUBT, LEAST_SIGNIFICANCE, LEAST_VARIANCE, SMALL_VARIANCE
 from emsplat.heterogeneity.decoder import average
 from emsplat.heterogeneity.latents import write_latents
 from emsplat.heterogeneity.result import Heterogeneity
@@ -313,7 +313,8 @@ def _draw(files: HeterogeneityFolder, result: Heterogeneity) -> None:
     if len(found.seen[0].variance):
         figures.figure_components(
             [seen.variance for seen in found.seen], [seen.significance for seen in found.seen],
-            (LEAST_VARIANCE, LEAST_SIGNIFICANCE), found.count, files.figure("components"),
+            (LEAST_VARIANCE, LEAST_SIGNIFICANCE), (SMALL_VARIANCE, BEYOND_DOUBT), found.count,
+            files.figure("components"),
         )  # fmt: skip
     if result.states:
         shares = np.array([state.population for state in result.states])

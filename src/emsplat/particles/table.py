@@ -58,6 +58,8 @@ class Particles:
     particle: NDArray[np.int64]  # (N,) rows of one particle (its tilts) share a number
     half_set: NDArray[np.int8]  # (N,) 1 or 2; 0 where the file gives none
     warnings: tuple[str, ...] = ()  # what the reader could not honour, one line each
+    # (N,) rows that the file names as the tilts of one particle share a number; None: the file names no tilts
+    tilted_particle: NDArray[np.int64] | None = None
     dark: NDArray[np.bool_] | None = None  # (N,) images that the file marks as dark, negated when read; None: none
     modelled_to_in_angstroms: float | None = (
         None  # finer detail holds aberrations that are not modelled; None: no detail does

@@ -29,14 +29,7 @@ from emsplat.statistics.preview import Preview
 _SAMPLE = 512  # images that are measured with
 _POINTS = 8  # maps that they are compared with
 BINS_OF_AN_IMAGE = 2.0  # bins that an image has a share in; 1.7 to 2.3 were seen
-_STEPS = (
-    45,
-    20,
-    20,
-    20,
-    20,
-    20,
-)  # steps of a variant in each round, with the looks at held-out images; 20 to 60 were seen
+_STEPS = (45, *[20] * 5)  # of a variant in each round, with the looks at held-out images; 20 to 60 were seen
 _ANNEALING = 12
 _VARIANTS = 2
 _FIGURES_SECONDS = 6.0

@@ -1,4 +1,4 @@
-"""Two processes for work in Python that leaves nothing but files, such as figures: this one, and a copy of it."""
+"""Work in Python that leaves nothing but files, such as figures, shared by this process and a copy of it."""
 
 from __future__ import annotations
 
@@ -47,15 +47,17 @@ def _may_copy() -> bool:
 def _copy_that_does(pieces: Sequence[Work]) -> int | None:
     """Number of a copy of this process that does the pieces and ends, with status 0 if it has done them all.
 
-    None if the system has no room for another process.
+    None if the system has no room for another process. An interrupt from the keyboard is left to this process, which
+    then ends the copy: in the copy it could run what only the original may do.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, which the copy does not need
-        try:
-            number = os.fork()
-        except OSError:
-            return None
-    if number:
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    number: int | None = None
+    try:
+        number = _forked()
+    finally:
+        if number != 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    if number != 0:
         return number
     status = 1
     try:
@@ -64,6 +66,16 @@ def _copy_that_does(pieces: Sequence[Work]) -> int | None:
         status = 0
     finally:
         os._exit(status)  # without what the original does at its own end
+
+
+def _forked() -> int | None:
+    """As `os.fork`; None if the system has no room for another process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about other threads, which the copy does not need
+        try:
+            return os.fork()
+        except OSError:
+            return None
 
 
 def _waited_for(copy: int) -> bool:
