@@ -134,11 +134,15 @@ def foreign_sets() -> dict[str, Particles]:
 
 
 def moments_left(particles: Particles, rotations: NDArray[np.float64]) -> float:
-    """What poses leave of the second moments of noise-free projections, of their standard deviation: 0 if right.
+    """The spread of the second moments of noise-free projections that poses do not explain, over the whole spread.
 
-    The covariance of a projection, about its centre of mass, is the upper left part of ``R M Rᵀ`` where M is that of
-    the particle, so that six numbers must explain all images. No program takes part in this, and no shift.
-    Faint pixels do not count, because ripples far from the particle would weigh most.
+    It is 0 for right poses and about 1 for poses that say nothing. The covariance of a projection,
+    about its centre of mass, is the upper left part of ``R M Rᵀ`` where M is that of the particle, so that six numbers
+    must explain all images. Neither maps nor shifts are needed. Faint pixels do not count, because ripples far from the
+    particle would weigh most.
+
+    Args:
+        rotations: (n, 3, 3) the poses, for all particles in their order.
     """
     with ImageSource(particles) as images:
         values = images.read(np.arange(len(particles))).astype(np.float64)

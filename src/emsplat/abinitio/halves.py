@@ -62,7 +62,7 @@ class Agreement:
 
     alignment: Alignment  # alignment of the second map onto the first
     correlations: NDArray[np.float64]  # (R,) FSC of the unregularised inversions, rings from 1
-    expected_power: float  # power share, as `stochastic.power_share`, of a correct map of halves that correlate so
+    expected_power: float  # `stochastic.power_share` of a correct map, given how far the halves correlate
     modes: Modes  # modes of the turns between the poses of an image in the two maps
     own_evidence: float  # evidence of images under their own half's map
     other_evidence: float  # evidence of the same images under the other half's map

@@ -24,7 +24,7 @@ _SAMPLE, _SAMPLE_BYTES = 2000, 192 << 20
 _BOX = 32  # pixels that images are cropped to, which suffices for a diameter
 _OUTLINE = 0.04  # share of the largest excess variance that still belongs to the particle
 _TAIL, _FALLING = 0.12, 1.6  # a particle's edge falls by this factor within two rings; a tail below this share may not
-_FLAT = 1.8  # largest over smallest excess of a flat tail; beyond a particle alone it falls by more
+_FLAT = 1.8  # largest over smallest excess in a flat tail; beyond a single particle the excess falls by more
 _SURE = 5.0  # standard errors that leave no doubt
 _UNSEEN = 0.5  # share of the box: a circle within the particle shows its contrast, a wider one dilutes it
 

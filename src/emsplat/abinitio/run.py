@@ -45,7 +45,7 @@ from emsplat.settings import AbInitioSettings
 from emsplat.statistics.schedule import ranks_told_apart
 from emsplat.validation.local_resolution import local_resolution
 
-_HOPELESS = 0.3  # nats per image
+_HOPELESS = 0.3  # nats per image; where maps explain less, no further start is made
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def write_ab_initio(
         files.configuration.write_text(text + "\n", encoding="utf-8")
         if not found.shown.all():
             outputs.write_ids(files.junk, particles.ids[~found.shown])
-            reporter.line(f"{files.junk.name} lists the images without a particle, for emsplat reconstruct --drop")
+            named = f"{files.junk.name} lists the images that probably show no particle, by their ids in"
+            reporter.line(f"{named} {particles.source}; the option --drop leaves them out")
         names = " and ".join(path.name for path in paths)
         reporter.line(f"{names}: the particles with the poses found; images are named as in {particles.source}")
         if found.settings.invert:

@@ -50,7 +50,8 @@ def write_reports_of_classes(folder: Path, output: Path | None = None) -> list[P
     """Write the report of every class of a search for several classes, and return their paths.
 
     Raises:
-        InputError: an output file is given, as if there were only one report; or as for `write_report`.
+        InputError: an output file is given, as if there were only one report; no class is there; or as for
+            `write_report`.
     """
     classes = ClassesFolder(folder)
     if output is not None:
@@ -58,7 +59,10 @@ def write_reports_of_classes(folder: Path, output: Path | None = None) -> list[P
             f"{folder}: holds a search for several classes, whose reports cannot all be {output}; leave out --output, "
             f"or give the folder of one class, {classes.of_class(1).path}"
         )
-    return [write_report(of_class.path) for of_class in classes.finished()]
+    written = [write_report(of_class.path) for of_class in classes.finished()]
+    if not written:
+        raise InputError(f"{classes.of_class(1).summary}: missing, so that no class can be reported on; search again")
+    return written
 
 
 def report_html(run: Run) -> str:

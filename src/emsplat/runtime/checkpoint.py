@@ -32,7 +32,7 @@ from emsplat.runtime.reporting import Reporter
 from emsplat.runtime.tensors import Header, read_header, read_tensors, write_tensors
 
 FOLDER = "checkpoints"
-_FORMAT = "emsplat checkpoint 3"
+_FORMAT = "emsplat checkpoint 4"
 _SHOWN = 3  # number of differences that a message names
 _GUESS = 256e6, 1.28  # bytes and seconds that are assumed before anything has been written
 

@@ -52,7 +52,10 @@ class Conformations:
         return len(self.states)
 
     def map(self, state: int, settings: SimulationSettings) -> NDArray[np.float32]:
-        """(D, D, D) true map of a state, which is not to be changed. The last one is kept, since atoms take seconds."""
+        """(D, D, D) true map of a state, which the caller must not change.
+
+        The last map is kept, because it takes seconds to make one from atoms.
+        """
         if (state, settings) not in self._last:
             self._last.clear()
             self._last[state, settings] = self.states[state].map(self.centre, settings)
