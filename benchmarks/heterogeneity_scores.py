@@ -82,8 +82,9 @@ def error_of_true_maps(
 ) -> float:  # fmt: skip
     """The error that remains if the maps are known.
 
-    It is that of the posterior means under the true maps and populations where conformations are discrete. Continuous
-    ones would be told apart too well by so few maps, far apart: there, it follows from the Cramér-Rao bound.
+    Where conformations are discrete, it is that of the posterior means under the true maps and populations. Of
+    continuous ones the few maps lie so far apart that they would be told apart too well. There, the error follows from
+    the Cramér-Rao bound.
     """
     table, limit = found.consensus.particles, found.consensus.validation.limit_shell
     stage = stages(table.box_size, max(2, min(limit, 23, table.box_size // 2 - 1)))[-1]
@@ -104,7 +105,10 @@ def _bound(
     one: Set, observed: Observations, volumes: list[NDArray[np.float32]], labels: NDArray[np.int64],
     true: NDArray[np.float64],
 ) -> float:  # fmt: skip
-    """The error of the best unbiased estimate, in the units of `latent_error`."""
+    """The error of the best estimate, in the units of `latent_error`.
+
+    On a circle it is that of an unbiased estimate; of two coordinates, their prior of unit variance is known as well.
+    """
     slopes = _on_a_circle(volumes) if one.kind == "circle" else _by_regression(volumes, true)
     errors = []
     for label, of_label in enumerate(slopes):

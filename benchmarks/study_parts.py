@@ -173,7 +173,7 @@ def truncation(study: Study) -> Iterator[Row]:
 
 @contextmanager
 def widening(kappa: float, least_scale: float) -> Iterator[None]:
-    """Compare values of κ, and of the smallest σ that is splatted."""
+    """Use this κ, and this smallest σ, for all that is splatted while the context lasts."""
     before = bandlimit.WIDENING, gaussian_model._MIN_SCALE
     try:
         for module in (bandlimit, gaussian_model, imaging):

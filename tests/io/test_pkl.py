@@ -283,3 +283,8 @@ def test_bad_lists_and_stars_are_refused(dataset, tmp_path, pickled, refuses):
     (tmp_path / "other.star").write_text("data_\n\nloop_\n_rlnMicrographName #1\na.mrc\n")
     with refuses("other.star", "rlnImageName"):
         read_particles(tmp_path / "other.star", **pickled())
+
+
+def test_the_tilts_that_a_star_names_are_known(dataset, pickled):
+    found = read_particles(dataset(rlnTomoParticleName=list("ababab")), **pickled())
+    np.testing.assert_array_equal(found.tilted_particle, [0, 1] * 3)

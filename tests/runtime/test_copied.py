@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def test_every_second_piece_is_done_elsewhere(files: list[Path]) -> None:
     makers = [int(path.read_text()) for path in files]
     assert makers[::2] == [os.getpid()] * 3
     assert makers[1] == makers[3] != os.getpid()
+
+
+def test_interrupts_reach_the_original_alone(files: list[Path]) -> None:
+    def tell(path: Path) -> None:
+        path.write_text(str(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+    copied.in_two_processes([partial(tell, path) for path in files[:2]])
+    assert [path.read_text() for path in files[:2]] == ["False", "True"]
 
 
 def test_what_fails_in_the_copy_is_done_again_here(files: list[Path]) -> None:

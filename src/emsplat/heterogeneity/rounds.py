@@ -111,8 +111,8 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
 def _drawn(latents: Latents, seed: int) -> NDArray[np.float64]:
     """(n, K) latents of the images that show a particle, drawn from their posteriors.
 
-    All together are spread as the particles are. Posterior means are less so, and points among them would draw together
-    from round to round.
+    Taken together, they are spread as the latents of the particles are. Posterior means are spread less, and points
+    among them would draw closer together from round to round.
     """
     chosen = latents.junk < 0.5
     values, vectors = np.linalg.eigh(latents.covariance[chosen])

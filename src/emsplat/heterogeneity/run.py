@@ -133,7 +133,7 @@ def _tell_of_copies(work: Work) -> None:
         )
     if 2 * particles > latents:
         work.reporter.line(
-            "no symmetry is assumed; of a symmetric particle, expand the symmetry of the particle file first"
+            "no symmetry is assumed; if the particle has one, expand the symmetry of the particle file first"
         )
 
 

@@ -1,6 +1,6 @@
 """Whether a job may write its run folder, and whether a complete run is there already.
 
-This is asked before the work, and therefore without what is needed to write the folder, which takes long to import.
+These questions are asked before the work. What only writing needs is therefore not imported here: it takes long.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def flip(folder: Path, overwrite: bool = False) -> list[Path]:
     """
     run = open_run(folder)
     source = read_map(required(run.folder.map()))
-    tables = [path for path in run.folder.refined_particles if path.is_file()]
+    has_poses = run.summary.get("refinement") or run.summary.get("ab_initio")
+    tables = [path for path in run.folder.refined_particles if path.is_file()] if has_poses else []
     written = [folder / NAMES[0], *(folder / f"{NAMES[1]}{path.suffix}" for path in tables)]
     present = [path for path in written if path.exists()]
     if present and not overwrite:

@@ -1,4 +1,4 @@
-"""Writes the run folder of a reconstruction, whole or not at all."""
+"""The run folder of a reconstruction, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def write_run(
             write_json(files.configuration, configuration(reconstruction))
             if addition is None:
                 _write_particles(files, reconstruction, reporter)
+                _warn_of_particles(RunFolder(folder), reconstruction, reporter)
         with reporter.stage("figures"):
             draw_figures(files, reconstruction, truth, resolution_text({**verdict(reconstruction), **facts}))
             if addition is not None:
@@ -96,6 +97,8 @@ def _remove_replaced(files: RunFolder, r: Reconstruction) -> None:
     missing = [*files.models] if r.gaussians is None else []
     if r.local_resolution is None:
         missing += [files.local_resolution, files.figure("local_resolution")]
+    if r.refinement is None:
+        missing.append(files.figure("refinement"))
     for path in missing:
         path.unlink(missing_ok=True)
 
@@ -125,7 +128,7 @@ def _write_maps(files: RunFolder, r: Reconstruction) -> None:
 
 
 def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
-    """Writes the Gaussians, if they are what was fitted."""
+    """Write the Gaussians if they are what was fitted."""
     box = {
         "box_size": str(len(r.map)),
         "pixel_size_in_angstroms": f"{r.pixel_size_in_angstroms:.6g}",
@@ -138,7 +141,7 @@ def _write_gaussians(files: RunFolder, r: Reconstruction) -> None:
 
 
 def _write_particles(files: RunFolder, r: Reconstruction, reporter: Reporter) -> None:
-    """Writes the particles back, if they were refined."""
+    """Write the particles back if they were refined."""
     if r.refinement is None:
         return
     contrast = 1 + r.refinement.changes[:, 5]
@@ -148,10 +151,18 @@ def _write_particles(files: RunFolder, r: Reconstruction, reporter: Reporter) ->
         reporter.warn(f"{path.name} cannot say that images are dark; read it with --invert")
 
 
+def _warn_of_particles(there: RunFolder, r: Reconstruction, reporter: Reporter) -> None:
+    """Warn of particle files that look like refined ones of this run. They stay, because they may be the user's own."""
+    source = Path(r.particles.source).absolute()
+    for path in there.refined_particles if r.refinement is None else ():
+        if path.is_file() and path.absolute() != source:
+            reporter.warn(f"{path} was there before; it does not belong to this run, which refined no particles")
+
+
 def draw_figures(
     files: RunFolder, r: Reconstruction, truth: NDArray[np.float64] | None = None, resolution: str | None = None
 ) -> None:
-    """Draws the figures of a run into their folder, which must not exist yet.
+    """Draw the figures of a run into their folder, which must not exist yet.
 
     Args:
         resolution: what is said of it; by default what was measured.

@@ -28,8 +28,8 @@ from emsplat.poses.refine import RefineSettings
 EARLY_ROUNDS, LATE_ROUNDS = 3, 5  # rounds of the second stage of one start: 4 to 14 were seen, and 40 are possible
 SEARCHES = 1  # searches on refined maps; 1 to 3 are made
 COMPARED = 4600  # largest number of images of one half that are posed in the map of the other, or imitated
-_SAMPLE, _FEW = 160, 4  # images: a round of a few takes what a round takes whatever the number of images
-_LEAST_SHARE = 0.1  # of a round of the sample, for its images: times on a busy machine may say less
+_SAMPLE, _FEW = 160, 4  # images; a round of few images takes the time that does not depend on their number
+_LEAST_SHARE = 0.1  # least share of the time of a round that depends on its images; a busy machine may show less
 _RINGS_AGAIN = 1.5  # rings of a search on refined maps, over those of the search before
 SEARCH_BYTES = 600e6  # memory of the scores and coefficients of a block of images
 
@@ -42,7 +42,7 @@ class PoseRates:
     polar_seconds_per_image: float  # reading an image and its transform on the polar grid
     batch_seconds: float
     n_batches: int  # of one start
-    round_seconds: float  # what a round takes whatever the number of images: slices of the map, and their insertion
+    round_seconds: float  # of a round, for slices of the map and their insertion, which do not depend on the images
     early_seconds_per_image: float  # beyond this, in a round against a map that is wrong
     late_seconds_per_image: float  # beyond this, in a round against the right map
     alignment_seconds: float
@@ -55,7 +55,7 @@ class PoseRates:
         return [
             f"an image takes {1e3 * self.polar_seconds_per_image:.2g} ms for its polar transform, and {early:.2g} ms "
             f"in an early and {late:.2g} ms in a late round of the search, measured with images imitated at the power "
-            f"of these; a round takes {self.round_seconds:.2g} s more",
+            f"of these; every round takes {self.round_seconds:.2g} s besides",
             f"one start of each half suffices, with {self.n_batches} batches and then {EARLY_ROUNDS} early and "
             f"{LATE_ROUNDS} late rounds, and so does one search on refined maps",
             *(

@@ -184,9 +184,9 @@ def _decoder(search: Search, rates: Rates, halves: float) -> Stage:
 
 
 def _bytes_of_posteriors(search: Search) -> float:
-    """The posterior of all images, and what one half's is made from."""
+    """The posteriors of all images, of a round and of the one before, and what one half's posterior is made from."""
     n = search.consensus.n_images
-    return 4 * n * search.n_points + n / 2 * search.n_points * 16
+    return 2 * 4 * n * search.n_points + n / 2 * search.n_points * 16
 
 
 def _of_states(search: Search, cluster: Cluster, rates: Rates, disk: float) -> Stage:

@@ -112,29 +112,16 @@ def reconstruct(
     Raises:
         InputError: the input is wrong; one line says what is wrong and what to do.
     """
-    settings = settings or ReconstructSettings()
-    reporter = reporter or Reporter()
+    settings, reporter = settings or ReconstructSettings(), reporter or Reporter()
     world, tuning = world or World(), tuning or Tuning()
     with threads(settings.threads or world.cores), ExitStack() as stack:
         device = devices.chosen(settings.device, reporter)
-        with reporter.stage("read"):
-            said = _as_said(particles, settings)
-            asked = as_asked(said, settings)
-            if is_part:
-                asked = replace(asked, warnings=())  # the other job has shown them
-            table, poses_shared = _table_with_halves(asked, settings, reporter)
-            mask = None if settings.mask is None else read_given_mask(settings.mask, table, reporter)
-            check_agreement(table, settings, world, {"content of --mask": mask.digest} if mask else None)
-            _check_modelled(table, settings)
-        source = stack.enter_context(ImageSource(table, settings.invert))
-        if world.watch:
-            source.watch = world.watch.reading
+        said, table, poses_shared, mask = _read(particles, settings, reporter, world, is_part)
         box_size = working_box(table, settings)
-        images: Images = source
-        if settings.cache is not None:
-            images = stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
-        ranks = {"ranks": ranks_told_apart(world.size)}
-        checkpoints = checkpoints.belonging_to(identity(table, settings, mask) | ranks)
+        source, images = _opened(table, box_size, settings, reporter, world, stack)
+        checkpoints = checkpoints.belonging_to(
+            identity(table, settings, mask) | {"ranks": ranks_told_apart(world.size)}
+        )
         check_refinable(table, settings)
         # The noise is measured outside the particle, in images that were not cropped.
         whole = images if box_size == table.box_size else source
@@ -147,10 +134,7 @@ def reconstruct(
             preview = world.broadcast(look_at_sample(table, whole, symmetry, settings.seed) if world.is_first else None)
             diameter = _diameter(preview, table, mask, settings, reporter, contrast_is_known=is_part)
         grid = working_grid(table, diameter, symmetry, box_size)
-        reporter.line(
-            f"the working box has {grid.box_size} voxels of {grid.pixel_size:.4g} Å, with density in a cube of "
-            f"{grid.extent * grid.pixel_size:.0f} Å"
-        )
+        reporter.line(grid.text())
         accumulation, finest = accumulation_settings(grid, preview, tuning), 2 * grid.pixel_size
         device = with_room(
             device, HALF_SET_PARTS, table.box_size, accumulation, settings.device, finest, reporter, world
@@ -159,21 +143,11 @@ def reconstruct(
         job = Job(images, preview, grid, settings, Context(world, device, reporter, checkpoints), tuning, mask)
         refinement = None
         if settings.refined:
-            limits = replace(
-                refine_settings(settings, diameter),
-                most_rounds=tuning.refinement_rounds,
-                blocks=tuning.refinement_blocks,
-            )
-            task = Task(world, device, reporter, checkpoints.named("refinement", world))
-            recorded = Recorded(table, images, preview.noise)
-            table, solution, refinement = refined(recorded, partial(solve, job), limits, diameter, task)
+            table, solution, refinement = _refined(job, table, diameter)
         else:
             solution = solve(job, table)
         first, second = solution.halves
-        what = solution, table.pixel_size_in_angstroms, settings, reporter, is_part
-        judged = _judged(*what) if world.is_first else None
-        with reporter.stage("local resolution"):
-            judged = world.broadcast(judged)
+        judged = _judged_everywhere(job, solution, table.pixel_size_in_angstroms, is_part)
         checkpoints.tell_cost()
         forward_warnings(reporter, world)
     return Reconstruction(
@@ -195,6 +169,49 @@ def reconstruct(
         settings=settings,
         reporter=reporter,
     )
+
+
+def _read(
+    particles: Path | str | Particles, settings: ReconstructSettings, reporter: Reporter, world: World, is_part: bool
+) -> tuple[Particles, Particles, bool, GivenMask | None]:
+    """The table with the CTFs that the file gives; the table to be used; whether its halves had to be drawn; the mask.
+
+    Args: is_part: as in `reconstruct`.
+    """
+    with reporter.stage("read"):
+        said = _as_said(particles, settings)
+        asked = as_asked(said, settings)
+        if is_part:
+            asked = replace(asked, warnings=())  # the other job has shown them
+        table, poses_shared = _table_with_halves(asked, settings, reporter)
+        mask = None if settings.mask is None else read_given_mask(settings.mask, table, reporter)
+        check_agreement(table, settings, world, {"content of --mask": mask.digest} if mask else None)
+        _check_modelled(table, settings)
+    return said, table, poses_shared, mask
+
+
+def _opened(
+    table: Particles, box_size: int, settings: ReconstructSettings, reporter: Reporter, world: World, stack: ExitStack
+) -> tuple[ImageSource, Images]:
+    """The images as they are, and those that the work reads: the same, or their copies in the cache."""
+    source = stack.enter_context(ImageSource(table, settings.invert))
+    if world.watch:
+        source.watch = world.watch.reading
+    if settings.cache is None:
+        return source, source
+    return source, stack.enter_context(CachedImages(source, box_size, settings.cache, settings.cache_size, reporter))
+
+
+def _refined(job: Job, table: Particles, diameter: float) -> tuple[Particles, Solution, Refinement]:
+    """The refined particles, their solution, and what the refinement did."""
+    context, tuning = job.context, job.tuning
+    limits = replace(
+        refine_settings(job.settings, diameter), most_rounds=tuning.refinement_rounds, blocks=tuning.refinement_blocks
+    )
+    checkpoint = job.checkpoints.named("refinement", job.world)
+    task = Task(job.world, context.device, job.reporter, checkpoint)
+    recorded = Recorded(table, job.images, job.preview.noise)
+    return refined(recorded, partial(solve, job), limits, diameter, task)
 
 
 def _as_said(source: Path | str | Particles, settings: ReconstructSettings) -> Particles:
@@ -343,6 +360,15 @@ class _Judged:
     local_resolution: LocalResolution | None
     standard_error: NDArray[np.float32]
     b_factor: float | None
+
+
+def _judged_everywhere(job: Job, solution: Solution, pixel_size: float, is_part: bool) -> _Judged:
+    """What the first rank makes of the two halves, on every rank. Args: is_part: as in `reconstruct`."""
+    judged = None
+    if job.world.is_first:
+        judged = _judged(solution, pixel_size, job.settings, job.reporter, is_part)
+    with job.reporter.stage("local resolution"):
+        return job.world.broadcast(judged)
 
 
 def _judged(

@@ -27,6 +27,13 @@ class Grid:
     diameter_in_angstroms: float
     symmetry: NDArray[np.float64]  # (m, 3, 3)
 
+    def text(self) -> str:
+        """One line for the log."""
+        return (
+            f"the working box has {self.box_size} voxels of {self.pixel_size:.4g} Å, with density in a cube of "
+            f"{self.extent * self.pixel_size:.0f} Å"
+        )
+
 
 def working_box(table: Particles, settings: ReconstructSettings) -> int:
     """The smallest box that holds the finest resolution asked for.

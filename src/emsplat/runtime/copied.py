@@ -19,8 +19,8 @@ Work = Callable[[], None]
 def in_two_processes(pieces: Sequence[Work]) -> None:
     """Do all pieces of work, every second one in a copy of this process where Linux and a second core allow it.
 
-    The copy has none of the other threads of this process, so that a piece must not need them. What the copy does not
-    finish, for whatever reason, is done here, and raises here what it may raise.
+    The copy has none of the other threads of this process, so that a piece must not need them. If the copy does not
+    finish its pieces, for whatever reason, they are done here, and their errors are raised here.
     """
     theirs = pieces[1::2]
     copy = _copy_that_does(theirs) if _may_copy() else None
@@ -47,8 +47,8 @@ def _may_copy() -> bool:
 def _copy_that_does(pieces: Sequence[Work]) -> int | None:
     """Number of a copy of this process that does the pieces and ends, with status 0 if it has done them all.
 
-    None if the system has no room for another process. An interrupt from the keyboard is left to this process, which
-    then ends the copy: in the copy it could run what only the original may do.
+    None if the system has no room for another process. Interrupts are left to this process, which then ends the copy.
+    An interrupt in the copy could make it clean up what belongs to the original.
     """
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     number: int | None = None

@@ -1,4 +1,4 @@
-"""Memory of the process: what the C library keeps of freed memory can go back to the system."""
+"""Memory that has been freed, and that the C library keeps, can go back to the system."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from contextlib import suppress
 
 
 def give_back_free_memory() -> None:
-    """Return freed memory to the system, between stages of which one frees what the next has no use for.
+    """Return freed memory to the system. It is called between two stages, when the memory of the first is free.
 
-    The C library of Linux keeps freed pieces between pieces that are in use, in a pool for each thread, and they count
-    as memory of the process. Where there is no such function, nothing is done.
+    The C library of Linux keeps freed pieces that lie between pieces in use, in a pool for each thread, and they count
+    as memory of the process. Other systems have no such function, and nothing is done.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

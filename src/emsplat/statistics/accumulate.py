@@ -264,7 +264,7 @@ def prepared_blocks(
     settings: AccumulationSettings,
     stopwatch: Stopwatch,
 ) -> Iterator[Prepared]:
-    """C W² y, centred, and C² W² of the images, block by block; the next block is read while one is worked on.
+    """C W² y, centred, and C² W² of the images, block by block; the next block is read while the caller uses one.
 
     Args:
         entries: gives the entries of a block, by number, in b and in T; images are read for b alone.
@@ -303,7 +303,7 @@ def prepared_blocks(
                     antisymmetric_of[rows], scale, box_size, step,
                 )  # fmt: skip
                 del block
-            if number + 1 < n_blocks:  # it is read while this one is worked on, and not in memory before
+            if number + 1 < n_blocks:  # it is read while the caller uses this one, and not in memory before
                 ahead = reader.submit(read, number + 1)
             yield (of_b, spectra), (of_t, weights)
             del spectra, weights  # before there are those of the next block

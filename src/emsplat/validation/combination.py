@@ -123,7 +123,10 @@ def places(density: Volume, mask: Volume, blur: float, quantiles: Sequence[float
 
 
 def _weighted(spectra: list[NDArray[np.complex64]], gaussian: Volume, mask: Volume, weights: Array) -> Volume:
-    """The half map of spectra, one of each estimate, which are used up, and of the Gaussians outside the mask."""
+    """The half map: a weighted sum of the estimates, and the Gaussians outside the mask.
+
+    Args: spectra: one for each estimate; they are changed and taken out of the list, which saves memory.
+    """
     box_size = len(mask)
     radius = maps.radius(box_size)
     total = np.zeros_like(spectra[0])
