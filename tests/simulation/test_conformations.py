@@ -115,6 +115,11 @@ def test_junk_shows_no_particle_or_two_neighbours(one_chain: Path, tmp_path: Pat
     assert power[kinds == "neighbours"].mean() > power[kinds == ""].mean()
 
 
+def test_something_must_be_simulated(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model to simulate"):
+        simulate([], tmp_path / "images", CLEAN)
+
+
 def test_populations_must_fit_the_conformations(two_models: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="3 numbers for 2 conformations"):
         simulate(two_models, tmp_path / "run", replace(CLEAN, populations=(1, 1, 1)))

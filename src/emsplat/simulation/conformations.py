@@ -81,6 +81,8 @@ def read_conformations(models: Sequence[Path], settings: SimulationSettings) -> 
     Raises:
         InputError: an unusable file, or populations that do not fit the number of conformations.
     """
+    if not models:
+        raise InputError("no model to simulate; give a PDB or mmCIF model, or an MRC map")
     found: list[tuple[str, gemmi.Model | Path]] = []
     for path in map(Path, models):
         if not path.is_file():
