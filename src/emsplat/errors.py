@@ -42,7 +42,7 @@ def in_one_line(error: BaseException) -> tuple[str, int] | None:
     """The message for the user and the exit code of an error; None if the error is a fault of the program."""
     if isinstance(error, InputError):
         return str(error), BAD_INPUT
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not _is_out_of_memory(error):
         return _of_the_system(error), BAD_INPUT
     if is_out_of_card(error):
         needed = str(error).removeprefix(_OUT_OF_CARD[0]).strip(". ").split(". ")[0].split("\n")[0]
@@ -50,12 +50,21 @@ def in_one_line(error: BaseException) -> tuple[str, int] | None:
             f"out of memory on the graphics card ({needed}); {_COARSER}, or work on the CPU with --device cpu",
             FAILED,
         )
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-    ):
+    if _is_out_of_memory(error):
         why = f" ({str(error).rsplit('/', 1)[-1]})" if str(error) else ""
         return f"out of memory{why}; {_COARSER}", FAILED
     return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, as the error says, or the one during whose handling it was raised."""
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError | ImportError | OSError):
+        return False
+    if any(text in str(error) for text in _OUT_OF_MEMORY):
+        return True
+    return error.__context__ is not None and _is_out_of_memory(error.__context__)
 
 
 def is_out_of_card(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+import emsplat
 from emsplat.io import read_map, read_star, write_star
 from emsplat.reconstruction.reconstruct import reconstruct
 from emsplat.runtime.reporting import Reporter
@@ -60,5 +61,7 @@ def test_dark_particles_without_a_ctf_need_invert(in_focus: Path, tmp_path: Path
 
 
 def test_images_that_have_the_ctfs_of_their_table_are_refused_without_them(simulated: Path, refuses: Callable) -> None:
-    with refuses("--no-ctf", "have the CTFs of the table", "leave out --no-ctf"):
-        reconstruct(simulated / "particles.star", ReconstructSettings(no_ctf=True))
+    star = simulated / "particles.star"
+    for source in (star, emsplat.read_particles(star)):
+        with refuses("--no-ctf", "have the CTFs of the table", "leave out --no-ctf"):
+            reconstruct(source, ReconstructSettings(no_ctf=True))
