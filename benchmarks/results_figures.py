@@ -80,8 +80,56 @@ def draw_quality(content: dict[str, Any], path: Path) -> None:
         save(figure, path)
 
 
+def draw_poses(content: dict[str, Any], path: Path) -> None:
+    """The share of the poses that each run without poses has found, coloured by its verdict."""
+    rows: list[Row] = [row for part in ("sets", "hard") for row in content["tables"].get(part, [])]
+    rows = sorted((row for row in rows if row["near"] is not None), key=lambda row: row["near"])
+    names = [f"{row['set']}, {row['images']:,} images, seed {row['seed']}" for row in rows]
+    with style():
+        figure = Figure(figsize=(8.2, 0.9 + 0.22 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for verdict, colour in (("converged", GREEN), ("uncertain", ORANGE), ("failed", VERMILION)):
+            places = [place for place, row in enumerate(rows) if row["verdict"] == verdict]
+            found = [rows[place]["near"] for place in places]
+            axes.hlines(places, 0, found, color=colour, lw=1.2)
+            axes.plot(found, places, "o", color=colour, ms=5, label=verdict)
+        axes.axvline(0.5, color=QUIET, ls=":", lw=1.2, label="right from here on")
+        axes.set_yticks(range(len(rows)), names, fontsize=7)
+        axes.set(xlabel="share of the poses within 15° of the truth", xlim=(0, 1.02))
+        axes.legend(fontsize=8, loc="lower right")
+        save(figure, path)
+
+
+def draw_states(content: dict[str, Any], path: Path) -> None:
+    """The score of one map for all images, of the decoder, and of maps of the true labels, one group for each set."""
+    rows: list[Row] = content["tables"]["Sets with known states"]
+    scores = {
+        "one map for all images": [_number(row["consensus"]) for row in rows],
+        "decoder": [_number(row["decoder"]) if row["K"] else np.nan for row in rows],
+        "maps of the true labels": [
+            np.nanmax([_number(row["true labels, inverted"]), _number(row["true labels, fitted"])]) for row in rows
+        ],
+    }
+    with style():
+        figure = Figure(figsize=(8.2, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for number, ((label, heights), colour) in enumerate(zip(scores.items(), (SKY, BLUE, ORANGE), strict=True)):
+            places = np.arange(len(rows)) + 0.25 * (number - 1)
+            axes.bar(places, heights, 0.22, color=colour, label=label)
+        labels = [f"{textwrap.fill(row['set'], 17)}\nK = {row['K']}" for row in rows]
+        axes.set_xticks(range(len(rows)), labels, fontsize=7)
+        axes.set(ylabel="mean FSC with each image's true map", ylim=(0, 1.02))
+        figure.legend(fontsize=8, loc="outside upper center", ncols=3)
+        save(figure, path)
+
+
+def _number(text: str | None) -> float:
+    return np.nan if text is None else float(text)
+
+
 def main() -> None:
-    for name, draw in (("fields", draw_fields), ("quality", draw_quality)):
+    drawings = {"fields": draw_fields, "quality": draw_quality, "abinitio": draw_poses, "heterogeneity": draw_states}
+    for name, draw in drawings.items():
         content = tables_of(name)
         if content is None:
             print(f"{name}: no page of results yet")
