@@ -16,7 +16,7 @@ def test_images_of_a_particle_are_neighbours_in_the_order_of_their_first() -> No
 
 
 def table(particle: list[int], section: list[int], dose: list[float], tilted: list[int] | None = None) -> Particles:
-    """What decides which rows share a latent."""
+    """A table with only the columns that decide which rows share a latent."""
     n = len(particle)
     nothing = dict.fromkeys(Particles.__dataclass_fields__)
     return Particles(

@@ -363,7 +363,7 @@ class _Judged:
 
 
 def _judged_everywhere(job: Job, solution: Solution, pixel_size: float, is_part: bool) -> _Judged:
-    """What the first rank makes of the two halves, on every rank. Args: is_part: as in `reconstruct`."""
+    """The first rank's judgement of the two halves, on every rank. Args: is_part: as in `reconstruct`."""
     judged = None
     if job.world.is_first:
         judged = _judged(solution, pixel_size, job.settings, job.reporter, is_part)

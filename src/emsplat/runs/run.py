@@ -92,7 +92,7 @@ class Run(FinishedJob):
 
     @property
     def model(self) -> ModelKind:
-        """What was fitted."""
+        """The kind of model that was fitted."""
         return self._needed_by_export[2]
 
     def gaussians(self, half: str) -> Path:
