@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from emsplat.runtime.memory import give_back_free_memory
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -27,7 +28,8 @@ class Recorder:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Record the fit that runs in this block."""
-        _give_back()
+        gc.collect()
+        give_back_free_memory()  # so that the fit has to ask for its own
         before = _resident("VmRSS") if _forget_peak() else None
         self._start = time.process_time()
         yield
@@ -47,13 +49,6 @@ class Recorder:
     def curve(self, searched: int) -> list[tuple[float, float, str]]:
         """The seconds, F and part of the fit of each look. Args: searched: steps of the search."""
         return [(seconds, f, "search" if step <= searched else "fit") for step, seconds, f in self._points]
-
-
-def _give_back() -> None:
-    """Give memory that is free already back to the system, so that the fit has to ask for its own."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _forget_peak() -> bool:

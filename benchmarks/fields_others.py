@@ -1,4 +1,4 @@
-"""The same images in cryoDRGN's neural network and back-projection, in RELION, and in emsplat.
+"""How the same images fare in cryoDRGN's neural network and back-projection, in RELION, and in emsplat.
 
 python benchmarks/fields_others.py --work WORK --cryodrgn VENV/bin/cryodrgn
 """

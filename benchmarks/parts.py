@@ -29,7 +29,7 @@ every image.
 
 
 class Noise:
-    """The same few images over and over, in place of an ImageSource."""
+    """A stand-in for an ImageSource that returns the same few images over and over."""
 
     def __init__(self, box_size: int) -> None:
         self.box_size = box_size

@@ -94,7 +94,7 @@ class Job:
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
     def part(self, rows: NDArray[np.int64], name: str) -> Job:
-        """The same for some of the particles, as one class of them. Args: name: that of its checkpoints.
+        """The job for some of the particles, as one class of them. Args: name: the name of its checkpoints.
 
         Raises:
             InputError: a state to resume from belongs to other particles.

@@ -83,7 +83,7 @@ class Validation:
         return np.arange(1, len(self.frequency) + 1)
 
     def unclaimed(self) -> Validation:
-        """The same without any claim about the map, because the poses may be wrong: only the FSCs of halves remain."""
+        """A copy without any claim about the map, because the poses may be wrong: only the FSCs of halves remain."""
         nothing = np.full(len(self.frequency), np.nan)
         return replace(
             self, c_half=nothing, c_map=nothing, c_map_se=nothing, c_gaussians=nothing, inversion_share=nothing,
