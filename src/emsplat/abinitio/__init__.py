@@ -7,7 +7,8 @@
 - ``volume``: the slices of a small map, their insertion, and the map that solves for them
 - ``search``: E-step and M-step on a grid as batched matrix products; ``softmax``: posteriors from scores,
   and ``softmax_gpu`` on a graphics card
-- ``stochastic``: the first stage, from random poses to a coarse map; ``full``: the second stage, on finer grids
+- ``stochastic``: the first stage, from random poses to a coarse map; ``full``: the second stage, on finer grids;
+  ``centring``: a look at all shifts
 - ``growing``: the map while it grows, for a viewer
 - ``alignment``: alignment of two maps by rotation, shift and hand; ``symmetric``: the same under an imposed symmetry
 - ``modes``: where the turns between two sets of poses gather; ``imitation``: what images of a correct map would show

@@ -34,7 +34,7 @@ from emsplat.versions import __version__
 
 _OUTLINE_MARGIN = 1.15  # factor on the outline, because the variance shows a little less than the particle
 _UNSEEN_DIAMETER, _LARGEST_DIAMETER = 0.8, 0.95  # shares of the box
-_MAX_SHIFT = 0.1  # share of the box
+_MAX_SHIFT, _USUAL_SHIFT = 0.2, 0.1  # shares of the box: the largest shift of a particle, and that of nearly all
 _EDGE = 0.1  # share of the box by which the circle that is kept exceeds the particle's, beyond its shift
 FEWEST_IMAGES = 40  # smallest number in each half set, of all images or of a class
 _MOST_NATS = 200.0  # largest information of an image that counts in full
@@ -88,8 +88,9 @@ class Job:
         self.scales = scales_of(self.diameter, len(self.symmetry), table.box_size, self.max_ring)
         max_shift = _MAX_SHIFT * box if settings.max_shift is None else settings.max_shift
         self.max_shift = max_shift / table.pixel_size_in_angstroms
-        # The circle that is kept of each image holds the particle, wherever it lies.
-        self.circle = (self.diameter + _EDGE) * table.box_size + 2 * min(self.max_shift, 0.1 * table.box_size)
+        self.usual_shift = min(self.max_shift, _USUAL_SHIFT * table.box_size)
+        # The circle that is kept of each image holds the particle; of one that lies very far off, most of it.
+        self.circle = (self.diameter + _EDGE) * table.box_size + 2 * self.usual_shift
         self.weight = 1.0  # factor on all log-likelihoods
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
@@ -145,7 +146,7 @@ class Job:
             signal=spectra.signal[:n_rings],
             symmetry=self.symmetry,
             max_shift=self.max_shift,
-            shift_sigma=max(0.5 * self.max_shift, 0.5),
+            shift_sigma=max(0.5 * self.usual_shift, 0.5),
             world=self.context.world,
             device=self.context.device,
             n_classes=self.settings.classes,
