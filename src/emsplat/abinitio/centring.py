@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,9 @@ _STEP = 1.3  # steps of the coarse grid of shifts, between those that are compar
 _REACH = 3.0  # standard deviations of the centres, beyond which no particle is looked for
 _LEAST_SPREAD = 0.5  # of that in the prior of all shifts; the present centres may all be too near to the middle
 _FAR = 2.0  # steps of the coarse grid of shifts; the rounds make shorter moves by themselves
-_FEW = 0.02  # share of the particles; if fewer are moved, the search is not repeated
-_MOST_LOOKS = 3
+_FEW = 0.02  # share of the particles; if fewer are moved, rounds go on until they have settled
+_BETWEEN_LOOKS = 3  # rounds from one look to the next, while many particles are moved
+_MOST_LOOKS = 6
 _SHIFTED_AT_ONCE = 320  # number of shifted images whose scores stay in the caches
 
 
@@ -87,22 +89,29 @@ def search_fully(
     after_round: Callable[[], None] = lambda: None,
     progress: Callable[[int], AbstractContextManager[Callable[[int, int], None]]] = no_progress,
 ) -> None:
-    """The second stage, with a look at all shifts before its first round and whenever its rounds have settled.
+    """The second stage, with looks at all shifts: before its first round, every few rounds, and when they have settled.
 
-    It is over when a look moves hardly any particle. The arguments are those of `full.full_stage`.
+    It is over when its rounds have settled and a look moves hardly any particle. The arguments are those of
+    `full.full_stage`.
     """
     while True:
-        if not rounds.looks or rounds.is_over(settings):
-            begun = bool(rounds.trace.evidence)
-            if len(rounds.looks) == _MOST_LOOKS or (begun and rounds.is_spent(settings)):
+        begun, looks = bool(rounds.trace.evidence), rounds.looks
+        is_over = begun and rounds.is_over(settings)
+        many_move = bool(looks) and looks[-1] >= _FEW and len(looks) < _MOST_LOOKS
+        is_due = not looks or is_over or (many_move and len(rounds.trace.evidence) - rounds.since >= _BETWEEN_LOOKS)
+        if is_due:
+            if len(looks) == _MOST_LOOKS or (begun and rounds.is_spent(settings)):
                 return
             centres, moved = recentred(images, rounds.map, rounds.centres, stage, settings, rng, rounds.shares)
-            rounds.looks.append(moved)
-            if begun and moved < _FEW:
+            looks.append(moved)
+            if is_over and moved < _FEW:
                 return
             rounds.centres[:] = centres
             rounds.since = len(rounds.trace.evidence)
-        full_stage(images, rounds, stage, settings, rng, after_round, progress)
+            many_move = moved >= _FEW and len(looks) < _MOST_LOOKS
+        last = rounds.since + _BETWEEN_LOOKS if many_move else settings.most_rounds
+        limited = replace(settings, most_rounds=min(last, settings.most_rounds))
+        full_stage(images, rounds, stage, limited, rng, after_round, progress)
 
 
 def _disc(step: float, radius: float) -> NDArray[np.float64]:
