@@ -15,6 +15,7 @@
 - ``halves``: two independent searches, and how far they agree; ``verdict``: whether to believe them
 - ``transfer``: whether the CTFs belong to their images
 - ``refinement``: a global search on a refined map; ``alternation``: local refinement and global search in turn
+- ``ending``: how far the refined halves agree
 - ``job``: the table and the images that all stages share; ``run``: the whole job
 - ``classes``: which classes of the two halves belong together; ``run_classes``: the whole job with several classes
 """

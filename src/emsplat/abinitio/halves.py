@@ -69,6 +69,7 @@ class Agreement:
     other_evidence: float  # evidence of the same images under the other half's map
     top: float  # mean largest posterior in the other half's map
     imitation: Imitation  # what images of the first map itself would show
+    modes_before: Modes | None = None  # the modes before refinement, if the halves are compared after it
 
 
 @dataclass(frozen=True)

@@ -152,22 +152,24 @@ class Job:
             n_classes=self.settings.classes,
         )
 
-    def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:
-        """Settings of the search, and the information of an image in nats."""
-        coarse, order = self.scales.coarse_rings, len(self.symmetry)
-        polar = halves[0]
-        nats = self._information(halves, spectra)
-        n_images = min(len(rows) for rows in self.rows)
-        search = Search(
+    def search_settings(self, halves: Halves, spectra: Spectra) -> Search:
+        """Settings of the search."""
+        coarse, order, fine = self.scales.coarse_rings, len(self.symmetry), halves[0].grid.n_rings
+        n_images, nats = min(len(rows) for rows in self.rows), self._information(halves, spectra)
+        return Search(
             coarse=self.stage(spectra, coarse),
-            fine=self.stage(spectra, polar.grid.n_rings),
+            fine=self.stage(spectra, fine),
             stochastic=stochastic_settings(self.scales, order, nats, n_images, self.table.box_size),
             full=full_settings(self.scales, order, self.table.box_size),
         )
+
+    def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:
+        """Settings of the search, and the information of an image in nats, which the log gets to know."""
+        search, nats = self.search_settings(halves, spectra), self._information(halves, spectra)
         pixel = self.table.box_size * self.table.pixel_size_in_angstroms
         self.reporter.line(
-            f"search: to {pixel / coarse:.3g} Å in steps of {self.scales.coarse_step:.3g}°, then to "
-            f"{pixel / polar.grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image holds "
+            f"search: to {pixel / self.scales.coarse_rings:.3g} Å in steps of {self.scales.coarse_step:.3g}°, then to "
+            f"{pixel / halves[0].grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image holds "
             f"{nats:.1f} nats, so that {search.stochastic.iterations} batches of {search.stochastic.batch} are used"
         )
         return search, nats
