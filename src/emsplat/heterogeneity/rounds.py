@@ -79,6 +79,7 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
     with work.reporter.stage("latents"):
         weights = sparse(shares(latents.mean, latents.covariance, centres) * (1e-6 + (1 - latents.junk[:, None])))
         weights *= (1 - latents.junk[:, None]).astype(np.float32)
+    places = tuple(_means(weights[latents.half == half], latents.mean[latents.half == half]) for half in (1, 2))
     split = PartWeights.half_sets(work.table, work.settings.seed)
     held_out = split.holds(np.array([p.split != TRAINING for p in split.parts]))
     starts = [_consensus_decoder(work, half, count) for half in (1, 2)]
@@ -86,7 +87,7 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
     likelihoods: list[float] = []
     best: Rounds | None = None
     for turn in range(MOST_ROUNDS + 1):
-        fitted = _fitted(work, weights, latents.mean, split, starts, histories[-1:], turn)
+        fitted = _fitted(work, weights, places, split, starts, histories[-1:], turn)
         starts = [one.training for one in fitted]
         histories.append(tuple(one.histories for one in fitted))
         decoders = fitted[0].decoder, fitted[1].decoder
@@ -98,14 +99,25 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
         )
         if best is not None and likelihoods[-1] < likelihoods[-2] + _WORTH_A_ROUND:
             break
-        best, latents = Rounds(decoders, (), found, points, posterior, ()), found
+        best = Rounds(decoders, (), found, points, posterior, ())
         z = _drawn(found, work.settings.seed)
         centres, last = landmarks(z, n_bins, work.settings.seed), points
         points = landmarks(z, n_points, work.settings.seed + 1)
-        weights = sparse(posterior @ shares_of_bins(last, centres)) * (1 - found.junk[:, None]).astype(np.float32)
+        particle = (1 - found.junk[:, None]).astype(np.float32)
+        of_points = shares_of_bins(last, centres)
+        weights = sparse(posterior @ of_points) * particle
+        # An image that may be in one of two bins is taken to be in the place of each, not between them in both.
+        masses = ((particle * posterior)[found.half == half].sum(axis=0) for half in (1, 2))
+        places = tuple(_means(mass[:, None] * of_points, last) for mass in masses)
     assert best is not None
     by_half = tuple(tuple(of_round[half] for of_round in histories) for half in (0, 1))
     return replace(best, histories=by_half, log_likelihoods=tuple(likelihoods))
+
+
+def _means(weights: NDArray[np.floating], latents: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(G, K) means of latents, (n, K), with the (n, G) weights of each bin."""
+    weights = weights.astype(np.float64)
+    return (weights.T @ latents) / np.maximum(weights.sum(axis=0), 1e-12)[:, None]
 
 
 def _drawn(latents: Latents, seed: int) -> NDArray[np.float64]:
@@ -142,13 +154,18 @@ def _worth_trying(histories: tuple[DecoderHistory, ...]) -> tuple[str, ...]:
 def _fitted(
     work: Work,
     weights: NDArray[np.float32],
-    latents: NDArray[np.float64],
+    places: tuple[NDArray[np.float64], ...],
     split: PartWeights,
     starts: list[Decoder],
     before: list[tuple[tuple[DecoderHistory, ...], ...]],
     turn: int,
 ) -> tuple[Fitted, Fitted]:
-    """Both halves' decoders, fitted to their bins. Args: before: the histories of the round before, if there is one."""
+    """Both halves' decoders, fitted to their bins.
+
+    Args:
+        weights: (N, G) share of every image in every bin; places: (G, K) mean latent of each half's images in them.
+        before: the histories of the round before, if there is one.
+    """
     reporter, context = work.reporter, work.context
     bins: dict[int, list[Bin]] = {}
     name = f"bins{turn}" if work.world.size == 1 else f"bins{turn}-rank{work.world.rank}of{work.world.size}"
@@ -157,7 +174,7 @@ def _fitted(
     def fill(half: int) -> None:
         with reporter.stage("bins"), context.task(f"bins of half {half}", "images", accumulations[half]) as task:
             bins[half] = fill_bins(
-                work.table, work.images, half, weights, latents, split, work.accumulation, work.grid.extent, task
+                work.table, work.images, half, weights, places[half - 1], split, work.accumulation, work.grid.extent, task
             )
 
     def fit(half: int) -> Fitted:
