@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emsplat.fourier import maps
 from emsplat.heterogeneity.alignment import Alignment
 from emsplat.heterogeneity.bins import fill_bins, landmarks, shares, sparse
 from emsplat.heterogeneity.decoder import Decoder
 from emsplat.heterogeneity.fit_decoder import VARIANTS, Bin, DecoderHistory, DecoderSettings, Fitted, fit_decoder
-from emsplat.heterogeneity.gtm import PointPosterior, inner_with_points, point_posterior, shares_of_bins
+from emsplat.heterogeneity.gtm import PointPosterior, point_posterior, shares_of_bins
 from emsplat.heterogeneity.kept import kept, of_both_halves
 from emsplat.heterogeneity.latents import Latents
 from emsplat.heterogeneity.observations import Observations
+from emsplat.heterogeneity.point_maps import PointMaps, information_of
 from emsplat.heterogeneity.posterior import Posterior
 from emsplat.heterogeneity.subspace import Subspace, embed
 from emsplat.heterogeneity.work import Work
@@ -24,6 +24,7 @@ from emsplat.particles.parts import TRAINING, PartWeights
 
 MOST_ROUNDS = 5  # rounds after the bins of linear latents
 _CLOSE = 0.01  # a variant is tried again if its held-out loss was within this share of the least
+_SAMPLE = 500  # images from which the information in each shell is taken
 _WORTH_A_ROUND = 0.02  # gain in log-likelihood per image above which a round's latents are taken
 
 
@@ -174,7 +175,15 @@ def _fitted(
     def fill(half: int) -> None:
         with reporter.stage("bins"), context.task(f"bins of half {half}", "images", accumulations[half]) as task:
             bins[half] = fill_bins(
-                work.table, work.images, half, weights, places[half - 1], split, work.accumulation, work.grid.extent, task
+                work.table,
+                work.images,
+                half,
+                weights,
+                places[half - 1],
+                split,
+                work.accumulation,
+                work.grid.extent,
+                task,
             )
 
     def fit(half: int) -> Fitted:
@@ -213,12 +222,12 @@ def _placed(
         weights = np.zeros((len(work.table), len(points)), dtype=np.float32)
         likelihoods = []
         with work.reporter.stage("posterior"):
-            volumes = [_volumes(work, decoder, points) for decoder in decoders]
+            found_maps = _maps(work, decoders, points)
             even = np.full(len(points), 1 / len(points))
             for half in (1, 2):
                 rows = work.rows(half)
                 tests = rows[judged[rows]]
-                own, others = _inner_products(work, half, volumes[half - 1], volumes[2 - half], rows, tests)
+                own, others = _inner_products(work, half, found_maps[half - 1], found_maps[2 - half], rows, tests)
                 prior = spaces[half - 1].contrast
                 posterior, _ = point_posterior(*own, even, prior, work.latent[rows])
                 weights[rows] = posterior.weights
@@ -230,12 +239,14 @@ def _placed(
     return Latents.of(work.table, found), weights, likelihood
 
 
-def _volumes(work: Work, decoder: Decoder, points: NDArray[np.float64]) -> list[NDArray[np.float32]]:
-    """The decoder's maps at the points, in the working box of the last frequencies."""
-    box_size, pixel_size, working = (
-        work.table.box_size, work.table.pixel_size_in_angstroms, work.stages[-1].box_size
-    )  # fmt: skip
-    return [maps.fourier_resize(decoder.at(z).voxelise(box_size, pixel_size), working) for z in points]
+def _maps(work: Work, decoders: tuple[Decoder, Decoder], points: NDArray[np.float64]) -> list[PointMaps]:
+    """Both decoders' maps at the points, in the working box of the last frequencies."""
+    table, stage = work.table, work.stages[-1]
+    information = information_of(work.observe(work.rows(1)[:_SAMPLE], stage.box_size, stage.limit_shell))
+    return [
+        PointMaps.of_decoder(one, points, table.box_size, stage.box_size, table.pixel_size_in_angstroms, information)
+        for one in decoders
+    ]
 
 
 _Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -244,8 +255,8 @@ _Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 def _inner_products(
     work: Work,
     half: int,
-    own: list[NDArray[np.float32]],
-    others: list[NDArray[np.float32]],
+    own: PointMaps,
+    others: PointMaps,
     rows: NDArray[np.int64],
     tests: NDArray[np.int64],
 ) -> tuple[_Pair, _Pair]:
@@ -257,12 +268,12 @@ def _inner_products(
     """
     place, test_place = np.full(len(work.table), -1), np.full(len(work.table), -1)
     place[rows], test_place[tests] = np.arange(len(rows)), np.arange(len(tests))
-    found = [np.zeros((n, len(own)), dtype=np.float32) for n in (len(rows), len(rows), len(tests), len(tests))]
+    found = [np.zeros((n, own.count), dtype=np.float32) for n in (len(rows), len(rows), len(tests), len(tests))]
     filled, test_filled = np.zeros(len(rows), dtype=bool), np.zeros(len(tests), dtype=bool)
 
     def inner(observations: Observations) -> tuple[_Pair, _Pair]:
         chosen = np.flatnonzero(test_place[observations.rows] >= 0)
-        return inner_with_points(own, observations), inner_with_points(others, observations.part(chosen))
+        return own.inner(observations), others.inner(observations.part(chosen))
 
     for block, pairs in work.in_blocks(half, inner, f"posterior of half {half}"):
         test_block = block[test_place[block] >= 0]

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.fourier import maps
-from emsplat.heterogeneity.gtm import inner_with_points
 from emsplat.heterogeneity.observations import Observations, observe
+from emsplat.heterogeneity.point_maps import PointMaps
 from emsplat.heterogeneity.rounds import MOST_ROUNDS, bins_and_points
+from emsplat.heterogeneity.slices import Volumes
 from emsplat.heterogeneity.states import states_of
 from emsplat.heterogeneity.subspace import Stage as Frequencies
 from emsplat.heterogeneity.subspace import Subspace, embed, learn, stages
@@ -27,7 +28,7 @@ from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import Preview
 
 _SAMPLE = 512  # images that are measured with
-_POINTS = 8  # maps that they are compared with
+_BASIS = 16  # maps of which those of all points are combinations; 8 to 24 were seen
 BINS_OF_AN_IMAGE = 2.0  # bins that an image has a share in; 1.7 to 2.3 were seen
 _STEPS = (45, *[20] * 5)  # of a variant in each round, with the looks at held-out images; 20 to 60 were seen
 _ANNEALING = 12
@@ -69,7 +70,7 @@ class SearchRates:
     observe_seconds_per_image: float  # reading, transforming and weighting for the last frequencies
     iteration_seconds_per_image: tuple[float, ...]  # of EM, at each of the frequencies
     embed_seconds_per_image: float
-    compare_seconds_per_image: float  # with one map
+    compare_seconds_per_image: float  # with the maps of all points
 
 
 def search_of(job: Job, n_components: int, table: Particles, finest_in_angstroms: float | None) -> Search:
@@ -94,12 +95,13 @@ def measured_search(particles: Particles, images: ImageSource, preview: Preview,
         one = Frequencies(at.box_size, at.limit_shell, 1)  # a second one could diverge, since the mean is no map
         iterations.append(_per_image(seen, partial(_learnt, mean, sphere, SOUGHT, one)))
     space = _learnt(mean, sphere, search.n_components, one, seen)
-    volumes = [maps.fourier_resize(mean, last.box_size)] * _POINTS
+    basis = Volumes.of([maps.fourier_resize(mean, last.box_size)] * _BASIS)
+    of_points = PointMaps(basis, np.ones((search.n_points, _BASIS)))
     return SearchRates(
         observing / len(rows),
         tuple(iterations),
         _per_image(seen, lambda part: embed(space, part)),
-        _per_image(seen, lambda part: inner_with_points(volumes, part)) / _POINTS,
+        _per_image(seen, of_points.inner),
     )
 
 
@@ -132,9 +134,7 @@ def search_stages(search: Search, cluster: Cluster, rates: Rates, own: SearchRat
     subspace = halves * search.learnt_from * (iterations + reading)
     embedding = shared * (own.observe_seconds_per_image + own.embed_seconds_per_image)
     rounds = MOST_ROUNDS + 1
-    compare = rounds * shared * (
-        own.observe_seconds_per_image + search.n_points * own.compare_seconds_per_image
-    )  # fmt: skip
+    compare = rounds * shared * (own.observe_seconds_per_image + own.compare_seconds_per_image)
     return [
         Stage("subspace", {PROCESSOR: subspace}, observed),
         Stage("latents", {PROCESSOR: embedding, DISK: disk}, 12 * samples * 4096),
@@ -186,7 +186,7 @@ def _decoder(search: Search, rates: Rates, halves: float) -> Stage:
 def _bytes_of_posteriors(search: Search) -> float:
     """The posteriors of all images, of a round and of the one before, and what one half's posterior is made from."""
     n = search.consensus.n_images
-    return 2 * 4 * n * search.n_points + n / 2 * search.n_points * 16
+    return 2 * 4 * n * search.n_points + n / 2 * search.n_points * 12
 
 
 def _of_states(search: Search, cluster: Cluster, rates: Rates, disk: float) -> Stage:
