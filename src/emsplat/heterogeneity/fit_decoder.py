@@ -6,9 +6,9 @@ no longer falls; some steps of falling size on all images end the fit.
 
 Two things keep the noise of a few thousand images out of the slopes:
 
-- *The mean mass of a Gaussian is kept.* The leaves are the masses averaged over all bins, ``log Σ_g π_g exp(α + w·z_g)``,
-  of which the consensus is a good estimate. With α as a leaf, a Gaussian that half of the images lack could not come to
-  1 and 0 from its mean of ½ by its slope alone.
+- *The mean mass of a Gaussian is kept.* The leaves are the masses averaged over all bins, ``Σ_g π_g exp(α + w·z_g)``,
+  of which the consensus is a good estimate. With α as a leaf, the slope alone could not lead a Gaussian that half of
+  the images lack from its mean of ½ to 1 and 0.
 - *Most Gaussians follow no latent.* The slopes of each Gaussian have a Cauchy distribution as their prior, and so have
   its displacements: small ones are drawn to 0, and large ones are not.
 """

@@ -1,7 +1,8 @@
 """Rounds of a generative topographic map: the likelihood of each image under the decoder's maps at many points.
 
 ``log p(y | z_p) = log ∫ p(c) exp(c v_p − ½ c² A_pp) dc`` follows from slices of V(z_p). With ``c ~ N(1, σ²)`` it is
-``v − ½A + ½σ²(v − A)²/(1 + σ²A) − ½ log(1 + σ²A)``. With the points' populations it gives every image a posterior over the points, and from that its latent, without assuming linearity.
+``v − ½A + ½σ²(v − A)²/(1 + σ²A) − ½ log(1 + σ²A)``. With the points' populations it gives every image a posterior over
+the points, and from that its latent, without assuming linearity.
 """
 
 from __future__ import annotations

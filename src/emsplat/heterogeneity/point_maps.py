@@ -1,8 +1,8 @@
 """The decoder's maps at many points as combinations of a few maps, so that images are compared with the few only.
 
-``V(z_p) = Σ_r a_pr B_r`` up to an error that says next to nothing about an image. Of an image, the inner products of the
-slices of B with each other and with the data are enough: those of V(z_p) follow by small matrix products, for as many
-points as one likes.
+``V(z_p) = Σ_r a_pr B_r`` up to an error that says next to nothing about an image. Of an image, the inner products of
+the slices of B with each other and with the data are enough: those of V(z_p) follow by small matrix products, for as
+many points as one likes.
 """
 
 from __future__ import annotations

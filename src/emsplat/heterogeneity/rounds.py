@@ -73,22 +73,17 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
     The likelihood that counts is that of some of the images under the decoder of the half that they are not in. Their
     own half's decoder was fitted to them in the end.
     """
-    count = spaces[0].count
+    count, seed, coarse = spaces[0].count, work.settings.seed, work.for_rounds()
     n_bins, n_points = bins_and_points(count, len(work.table))
-    z = latents.mean[latents.junk < 0.5]
-    centres, points = (landmarks(z, n, work.settings.seed + i) for i, n in enumerate((n_bins, n_points)))
-    with work.reporter.stage("latents"):
-        weights = sparse(shares(latents.mean, latents.covariance, centres) * (1e-6 + (1 - latents.junk[:, None])))
-        weights *= (1 - latents.junk[:, None]).astype(np.float32)
-    places = tuple(_means(weights[latents.half == half], latents.mean[latents.half == half]) for half in (1, 2))
-    split = PartWeights.half_sets(work.table, work.settings.seed)
+    bins, points = _first_bins(work, latents, n_bins), landmarks(latents.mean[latents.junk < 0.5], n_points, seed + 1)
+    split = PartWeights.half_sets(work.table, seed)
     held_out = split.holds(np.array([p.split != TRAINING for p in split.parts]))
     starts = [_consensus_decoder(work, half, count) for half in (1, 2)]
     histories: list[tuple[tuple[DecoderHistory, ...], ...]] = []
     likelihoods: list[float] = []
     best: Rounds | None = None
     for turn in range(MOST_ROUNDS + 1):
-        fitted = _fitted(work, weights, places, split, starts, histories[-1:], turn)
+        fitted = _fitted(coarse, bins, split, starts, histories[-1:], turn)
         starts = [one.training for one in fitted]
         histories.append(tuple(one.histories for one in fitted))
         decoders = fitted[0].decoder, fitted[1].decoder
@@ -101,18 +96,49 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
         if best is not None and likelihoods[-1] < likelihoods[-2] + _WORTH_A_ROUND:
             break
         best = Rounds(decoders, (), found, points, posterior, ())
-        z = _drawn(found, work.settings.seed)
-        centres, last = landmarks(z, n_bins, work.settings.seed), points
-        points = landmarks(z, n_points, work.settings.seed + 1)
-        particle = (1 - found.junk[:, None]).astype(np.float32)
-        of_points = shares_of_bins(last, centres)
-        weights = sparse(posterior @ of_points) * particle
-        # An image that may be in one of two bins is taken to be in the place of each, not between them in both.
-        masses = ((particle * posterior)[found.half == half].sum(axis=0) for half in (1, 2))
-        places = tuple(_means(mass[:, None] * of_points, last) for mass in masses)
+        bins = _bins_of(found, posterior, points, n_bins, seed)
+        points = landmarks(_drawn(found, seed), n_points, seed + 1)
     assert best is not None
+    if coarse is not work:  # the bins are those of the best round
+        fitted = _fitted(work, bins, split, starts, histories[-1:], len(histories))
+        histories.append(tuple(one.histories for one in fitted))
+        best = replace(best, decoders=(fitted[0].decoder, fitted[1].decoder))
     by_half = tuple(tuple(of_round[half] for of_round in histories) for half in (0, 1))
     return replace(best, histories=by_half, log_likelihoods=tuple(likelihoods))
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """Which images each bin holds, and where they lie."""
+
+    weights: NDArray[np.float32]  # (N, G) share of every image in every bin
+    places: tuple[NDArray[np.float64], NDArray[np.float64]]  # (G, K) mean latent of each half's images in every bin
+
+
+def _first_bins(work: Work, latents: Latents, n_bins: int) -> _Bins:
+    """Bins of linear latents."""
+    centres = landmarks(latents.mean[latents.junk < 0.5], n_bins, work.settings.seed)
+    particle = 1 - latents.junk[:, None]
+    with work.reporter.stage("latents"):
+        weights = sparse(shares(latents.mean, latents.covariance, centres) * (1e-6 + particle))
+        weights *= particle.astype(np.float32)
+    first, second = (_means(weights[latents.half == half], latents.mean[latents.half == half]) for half in (1, 2))
+    return _Bins(weights, (first, second))
+
+
+def _bins_of(
+    latents: Latents, posterior: NDArray[np.float32], points: NDArray[np.float64], n_bins: int, seed: int
+) -> _Bins:
+    """Bins from the (N, P) posterior of every image over the points.
+
+    An image that may be in one of two bins is taken to be in the place of each, not between them in both.
+    """
+    centres = landmarks(_drawn(latents, seed), n_bins, seed)
+    particle = (1 - latents.junk[:, None]).astype(np.float32)
+    of_points = shares_of_bins(points, centres)
+    masses = ((particle * posterior)[latents.half == half].sum(axis=0) for half in (1, 2))
+    first, second = (_means(mass[:, None] * of_points, points) for mass in masses)
+    return _Bins(sparse(posterior @ of_points) * particle, (first, second))
 
 
 def _means(weights: NDArray[np.floating], latents: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -154,32 +180,26 @@ def _worth_trying(histories: tuple[DecoderHistory, ...]) -> tuple[str, ...]:
 
 def _fitted(
     work: Work,
-    weights: NDArray[np.float32],
-    places: tuple[NDArray[np.float64], ...],
+    bins: _Bins,
     split: PartWeights,
     starts: list[Decoder],
     before: list[tuple[tuple[DecoderHistory, ...], ...]],
     turn: int,
 ) -> tuple[Fitted, Fitted]:
-    """Both halves' decoders, fitted to their bins.
-
-    Args:
-        weights: (N, G) share of every image in every bin; places: (G, K) mean latent of each half's images in them.
-        before: the histories of the round before, if there is one.
-    """
+    """Both halves' decoders, fitted to their bins. Args: before: the histories of the round before, if there is one."""
     reporter, context = work.reporter, work.context
-    bins: dict[int, list[Bin]] = {}
+    filled: dict[int, list[Bin]] = {}
     name = f"bins{turn}" if work.world.size == 1 else f"bins{turn}-rank{work.world.rank}of{work.world.size}"
     accumulations = {half: context.checkpoints.named(f"{name}-half{half}") for half in (1, 2)}
 
     def fill(half: int) -> None:
         with reporter.stage("bins"), context.task(f"bins of half {half}", "images", accumulations[half]) as task:
-            bins[half] = fill_bins(
+            filled[half] = fill_bins(
                 work.table,
                 work.images,
                 half,
-                weights,
-                places[half - 1],
+                bins.weights,
+                bins.places[half - 1],
                 split,
                 work.accumulation,
                 work.grid.extent,
@@ -191,7 +211,7 @@ def _fitted(
         if before:
             variants, settings = _worth_trying(before[0][half - 1]), settings.warm()
         with reporter.stage("decoder"), reporter.bar(f"decoder of half {half}", "steps") as advance:
-            own, grid = bins.pop(half), work.grid
+            own, grid = filled.pop(half), work.grid
             return fit_decoder(starts[half - 1], own, grid.pixel_size, grid.extent, settings, variants, advance)
 
     found = of_both_halves(context, f"decoder{turn}", fit, fill)

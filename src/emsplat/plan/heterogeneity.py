@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from emsplat.heterogeneity.states import states_of
 from emsplat.heterogeneity.subspace import Stage as Frequencies
 from emsplat.heterogeneity.subspace import Subspace, embed, learn, stages
 from emsplat.heterogeneity.trajectories import N_POINTS
-from emsplat.heterogeneity.work import FINEST_SHELL, GRID_BYTES, LEARNT_FROM, SOUGHT
+from emsplat.heterogeneity.work import FINEST_SHELL, GRID_BYTES, LEARNT_FROM, SOUGHT, box_of_rounds
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.table import Particles
 from emsplat.plan.cluster import Cluster
@@ -166,7 +166,9 @@ def _filling(search: Search, cluster: Cluster, rates: Rates, n_grids: int, image
 
 def _bins(search: Search, cluster: Cluster, rates: Rates, disk: float, rounds: int) -> Stage:
     job, n_grids = search.consensus, 2 * search.n_bins
-    seconds = rounds * 2 * _filling(search, cluster, rates, n_grids, job.n_images / 2, BINS_OF_AN_IMAGE)
+    coarse = _of_rounds(search)
+    per_round = [2 * _filling(s, cluster, rates, n_grids, job.n_images / 2, BINS_OF_AN_IMAGE) for s in (coarse, search)]
+    seconds = rounds * per_round[0] + (per_round[1] if coarse is not search else 0.0)
     period = fitting_period(job.extent)
     losses = n_grids * (2 * period**3 + 4 * job.extent**3)
     memory = max(GRID_BYTES, grid_bytes(job.working_box, job.reach)) + losses
@@ -174,13 +176,32 @@ def _bins(search: Search, cluster: Cluster, rates: Rates, disk: float, rounds: i
 
 
 def _decoder(search: Search, rates: Rates, halves: float) -> Stage:
+    job, coarse = search.consensus, _of_rounds(search)
+
+    def step(on: Search) -> float:
+        period = fitting_period(on.consensus.extent)
+        return (
+            rates.convolution_seconds * volume_work(period)
+            + rates.splat_seconds_per_gaussian * job.n_gaussians * job.n_fits
+        )
+
+    of_rounds = [_VARIANTS * of_round + 2 * _ANNEALING for of_round in _STEPS]
+    seconds = sum(of_rounds) * step(coarse) + (of_rounds[-1] * step(search) if coarse is not search else 0.0)
+    losses = 2 * search.n_bins * (2 * fitting_period(job.extent) ** 3 + 4 * job.extent**3)
+    return Stage("decoder", {PROCESSOR: halves * search.n_bins * seconds}, losses)
+
+
+def _of_rounds(search: Search) -> Search:
+    """The search on the grid of its rounds; itself if this is the working box."""
     job = search.consensus
-    steps = sum(_VARIANTS * of_round + 2 * _ANNEALING for of_round in _STEPS)
-    period = fitting_period(job.extent)
-    step = rates.convolution_seconds * volume_work(period)
-    step += rates.splat_seconds_per_gaussian * job.n_gaussians * job.n_fits
-    losses = 2 * search.n_bins * (2 * period**3 + 4 * job.extent**3)
-    return Stage("decoder", {PROCESSOR: halves * steps * search.n_bins * step}, losses)
+    box = box_of_rounds(search.frequencies[-1].box_size, job.working_box)
+    if box == job.working_box:
+        return search
+    share = box / job.working_box
+    smaller = replace(
+        job, working_box=box, extent=min(box, int(np.ceil(share * job.extent))), reach=int(np.ceil(share * job.reach))
+    )
+    return replace(search, consensus=smaller)
 
 
 def _bytes_of_posteriors(search: Search) -> float:
