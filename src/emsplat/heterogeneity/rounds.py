@@ -24,6 +24,8 @@ from emsplat.particles.parts import TRAINING, PartWeights
 
 MOST_ROUNDS = 5  # rounds after the bins of linear latents
 _CLOSE = 0.01  # a variant is tried again if its held-out loss was within this share of the least
+_POINTS = 6  # points of a bin; half as many, which take half the memory, for more images than the following number
+_MANY = 200_000
 _SAMPLE = 500  # images from which the information in each shell is taken
 _WORTH_A_ROUND = 0.02  # gain in log-likelihood per image above which a round's latents are taken
 
@@ -162,7 +164,7 @@ def _drawn(latents: Latents, seed: int) -> NDArray[np.float64]:
 def bins_and_points(n_components: int, n_images: int) -> tuple[int, int]:
     """The largest number of bins, and that of points at which images are placed."""
     n_bins = min({1: 8, 2: 16}.get(n_components, 24), max(3, n_images // 150))
-    return n_bins, 3 * n_bins
+    return n_bins, (_POINTS if n_images <= _MANY else _POINTS // 2) * n_bins
 
 
 def _consensus_decoder(work: Work, half: int, count: int) -> Decoder:
@@ -173,7 +175,7 @@ def _consensus_decoder(work: Work, half: int, count: int) -> Decoder:
 
 
 def _worth_trying(histories: tuple[DecoderHistory, ...]) -> tuple[str, ...]:
-    """The variants whose held-out loss was near the least in the round before."""
+    """The variants whose held-out loss was near the least with the bins of linear latents, which are blurred."""
     least = min(one.best for one in histories)
     return tuple(one.variant for one in histories if one.best <= least + _CLOSE * abs(least))
 
@@ -209,7 +211,8 @@ def _fitted(
     def fit(half: int) -> Fitted:
         variants, settings = VARIANTS, DecoderSettings()
         if before:
-            variants, settings = _worth_trying(before[0][half - 1]), settings.warm()
+            last = before[0][half - 1]
+            variants, settings = _worth_trying(last) if turn == 1 else (last[0].variant,), settings.warm()
         with reporter.stage("decoder"), reporter.bar(f"decoder of half {half}", "steps") as advance:
             own, grid = filled.pop(half), work.grid
             return fit_decoder(starts[half - 1], own, grid.pixel_size, grid.extent, settings, variants, advance)
