@@ -65,7 +65,7 @@ class PointMaps:
             box_size: D of the images, with this pixel size in Å; working_box: D′, with the same edge in Å.
             information: (D′//2+1,) mean C²W² of the images in each shell, from `information_of`.
         """
-        spectra = np.stack(list(_spectra(decoder, points, box_size, working_box, pixel_size)))
+        spectra = np.stack(list(spectra_at(decoder, points, box_size, working_box, pixel_size)))
         flat = spectra.reshape(len(points), -1).view(np.float32)
         weights = np.repeat(np.sqrt(_weights(working_box, information)).ravel().astype(np.float32), 2)
         chosen = np.flatnonzero(weights)
@@ -114,7 +114,7 @@ def _weights(box_size: int, information: NDArray[np.float64]) -> NDArray[np.floa
     return weights
 
 
-def _spectra(
+def spectra_at(
     decoder: Decoder, points: NDArray[np.float64], box_size: int, working_box: int, pixel_size: float
 ) -> Iterable[NDArray[np.complex64]]:
     """The (D′, D′, D′//2+1) transform of the decoder's map at each point."""

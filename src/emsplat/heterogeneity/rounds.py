@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emsplat.heterogeneity.alignment import Alignment
+from emsplat.heterogeneity.alignment import Alignment, places_alike
 from emsplat.heterogeneity.bins import fill_bins, landmarks, shares, sparse
 from emsplat.heterogeneity.decoder import Decoder
 from emsplat.heterogeneity.fit_decoder import VARIANTS, Bin, DecoderHistory, DecoderSettings, Fitted, fit_decoder
@@ -22,7 +22,7 @@ from emsplat.heterogeneity.subspace import Subspace, embed
 from emsplat.heterogeneity.work import Work
 from emsplat.particles.parts import TRAINING, PartWeights
 
-MOST_ROUNDS = 5  # rounds after the bins of linear latents
+MOST_ROUNDS = 8  # rounds after the bins of linear latents
 _CLOSE = 0.01  # a variant is tried again if its held-out loss was within this share of the least
 _POINTS = 6  # points of a bin; half as many, which take half the memory, for more images than the following number
 _MANY = 200_000
@@ -98,7 +98,7 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
         if best is not None and likelihoods[-1] < likelihoods[-2] + _WORTH_A_ROUND:
             break
         best = Rounds(decoders, (), found, points, posterior, ())
-        bins = _bins_of(found, posterior, points, n_bins, seed)
+        bins = _in_one_frame(work, decoders, _bins_of(found, posterior, points, n_bins, seed))
         points = landmarks(_drawn(found, seed), n_points, seed + 1)
     assert best is not None
     if coarse is not work:  # the bins are those of the best round
@@ -141,6 +141,16 @@ def _bins_of(
     masses = ((particle * posterior)[latents.half == half].sum(axis=0) for half in (1, 2))
     first, second = (_means(mass[:, None] * of_points, points) for mass in masses)
     return _Bins(sparse(posterior @ of_points) * particle, (first, second))
+
+
+def _in_one_frame(work: Work, decoders: tuple[Decoder, Decoder], bins: _Bins) -> _Bins:
+    """The bins with the places of half 2 in the frame of half 1's decoder, to which the next fit leads half 2's."""
+    first, second = bins.places
+    shares = bins.weights[work.table.half_set == 2].sum(axis=0, dtype=np.float64)
+    shares /= max(float(shares.sum()), 1e-12)
+    size, pixel_size = work.table.box_size, work.table.pixel_size_in_angstroms
+    moved = places_alike(*decoders, second, shares, size, pixel_size, work.limit_shell)
+    return replace(bins, places=(first, moved))
 
 
 def _means(weights: NDArray[np.floating], latents: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -30,9 +30,9 @@ from emsplat.statistics.preview import Preview
 _SAMPLE = 512  # images that are measured with
 _BASIS = 16  # maps of which those of all points are combinations; 8 to 24 were seen
 BINS_OF_AN_IMAGE = 2.0  # bins that an image has a share in; 1.7 to 2.3 were seen
-_STEPS = (45, *[20] * 5)  # of a variant in each round, with the looks at held-out images; 20 to 60 were seen
+_STEPS = (45, *[20] * MOST_ROUNDS)  # of a variant in each round, with the looks at held-out images; 20 to 60 were seen
 _ANNEALING = 12
-_VARIANTS = 2
+_VARIANTS = (2, 2, *[1] * (MOST_ROUNDS - 1))  # that are tried in each round
 _FIGURES_SECONDS = 6.0
 
 
@@ -185,7 +185,7 @@ def _decoder(search: Search, rates: Rates, halves: float) -> Stage:
             + rates.splat_seconds_per_gaussian * job.n_gaussians * job.n_fits
         )
 
-    of_rounds = [_VARIANTS * of_round + 2 * _ANNEALING for of_round in _STEPS]
+    of_rounds = [n * steps + 2 * _ANNEALING for n, steps in zip(_VARIANTS, _STEPS, strict=True)]
     seconds = sum(of_rounds) * step(coarse) + (of_rounds[-1] * step(search) if coarse is not search else 0.0)
     losses = 2 * search.n_bins * (2 * fitting_period(job.extent) ** 3 + 4 * job.extent**3)
     return Stage("decoder", {PROCESSOR: halves * search.n_bins * seconds}, losses)
