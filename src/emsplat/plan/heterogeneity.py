@@ -28,7 +28,7 @@ from emsplat.plan.rates import Rates, best_of
 from emsplat.statistics.preview import Preview
 
 _SAMPLE = 512  # images that are measured with
-_BASIS = 16  # maps of which those of all points are combinations; 8 to 24 were seen
+_BASIS = 32  # maps of which those of all points are combinations; 10 to 60 were seen
 BINS_OF_AN_IMAGE = 2.0  # bins that an image has a share in; 1.7 to 2.3 were seen
 _STEPS = (45, *[20] * MOST_ROUNDS)  # of a variant in each round, with the looks at held-out images; 20 to 60 were seen
 _ANNEALING = 12
