@@ -24,13 +24,13 @@ from emsplat.io.mrc import read_map
 from heterogeneity import UNITS
 from heterogeneity_scores import error_of_regression, score
 from heterogeneity_sets import QUICK, SETS, SMALL, Set, coordinates, simulated, states_of, truths_of
-from others import ONE_THREAD, CryoDRGN, Recovar, last_epoch
+from others import ONE_THREAD, RECOVAR, CryoDRGN, Recovar, last_epoch
 from programs import Measured, run_emsplat
 
 _SEED = 1
 _SETS = [f"{name} {box}²" for box in (48, 64) for name in ("hinge circle", "8 compositions")]
 _TABLE = "Posed images of several conformations"
-_TEXT = """Sets of heterogeneity.md, seed 1, with their true poses. `score`: mean FSC over shells 1 to D/2 − 1, in the
+_TEXT = f"""Sets of heterogeneity.md, seed 1, with their true poses. `score`: mean FSC over shells 1 to D/2 − 1, in the
 mask of all conformations, of the map that a program decodes at an image's latents with that image's true map, over
 `maps` images. `latents`: the error of a quadratic regression on one half's latents among the other half's images: the
 median in degrees on a circle, or the share of wrong conformations. `reached`: how far a program had come when its
@@ -39,8 +39,8 @@ everything up to the latents, `a map` the processor time to decode one, `wall s`
 to wait, and `peak` is its largest resident memory.
 
 `train_vae` ran in single precision with its own settings except for those in the row: the number of latents and the
-width of all layers of both networks (1,024 by default, which needs a card). recovar ran with `--mask from_halfmaps
---accept-cpu --no-downsample`, its maps are those of `compute_state`. Both learn from all images at once. emsplat keeps
+width of all layers of both networks (1,024 by default, which needs a card). recovar's `pipeline` ran with
+`{RECOVAR}`; its maps are those of `compute_state`. Both learn from all images at once. emsplat keeps
 the two halves of the images apart, chooses the number of latents by itself, and has its own settings."""
 
 Row = dict[str, Any]

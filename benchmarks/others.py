@@ -15,6 +15,7 @@ from emsplat.io import read_particles
 from programs import Measured, measured
 
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NUMBA", "OPENBLAS")}
+ONE_THREAD["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
 _OF_POSES = ("Angle", "Origin", "RandomSubset")  # in the names of a star's columns
 
 RELION_SGD = (  # what RELION 3.1's window for initial models writes by itself
@@ -24,6 +25,7 @@ RELION_SGD = (  # what RELION 3.1's window for initial models writes by itself
     "--healpix_order 1 --offset_range 6 --offset_step 2 --j 1 --random_seed 1"
 )
 RELION_ITERATIONS = 300
+RECOVAR = "--mask from_halfmaps --accept-cpu --no-downsample --gpu-budget-gb 2"  # half of the memory, if not told
 
 
 def once(folder: Path, *commands: Sequence[object], limit: int = 0) -> Measured:
@@ -142,7 +144,7 @@ class Recovar:
     def pipeline(self, z: int, limit: int) -> tuple[Path, Measured]:
         """`pipeline`; the folder of its results. Args: z: number of latents."""
         folder = self._star.parent / f"recovar-{z}"
-        options = ["--mask", "from_halfmaps", "--zdim", z, "--accept-cpu", "--no-downsample"]
+        options = [*RECOVAR.split(), "--zdim", z]
         took = once(folder, [self._program, "pipeline", self._star, "-o", "out", *options], limit=limit)
         return folder / "out", took
 
