@@ -68,7 +68,7 @@ def by_emsplat(star: Path) -> Found:
     output = star.parent / "emsplat-abinitio"
     images = without_poses(star, star.parent / "without_poses.star", "particles.mrcs")
     took = run_emsplat(images, output, "--threads", 1, job="abinitio", environ=ONE_THREAD)
-    table = read_particles(output / "particles.star")
+    table = read_particles(output / "particles.star", datadir=star.parent)
     return Found("emsplat abinitio", "the end", table.rotations(), read_map(output / "map.mrc").values, took)
 
 
