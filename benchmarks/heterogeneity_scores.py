@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 import emsplat
 from emsplat.fourier import maps
-from emsplat.heterogeneity.gtm import inner_with_points, point_posterior
+from emsplat.heterogeneity.gtm import point_posterior
 from emsplat.heterogeneity.observations import Observations, observe
+from emsplat.heterogeneity.point_maps import PointMaps
 from emsplat.heterogeneity.posterior import ContrastPrior
 from emsplat.heterogeneity.result import Heterogeneity
 from emsplat.heterogeneity.subspace import stages
@@ -101,7 +102,7 @@ def error_of_true_maps(
     volumes = [scale * maps.fourier_resize(truth, stage.box_size) for truth in truths]
     if one.kind != "discrete":
         return _bound(one, observed, volumes, labels, true)
-    power, overlap = inner_with_points(volumes, observed)
+    power, overlap = PointMaps.of_volumes(volumes).inner(observed)
     populations = np.bincount(labels, minlength=len(truths)) / len(labels)
     posterior, _ = point_posterior(power, overlap, populations, ContrastPrior(sigma=0.02, junk=1e-4))
     return latent_error(one, posterior.weights @ true, labels, true)
@@ -119,7 +120,7 @@ def _bound(
     errors = []
     for label, of_label in enumerate(slopes):
         part = observed.part(np.flatnonzero(labels == label))
-        power, _ = inner_with_points([*of_label, sum(of_label)], part)
+        power, _ = PointMaps.of_volumes([*of_label, sum(of_label)]).inner(part)
         if one.kind == "circle":
             errors.append(np.rad2deg(_MEDIAN / np.sqrt(power[:, 0])))
             continue

@@ -198,7 +198,7 @@ class AbInitioSettings(FileSettings):
     invert: bool = False  # Set this if the particles are dark.
     symmetry: str = "C1"  # Point group to impose, with the names and axes of RELION.
     mask_diameter: float | None = None  # Diameter, in Å, of a circle about the image's middle that holds the particle.
-    # Largest distance, in Å, of a particle from the middle of its image. If left out, a tenth of the box.
+    # Largest distance, in Å, of a particle from the middle of its image. If left out, a fifth of the box.
     max_shift: float | None = None
     max_resolution: float | None = None  # Finest resolution, in Å, to look at.
     # Largest number of searches of each half set from other random poses. More than one only if they disagree.

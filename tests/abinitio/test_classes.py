@@ -92,7 +92,7 @@ def test_posteriors_of_classes_are_those_of_all_poses_of_all_maps(
         slices = search.slices_of(volume.slices(map_, grid, frames), grid)
         scores = search.scores_of(slices, moved, search.turn_matrix(grid.n_orders, n_turns)).numpy().astype(float)
         scores -= search.penalty_of(slices, moved)[None, :, None]
-        scores += full.shift_prior(offsets, s.fine)[:, None]
+        scores += full.shift_prior(offsets, s.fine.shift_sigma)[:, None]
         tables.append(scores)
         evidence.append(np.log(np.exp(scores - scores.max()).mean(axis=(0, 1, 2))) + scores.max())
     odds = np.concatenate([shares[:2, None] * np.exp(evidence), np.full((1, n), shares[2])])

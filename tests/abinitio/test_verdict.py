@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emsplat.abinitio.modes import Modes
-from emsplat.abinitio.verdict import Criterion, Verdict
+from emsplat.abinitio.verdict import MATES, Criterion, Verdict, evenness
 
 
 def criterion(value: float) -> Criterion:
@@ -32,3 +32,22 @@ def test_mates_that_are_as_frequent_count_together() -> None:
     shares = np.array([0.28, 0.25, 0.24, 0.05])
     assert Modes(np.tile(np.eye(3), (4, 1, 1)), shares).even == pytest.approx(0.77)
     assert Modes(np.empty((0, 3, 3)), np.empty(0)).even == 0
+
+
+def modes(*shares: float) -> Modes:
+    return Modes(np.tile(np.eye(3), (len(shares), 1, 1)), np.array(shares))
+
+
+def test_refinement_must_tell_mates_apart_and_not_only_even_them_out() -> None:
+    mixed_up, evened_out = modes(0.3, 0.28, *[0.04] * 10), modes(*[0.07] * 14)
+    assert evenness(mixed_up) < 0.7 <= evenness(evened_out)
+    assert evenness(evened_out, mixed_up) == evenness(mixed_up)
+    assert evenness(modes(0.46, 0.42, 0.02), mixed_up) > 0.9
+    assert evenness(modes(0.9, 0.02), modes(0.5, 0.2)) == 1
+    assert evenness(modes()) == 0
+
+
+def test_only_mates_that_are_mixed_up_may_still_be_mended_by_refinement() -> None:
+    failed = Criterion(MATES, 0.2, 0.7, 0.3, "the evenness of the poses' shares on symmetry mates")
+    assert not Verdict((failed, criterion(0.9))).is_beyond_refinement
+    assert Verdict((failed, criterion(0.1))).is_beyond_refinement

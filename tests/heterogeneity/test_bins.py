@@ -85,7 +85,7 @@ def test_images_of_one_particle_share_their_posterior_over_points() -> None:
         weights = product * even
         weights /= weights.sum(axis=1, keepdims=True)
         even = weights.mean(axis=0)
-    np.testing.assert_allclose(found.weights, weights[particle], atol=1e-6)
-    np.testing.assert_allclose(populations, even, atol=1e-6)
+    np.testing.assert_allclose(found.weights, weights[particle], atol=3e-5)  # of the few contrasts
+    np.testing.assert_allclose(populations, even, atol=3e-5)
     alone, _ = point_posterior(power, overlap, np.full(3, 1 / 3), prior, np.arange(6))
     assert np.abs(alone.weights - found.weights).max() > 0.05

@@ -43,7 +43,7 @@ def bins(truth: Decoder, points: np.ndarray, noise: float) -> list[Bin]:
     for i, z in enumerate(points):
         volume = truth.at(z).voxelise(BOX, PIXEL)
         losses = [QuadraticLoss(statistics_of(volume, noise, 10 * i + j), BOX) for j in range(2)]
-        out.append(Bin(z, 1 / len(points), losses[0], losses[1], 0.2))
+        out.append(Bin(z, 1 / len(points), 1000.0, losses[0], losses[1], 0.2))
     return out
 
 
@@ -78,7 +78,7 @@ def test_a_decoder_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_the_gradient_is_that_of_the_loss_of_all_bins(variant: str) -> None:
     points = np.array([[-1.0], [0.5], [1.0]])
     data = bins(decoder(0, slope=0.6, move=2.0), points, 0.0)
-    fit = DecoderFit(decoder(0, slope=0.1, move=0.5), PIXEL, BOX, variant, DecoderSettings(cutoff=5.0))
+    fit = DecoderFit(decoder(0, slope=0.1, move=0.5), data, PIXEL, BOX, variant, DecoderSettings(cutoff=5.0))
 
     def loss() -> float:
         with torch.no_grad():
@@ -122,4 +122,20 @@ def test_the_next_round_starts_where_the_held_out_images_were_not_seen() -> None
     found = fit_decoder(decoder(0), data, PIXEL, BOX, DecoderSettings(most_steps=15), ("mass",))
     # The consensus part stays as it was while only the training images are fitted.
     torch.testing.assert_close(found.training.gaussians.centres, decoder(0).gaussians.centres, atol=1e-4, rtol=0)
+    masses = np.mean([np.exp(found.training.at(one.z).log_masses.numpy()) for one in data], axis=0)
+    np.testing.assert_allclose(masses, np.exp(decoder(0).gaussians.log_masses.numpy()), rtol=1e-4)
+    assert found.training.mass_slopes.abs().max() > 0.5
     assert not torch.allclose(found.decoder.gaussians.centres, decoder(0).gaussians.centres, atol=1e-4)
+
+
+def test_the_prior_draws_small_slopes_to_zero_and_leaves_large_ones() -> None:
+    data = bins(decoder(0), np.linspace(-1, 1, 3)[:, None], 0.0)
+    fit = DecoderFit(decoder(0), data, PIXEL, BOX, "both", DecoderSettings(slope_prior=0.1))
+    with torch.no_grad():
+        fit.mass_slopes[:3, 0] = torch.tensor([0.05, -0.2, 5.0])
+    for leaf in (fit.mass_slopes, fit.displacements):
+        leaf.grad = torch.zeros_like(leaf)
+    fit._add_prior(fit.images)
+    w = np.array([0.05, -0.2, 5.0])  # the derivative of log(w² + ε²), of one slope and 3,000 images
+    np.testing.assert_allclose(fit.mass_slopes.grad[:3, 0], 2 * w / (w**2 + 0.01) / 3000, rtol=1e-5)
+    assert not fit.displacements.grad.any()

@@ -52,7 +52,8 @@ def test_the_summary_holds_the_verdict_and_claims_a_resolution_only_if_the_searc
         assert worst in resolution_text(summary) and found["what_to_try"]
         assert any("no resolution is claimed" in warning for warning in summary["warnings"])
         assert summary["local_resolution"] is None and summary["measurable_limit"] is None
-        assert not (run / "local_resolution.mrc").exists() and not (run / "figures" / "local_resolution.png").exists()
+        for name in ("local_resolution", "uncertainty"):
+            assert not (run / f"{name}.mrc").exists() and not (run / "figures" / f"{name}.png").exists()
         with (run / "fsc.csv").open(newline="") as file:
             assert {row["c_map"] for row in csv.DictReader(file)} == {"nan"}
         assert "measurable to" not in (run / "run.log").read_text()

@@ -14,7 +14,7 @@ import torch
 
 from emsplat.cli import main
 from emsplat.fourier.insertion import SliceGrid
-from emsplat.plan.abinitio import EARLY_ROUNDS, LATE_ROUNDS, PoseRates, pose_search_stages
+from emsplat.plan.abinitio import EARLY_ROUNDS, LATE_ROUNDS, LOOKS, PoseRates, pose_search_stages
 from emsplat.plan.cluster import Cluster
 from emsplat.plan.heterogeneity import Search, SearchRates, search_stages
 from emsplat.plan.model import DISK, NETWORK, PROCESSOR, Job, Stage, grid_bytes, stages
@@ -129,7 +129,8 @@ def test_a_plan_and_its_run(simulated: Path, capsys: pytest.CaptureFixture[str])
 
 SEARCH = PoseRates(
     look_seconds=0.5, polar_seconds_per_image=1e-3, batch_seconds=0.2, n_batches=100, round_seconds=0.0,
-    early_seconds_per_image=8e-3, late_seconds_per_image=3e-3, alignment_seconds=5.0, samples_bytes_per_image=5000,
+    early_seconds_per_image=8e-3, late_seconds_per_image=3e-3, shifts_seconds_per_image=1e-3, alignment_seconds=5.0,
+    samples_bytes_per_image=5000,
 )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def test_of_a_search_the_first_stage_and_the_memory_do_not_grow_with_the_images(
     for name in ("polar images", "second stage", "search again"):
         assert ten[name].seconds == pytest.approx(10 * one[name].seconds)
         assert ten[name].memory_bytes == one[name].memory_bytes
-    assert one["second stage"].seconds == pytest.approx(1e5 * (EARLY_ROUNDS * 8e-3 + LATE_ROUNDS * 3e-3))
+    assert one["second stage"].seconds == pytest.approx(1e5 * (EARLY_ROUNDS * 8e-3 + LATE_ROUNDS * 3e-3 + LOOKS * 1e-3))
     faster = replace(SEARCH, late_seconds_per_image=1e-3)
     assert pose_search_stages(JOB, Cluster(), RATES, faster)[5].seconds < one["second stage"].seconds
     # Classes share the images, but each has fits of its own.

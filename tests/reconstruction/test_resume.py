@@ -51,7 +51,7 @@ def equal(one: Reconstruction, other: Reconstruction) -> None:
 # By what states it is ended, one after the other: how many of which have been written since it was gone on with.
 ENDS = {
     "statistics": (
-        FEW,
+        replace(FEW, threads=1),  # the halves are fitted one after the other
         [(1, "pass"), (2, "pass"), (1, "statistics1"), (5, "fit1-1"), (1, "fit1-2"), (1, "half1"), (20, "fit2-2")],
     ),
     "images": (

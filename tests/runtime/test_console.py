@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import threading
 import time
 from io import StringIO
 from pathlib import Path
@@ -150,3 +151,26 @@ def test_imports_are_kept_from_the_garbage_collector_and_it_works_again_afterwar
         assert reporter.seconds["loading"] > 0
     finally:
         gc.unfreeze()
+
+
+def test_threads_that_work_at_the_same_time_have_a_line_each() -> None:
+    listener, file = reporter(terminal=True)
+    both = threading.Barrier(2, timeout=10)
+
+    def fit(number: int) -> None:
+        with listener.stage("fit"), listener.bar(f"fitting half {number}", "steps") as advance:
+            advance(1, 2)
+            both.wait()  # so that each sees the other's line
+            time.sleep(0.2 * number)
+
+    workers = [threading.Thread(target=fit, args=(number,)) for number in (1, 2)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    frames = file.getvalue().split("\x1b[1A")
+    assert any("fitting half 1" in frame for frame in frames)
+    assert "fitting half 2" in frames[-1] or "fitting half 2" in frames[-2]
+    assert listener.seconds["fit"] <= time.perf_counter() - started  # the time of both counts once
+    assert listener.current == "start"

@@ -7,13 +7,15 @@
 - ``volume``: the slices of a small map, their insertion, and the map that solves for them
 - ``search``: E-step and M-step on a grid as batched matrix products; ``softmax``: posteriors from scores,
   and ``softmax_gpu`` on a graphics card
-- ``stochastic``: the first stage, from random poses to a coarse map; ``full``: the second stage, on finer grids
+- ``stochastic``: the first stage, from random poses to a coarse map; ``full``: the second stage, on finer grids;
+  ``centring``: a look at all shifts
 - ``growing``: the map while it grows, for a viewer
 - ``alignment``: alignment of two maps by rotation, shift and hand; ``symmetric``: the same under an imposed symmetry
 - ``modes``: where the turns between two sets of poses gather; ``imitation``: what images of a correct map would show
 - ``halves``: two independent searches, and how far they agree; ``verdict``: whether to believe them
 - ``transfer``: whether the CTFs belong to their images
 - ``refinement``: a global search on a refined map; ``alternation``: local refinement and global search in turn
+- ``ending``: how far the refined halves agree
 - ``job``: the table and the images that all stages share; ``run``: the whole job
 - ``classes``: which classes of the two halves belong together; ``run_classes``: the whole job with several classes
 """

@@ -45,8 +45,9 @@ def refined(job: Job, table: Particles, verdict: Verdict) -> tuple[Reconstructio
     checkpoint = job.context.checkpoints.named("poses", job.context.world)
     state = checkpoint.load()
     if state is None:
-        failed = verdict.status == "failed"
-        kept = _Alternation(table.euler_angles_in_degrees, table.origin_in_angstroms, [], is_over=failed)
+        kept = _Alternation(
+            table.euler_angles_in_degrees, table.origin_in_angstroms, [], is_over=verdict.is_beyond_refinement
+        )
     else:
         kept = unpacked(state, _Alternation)
         table = _in_poses_of(kept, table)
@@ -60,7 +61,7 @@ def refined(job: Job, table: Particles, verdict: Verdict) -> tuple[Reconstructio
         kept = _Alternation(table.euler_angles_in_degrees, table.origin_in_angstroms, moved, is_over)
         if checkpoint.offer(partial(packed, kept)):
             job.context.checkpoints.remove_nested(_refinement(number))
-    settings = reconstruct_settings(job, refine=verdict.status != "failed")
+    settings = reconstruct_settings(job, refine=not verdict.is_beyond_refinement)
     # Where hardly any image jumped, the others were refined already: their log-likelihood rises by less than 0.1.
     settled = bool(kept.moved) and kept.moved[-1] < _SETTLED
     tuning = Tuning(refinement_rounds=1) if settled else None
@@ -148,7 +149,7 @@ def _searched_again(job: Job, table: Particles, found: Reconstruction, number: i
     centres = -table.origin_in_angstroms / table.pixel_size_in_angstroms
     n_moved = 0
     for half, rows in enumerate(job.rows):
-        map_ = on_box(_weighted_map(found, half), volume.map_box(halves[half].grid))
+        map_ = on_box(weighted_map(found, half), volume.map_box(halves[half].grid))
         rng = np.random.default_rng((job.settings.seed, 100 + number, half))
         what = halves[half], map_, rotations[rows], centres[rows], stage, settings, rng
         with job.reporter.bar(f"searching half {half + 1} again", "images") as advance:
@@ -187,7 +188,7 @@ def own_ctfs(job: Job, found: Reconstruction) -> float:
         return 1.0
     halves, spectra = job.read(finest)
     grid, rows = halves[0].grid, job.rows[0]
-    map_ = on_box(_weighted_map(found, 1), volume.map_box(grid))
+    map_ = on_box(weighted_map(found, 1), volume.map_box(grid))
     table = found.particles
     rotations = table.rotations()[rows]
     centres = (-table.origin_in_angstroms / table.pixel_size_in_angstroms)[rows]
@@ -197,7 +198,7 @@ def own_ctfs(job: Job, found: Reconstruction) -> float:
     )
 
 
-def _weighted_map(found: Reconstruction, half: int) -> NDArray[np.float32]:
+def weighted_map(found: Reconstruction, half: int) -> NDArray[np.float32]:
     """(D, D, D) map of a half, 0 or 1, with each shell weighted by its gain and by what the halves share."""
     v = found.validation
     gain = np.nan_to_num(v.gain * 0.5 * (1 + v.gaussian_half))

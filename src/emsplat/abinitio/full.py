@@ -86,6 +86,8 @@ class Rounds:
     sums: volume.SliceSums | None = None  # the sums that the map solves, once there was a round
     found: Found | None = None  # the images' poses against the map before it
     shares: NDArray[np.float64] | None = None  # (K+1,) shares of the classes, that without a particle last
+    looks: list[float] = field(default_factory=list)  # share of the particles that each look at all shifts has moved
+    since: int = 0  # number of rounds before the last of these looks
 
     @property
     def rise(self) -> float:
@@ -99,10 +101,18 @@ class Rounds:
         if not evidence:
             return False
         small = settings.gain * max(abs(evidence[-1]), 1.0)
-        settled = len(evidence) >= settings.fewest_rounds and self.rise < small
-        return (
-            bool(self.trace.steps_back) or evidence[-1] < _NOTHING or settled or len(evidence) >= settings.most_rounds
-        )
+        settled = len(evidence) - self.since >= settings.fewest_rounds and self.rise < small
+        return settled or self.is_spent(settings)
+
+    def is_spent(self, settings: FullSettings) -> bool:
+        """Whether no other round would help, whatever the centres of the particles: a fault, no map, or too many."""
+        evidence = self.trace.evidence
+        return bool(self.trace.steps_back) or evidence[-1] < _NOTHING or len(evidence) >= settings.most_rounds
+
+
+def no_progress(number: int) -> AbstractContextManager[Callable[[int, int], None]]:
+    """A progress bar of a round that shows nothing."""
+    return nullcontext(lambda done, total: None)
 
 
 def full_stage(
@@ -112,7 +122,7 @@ def full_stage(
     settings: FullSettings,
     rng: np.random.Generator,
     after_round: Callable[[], None] = lambda: None,
-    progress: Callable[[int], AbstractContextManager[Callable[[int, int], None]]] = lambda _: nullcontext(_ignore),
+    progress: Callable[[int], AbstractContextManager[Callable[[int, int], None]]] = no_progress,
 ) -> None:
     """Search all images round by round, until it is no longer worthwhile.
 
@@ -150,8 +160,9 @@ def shares_of(found: Found) -> NDArray[np.float64]:
     return np.asarray(shares / shares.sum())
 
 
-def _ignore(done: int, total: int) -> None:
-    """Take no notice of progress."""
+def log_priors_of_classes(shares: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(K,) log prior probabilities of the classes, whose exponentials have a mean of 1, from (K+1,) shares."""
+    return np.asarray(np.log(shares[:-1]) - np.log(shares[:-1].mean()), np.float32)
 
 
 def round_of(
@@ -176,10 +187,10 @@ def round_of(
     coarse = grids.directions(settings.coarse_directions, turn_of_grids, stage.symmetry)
     fine = grids.directions(settings.fine_directions, turn_of_grids, stage.symmetry)
     search_in = _Search(
-        coarse=_Level.of(
+        coarse=Level.of(
             map_, coarse_grid, coarse, settings.coarse_turns, grids.shift_grid(1, settings.coarse_shift), stage
         ),
-        fine=_Level.of(map_, images.grid, fine, settings.fine_turns, grids.shift_grid(2, settings.fine_shift), stage),
+        fine=Level.of(map_, images.grid, fine, settings.fine_turns, grids.shift_grid(2, settings.fine_shift), stage),
         families=grids.families(fine, coarse),
         stage=stage,
     )
@@ -219,8 +230,8 @@ def round_of(
 
 
 @dataclass(frozen=True)
-class _Level:
-    """One of the two grids of poses of a round, the slices of its map, and those of the images found on it.
+class Level:
+    """A grid of poses of a round, the slices of its map, and those of the images found on it.
 
     The directions of several classes follow each other.
     """
@@ -241,25 +252,25 @@ class _Level:
         n_turns: int,
         offsets: NDArray[np.float64],
         stage: StageSettings,
-    ) -> _Level:
+    ) -> Level:
         frames = grids.frames(directions)
         slices = search.slices_of(volume.slices(map_, grid, frames), grid, stage.device)
         frames = np.tile(frames, (slices.n_directions // len(frames), 1, 1))
-        return _Level(
+        return Level(
             slices,
             frames,
             search.turn_matrix(grid.n_orders, n_turns, stage.device),
             offsets,
-            shift_prior(offsets, stage),
+            shift_prior(offsets, stage.shift_sigma),
             torch.zeros(2, grid.n_orders, len(frames), grid.n_rings),
             np.zeros((len(frames), grid.n_rings), np.float32),
         )
 
-    def emptied(self) -> _Level:
+    def emptied(self) -> Level:
         """The same level with empty sums."""
         return replace(self, back=torch.zeros_like(self.back), weight=np.zeros_like(self.weight))
 
-    def with_log_prior(self, of_classes: NDArray[np.float32]) -> _Level:
+    def with_log_prior(self, of_classes: NDArray[np.float32]) -> Level:
         """The same level with (K,) log prior probabilities of the classes."""
         log_prior = np.repeat(of_classes, len(self.frames) // len(of_classes))
         return replace(self, slices=replace(self.slices, log_prior=log_prior))
@@ -283,8 +294,8 @@ class _Level:
 class _Search:
     """The grids of one round."""
 
-    coarse: _Level
-    fine: _Level
+    coarse: Level
+    fine: Level
     families: list[NDArray[np.int64]]  # fine directions of each coarse direction
     stage: StageSettings
     log_odds: float = -np.inf  # log of the prior odds that an image shows no particle
@@ -295,8 +306,7 @@ class _Search:
 
     def with_shares(self, shares: NDArray[np.float64]) -> _Search:
         """The same grids with (K+1,) prior probabilities of the classes, that without a particle last."""
-        of_classes = (np.log(shares[:-1]) - np.log(shares[:-1].mean())).astype(np.float32)
-        coarse, fine = (level.with_log_prior(of_classes) for level in (self.coarse, self.fine))
+        coarse, fine = (level.with_log_prior(log_priors_of_classes(shares)) for level in (self.coarse, self.fine))
         return replace(self, coarse=coarse, fine=fine, log_odds=float(np.log(shares[-1] / shares[:-1].sum())))
 
     def with_particle(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,7 +18,8 @@ from scipy.spatial.transform import Rotation
 
 from emsplat.abinitio import full, volume
 from emsplat.abinitio.alignment import Alignment, align, shell_correlations
-from emsplat.abinitio.full import Found, FullSettings, Rounds, full_stage
+from emsplat.abinitio.centring import search_fully
+from emsplat.abinitio.full import Found, FullSettings, Rounds
 from emsplat.abinitio.imitation import Imitation, imitate
 from emsplat.abinitio.modes import Modes, modes_of
 from emsplat.abinitio.polar import PolarImages
@@ -68,6 +69,7 @@ class Agreement:
     other_evidence: float  # evidence of the same images under the other half's map
     top: float  # mean largest posterior in the other half's map
     imitation: Imitation  # what images of the first map itself would show
+    modes_before: Modes | None = None  # the modes before refinement, if the halves are compared after it
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,13 @@ def start(
         checkpoint.offer(lambda: packed(begun))
         show(rounds.map)
 
-    full_stage(
+    search_fully(
         images, rounds, settings.fine, settings.full, rng, after_round,
         lambda number: reporter.bar(f"{title}, round {number}", "images"),
     )  # fmt: skip
+    if len(rounds.looks) > 1:
+        shares = ", ".join(f"{share:.0%}" for share in rounds.looks)
+        reporter.line(f"{title}: of the particles, {shares} lay elsewhere in their images than was thought")
     assert rounds.sums is not None and rounds.found is not None
     inversion = volume.unregularised(rounds.sums, images.grid.n_rings)
     return Start(rounds.map, inversion, rounds.found, first, rounds.trace, [*pictures, rounds.map])

@@ -34,7 +34,7 @@ from emsplat.versions import __version__
 
 _OUTLINE_MARGIN = 1.15  # factor on the outline, because the variance shows a little less than the particle
 _UNSEEN_DIAMETER, _LARGEST_DIAMETER = 0.8, 0.95  # shares of the box
-_MAX_SHIFT = 0.1  # share of the box
+_MAX_SHIFT, _USUAL_SHIFT = 0.2, 0.1  # shares of the box: the largest shift of a particle, and that of nearly all
 _EDGE = 0.1  # share of the box by which the circle that is kept exceeds the particle's, beyond its shift
 FEWEST_IMAGES = 40  # smallest number in each half set, of all images or of a class
 _MOST_NATS = 200.0  # largest information of an image that counts in full
@@ -88,8 +88,9 @@ class Job:
         self.scales = scales_of(self.diameter, len(self.symmetry), table.box_size, self.max_ring)
         max_shift = _MAX_SHIFT * box if settings.max_shift is None else settings.max_shift
         self.max_shift = max_shift / table.pixel_size_in_angstroms
-        # The circle that is kept of each image holds the particle, wherever it lies.
-        self.circle = (self.diameter + _EDGE) * table.box_size + 2 * min(self.max_shift, 0.1 * table.box_size)
+        self.usual_shift = min(self.max_shift, _USUAL_SHIFT * table.box_size)
+        # The circle that is kept of each image holds the particle; of one that lies very far off, most of it.
+        self.circle = (self.diameter + _EDGE) * table.box_size + 2 * self.usual_shift
         self.weight = 1.0  # factor on all log-likelihoods
         self.rows = tuple(np.flatnonzero(table.half_set == half) for half in (1, 2))
 
@@ -145,28 +146,30 @@ class Job:
             signal=spectra.signal[:n_rings],
             symmetry=self.symmetry,
             max_shift=self.max_shift,
-            shift_sigma=max(0.5 * self.max_shift, 0.5),
+            shift_sigma=max(0.5 * self.usual_shift, 0.5),
             world=self.context.world,
             device=self.context.device,
             n_classes=self.settings.classes,
         )
 
-    def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:
-        """Settings of the search, and the information of an image in nats."""
-        coarse, order = self.scales.coarse_rings, len(self.symmetry)
-        polar = halves[0]
-        nats = self._information(halves, spectra)
-        n_images = min(len(rows) for rows in self.rows)
-        search = Search(
+    def search_settings(self, halves: Halves, spectra: Spectra) -> Search:
+        """Settings of the search."""
+        coarse, order, fine = self.scales.coarse_rings, len(self.symmetry), halves[0].grid.n_rings
+        n_images, nats = min(len(rows) for rows in self.rows), self._information(halves, spectra)
+        return Search(
             coarse=self.stage(spectra, coarse),
-            fine=self.stage(spectra, polar.grid.n_rings),
+            fine=self.stage(spectra, fine),
             stochastic=stochastic_settings(self.scales, order, nats, n_images, self.table.box_size),
             full=full_settings(self.scales, order, self.table.box_size),
         )
+
+    def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:
+        """Settings of the search, and the information of an image in nats, which the log gets to know."""
+        search, nats = self.search_settings(halves, spectra), self._information(halves, spectra)
         pixel = self.table.box_size * self.table.pixel_size_in_angstroms
         self.reporter.line(
-            f"search: to {pixel / coarse:.3g} Å in steps of {self.scales.coarse_step:.3g}°, then to "
-            f"{pixel / polar.grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image holds "
+            f"search: to {pixel / self.scales.coarse_rings:.3g} Å in steps of {self.scales.coarse_step:.3g}°, then to "
+            f"{pixel / halves[0].grid.n_rings:.3g} Å in steps of {self.scales.coarse_step / 2:.3g}°; an image holds "
             f"{nats:.1f} nats, so that {search.stochastic.iterations} batches of {search.stochastic.batch} are used"
         )
         return search, nats

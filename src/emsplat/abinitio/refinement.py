@@ -1,7 +1,7 @@
 """Global search of all images on refined maps. Local refinement cannot replace it, because it never leaves a basin.
 
-Each image is compared with its own half's map in all poses on a grid, to the frequency at which the halves agree. If
-the best pose is far from the present one and more likely, the image moves there.
+Each image is compared with its own half's map in all poses and at all shifts on a grid, to the frequency at which the
+halves agree. If the best pose is far from the present one and more likely, the image moves there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.abinitio import full, volume
+from emsplat.abinitio.centring import recentred
 from emsplat.abinitio.imitation import NEAR_IN_DEGREES, distances_in_degrees
 from emsplat.abinitio.polar import PolarImages
 from emsplat.abinitio.stochastic import StageSettings
@@ -60,7 +61,8 @@ def search_again(
         rotations: (n, 3, 3), centres: (n, 2) x, y in pixels of the present poses.
     """
     present = likelihoods(images, map_, rotations, centres, stage.box_size)
-    found = full.round_of(images, map_, centres.copy(), stage, settings, rng, advance=advance)
+    likely, _ = recentred(images, map_, centres, stage, settings, rng)
+    found = full.round_of(images, map_, likely, stage, settings, rng, advance=advance)
     at_found = likelihoods(images, map_, found.rotations, found.centres, stage.box_size)
     far = distances_in_degrees(found.rotations, rotations, stage.symmetry) > NEAR_IN_DEGREES
     return far & (at_found > present), found

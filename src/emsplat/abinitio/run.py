@@ -20,6 +20,7 @@ from emsplat.abinitio import growing
 from emsplat.abinitio.alignment import Alignment
 from emsplat.abinitio.alternation import own_ctfs, refined
 from emsplat.abinitio.classes import Matching, classes_in_words, matched, of_class
+from emsplat.abinitio.ending import compared_again
 from emsplat.abinitio.full import Found
 from emsplat.abinitio.halves import Agreement, Search, Start, compare, start
 from emsplat.abinitio.imitation import Imitation
@@ -168,7 +169,13 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
     table, certainty, shown = _posed(job, starts, agreement)
     if not shown.all():
         reporter.line(f"{np.count_nonzero(~shown):,} images probably show no particle; they stay in the reconstruction")
-    reconstruction, moved = refined(job, table, judged(starts, agreement, None))
+    so_far = judged(starts, agreement, None)
+    reconstruction, moved = refined(job, table, so_far)
+    last = starts
+    if moved and so_far.status != "converged":
+        with reporter.stage("search"):
+            last, agreement = compared_again(job, reconstruction, starts, agreement)
+        reporter.line(f"refined {_agreement_in_words(agreement)}")
     with reporter.stage("search"):
         with_own_ctfs = own_ctfs(job, reconstruction)
     ending = Ending(
@@ -177,7 +184,7 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
         own_ctfs=with_own_ctfs,
         looks_dark=reconstruction.preview.surely_dark,
     )
-    verdict = judged(starts, agreement, ending)
+    verdict = judged(last, agreement, ending)
     verdict = replace(verdict, criteria=(*verdict.criteria, *more))
     reporter.line(f"ab initio: {verdict.text()}")
     if verdict.status == "converged":
@@ -248,15 +255,20 @@ def _independent_starts(
         first, second = best
         agreement = compare(halves, (first, second), search, np.random.default_rng((seed, attempt, 2)))
         verdict = judged((first, second), agreement, None)
-        modes = agreement.modes
-        job.reporter.line(
-            f"halves agree on {modes.total:.0%} of the poses"
-            + (f", on {modes.number} mates of a symmetry" if modes.number > 1 else "")
-            + f"; correlation {agreement.correlations.mean():.2f}; {verdict.status} so far"
-        )
+        job.reporter.line(f"{_agreement_in_words(agreement)}; {verdict.status} so far")
         if verdict.status == "converged" or _is_hopeless(best):
             break
     return (first, second), agreement, (attempt + 1, attempt + 1)
+
+
+def _agreement_in_words(agreement: Agreement) -> str:
+    """How far the halves agree, in words for the log."""
+    modes = agreement.modes
+    return (
+        f"halves agree on {modes.total:.0%} of the poses"
+        + (f", on {modes.number} mates of a symmetry" if modes.number > 1 else "")
+        + f"; correlation {agreement.correlations.mean():.2f}"
+    )
 
 
 def _starts_of_classes(

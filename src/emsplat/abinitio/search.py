@@ -210,7 +210,7 @@ def _room(name: str, *shape: int, device: torch.device) -> Tensor:
     return _rooms[key][:size].view(shape)
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy")
 def _move(signal, frequencies, centres, offsets, real, imaginary):
     n, rings, angles = signal.shape
     for q in numba.prange(angles):

@@ -70,7 +70,7 @@ def _exp(x):
     return p * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy", fastmath={"contract", "nsz", "nnan"})
+@numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "nnan"})
 def _exponentiate(scores, penalty, log_prior, beta, sums, of_direction, of_shift, best):
     n_psi, n_directions, n_shifts, n = scores.shape
     for block in numba.prange((n + LANES - 1) // LANES):

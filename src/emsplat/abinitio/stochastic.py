@@ -213,7 +213,7 @@ class _Stochastic:
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """The slices of b, and their weights, of a batch of images that is searched; their centres are updated."""
         grid, stage, n = batch.grid, self.stage, len(rows)
-        log_prior = shift_prior(offsets, stage)
+        log_prior = shift_prior(offsets, stage.shift_sigma)
         few = moved.select(np.arange(min(n, _FOR_BETA)))
         beta = 1.0
         if floor > 0:
@@ -276,9 +276,9 @@ def power_share(map_: NDArray[np.float32], signal: NDArray[np.float64]) -> float
     return float(volume.shell_powers(map_, len(signal))[half:].sum() / signal[half:].sum())
 
 
-def shift_prior(offsets: NDArray[np.float64], stage: StageSettings) -> NDArray[np.float32]:
-    """(T,) log prior of shifts about the centres; its exponentials have a mean of 1."""
-    log_prior = -0.5 * (offsets**2).sum(axis=1) / max(stage.shift_sigma, 1e-3) ** 2
+def shift_prior(offsets: NDArray[np.float64], sigma: float) -> NDArray[np.float32]:
+    """(T,) log prior of shifts (T, 2), normal with this standard deviation; its exponentials have a mean of 1."""
+    log_prior = -0.5 * (offsets**2).sum(axis=1) / max(sigma, 1e-3) ** 2
     return (log_prior - np.log(np.mean(np.exp(log_prior)))).astype(np.float32)
 
 

@@ -14,10 +14,14 @@ from typing import Any, Literal
 import numpy as np
 
 from emsplat.abinitio.halves import Agreement, Start
+from emsplat.abinitio.modes import Modes
 from emsplat.particles.coverage import measure_coverage
 
+_IN_ONE_PLACE = 0.75  # share of the poses that gather anywhere
 _ON_A_CIRCLE = 0.5  # largest evenness of turns that spread along a circle
 _LEAST_EXPECTED = 0.1  # of the images' power; where halves correlate less, the power of a map tells nothing
+
+MATES = "mates"
 
 Status = Literal["converged", "uncertain", "failed"]
 REMEDY = (
@@ -66,6 +70,14 @@ class Verdict:
         return "failed" if "failed" in found else "uncertain" if "uncertain" in found else "converged"
 
     @property
+    def is_beyond_refinement(self) -> bool:
+        """Whether refinement cannot help: what has failed is more than the choice between the mates of a symmetry.
+
+        Mates of a pseudo-symmetry that halves mix up may be told apart by their refined maps.
+        """
+        return any(c.status == "failed" and c.name != MATES for c in self.criteria)
+
+    @property
     def doubts(self) -> list[str]:
         """The reasons against believing the result, one phrase each."""
         return [
@@ -111,7 +123,13 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
         Criterion("information", other, 2.0, 0.3, "the log-likelihood an image has under the other half's map"),
         Criterion("correlation", float(middle.mean()), 0.9, 0.5, "the correlation of the halves at medium resolution"),
         Criterion("poses", agreement.modes.total, 0.8, 0.25, "the share of poses on which the halves agree"),
-        Criterion("mates", _mates(agreement), 0.7, 0.3, "the evenness of the poses' shares on symmetry mates"),
+        Criterion(
+            MATES,
+            evenness(agreement.modes, agreement.modes_before),
+            0.7,
+            0.3,
+            "the evenness of the poses' shares on symmetry mates",
+        ),
         Criterion("top_posterior", agreement.top, 0.25, 0.08, "the mean largest posterior of an image"),
         Criterion("map_power", power, 0.25, 0.1, "the map's power over that of a correct map"),
         Criterion(
@@ -156,21 +174,35 @@ def _views(starts: tuple[Start, Start]) -> float:
     return min(1 - measure_coverage(start.found.rotations, no_mates, 0).empty for start in starts)
 
 
-def _mates(agreement: Agreement) -> float:
+def evenness(now: Modes, before: Modes | None = None) -> float:
     """1 if poses gather in one place, or evenly on several as under a symmetry; less for an uneven spread.
 
     Images mix unevenly between the mates of a pseudo-symmetry, and evenly between those of a true symmetry. Where most
     of them have found one place, and the others have not yet, there is doubt but no failure. There is doubt, too, if
     the turns spread along a circle: maps that are wrongly round about an axis agree like that.
+
+    Args:
+        before: the modes before refinement, if the others are those after it.
     """
-    shares = agreement.modes.shares
-    if not len(shares):
+    # Refinement that tells mates apart leaves fewer of them. More even shares of as many mates prove nothing.
+    if before is None or now.number < before.number or _is_one_place(now):
+        return _even(now)
+    return min(_even(now), _even(before))
+
+
+def _is_one_place(modes: Modes) -> bool:
+    """Whether most poses that gather anywhere do so in one place."""
+    return modes.main >= _IN_ONE_PLACE * modes.total > 0
+
+
+def _even(modes: Modes) -> float:
+    """The value of the criterion for modes by themselves."""
+    if not len(modes.shares):
         return 0.0
-    main = agreement.modes.main / max(agreement.modes.total, 1e-6)
-    if main >= 0.75:
+    if _is_one_place(modes):
         return 1.0
-    large = shares[shares > 0.1 * shares[0]]
+    large = modes.shares[modes.shares > 0.1 * modes.shares[0]]
     even = float(large.mean() / large.max()) if len(large) > 1 else 0.0
-    if agreement.modes.is_circle:
+    if modes.is_circle:
         even = min(even, _ON_A_CIRCLE)
-    return max(even, 0.9 * main)
+    return max(even, 0.9 * modes.main / max(modes.total, 1e-6))

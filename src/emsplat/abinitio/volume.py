@@ -218,7 +218,7 @@ def _trilinear(flat, n, x, y, z):
     return total
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy")
 def _gather(flat, n, points, frames, out):
     for d in numba.prange(len(frames)):
         f = frames[d]
@@ -268,7 +268,7 @@ def _spread(added, n, points, frames, values, weights):
                         added[at, 2] += w * weight
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy")
 def _add_with_mirror_image(back_projection, weight, added):
     """Add samples, each of which stands also for its mirror image, whose value is the complex conjugate."""
     n = len(weight)

@@ -56,7 +56,7 @@ class ThonFit:
         return self.is_visible and surely and abs(self.best_scale - 1) > _WRONG
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _phase_powers(spectra, parameters, out):
     n, rows, columns = spectra.shape
     shells = out.shape[1]

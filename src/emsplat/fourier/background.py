@@ -53,7 +53,7 @@ def plane_fit(window: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray
     return axis, inverse
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _planes(images, window, axis, inverse):
     """(n, 3) level, and slopes along x and y in the coordinates of `plane_fit`, of the plane that fits each image."""
     planes = np.empty((images.shape[0], 3))
@@ -74,7 +74,7 @@ def _planes(images, window, axis, inverse):
     return planes
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _subtract_planes(images, axis, planes):
     for i in numba.prange(images.shape[0]):
         for y in range(images.shape[1]):

@@ -227,7 +227,7 @@ def _rows_in_stack(i, ky, box_size, columns):
     return (i * box_size + up) * columns, (i * box_size + down) * columns
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=_FAST)
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
 def _insert(grid, slices, frames, ends, taps, tiles, colours):
     """Spread all samples of all slices, tile by tile.
 

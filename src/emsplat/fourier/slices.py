@@ -123,7 +123,7 @@ def _gather(grid, table, kx, ky, kz, box_size, weights):
     return complex(real, -imaginary if flip else imaginary)
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, nogil=True, cache=True)
 def _slice(grid, table, matrices, origins, box_size, out):
     centre = box_size // 2
     nyquist_squared = 0.25 * box_size * box_size
@@ -147,7 +147,7 @@ def _slice(grid, table, matrices, origins, box_size, out):
                 out[image, row, kx] = value * complex(np.cos(phase), np.sin(phase))
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, nogil=True, cache=True)
 def _transform_at(grid, table, frequencies, box_size):
     n = frequencies.shape[0]
     out = np.empty(n, dtype=np.complex64)

@@ -6,6 +6,6 @@
 - ``subspace``: a linear subspace of maps; ``posterior``: its latents, with contrast and pose errors integrated out
 - ``agreement``: the number of components, decided by the other half's images; ``alignment``: one frame for both
 - ``bins``: statistics of neighbourhoods; ``decoder``: Gaussians as functions of latents; ``fit_decoder``: their fit
-- ``gtm``: posteriors over points of latent space under the decoder
+- ``gtm``: posteriors over points of latent space under the decoder; ``point_maps``: its maps at these points
 - ``latents``, ``states``, ``trajectories``: the results; ``protection``: what latents must not encode
 """

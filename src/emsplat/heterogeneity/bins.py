@@ -59,7 +59,7 @@ def fill_bins(
     images: Images,
     half: int,
     weights: NDArray[np.float32],
-    latents: NDArray[np.float64],
+    places: NDArray[np.float64],
     split: PartWeights,
     settings: AccumulationSettings,
     extent: int,
@@ -70,7 +70,7 @@ def fill_bins(
     Of the statistics of a bin only the loss is kept, so that few of them are in memory at a time.
 
     Args:
-        weights: (N, G) share of every image in every bin; latents: (N, K).
+        weights: (N, G) share of every image in every bin; places: (G, K) mean latent of the half's images in each.
         split: the training and the held-out images of both halves.
         extent: edge in voxels of the Gaussians' cube.
         task: its ranks read the images together.
@@ -93,10 +93,9 @@ def fill_bins(
                 losses[part] = QuadraticLoss(statistics, extent, fitting_period(extent))
     bins = []
     for g in numbers if losses else ():
-        z = (chosen[:, g] @ latents) / chosen[:, g].sum()
         training, held_out = (Part(half, s, g) for s in (TRAINING, HELD_OUT))
         weight = sums[training] + sums[held_out]
-        bins.append(Bin(z, weight / total, losses[training], losses[held_out], sums[held_out] / weight))
+        bins.append(Bin(places[g], weight / total, weight, losses[training], losses[held_out], sums[held_out] / weight))
     return bins
 
 

@@ -31,7 +31,7 @@ _METADATA = {
     "mass_slopes": "change of the log mass with each latent",
     "displacements": "Å, x y z: movement of the centre with each latent",
 }
-_STEEPEST = 8.0  # largest change of a log mass; exp(8) is all or nothing
+STEEPEST = 8.0  # largest change of a log mass; exp(8) is all or nothing
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Decoder:
         return replace(
             base,
             centres=base.centres + torch.einsum("jkc,k->jc", self.displacements, point),
-            log_masses=base.log_masses + (self.mass_slopes @ point).clamp(-_STEEPEST, _STEEPEST),
+            log_masses=base.log_masses + (self.mass_slopes @ point).clamp(-STEEPEST, STEEPEST),
         )
 
     def save(self, path: Path, **metadata: str) -> None:

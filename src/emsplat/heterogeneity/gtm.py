@@ -1,7 +1,8 @@
 """Rounds of a generative topographic map: the likelihood of each image under the decoder's maps at many points.
 
-``log p(y | z_p) = log ∫ p(c) exp(c v_p − ½ c² A_pp) dc`` follows from slices of V(z_p). With the points' populations
-it gives every image a posterior over the points, and from that its latent, without assuming linearity.
+``log p(y | z_p) = log ∫ p(c) exp(c v_p − ½ c² A_pp) dc`` follows from slices of V(z_p). With ``c ~ N(1, σ²)`` it is
+``v − ½A + ½σ²(v − A)²/(1 + σ²A) − ½ log(1 + σ²A)``. With the points' populations it gives every image a posterior over
+the points, and from that its latent, without assuming linearity.
 """
 
 from __future__ import annotations
@@ -11,12 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emsplat.heterogeneity.observations import Observations
-from emsplat.heterogeneity.posterior import CONTRASTS, ContrastPrior
-from emsplat.heterogeneity.slices import Volumes
+from emsplat.heterogeneity.posterior import ContrastPrior
 
-_AT_ONCE = 16  # volumes whose transforms are held together
-_IMAGES = 256
 _POSTERIORS = 4096  # images whose posteriors are computed at once in double precision
 _MIXING_ROUNDS = 5  # rounds of EM for the points' populations
 
@@ -43,26 +40,6 @@ class PointPosterior:
         return square.reshape(len(mean), *2 * points.shape[1:]) - mean[:, :, None] * mean[:, None, :]
 
 
-def inner_with_points(
-    volumes_of_points: list[NDArray[np.float32]], observations: Observations
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(n, P) A_pp and v_p of every image with every point's map."""
-    n, count = len(observations), len(volumes_of_points)
-    power, overlap = np.empty((n, count), dtype=np.float32), np.empty((n, count), dtype=np.float32)
-    twice = observations.multiplicity
-    for first in range(0, count, _AT_ONCE):
-        volumes = Volumes.of(volumes_of_points[first : first + _AT_ONCE])
-        columns = slice(first, first + volumes.count)
-        for begin in range(0, n, _IMAGES):
-            here = slice(begin, begin + _IMAGES)
-            part = observations.part(here)
-            slices = volumes.slices(part.matrices, part.samples)
-            power[here, columns] = np.einsum("nm,nmrc->nc", part.weights * twice, slices**2, optimize=True)
-            spectra = (part.spectra * twice).view(np.float32).reshape(len(part), -1, 2)
-            overlap[here, columns] = np.einsum("nmr,nmrc->nc", spectra, slices, optimize=True)
-    return power, overlap
-
-
 def point_posterior(
     power: NDArray[np.floating],
     overlap: NDArray[np.floating],
@@ -73,55 +50,51 @@ def point_posterior(
     """Posteriors, and the populations (P,) that make the images most likely.
 
     Args:
-        power, overlap: (n, P) from `inner_with_points`.
+        power, overlap: (n, P) from `PointMaps.inner`.
         particle: (n,) number of each image's particle, if images of one particle share their latent.
     """
-    n, log_prior = len(power), prior.log()
+    n, log_junk = len(power), float(np.log(prior.junk))
     if particle is not None and len(np.unique(particle)) < n:
-        likelihood, contrast = _log_likelihood(power, overlap, log_prior), _contrast(power, overlap, log_prior)
-        return _of_particles(likelihood, contrast, populations, log_prior[0], particle)
+        likelihood, contrast = _log_likelihood(power, overlap, prior), _contrast(power, overlap, prior)
+        return _of_particles(likelihood, contrast, populations, log_junk, particle)
     blocks = [slice(first, first + _POSTERIORS) for first in range(0, n, _POSTERIORS)]
-    relative, top = np.empty(power.shape, dtype=np.float32), np.empty(n)
+    # The weights hold the log-likelihoods, less that of the best point, until the last turn.
+    found, top = PointPosterior(np.empty(power.shape, dtype=np.float32), *np.empty((3, n))), np.empty(n)
     for here in blocks:
-        likelihood = _log_likelihood(power[here], overlap[here], log_prior)
+        likelihood = _log_likelihood(power[here], overlap[here], prior)
         top[here] = likelihood.max(axis=1)
-        relative[here] = likelihood - top[here, None]
-    found = PointPosterior(np.empty(power.shape, dtype=np.float32), np.empty(n), np.empty(n), np.empty(n))
+        found.weights[here] = likelihood - top[here, None]
     for turn in range(_MIXING_ROUNDS):
         mass = np.zeros(power.shape[1])
         log_populations = np.log(np.maximum(populations, 1e-12))
         for here in blocks:
-            weights = np.exp(relative[here] + log_populations)
+            weights = np.exp(found.weights[here] + log_populations)
             total = weights.sum(axis=1)
             weights /= total[:, None]
-            whole = np.logaddexp(top[here] + np.log(total), log_prior[0])
-            junk = np.exp(log_prior[0] - whole)
+            whole = np.logaddexp(top[here] + np.log(total), log_junk)
+            junk = np.exp(log_junk - whole)
             mass += (1 - junk) @ weights
             if turn == _MIXING_ROUNDS - 1:
                 found.weights[here], found.log_likelihood[here], found.junk[here] = weights, whole, junk
-                found.contrast[here] = (weights * _contrast(power[here], overlap[here], log_prior)).sum(axis=1)
+                found.contrast[here] = (weights * _contrast(power[here], overlap[here], prior)).sum(axis=1)
         populations = mass / max(float(mass.sum()), 1e-12)
     return found, populations
 
 
 def _log_likelihood(
-    power: NDArray[np.floating], overlap: NDArray[np.floating], log_prior: NDArray[np.float64]
+    power: NDArray[np.floating], overlap: NDArray[np.floating], prior: ContrastPrior
 ) -> NDArray[np.float64]:
-    """(n, P) log-likelihood of each image at each point, with the contrast integrated out."""
-    likelihood = np.full(power.shape, -np.inf)
-    for value, log in zip(CONTRASTS[1:], log_prior[1:], strict=True):
-        likelihood = np.logaddexp(likelihood, log + value * overlap - 0.5 * value**2 * power)
-    return likelihood
+    """(n, P) log-likelihood of each image at each point, with a normal contrast about 1 integrated out."""
+    variance, slope = prior.sigma**2, np.subtract(overlap, power, dtype=np.float64)
+    narrowed = 1 + variance * power.astype(np.float64)
+    found = overlap - 0.5 * power + 0.5 * variance * slope**2 / narrowed - 0.5 * np.log(narrowed)
+    return found + np.log1p(-prior.junk)
 
 
-def _contrast(
-    power: NDArray[np.floating], overlap: NDArray[np.floating], log_prior: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _contrast(power: NDArray[np.floating], overlap: NDArray[np.floating], prior: ContrastPrior) -> NDArray[np.float64]:
     """(n, P) mean contrast of each image, given that it shows the map of each point."""
-    likelihood, contrast = _log_likelihood(power, overlap, log_prior), np.zeros(power.shape)
-    for value, log in zip(CONTRASTS[1:], log_prior[1:], strict=True):
-        contrast += value * np.exp(log + value * overlap - 0.5 * value**2 * power - likelihood)
-    return contrast
+    variance = prior.sigma**2
+    return 1 + variance * np.subtract(overlap, power, dtype=np.float64) / (1 + variance * power.astype(np.float64))
 
 
 def _of_particles(

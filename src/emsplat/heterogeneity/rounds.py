@@ -8,22 +8,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emsplat.fourier import maps
-from emsplat.heterogeneity.alignment import Alignment
+from emsplat.heterogeneity.alignment import Alignment, places_alike
 from emsplat.heterogeneity.bins import fill_bins, landmarks, shares, sparse
 from emsplat.heterogeneity.decoder import Decoder
 from emsplat.heterogeneity.fit_decoder import VARIANTS, Bin, DecoderHistory, DecoderSettings, Fitted, fit_decoder
-from emsplat.heterogeneity.gtm import PointPosterior, inner_with_points, point_posterior, shares_of_bins
+from emsplat.heterogeneity.gtm import PointPosterior, point_posterior, shares_of_bins
 from emsplat.heterogeneity.kept import kept, of_both_halves
 from emsplat.heterogeneity.latents import Latents
 from emsplat.heterogeneity.observations import Observations
+from emsplat.heterogeneity.point_maps import PointMaps, information_of
 from emsplat.heterogeneity.posterior import Posterior
 from emsplat.heterogeneity.subspace import Subspace, embed
 from emsplat.heterogeneity.work import Work
 from emsplat.particles.parts import TRAINING, PartWeights
 
-MOST_ROUNDS = 5  # rounds after the bins of linear latents
+MOST_ROUNDS = 8  # rounds after the bins of linear latents
 _CLOSE = 0.01  # a variant is tried again if its held-out loss was within this share of the least
+_POINTS = 6  # points of a bin; half as many, which take half the memory, for more images than the following number
+_MANY = 200_000
+_SAMPLE = 500  # images from which the information in each shell is taken
 _WORTH_A_ROUND = 0.02  # gain in log-likelihood per image above which a round's latents are taken
 
 
@@ -72,21 +75,17 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
     The likelihood that counts is that of some of the images under the decoder of the half that they are not in. Their
     own half's decoder was fitted to them in the end.
     """
-    count = spaces[0].count
+    count, seed, coarse = spaces[0].count, work.settings.seed, work.for_rounds()
     n_bins, n_points = bins_and_points(count, len(work.table))
-    z = latents.mean[latents.junk < 0.5]
-    centres, points = (landmarks(z, n, work.settings.seed + i) for i, n in enumerate((n_bins, n_points)))
-    with work.reporter.stage("latents"):
-        weights = sparse(shares(latents.mean, latents.covariance, centres) * (1e-6 + (1 - latents.junk[:, None])))
-        weights *= (1 - latents.junk[:, None]).astype(np.float32)
-    split = PartWeights.half_sets(work.table, work.settings.seed)
+    bins, points = _first_bins(work, latents, n_bins), landmarks(latents.mean[latents.junk < 0.5], n_points, seed + 1)
+    split = PartWeights.half_sets(work.table, seed)
     held_out = split.holds(np.array([p.split != TRAINING for p in split.parts]))
     starts = [_consensus_decoder(work, half, count) for half in (1, 2)]
     histories: list[tuple[tuple[DecoderHistory, ...], ...]] = []
     likelihoods: list[float] = []
     best: Rounds | None = None
     for turn in range(MOST_ROUNDS + 1):
-        fitted = _fitted(work, weights, latents.mean, split, starts, histories[-1:], turn)
+        fitted = _fitted(coarse, bins, split, starts, histories[-1:], turn)
         starts = [one.training for one in fitted]
         histories.append(tuple(one.histories for one in fitted))
         decoders = fitted[0].decoder, fitted[1].decoder
@@ -98,14 +97,66 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
         )
         if best is not None and likelihoods[-1] < likelihoods[-2] + _WORTH_A_ROUND:
             break
-        best, latents = Rounds(decoders, (), found, points, posterior, ()), found
-        z = _drawn(found, work.settings.seed)
-        centres, last = landmarks(z, n_bins, work.settings.seed), points
-        points = landmarks(z, n_points, work.settings.seed + 1)
-        weights = sparse(posterior @ shares_of_bins(last, centres)) * (1 - found.junk[:, None]).astype(np.float32)
+        best = Rounds(decoders, (), found, points, posterior, ())
+        bins = _in_one_frame(work, decoders, _bins_of(found, posterior, points, n_bins, seed))
+        points = landmarks(_drawn(found, seed), n_points, seed + 1)
     assert best is not None
+    if coarse is not work:  # the bins are those of the best round
+        fitted = _fitted(work, bins, split, starts, histories[-1:], len(histories))
+        histories.append(tuple(one.histories for one in fitted))
+        best = replace(best, decoders=(fitted[0].decoder, fitted[1].decoder))
     by_half = tuple(tuple(of_round[half] for of_round in histories) for half in (0, 1))
     return replace(best, histories=by_half, log_likelihoods=tuple(likelihoods))
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """Which images each bin holds, and where they lie."""
+
+    weights: NDArray[np.float32]  # (N, G) share of every image in every bin
+    places: tuple[NDArray[np.float64], NDArray[np.float64]]  # (G, K) mean latent of each half's images in every bin
+
+
+def _first_bins(work: Work, latents: Latents, n_bins: int) -> _Bins:
+    """Bins of linear latents."""
+    centres = landmarks(latents.mean[latents.junk < 0.5], n_bins, work.settings.seed)
+    particle = 1 - latents.junk[:, None]
+    with work.reporter.stage("latents"):
+        weights = sparse(shares(latents.mean, latents.covariance, centres) * (1e-6 + particle))
+        weights *= particle.astype(np.float32)
+    first, second = (_means(weights[latents.half == half], latents.mean[latents.half == half]) for half in (1, 2))
+    return _Bins(weights, (first, second))
+
+
+def _bins_of(
+    latents: Latents, posterior: NDArray[np.float32], points: NDArray[np.float64], n_bins: int, seed: int
+) -> _Bins:
+    """Bins from the (N, P) posterior of every image over the points.
+
+    An image that may be in one of two bins is taken to be in the place of each, not between them in both.
+    """
+    centres = landmarks(_drawn(latents, seed), n_bins, seed)
+    particle = (1 - latents.junk[:, None]).astype(np.float32)
+    of_points = shares_of_bins(points, centres)
+    masses = ((particle * posterior)[latents.half == half].sum(axis=0) for half in (1, 2))
+    first, second = (_means(mass[:, None] * of_points, points) for mass in masses)
+    return _Bins(sparse(posterior @ of_points) * particle, (first, second))
+
+
+def _in_one_frame(work: Work, decoders: tuple[Decoder, Decoder], bins: _Bins) -> _Bins:
+    """The bins with the places of half 2 in the frame of half 1's decoder, to which the next fit leads half 2's."""
+    first, second = bins.places
+    shares = bins.weights[work.table.half_set == 2].sum(axis=0, dtype=np.float64)
+    shares /= max(float(shares.sum()), 1e-12)
+    size, pixel_size = work.table.box_size, work.table.pixel_size_in_angstroms
+    moved = places_alike(*decoders, second, shares, size, pixel_size, work.limit_shell)
+    return replace(bins, places=(first, moved))
+
+
+def _means(weights: NDArray[np.floating], latents: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(G, K) means of latents, (n, K), with the (n, G) weights of each bin."""
+    weights = weights.astype(np.float64)
+    return (weights.T @ latents) / np.maximum(weights.sum(axis=0), 1e-12)[:, None]
 
 
 def _drawn(latents: Latents, seed: int) -> NDArray[np.float64]:
@@ -123,7 +174,7 @@ def _drawn(latents: Latents, seed: int) -> NDArray[np.float64]:
 def bins_and_points(n_components: int, n_images: int) -> tuple[int, int]:
     """The largest number of bins, and that of points at which images are placed."""
     n_bins = min({1: 8, 2: 16}.get(n_components, 24), max(3, n_images // 150))
-    return n_bins, 3 * n_bins
+    return n_bins, (_POINTS if n_images <= _MANY else _POINTS // 2) * n_bins
 
 
 def _consensus_decoder(work: Work, half: int, count: int) -> Decoder:
@@ -134,15 +185,14 @@ def _consensus_decoder(work: Work, half: int, count: int) -> Decoder:
 
 
 def _worth_trying(histories: tuple[DecoderHistory, ...]) -> tuple[str, ...]:
-    """The variants whose held-out loss was near the least in the round before."""
+    """The variants whose held-out loss was near the least with the bins of linear latents, which are blurred."""
     least = min(one.best for one in histories)
     return tuple(one.variant for one in histories if one.best <= least + _CLOSE * abs(least))
 
 
 def _fitted(
     work: Work,
-    weights: NDArray[np.float32],
-    latents: NDArray[np.float64],
+    bins: _Bins,
     split: PartWeights,
     starts: list[Decoder],
     before: list[tuple[tuple[DecoderHistory, ...], ...]],
@@ -150,22 +200,31 @@ def _fitted(
 ) -> tuple[Fitted, Fitted]:
     """Both halves' decoders, fitted to their bins. Args: before: the histories of the round before, if there is one."""
     reporter, context = work.reporter, work.context
-    bins: dict[int, list[Bin]] = {}
+    filled: dict[int, list[Bin]] = {}
     name = f"bins{turn}" if work.world.size == 1 else f"bins{turn}-rank{work.world.rank}of{work.world.size}"
     accumulations = {half: context.checkpoints.named(f"{name}-half{half}") for half in (1, 2)}
 
     def fill(half: int) -> None:
         with reporter.stage("bins"), context.task(f"bins of half {half}", "images", accumulations[half]) as task:
-            bins[half] = fill_bins(
-                work.table, work.images, half, weights, latents, split, work.accumulation, work.grid.extent, task
+            filled[half] = fill_bins(
+                work.table,
+                work.images,
+                half,
+                bins.weights,
+                bins.places[half - 1],
+                split,
+                work.accumulation,
+                work.grid.extent,
+                task,
             )
 
     def fit(half: int) -> Fitted:
         variants, settings = VARIANTS, DecoderSettings()
         if before:
-            variants, settings = _worth_trying(before[0][half - 1]), settings.warm()
+            last = before[0][half - 1]
+            variants, settings = _worth_trying(last) if turn == 1 else (last[0].variant,), settings.warm()
         with reporter.stage("decoder"), reporter.bar(f"decoder of half {half}", "steps") as advance:
-            own, grid = bins.pop(half), work.grid
+            own, grid = filled.pop(half), work.grid
             return fit_decoder(starts[half - 1], own, grid.pixel_size, grid.extent, settings, variants, advance)
 
     found = of_both_halves(context, f"decoder{turn}", fit, fill)
@@ -196,12 +255,12 @@ def _placed(
         weights = np.zeros((len(work.table), len(points)), dtype=np.float32)
         likelihoods = []
         with work.reporter.stage("posterior"):
-            volumes = [_volumes(work, decoder, points) for decoder in decoders]
+            found_maps = _maps(work, decoders, points)
             even = np.full(len(points), 1 / len(points))
             for half in (1, 2):
                 rows = work.rows(half)
                 tests = rows[judged[rows]]
-                own, others = _inner_products(work, half, volumes[half - 1], volumes[2 - half], rows, tests)
+                own, others = _inner_products(work, half, found_maps[half - 1], found_maps[2 - half], rows, tests)
                 prior = spaces[half - 1].contrast
                 posterior, _ = point_posterior(*own, even, prior, work.latent[rows])
                 weights[rows] = posterior.weights
@@ -213,12 +272,14 @@ def _placed(
     return Latents.of(work.table, found), weights, likelihood
 
 
-def _volumes(work: Work, decoder: Decoder, points: NDArray[np.float64]) -> list[NDArray[np.float32]]:
-    """The decoder's maps at the points, in the working box of the last frequencies."""
-    box_size, pixel_size, working = (
-        work.table.box_size, work.table.pixel_size_in_angstroms, work.stages[-1].box_size
-    )  # fmt: skip
-    return [maps.fourier_resize(decoder.at(z).voxelise(box_size, pixel_size), working) for z in points]
+def _maps(work: Work, decoders: tuple[Decoder, Decoder], points: NDArray[np.float64]) -> list[PointMaps]:
+    """Both decoders' maps at the points, in the working box of the last frequencies."""
+    table, stage = work.table, work.stages[-1]
+    information = information_of(work.observe(work.rows(1)[:_SAMPLE], stage.box_size, stage.limit_shell))
+    return [
+        PointMaps.of_decoder(one, points, table.box_size, stage.box_size, table.pixel_size_in_angstroms, information)
+        for one in decoders
+    ]
 
 
 _Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -227,8 +288,8 @@ _Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 def _inner_products(
     work: Work,
     half: int,
-    own: list[NDArray[np.float32]],
-    others: list[NDArray[np.float32]],
+    own: PointMaps,
+    others: PointMaps,
     rows: NDArray[np.int64],
     tests: NDArray[np.int64],
 ) -> tuple[_Pair, _Pair]:
@@ -240,12 +301,12 @@ def _inner_products(
     """
     place, test_place = np.full(len(work.table), -1), np.full(len(work.table), -1)
     place[rows], test_place[tests] = np.arange(len(rows)), np.arange(len(tests))
-    found = [np.zeros((n, len(own)), dtype=np.float32) for n in (len(rows), len(rows), len(tests), len(tests))]
+    found = [np.zeros((n, own.count), dtype=np.float32) for n in (len(rows), len(rows), len(tests), len(tests))]
     filled, test_filled = np.zeros(len(rows), dtype=bool), np.zeros(len(tests), dtype=bool)
 
     def inner(observations: Observations) -> tuple[_Pair, _Pair]:
         chosen = np.flatnonzero(test_place[observations.rows] >= 0)
-        return inner_with_points(own, observations), inner_with_points(others, observations.part(chosen))
+        return own.inner(observations), others.inner(observations.part(chosen))
 
     for block, pairs in work.in_blocks(half, inner, f"posterior of half {half}"):
         test_block = block[test_place[block] >= 0]

@@ -76,7 +76,7 @@ def _taps(table, x, weights):
     return int(first)
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _gather_all(grid, table, matrices, samples, box_size, out):
     channels = 2 * grid.shape[4]
     flat = grid.reshape(-1)
@@ -120,7 +120,7 @@ def _gather_all(grid, table, matrices, samples, box_size, out):
                 out[i, s, 1, c] = sign * imaginary
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath=True, error_model="numpy")
 def add_pose_columns(slices, matrices, samples, box_size, out):
     """Fill in the columns of the linear model: the volumes' slices, and the derivatives of the first one by the pose.
 
@@ -152,7 +152,7 @@ def add_pose_columns(slices, matrices, samples, box_size, out):
                 out[i, s, part, kept + 4] = turned * ky * slices[i, s, other, 0]
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath=True, error_model="numpy")
 def residual_slices(columns, samples, spectra, weights, of_data, of_columns, out):
     """Fill in the residual of each image, times each latent: ``a_k · C W² y − C² W² Σ_l B_kl column_l``.
 

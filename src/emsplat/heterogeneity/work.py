@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +40,10 @@ GRID_BYTES = 600 << 20  # size of the grids of bins that are filled at once
 SOUGHT = 6  # number of components that are learnt at first; those that the halves do not share are dropped
 FINEST_SHELL = 23  # finest shell of the subspace and of the rounds
 LEARNT_FROM = 25_000  # largest number of images of a half; more would take memory and hardly help the components
+# Box of the rounds, by that of the frequencies that place the images: the Gaussians of a decoder can be as fine as its
+# grid, and what lies beyond the last frequency shapes what lies before it.
+_BEYOND = 1.33
+_MUCH_SMALLER = 0.8  # box of the rounds by the working box, above which the latter is used
 _BLOCK = 4096  # images whose samples are held at once when all images are used
 # Settings that only say where files lie and how fast the work goes.
 _NO_MATTER = {*(field.name for field in fields(InputSettings)), "threads", "device", "mask"}
@@ -104,6 +108,14 @@ class Work:
             self.grid.box_size, fitting_period(self.grid.extent), self.noise, self.grid.symmetry, GRID_BYTES
         )
 
+    def for_rounds(self) -> Work:
+        """The same on a coarser grid if this is much smaller and holds all frequencies that place the images."""
+        box_size = box_of_rounds(self.stages[-1].box_size, self.grid.box_size)
+        if box_size == self.grid.box_size:
+            return self
+        grid = working_grid(self.table, self.grid.diameter_in_angstroms, self.grid.symmetry, box_size)
+        return replace(self, grid=grid)
+
     def in_blocks(
         self, half: int, of: Callable[[Observations], Found], title: str
     ) -> Iterator[tuple[NDArray[np.int64], Found]]:
@@ -156,6 +168,15 @@ def _box_for(table: Particles, finest: float) -> int:
     full = table.box_size
     needed = int(np.ceil(2 * full * table.pixel_size_in_angstroms / finest))
     return min(full, max(16, scipy.fft.next_fast_len(needed, real=True)))
+
+
+def box_of_rounds(placing: int, working: int) -> int:
+    """Edge in voxels of the grid on which decoders are fitted in the rounds.
+
+    Args: placing: box of the frequencies that place the images; working: working box, on which the last fit is made.
+    """
+    found = scipy.fft.next_fast_len(int(np.ceil(_BEYOND * placing)), real=True)
+    return found if found <= _MUCH_SMALLER * working else working
 
 
 def identity(

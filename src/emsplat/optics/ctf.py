@@ -188,7 +188,7 @@ def ctf_in_double_precision(particles: Particles) -> NDArray[np.float64]:
     return t.scale * np.sin(phase) * np.exp(t.decay * s2 - dose)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _ctf(parameters, symmetric, symmetric_of, box_size, step):
     n = parameters.shape[0]
     half = box_size // 2 + 1

@@ -33,7 +33,8 @@ def write_ab_initio(
 ) -> Summary:
     """Write everything that `outputs.reconstruction.write_run` writes, the particles with their poses, and the verdict.
 
-    Unless the search has converged, no resolution is claimed anywhere: a wrong map can have half maps that agree.
+    Unless the search has converged, no resolution and no error is claimed anywhere: a wrong map can have half maps
+    that agree.
 
     Args:
         facts: further entries for the summary, or others in place of its own.
@@ -71,7 +72,8 @@ def write_ab_initio(
 
     reconstruction = found.reconstruction
     if found.status != "converged":
-        reconstruction = replace(reconstruction, validation=reconstruction.validation.unclaimed())
+        unclaimed = reconstruction.validation.unclaimed()
+        reconstruction = replace(reconstruction, validation=unclaimed, standard_error=None)
     summary = outputs.write_run(
         folder,
         reconstruction,

@@ -88,17 +88,25 @@ def write_run(
         files.report.touch()
         with costing_no_run(folder, reporter):
             write_report(staging, name=folder.resolve().name)
-    _remove_replaced(RunFolder(folder), reconstruction)
+    _remove_replaced(RunFolder(folder), reconstruction, of_search=addition is not None)
     return summary
 
 
-def _remove_replaced(files: RunFolder, r: Reconstruction) -> None:
-    """Remove the files of the run that this one replaced, where this one has none of their kind."""
+def _remove_replaced(files: RunFolder, r: Reconstruction, of_search: bool) -> None:
+    """Remove the files of the run that this one replaced, where this one has none of their kind.
+
+    Args:
+        of_search: whether this is the run of a search for poses.
+    """
     missing = [*files.models] if r.gaussians is None else []
     if r.local_resolution is None:
         missing += [files.local_resolution, files.figure("local_resolution")]
+    if r.standard_error is None:
+        missing += [files.uncertainty, files.figure("uncertainty")]
     if r.refinement is None:
         missing.append(files.figure("refinement"))
+    if not of_search:
+        missing.append(files.figure("ab_initio"))
     for path in missing:
         path.unlink(missing_ok=True)
 
@@ -180,8 +188,9 @@ def draw_figures(
         partial(figures.figure_slices, r.map, at("slices"), pixel_size, raw),
         partial(figures.figure_projections, r.map, at("projections"), pixel_size, raw),
         partial(figures.figure_orientations, angles, at("orientations")),
-        partial(figure_uncertainty, r.standard_error, r.map, r.mask, at("uncertainty"), pixel_size),
     ]
+    if r.standard_error is not None:
+        drawings.append(partial(figure_uncertainty, r.standard_error, r.map, r.mask, at("uncertainty"), pixel_size))
     if r.local_resolution is not None:
         resolutions = r.local_resolution, r.map, at("local_resolution"), pixel_size, r.validation.resolution
         drawings.append(partial(figure_local_resolution, *resolutions))
@@ -265,9 +274,9 @@ def summarise(r: Reconstruction, reporter: Reporter) -> Summary:
 def _errors(r: Reconstruction) -> dict[str, float]:
     """The standard error over the particle, and how many times it the map is there, root mean square over that."""
     particle = r.mask >= 0.5
-    errors, values = r.standard_error[particle], r.map[particle]
-    if errors.size == 0:
+    if r.standard_error is None or not particle.any():
         return {}
+    errors, values = r.standard_error[particle], r.map[particle]
     return {
         "median": float(np.median(errors)),
         **{f"percentile_{p}": float(np.percentile(errors, p)) for p in (5, 95)},

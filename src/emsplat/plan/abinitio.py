@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from emsplat.abinitio import full, volume
 from emsplat.abinitio.alignment import align
+from emsplat.abinitio.centring import recentred
 from emsplat.abinitio.imitation import images_of
 from emsplat.abinitio.job import Job as SearchJob
 from emsplat.abinitio.polar import MOST_IN_MEMORY, PolarGrid, PolarImages, read_polar
@@ -26,6 +27,7 @@ from emsplat.plan.rates import Rates, best_of
 from emsplat.poses.refine import RefineSettings
 
 EARLY_ROUNDS, LATE_ROUNDS = 3, 5  # rounds of the second stage of one start: 4 to 14 were seen, and 40 are possible
+LOOKS = 3  # looks at all shifts in one start; 2 to 6 are made
 SEARCHES = 1  # searches on refined maps; 1 to 3 are made
 COMPARED = 4600  # largest number of images of one half that are posed in the map of the other, or imitated
 _SAMPLE, _FEW = 160, 4  # images; a round of few images takes the time that does not depend on their number
@@ -45,6 +47,7 @@ class PoseRates:
     round_seconds: float  # of a round, for slices of the map and their insertion, which do not depend on the images
     early_seconds_per_image: float  # beyond this, in a round against a map that is wrong
     late_seconds_per_image: float  # beyond this, in a round against the right map
+    shifts_seconds_per_image: float  # in a look at all shifts
     alignment_seconds: float
     samples_bytes_per_image: int
     n_classes: int = 1
@@ -57,7 +60,8 @@ class PoseRates:
             f"in an early and {late:.2g} ms in a late round of the search, measured with images imitated at the power "
             f"of these; every round takes {self.round_seconds:.2g} s besides",
             f"one start of each half suffices, with {self.n_batches} batches and then {EARLY_ROUNDS} early and "
-            f"{LATE_ROUNDS} late rounds, and so does one search on refined maps",
+            f"{LATE_ROUNDS} late rounds, and so does one search on refined maps; each of {LOOKS} looks at all shifts "
+            f"takes {1e3 * self.shifts_seconds_per_image:.2g} ms an image",
             *(
                 [f"every one of the {self.n_classes} classes has the same number of images"]
                 if self.n_classes > 1
@@ -104,6 +108,7 @@ def measured_pose_search(job: SearchJob, look_seconds: float) -> PoseRates:
         round_seconds=of_a_round,
         early_seconds_per_image=per_image(max(early, late)),
         late_seconds_per_image=per_image(late),
+        shifts_seconds_per_image=_look_seconds(imitated, maps_of[0], search.fine, search.full) / len(imitated),
         alignment_seconds=best_of(lambda: align(right, wrong, grid.n_rings), 1),
         samples_bytes_per_image=8 * grid.n_rings * grid.n_angles,
         n_classes=n_classes,
@@ -120,6 +125,15 @@ def _round_seconds(
         full.round_of(images, map_, centres, stage, settings, np.random.default_rng(0), sums)
 
     return best_of(once)
+
+
+def _look_seconds(
+    images: PolarImages, map_: NDArray[np.float32], stage: StageSettings, settings: full.FullSettings
+) -> float:
+    """Seconds of a look at all shifts against a map, or the maps of all classes, for particles near the middle."""
+    return best_of(
+        lambda: recentred(images, map_, np.zeros((len(images), 2)), stage, settings, np.random.default_rng(0))
+    )
 
 
 def _map_of_power(stage: StageSettings, grid: PolarGrid, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -144,10 +158,12 @@ def pose_search_stages(job: Job, cluster: Cluster, rates: Rates, search: PoseRat
     solving = [stage for stage in on_the_way if stage.name not in _ONCE]
     samples = 2 * min(search.samples_bytes_per_image * n / 2, MOST_IN_MEMORY)
     early, late = EARLY_ROUNDS * search.early_seconds_per_image, LATE_ROUNDS * search.late_seconds_per_image
+    looks = LOOKS * search.shifts_seconds_per_image
     rounds = 2 * (EARLY_ROUNDS + LATE_ROUNDS) * search.round_seconds
     compared = classes * 2 * (search.alignment_seconds + search.round_seconds)
     compared += min(classes * COMPARED, n) * search.late_seconds_per_image
     again = 2 * search.polar_seconds_per_image + _RINGS_AGAIN**2 * search.late_seconds_per_image
+    again += search.shifts_seconds_per_image
     of_disk = {DISK: n * rates.disk_bytes_per_image / storage(cluster, rates)}
     room = samples + SEARCH_BYTES
     return [
@@ -156,7 +172,7 @@ def pose_search_stages(job: Job, cluster: Cluster, rates: Rates, search: PoseRat
         Stage("preview", {}, extra=search.look_seconds, memory_bytes=2.5 * 192e6),
         Stage("polar images", of_disk | {PROCESSOR: n * search.polar_seconds_per_image * share}, samples + 300e6),
         Stage("first stage", {PROCESSOR: 2 * search.n_batches * search.batch_seconds * share}, room),
-        Stage("second stage", {PROCESSOR: n * (early + late) * share + rounds}, room),
+        Stage("second stage", {PROCESSOR: n * (early + late + looks) * share + rounds}, room),
         Stage("comparison", {PROCESSOR: compared}, room),
         Stage(
             "refinement on the way",

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.fourier import maps
-from emsplat.heterogeneity.gtm import inner_with_points
 from emsplat.heterogeneity.observations import Observations, observe
+from emsplat.heterogeneity.point_maps import PointMaps
 from emsplat.heterogeneity.rounds import MOST_ROUNDS, bins_and_points
+from emsplat.heterogeneity.slices import Volumes
 from emsplat.heterogeneity.states import states_of
 from emsplat.heterogeneity.subspace import Stage as Frequencies
 from emsplat.heterogeneity.subspace import Subspace, embed, learn, stages
 from emsplat.heterogeneity.trajectories import N_POINTS
-from emsplat.heterogeneity.work import FINEST_SHELL, GRID_BYTES, LEARNT_FROM, SOUGHT
+from emsplat.heterogeneity.work import FINEST_SHELL, GRID_BYTES, LEARNT_FROM, SOUGHT, box_of_rounds
 from emsplat.io.images import ImageSource, reading_order
 from emsplat.particles.table import Particles
 from emsplat.plan.cluster import Cluster
@@ -27,11 +28,11 @@ from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import Preview
 
 _SAMPLE = 512  # images that are measured with
-_POINTS = 8  # maps that they are compared with
+_BASIS = 16  # maps of which those of all points are combinations; 8 to 24 were seen
 BINS_OF_AN_IMAGE = 2.0  # bins that an image has a share in; 1.7 to 2.3 were seen
-_STEPS = (45, *[20] * 5)  # of a variant in each round, with the looks at held-out images; 20 to 60 were seen
+_STEPS = (45, *[20] * MOST_ROUNDS)  # of a variant in each round, with the looks at held-out images; 20 to 60 were seen
 _ANNEALING = 12
-_VARIANTS = 2
+_VARIANTS = (2, 2, *[1] * (MOST_ROUNDS - 1))  # that are tried in each round
 _FIGURES_SECONDS = 6.0
 
 
@@ -69,7 +70,7 @@ class SearchRates:
     observe_seconds_per_image: float  # reading, transforming and weighting for the last frequencies
     iteration_seconds_per_image: tuple[float, ...]  # of EM, at each of the frequencies
     embed_seconds_per_image: float
-    compare_seconds_per_image: float  # with one map
+    compare_seconds_per_image: float  # with the maps of all points
 
 
 def search_of(job: Job, n_components: int, table: Particles, finest_in_angstroms: float | None) -> Search:
@@ -94,12 +95,13 @@ def measured_search(particles: Particles, images: ImageSource, preview: Preview,
         one = Frequencies(at.box_size, at.limit_shell, 1)  # a second one could diverge, since the mean is no map
         iterations.append(_per_image(seen, partial(_learnt, mean, sphere, SOUGHT, one)))
     space = _learnt(mean, sphere, search.n_components, one, seen)
-    volumes = [maps.fourier_resize(mean, last.box_size)] * _POINTS
+    basis = Volumes.of([maps.fourier_resize(mean, last.box_size)] * _BASIS)
+    of_points = PointMaps(basis, np.ones((search.n_points, _BASIS)))
     return SearchRates(
         observing / len(rows),
         tuple(iterations),
         _per_image(seen, lambda part: embed(space, part)),
-        _per_image(seen, lambda part: inner_with_points(volumes, part)) / _POINTS,
+        _per_image(seen, of_points.inner),
     )
 
 
@@ -132,9 +134,7 @@ def search_stages(search: Search, cluster: Cluster, rates: Rates, own: SearchRat
     subspace = halves * search.learnt_from * (iterations + reading)
     embedding = shared * (own.observe_seconds_per_image + own.embed_seconds_per_image)
     rounds = MOST_ROUNDS + 1
-    compare = rounds * shared * (
-        own.observe_seconds_per_image + search.n_points * own.compare_seconds_per_image
-    )  # fmt: skip
+    compare = rounds * shared * (own.observe_seconds_per_image + own.compare_seconds_per_image)
     return [
         Stage("subspace", {PROCESSOR: subspace}, observed),
         Stage("latents", {PROCESSOR: embedding, DISK: disk}, 12 * samples * 4096),
@@ -166,7 +166,9 @@ def _filling(search: Search, cluster: Cluster, rates: Rates, n_grids: int, image
 
 def _bins(search: Search, cluster: Cluster, rates: Rates, disk: float, rounds: int) -> Stage:
     job, n_grids = search.consensus, 2 * search.n_bins
-    seconds = rounds * 2 * _filling(search, cluster, rates, n_grids, job.n_images / 2, BINS_OF_AN_IMAGE)
+    coarse = _of_rounds(search)
+    per_round = [2 * _filling(s, cluster, rates, n_grids, job.n_images / 2, BINS_OF_AN_IMAGE) for s in (coarse, search)]
+    seconds = rounds * per_round[0] + (per_round[1] if coarse is not search else 0.0)
     period = fitting_period(job.extent)
     losses = n_grids * (2 * period**3 + 4 * job.extent**3)
     memory = max(GRID_BYTES, grid_bytes(job.working_box, job.reach)) + losses
@@ -174,19 +176,38 @@ def _bins(search: Search, cluster: Cluster, rates: Rates, disk: float, rounds: i
 
 
 def _decoder(search: Search, rates: Rates, halves: float) -> Stage:
+    job, coarse = search.consensus, _of_rounds(search)
+
+    def step(on: Search) -> float:
+        period = fitting_period(on.consensus.extent)
+        return (
+            rates.convolution_seconds * volume_work(period)
+            + rates.splat_seconds_per_gaussian * job.n_gaussians * job.n_fits
+        )
+
+    of_rounds = [n * steps + 2 * _ANNEALING for n, steps in zip(_VARIANTS, _STEPS, strict=True)]
+    seconds = sum(of_rounds) * step(coarse) + (of_rounds[-1] * step(search) if coarse is not search else 0.0)
+    losses = 2 * search.n_bins * (2 * fitting_period(job.extent) ** 3 + 4 * job.extent**3)
+    return Stage("decoder", {PROCESSOR: halves * search.n_bins * seconds}, losses)
+
+
+def _of_rounds(search: Search) -> Search:
+    """The search on the grid of its rounds; itself if this is the working box."""
     job = search.consensus
-    steps = sum(_VARIANTS * of_round + 2 * _ANNEALING for of_round in _STEPS)
-    period = fitting_period(job.extent)
-    step = rates.convolution_seconds * volume_work(period)
-    step += rates.splat_seconds_per_gaussian * job.n_gaussians * job.n_fits
-    losses = 2 * search.n_bins * (2 * period**3 + 4 * job.extent**3)
-    return Stage("decoder", {PROCESSOR: halves * steps * search.n_bins * step}, losses)
+    box = box_of_rounds(search.frequencies[-1].box_size, job.working_box)
+    if box == job.working_box:
+        return search
+    share = box / job.working_box
+    smaller = replace(
+        job, working_box=box, extent=min(box, int(np.ceil(share * job.extent))), reach=int(np.ceil(share * job.reach))
+    )
+    return replace(search, consensus=smaller)
 
 
 def _bytes_of_posteriors(search: Search) -> float:
     """The posteriors of all images, of a round and of the one before, and what one half's posterior is made from."""
     n = search.consensus.n_images
-    return 2 * 4 * n * search.n_points + n / 2 * search.n_points * 16
+    return 2 * 4 * n * search.n_points + n / 2 * search.n_points * 12
 
 
 def _of_states(search: Search, cluster: Cluster, rates: Rates, disk: float) -> Stage:

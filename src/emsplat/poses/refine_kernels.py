@@ -131,7 +131,7 @@ def _transform(flat, origin, row, plane, table, kx, ky, kz):
     )
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, nogil=True, cache=True)
 def normal_equations(
     grid, table, box_size, samples, spectra, weights, parameters, defocus_slopes, symmetric, symmetric_of,
     premultiplied, rotations, centres, contrasts, step, misfits, slopes, curvatures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from emsplat.settings import MODEL_NAMES, ReconstructSettings
 from emsplat.statistics.sufficient import Statistics
 
 _FITS = 2  # number of fits of a half that are averaged
+_INVERSION = Lock()  # held by the half that is inverted, because two at once would need the most memory of the job
 _STEPS_WITHOUT_SPLIT = 30  # steps if there is no held-out part to say when to stop; so few images need no more
 
 Parts = tuple[Statistics, Statistics | None]  # of a half: of its training and of its held-out images, if it has any
@@ -95,13 +97,14 @@ def fit_half(job: Job, number: int, parts: Parts, by_images: Fit | None) -> Half
     """
     grid, reporter = job.grid, job.reporter
     training, held_out = parts
-    whole = training + held_out if held_out else training
-    with reporter.stage("inversion"):
+    with reporter.stage("inversion"), _INVERSION:
+        whole = training + held_out if held_out else training
         raw = whole.raw_map()
         mask = maps.soft_mask(raw, grid.pixel_size, grid.diameter_in_angstroms)
         if job.mask is not None:  # the model must explain all of the images, also what the user leaves out
             mask = np.maximum(mask, job.mask.in_box(grid.box_size))
-    del whole, training, held_out
+        del whole
+    del training, held_out
     if job.settings.model == "gaussians":
         device = devices.CPU if by_images else job.context.device  # images are projected there
         begun = _gaussian_starts(job, number, parts, mask, device)

@@ -66,7 +66,8 @@ class Reconstruction:
     mask: NDArray[np.float32]
     validation: Validation
     local_resolution: LocalResolution | None  # None if the job that asked for the reconstruction does not need it
-    standard_error: NDArray[np.float32]  # standard error of the map at each voxel of the mask, in its units; 0 outside
+    # Standard error of the map at each voxel of the mask, in its units; 0 outside. None if the map may be wrong.
+    standard_error: NDArray[np.float32] | None
     pixel_size_in_angstroms: float
     particles: Particles  # with the half sets used, refined if that was asked for
     poses_shared: bool  # whether no half sets were given, so that the resolution is an upper bound

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class Checkpoints:
     pace: Pace = field(default_factory=Pace)
     troubles: list[str] = field(default_factory=list)  # problems with the disk so far
     suffix: str = ""  # suffix of all names
+    lock: RLock = field(default_factory=RLock)  # held by the thread that writes
 
     def prepare(self, overwrite: bool) -> None:
         """Remove what is to be replaced, and what a killed process was writing.
@@ -165,14 +167,15 @@ class Checkpoints:
         """Write a state and keep the previous one. Returns whether the disk took it; the first failure is a warning."""
         if self.folder is None:
             return False
-        begun = time.monotonic()
-        trouble = self._attempt(self.folder, name, state)
-        self.pace.learn(0 if trouble else state.n_bytes, time.monotonic() - begun)
-        if trouble and not self.troubles:
-            self.reporter.warn(
-                f"{trouble}. The run continues without writing its state; the checkpoints that exist stay"
-            )
-        self.troubles.extend([trouble] if trouble else [])
+        with self.lock:
+            begun = time.monotonic()
+            trouble = self._attempt(self.folder, name, state)
+            self.pace.learn(0 if trouble else state.n_bytes, time.monotonic() - begun)
+            if trouble and not self.troubles:
+                self.reporter.warn(
+                    f"{trouble}. The run continues without writing its state; the checkpoints that exist stay"
+                )
+            self.troubles.extend([trouble] if trouble else [])
         return not trouble
 
     def _attempt(self, folder: Path, name: str, state: State) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.text import Text
 from emsplat.runtime.reporting import Reporter
 
 _WIDTH_OF_A_FILE = 200  # columns of the output if there is no terminal
+_MAIN = threading.main_thread()
 
 
 class _Rate(ProgressColumn):
@@ -121,23 +123,29 @@ class ConsoleReporter(Reporter):
 
     @contextmanager
     def _task(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """A line that moves while the block runs. It is alone on the screen and hides the line of the outer stage."""
+        """A line that moves while the block runs. It hides the line of the outer stage.
+
+        Threads that work at the same time have a line each.
+        """
         if not self.is_terminal:
             yield lambda done, total: None
             return
-        outer = [task.id for task in self._progress.tasks if task.visible]
-        for task_id in outer:
-            self._progress.update(task_id, visible=False)
-        mine = self._progress.add_task(title, total=None, unit=unit)
-        self._progress.start()
-        try:
-            yield lambda done, total: self._progress.update(mine, completed=done, total=total)
-        finally:
-            self._progress.remove_task(mine)
+        progress, thread = self._progress, threading.current_thread()
+        with self._lock:
+            outer = [task.id for task in progress.tasks if task.visible and task.fields["thread"] in (thread, _MAIN)]
             for task_id in outer:
-                self._progress.update(task_id, visible=True)
-            if not outer:
-                self._progress.stop()
+                progress.update(task_id, visible=False)
+            mine = progress.add_task(title, total=None, unit=unit, thread=thread)
+            progress.start()
+        try:
+            yield lambda done, total: progress.update(mine, completed=done, total=total)
+        finally:
+            with self._lock:
+                progress.remove_task(mine)
+                for task_id in outer:
+                    progress.update(task_id, visible=True)
+                if not progress.tasks:
+                    progress.stop()
 
     def closing(self, rows: Iterable[tuple[str, str | Path]], curve: Iterable[str]) -> None:
         """Print a curve in text, then names and values; paths can be clicked on."""

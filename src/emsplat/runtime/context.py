@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import Event
 from typing import Any
 
 import torch
@@ -42,6 +44,7 @@ class Context:
     device: torch.device = CPU
     reporter: Reporter = field(default_factory=Reporter)
     checkpoints: Checkpoints = NO_CHECKPOINTS
+    given_up: Event = field(default_factory=Event)  # set by a thread of the job when the others should end
 
     def within(self, part: str) -> Context:
         """The context of a part of the job whose stages have the same names as those of other parts."""
@@ -55,6 +58,16 @@ class Context:
         checkpoint: Checkpoint = UNKEPT,
         watch: Callable[[Any], None] = ignore,
     ) -> Iterator[Task]:
-        """A task with a progress bar. Args: title, unit: title of the bar, and what it counts."""
+        """A task with a progress bar. It ends with its next progress if another thread has given up the job.
+
+        Args:
+            title, unit: title of the bar, and what it counts.
+        """
         with self.reporter.bar(title, unit) as advance:
-            yield Task(self.world, self.device, self.reporter, checkpoint, advance, watch)
+
+            def progress(done: int, total: int) -> None:
+                advance(done, total)
+                if self.given_up.is_set():
+                    raise CancelledError
+
+            yield Task(self.world, self.device, self.reporter, checkpoint, progress, watch)

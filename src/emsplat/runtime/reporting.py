@@ -1,9 +1,10 @@
-"""What a long job reports while it runs. The job does not know who listens."""
+"""What a long job reports while it runs, from all of its threads. The job does not know who listens."""
 
 from __future__ import annotations
 
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ class Reporter:
         self.watcher: Watcher | None = None  # called with the Gaussians while they are fitted
         self.resumed = False  # whether the job was resumed from a checkpoint
         self._actions: dict[str, Callable[[], None]] = {}  # by the stage that they wait for
+        self._inside: dict[str, tuple[int, float]] = {}  # by stage: how often it was entered, and since when
+        self._outside = self.current  # the current stage when no block of a stage runs
+        self._lock = threading.RLock()
 
     def when(self, stage: str, action: Callable[[], None]) -> None:
         """Carry out an action, which must be short, when this stage next begins."""
@@ -59,17 +63,27 @@ class Reporter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage. The times of stages with the same name add up."""
-        start = time.perf_counter()
-        before, self.current = self.current, name
-        if name in self._actions:
-            self._actions.pop(name)()
+        """Time a stage. The times of stages with the same name add up; those at the same time count once."""
+        with self._lock:
+            if not self._inside:
+                self._outside = self.current
+            self.current = name
+            others, since = self._inside.get(name, (0, time.perf_counter()))
+            self._inside[name] = others + 1, since
+            action = self._actions.pop(name, None)
+        if action:
+            action()
         try:
             yield
         finally:
-            self.current = before
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            self.peak_memory_in_bytes[name] = peak_memory_in_bytes()
+            with self._lock:
+                entered, since = self._inside.pop(name)
+                if entered > 1:
+                    self._inside[name] = entered - 1, since
+                else:
+                    self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - since
+                self.current = next(reversed(self._inside), self._outside)
+                self.peak_memory_in_bytes[name] = peak_memory_in_bytes()
 
 
 def peak_memory_in_bytes() -> int:

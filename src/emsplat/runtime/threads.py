@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from threading import Thread
@@ -43,22 +43,51 @@ def threads(wanted: int | None) -> Iterator[None]:
         torch.set_num_threads(before[1])
 
 
-def side_by_side(work: Callable[..., _Result], *arguments: Iterable[Any]) -> list[_Result]:
+def side_by_side(
+    work: Callable[..., _Result], *arguments: Iterable[Any], give_up: Callable[[], None] = lambda: None
+) -> list[_Result]:
     """`work` on the first of all arguments, on the second ones and so on, each on a thread of its own.
 
-    They share the threads that the caller allows SciPy's transforms. It is for few and large pieces of numpy's work.
+    They share the threads that the caller allows numba's kernels and SciPy's transforms. It is for few and large
+    pieces of work that Python's lock does not keep from running at the same time.
+
+    Args:
+        give_up: called if a piece fails or the user interrupts; it should make the other pieces end soon, because all
+            of them are waited for.
     """
+    import numba
     import scipy.fft
+    import torch
 
     pieces = list(zip(*arguments, strict=True))
-    workers = scipy.fft.get_workers()
+    shared = numba.get_num_threads(), scipy.fft.get_workers()
 
     def one(piece: tuple[Any, ...]) -> _Result:
-        with scipy.fft.set_workers(max(1, workers // len(pieces))):
+        kernels, transforms = (max(1, number // len(pieces)) for number in shared)
+        numba.set_num_threads(kernels)
+        torch.get_num_threads()  # only this call tells a new thread how many threads torch was given
+        with scipy.fft.set_workers(transforms):
             return work(*piece)
 
-    with ThreadPoolExecutor(max(1, min(workers, len(pieces)))) as pool:
-        return list(pool.map(one, pieces))
+    with ThreadPoolExecutor(max(1, min(*shared, len(pieces)))) as pool:
+        running = [pool.submit(one, piece) for piece in pieces]
+        try:
+            for finished in wait(running, return_when=FIRST_EXCEPTION).done:
+                finished.result()  # raises what a piece has raised, while others may still run
+            return [each.result() for each in running]
+        except BaseException:
+            give_up()
+            raise
+
+
+def kernels_may_meet() -> bool:
+    """Whether two threads may run parallel kernels of numba at the same time; its own layer of threads forbids it."""
+    import numba
+
+    try:
+        return numba.get_num_threads() > 1 and numba.threading_layer() in ("omp", "tbb")
+    except ValueError:  # no kernel has run, so that there is no layer yet
+        return False
 
 
 def import_beside(name: str) -> None:

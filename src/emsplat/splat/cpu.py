@@ -89,7 +89,7 @@ def _block(half_width, squares, x, dy, dz, last):
     return int(first), np.float32(first - middle), squares[1] * along_y * along_y + squares[2] * dz * dz
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def splat(centres, precisions, weights, box_size, cutoff):
     """Sum of truncated Gaussians on a grid.
 
@@ -146,7 +146,7 @@ def _splat_one(volume, centre, squares, weight, z0, z1, cutoff2):
                 dx += np.float32(LANES)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def moments(centres, precisions, cotangent, cutoff):
     """The ten moments of (cotangent × unit-peak Gaussian) about each centre.
 

@@ -85,7 +85,7 @@ def _block(column, shadow, squares, reach, cutoff):
     return first, last, np.float32(dx), np.float32(first - y)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def project(centres, covariances, weights, rotations, origins, box_size, cutoff):
     """`reference.project` in float32.
 
@@ -119,7 +119,7 @@ def _add(image, frame, origin, centre, covariance, weight, cutoff):
             dy += np.float32(1)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def gradients(centres, covariances, weights, rotations, origins, cotangent, cutoff):
     """The gradients of `project` for a cotangent (B, D, D + PADDING) that is zero in the last PADDING columns.
 

@@ -27,7 +27,7 @@ def _rotation(w, x, y, z):
     )
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def precisions(log_scales, quaternions):
     """(K, 6) xx, yy, zz, xy, xz, yz of Σ⁻¹, from (K, 3) log σ and (K, 4) quaternions w, x, y, z of any length."""
     out = np.empty((log_scales.shape[0], 6))
@@ -42,7 +42,7 @@ def precisions(log_scales, quaternions):
     return out
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def gradients(moments, peaks, entries, log_scales, quaternions):
     """The gradients of a function of the splat with respect to its Gaussians.
 

@@ -316,7 +316,7 @@ def _places(rows: Rows, among: Rows) -> NDArray[np.int64]:
     return places
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath={"contract"})
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 def _weigh(
     spectra, weights, spectrum_of, weight_of, parameters, centres, whitening, group, premultiplied,
     symmetric, symmetric_of, antisymmetric, antisymmetric_of, scale, box_size, step,
@@ -366,7 +366,7 @@ def _scaled(slices: NDArray, places: NDArray[np.int64], weights: NDArray[np.floa
     return result
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _scale(slices, places, weights, result):
     for i in numba.prange(len(places)):
         weight, slice_ = weights[i], slices[places[i]]

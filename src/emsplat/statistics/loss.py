@@ -101,7 +101,7 @@ def _inner(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(np.multiply(a, b).sum(dtype=np.float64))
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _value_and_gradient(volume, convolved, backprojection, gradient):
     """(d,) the loss by planes, in an order that no number of threads changes; fills the gradient ``T∗V − b``."""
     d = volume.shape[0]

@@ -114,8 +114,9 @@ class Content:
 
     @cached_property
     def standard_error(self) -> Property | None:
-        """The standard error of the map in units of sigma; None if the run has none."""
-        found = map_of(self.run.folder.uncertainty)
+        """The standard error of the map in units of sigma; None if the run has or claims none."""
+        claims = search_status(self.run.summary) == "converged"
+        found = map_of(self.run.folder.uncertainty) if claims else None
         if found is None or not np.any(self._mask > 0.5):
             return None
         values = volumes.colours_on(self.surface_window, found.values, self._mask)

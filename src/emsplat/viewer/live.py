@@ -26,6 +26,7 @@ _MOST_SPLATS = 20_000  # largest number of splats that are sent
 _SHARE = 0.01  # share of one core for turning snapshots into splats; packing and sending cost about as much again
 _SHORTEST_PAUSE = 0.5  # seconds
 _BETWEEN_LOOKS = 2.0  # seconds between updates of the stage while no Gaussians arrive
+_BUSY = 10.0  # seconds since the last step of a half that is still being fitted
 _EITHER, _FIRST, _SECOND = "the one being fitted", "half 1", "half 2"
 
 
@@ -43,6 +44,7 @@ class LiveView:
         """Args: warn: called once if the viewer fails; stage: returns the current stage of the run."""
         self._server, self._warn, self._stage = server, warn, stage
         self._latest: dict[int, _Snapshot] = {}
+        self._heard: dict[int, float] = {}  # when the last step of a half was taken
         self._current = 0
         self._not_before = 0.0
         self._closed = False
@@ -65,12 +67,14 @@ class LiveView:
 
     def __call__(self, half: int, parameters: Parameters, pixel_size: float) -> None:
         """Take a copy of the parameters if it is time. The fit calls this after every step and then changes them."""
+        self._heard[half] = time.monotonic()
         if time.monotonic() < self._not_before or self._closed:
             return
         self._not_before = time.monotonic() + _SHORTEST_PAUSE
         copy = parameters.map(lambda _, tensor: tensor.clone().cpu())
         self._latest[half] = _Snapshot(half, copy, pixel_size)
-        self._current = half
+        # Of two halves that are fitted at the same time, the picture stays at the first.
+        self._current = min(each for each, at in self._heard.items() if time.monotonic() - at < _BUSY)
         self._news.set()
 
     def close(self) -> None:
