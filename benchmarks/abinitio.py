@@ -101,17 +101,23 @@ def map_quality(found: Reconstruction, star: Path) -> tuple[float, float]:
 
     The truth is brought to the map, so that the map is judged as it is.
     """
-    truth, mask = truth_and_mask(star)
-    box = min(len(truth), 48)
-    coarse = alignment.align(*(maps.fourier_resize(v, box) for v in (found.map, truth)), n_rings=14)
-    coarse = replace(coarse, shift=coarse.shift * (len(truth) / box))
-    fine = alignment.align_near(found.map, coarse.applied(truth), len(truth) // 3)
-    truth, mask = (fine.applied(coarse.applied(v)) for v in (truth, mask))
+    truth, mask = aligned_truth(found.map, star)
     mean = 0.5 * (found.half_maps[0] + found.half_maps[1])
     v = found.validation
     curve = fsc(mean, truth, found.mask)
     resolution = resolution_at(curve, v.frequency, C_AT_RESOLUTION, FIRST_SHELL) or v.nyquist
-    return mean_fsc(found.map, truth, np.clip(mask, 0, 1)), float(resolution)
+    return mean_fsc(found.map, truth, mask), float(resolution)
+
+
+def aligned_truth(volume: NDArray[np.float32], star: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The true map and its mask, brought to a map of any hand and frame."""
+    truth, mask = truth_and_mask(star)
+    box = min(len(truth), 48)
+    coarse = alignment.align(*(maps.fourier_resize(v, box) for v in (volume, truth)), n_rings=14)
+    coarse = replace(coarse, shift=coarse.shift * (len(truth) / box))
+    fine = alignment.align_near(volume, coarse.applied(truth), len(truth) // 3)
+    truth, mask = (fine.applied(coarse.applied(v)) for v in (truth, mask))
+    return truth, np.clip(mask, 0, 1)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def environment() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     command = [Path(sys.argv[0]).resolve().relative_to(REPOSITORY).as_posix(), *sys.argv[1:]]
-    for option in ("--work", "--results", "--cryodrgn"):
+    for option in ("--work", "--results", "--cryodrgn", "--recovar"):
         if option in command:
             command[command.index(option) + 1] = option.removeprefix("--").upper()  # where is nobody's business
     versions = {name: _version(name) for name in ("numpy", "scipy", "numba", "torch")}

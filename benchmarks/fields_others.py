@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from common import Case, Report, arguments, mean_fsc, simulated, truth_and_mask
 from emsplat.io.mrc import read_map
 from fields import sets
-from programs import Measured, has_relion, measured, run_emsplat, run_relion
+from others import ONE_THREAD, CryoDRGN
+from programs import has_relion, run_emsplat, run_relion
 
 Row = dict[str, Any]
 
@@ -28,35 +29,6 @@ cryoDRGN's coordinate network in Fourier space with its own settings except for 
 names (1,024 by default, which needs a card), and single precision. Its map is the last epoch's."""
 _EPOCHS_TEXT = """The map of `train_nn` after each of its epochs, and that of emsplat for comparison. The seconds are
 those of the whole run, shared equally among the epochs."""
-_ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NUMBA", "OPENBLAS")}
-
-
-class CryoDRGN:
-    """cryoDRGN's programs on the images of a star."""
-
-    def __init__(self, program: Path, star: Path, box_size: int) -> None:
-        self._program, self._images = program, star.parent / "particles.mrcs"
-        self.folder = star.parent / "cryodrgn"
-        self.folder.mkdir(exist_ok=True)
-        self._given = ["--poses", self.folder / "poses.pkl", "--ctf", self.folder / "ctf.pkl"]
-        self._run("parse_pose_star", star, "-D", box_size, "-o", self.folder / "poses.pkl")
-        self._run("parse_ctf_star", star, "-D", box_size, "-o", self.folder / "ctf.pkl")
-
-    def back_project(self, algorithm: str) -> tuple[Path, Measured]:
-        """`backproject_voxel` of all images. Args: algorithm: flip or mul."""
-        output = self.folder / f"voxel-{algorithm}"
-        options = ["--no-half-maps", "--ctf-alg", algorithm, "-o", output]
-        return output / "backproject.mrc", self._run("backproject_voxel", self._images, *self._given, *options)
-
-    def train(self, width: int, epochs: int) -> tuple[list[Path], Measured]:
-        """`train_nn`; the maps after each epoch."""
-        output = self.folder / f"network-{width}"
-        options = ["-n", epochs, "--dim", width, "--no-amp", "--seed", 0, "-o", output]
-        took = self._run("train_nn", self._images, *self._given, *options)
-        return [output / f"reconstruct.{epoch}.mrc" for epoch in range(1, epochs + 1)], took
-
-    def _run(self, *command: object) -> Measured:
-        return measured([self._program, *command], self.folder, environ=_ONE_THREAD)
 
 
 def rows_of_set(case: Case, star: Path, drgn: CryoDRGN | None, width: int, epochs: int) -> Iterator[tuple[Row, list]]:
@@ -76,14 +48,14 @@ def rows_of_set(case: Case, star: Path, drgn: CryoDRGN | None, width: int, epoch
     relion = f_of(inverted.map)
     yield row("relion_reconstruct", relion, inverted), []
     output = star.parent / "emsplat"
-    took = run_emsplat(star, output, "--threads", 1, environ=_ONE_THREAD)
+    took = run_emsplat(star, output, "--threads", 1, environ=ONE_THREAD)
     f = f_of(output / "map.mrc")
     yield row("emsplat reconstruct", f, took), [(took.cpu_seconds, f)]
     if drgn:
         for algorithm in ("flip", "mul"):
             path, took = drgn.back_project(algorithm)
             yield row(f"backproject_voxel, {algorithm}", f_of(path), took), []
-        maps, took = drgn.train(width, epochs)
+        maps, took = drgn.train_nn(width, epochs)
         after = [(took.cpu_seconds * (n + 1) / epochs, f_of(path)) for n, path in enumerate(maps)]
         yield row(f"train_nn, {width} wide, {epochs} epochs", after[-1][1], took), after
 

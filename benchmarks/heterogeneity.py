@@ -50,7 +50,7 @@ from heterogeneity_sets import (
 
 _IMAGES_SCORED = 100
 _ENOUGH = 0.985  # of what true labels give
-_UNITS = {"circle": "°", "discrete": " % wrong", "continuous": " % of sd"}
+UNITS = {"circle": "°", "discrete": " % wrong", "continuous": " % of sd"}
 
 _SETS_TEXT = """The score is the mean FSC over shells 1 to D/2 − 1, in the mask of all conformations, of the map decoded
 at an image's latent with that image's true map, over up to 100 images. *true labels*: the same of the direct inversion
@@ -105,8 +105,8 @@ def set_rows(one: Set, work: Path, seed: int) -> dict[str, dict[str, Any]]:
         "true labels, fitted": f"{with_labels[1]:.3f}" if fitted else None,
         "ratio": f"{decoder / max(with_labels):.3f}",
         "enough": decoder >= _ENOUGH * max(with_labels),
-        "latents": f"{errors[0]:.1f}{_UNITS[one.kind]}" if found.components.count else None,
-        "true maps": f"{errors[1]:.1f}{_UNITS[one.kind]}",
+        "latents": f"{errors[0]:.1f}{UNITS[one.kind]}" if found.components.count else None,
+        "true maps": f"{errors[1]:.1f}{UNITS[one.kind]}",
         "times": f"{errors[0] / errors[1]:.2f}" if found.components.count and errors[1] else None,
         "variances": " ".join(f"{v:.2f}" for v in _weaker(found)[0]),
         "CPU s": round(cpu),

@@ -66,12 +66,18 @@ def reconstructions(found: Heterogeneity, labels: NDArray[np.int64], seed: int) 
 
 def error_of_latents(one: Set, found: Heterogeneity, labels: NDArray[np.int64], true: NDArray[np.float64]) -> float:
     """The error of a quadratic regression on one half's latents among the images of the other half."""
-    z = found.latents.mean
+    return error_of_regression(one, found.latents.mean, found.latents.half, labels, true)
+
+
+def error_of_regression(
+    one: Set, z: NDArray[np.float64], half: NDArray[np.int8], labels: NDArray[np.int64], true: NDArray[np.float64]
+) -> float:
+    """The same of any program's latents. Args: z: (N, K) latents; half: (N,) 1 or 2."""
     i, j = np.triu_indices(z.shape[1])
     features = np.concatenate([np.ones((len(z), 1)), z, z[:, i] * z[:, j]], axis=1)
     errors = []
-    for half in (1, 2):
-        learnt = found.latents.half == half
+    for number in (1, 2):
+        learnt = half == number
         solved = np.linalg.lstsq(features[learnt], true[labels[learnt]], rcond=None)[0]
         errors.append(latent_error(one, features[~learnt] @ solved, labels[~learnt], true))
     return float(np.mean(errors))

@@ -19,13 +19,15 @@ GB = 10**9
 
 # A process inherits its parent's peak size until it is replaced; this small one in between keeps ours out of it.
 _LAUNCHER = """
-import json, os, sys, time
-start = time.perf_counter()
-_, status, usage = os.wait4(os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ), 0)
-seconds = time.perf_counter() - start
+import json, os, resource, signal, sys, time
+start, limit = time.perf_counter(), int(sys.argv[2])
+if limit:
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+_, status, usage = os.wait4(os.posix_spawnp(sys.argv[3], sys.argv[3:], os.environ), 0)
+seconds, code = time.perf_counter() - start, os.waitstatus_to_exitcode(status)
 facts = dict(seconds=seconds, cpu_seconds=usage.ru_utime + usage.ru_stime, peak_bytes=1024 * usage.ru_maxrss)
 json.dump(facts, open(sys.argv[1], "w"))
-sys.exit(os.waitstatus_to_exitcode(status) != 0)
+sys.exit(code != 0 and not (limit and code in (-signal.SIGXCPU, -signal.SIGKILL)))
 """
 
 
@@ -40,11 +42,17 @@ class Measured:
 
 
 def measured(
-    command: Sequence[object], folder: Path, marks: tuple[bytes, ...] = (), environ: dict[str, str] | None = None
-) -> Measured:
-    """Run a program in `folder` and throw its output away; raise with the end of the output if it fails."""
+    command: Sequence[object], folder: Path, marks: tuple[bytes, ...] = (), environ: dict[str, str] | None = None,
+    limit: int = 0,
+) -> Measured:  # fmt: skip
+    """Run a program in `folder` and throw its output away; raise with the end of the output if it fails.
+
+    Args:
+        limit: seconds of processor time after which the program is ended, which is no failure; 0 for as long as it
+            takes.
+    """
     with tempfile.NamedTemporaryFile("r") as facts:
-        full = [sys.executable, "-I", "-S", "-c", _LAUNCHER, facts.name, *map(str, command)]
+        full = [sys.executable, "-I", "-S", "-c", _LAUNCHER, facts.name, str(limit), *map(str, command)]
         start, seen, end = time.perf_counter(), {}, b""
         process = subprocess.Popen(
             full, cwd=folder, env=os.environ | (environ or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -58,12 +66,14 @@ def measured(
         return Measured(**json.load(facts), marks=seen)
 
 
-def run_emsplat(star: Path, output: Path, *options: object, environ: dict[str, str] | None = None) -> Measured:
-    """``emsplat reconstruct`` in a process of its own."""
+def run_emsplat(
+    star: Path, output: Path, *options: object, job: str = "reconstruct", environ: dict[str, str] | None = None
+) -> Measured:
+    """A job of emsplat in a process of its own."""
     environ = {"PYTHONPATH": str(Path(emsplat.__file__).parents[1])} | (environ or {})
     start = "import sys; from emsplat.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "reconstruct", star, "-o", output, "--overwrite", *options]
-    return measured(command, star.parent, environ=environ)
+    command = [sys.executable, "-c", start, job, star, "-o", output, "--overwrite", *options]
+    return measured(command, output.parent, environ=environ)
 
 
 _BACKPROJECTING, _RECONSTRUCTING = b"Back-projecting all images", b"Starting the reconstruction"

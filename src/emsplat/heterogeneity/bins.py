@@ -5,7 +5,10 @@ Landmarks are spread over the latents of both halves. An image has a share in ea
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
@@ -16,11 +19,15 @@ from emsplat.particles.table import Particles
 from emsplat.runtime.context import Task
 from emsplat.statistics.accumulate import AccumulationSettings
 from emsplat.statistics.distributed import accumulate_shared
-from emsplat.statistics.loss import QuadraticLoss, fitting_period
+from emsplat.statistics.loss import QuadraticLoss
 
 LEAST_WEIGHT = 0.02  # shares below this are dropped
 _BANDWIDTH = 1.5
 _SAMPLE = 20_000  # number of latents from which landmarks are found
+# Period of a bin's convolution by the edge of its cube. The decoders of eight compositions (4,000 images of 48², a cube
+# of 45 voxels) took 5.6 s of processor time with the exact period of 90 voxels, and 3.0 s with 60. Both placed 3.2 % of
+# the other half's images in a wrong composition.
+_PERIOD = 1.25
 _FEWEST = 20.0  # number of images below which a bin is left out
 
 
@@ -52,6 +59,11 @@ def sparse(weights: NDArray[np.float64]) -> NDArray[np.float32]:
     weights = weights / weights.sum(axis=1, keepdims=True)
     weights = np.where(weights < LEAST_WEIGHT, 0, weights)
     return (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def period_of_bins(extent: int) -> int:
+    """Period in voxels of the convolution of a bin's loss, for a cube of this edge."""
+    return scipy.fft.next_fast_len(math.ceil(_PERIOD * extent), real=True)
 
 
 def fill_bins(
@@ -90,7 +102,7 @@ def fill_bins(
         for part in list(group):
             statistics = group.pop(part)
             if part.half == half and part.state in numbers:
-                losses[part] = QuadraticLoss(statistics, extent, fitting_period(extent))
+                losses[part] = QuadraticLoss(statistics, extent, period_of_bins(extent))
     bins = []
     for g in numbers if losses else ():
         training, held_out = (Part(half, s, g) for s in (TRAINING, HELD_OUT))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.fourier import maps
+from emsplat.heterogeneity.bins import period_of_bins
 from emsplat.heterogeneity.observations import Observations, observe
 from emsplat.heterogeneity.point_maps import PointMaps
 from emsplat.heterogeneity.rounds import MOST_ROUNDS, bins_and_points
@@ -24,11 +25,10 @@ from emsplat.particles.table import Particles
 from emsplat.plan.cluster import Cluster
 from emsplat.plan.model import DISK, PROCESSOR, Job, Stage, grid_bytes, grids_work, storage, volume_work
 from emsplat.plan.rates import Rates, best_of
-from emsplat.statistics.loss import fitting_period
 from emsplat.statistics.preview import Preview
 
 _SAMPLE = 512  # images that are measured with
-_BASIS = 16  # maps of which those of all points are combinations; 8 to 24 were seen
+_BASIS = 32  # maps of which those of all points are combinations; 10 to 60 were seen
 BINS_OF_AN_IMAGE = 2.0  # bins that an image has a share in; 1.7 to 2.3 were seen
 _STEPS = (45, *[20] * MOST_ROUNDS)  # of a variant in each round, with the looks at held-out images; 20 to 60 were seen
 _ANNEALING = 12
@@ -169,7 +169,7 @@ def _bins(search: Search, cluster: Cluster, rates: Rates, disk: float, rounds: i
     coarse = _of_rounds(search)
     per_round = [2 * _filling(s, cluster, rates, n_grids, job.n_images / 2, BINS_OF_AN_IMAGE) for s in (coarse, search)]
     seconds = rounds * per_round[0] + (per_round[1] if coarse is not search else 0.0)
-    period = fitting_period(job.extent)
+    period = period_of_bins(job.extent)
     losses = n_grids * (2 * period**3 + 4 * job.extent**3)
     memory = max(GRID_BYTES, grid_bytes(job.working_box, job.reach)) + losses
     return Stage("bins", {PROCESSOR: seconds, DISK: rounds * BINS_OF_AN_IMAGE * disk}, memory)
@@ -179,7 +179,7 @@ def _decoder(search: Search, rates: Rates, halves: float) -> Stage:
     job, coarse = search.consensus, _of_rounds(search)
 
     def step(on: Search) -> float:
-        period = fitting_period(on.consensus.extent)
+        period = period_of_bins(on.consensus.extent)
         return (
             rates.convolution_seconds * volume_work(period)
             + rates.splat_seconds_per_gaussian * job.n_gaussians * job.n_fits
@@ -187,7 +187,7 @@ def _decoder(search: Search, rates: Rates, halves: float) -> Stage:
 
     of_rounds = [n * steps + 2 * _ANNEALING for n, steps in zip(_VARIANTS, _STEPS, strict=True)]
     seconds = sum(of_rounds) * step(coarse) + (of_rounds[-1] * step(search) if coarse is not search else 0.0)
-    losses = 2 * search.n_bins * (2 * fitting_period(job.extent) ** 3 + 4 * job.extent**3)
+    losses = 2 * search.n_bins * (2 * period_of_bins(job.extent) ** 3 + 4 * job.extent**3)
     return Stage("decoder", {PROCESSOR: halves * search.n_bins * seconds}, losses)
 
 
