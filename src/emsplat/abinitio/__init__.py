@@ -10,7 +10,8 @@
 - ``stochastic``: the first stage, from random poses to a coarse map; ``full``: the second stage, on finer grids;
   ``centring``: a look at all shifts
 - ``growing``: the map while it grows, for a viewer
-- ``alignment``: alignment of two maps by rotation, shift and hand; ``symmetric``: the same under an imposed symmetry
+- ``alignment``: alignment of two maps by rotation, shift and hand; ``symmetric``: the same under an imposed symmetry;
+  ``axes``: the axes of a point group in a map that was found without it
 - ``modes``: where the turns between two sets of poses gather; ``imitation``: what images of a correct map would show
 - ``halves``: two independent searches, and how far they agree; ``verdict``: whether to believe them
 - ``transfer``: whether the CTFs belong to their images

@@ -77,8 +77,8 @@ def own_rotations(volume: NDArray[np.float32], n_rings: int, least: float = 0.9)
     Args:
         least: least correlation with the turned map at which the two count as the same.
     """
-    coarse = _Comparison.of(volume, min(n_rings, _COARSE_RINGS))
-    source, grid = transform_of(volume), _rotation_grid()
+    coarse = Comparison.of(volume, min(n_rings, _COARSE_RINGS))
+    source, grid = transform_of(volume), rotation_grid()
     turned = [coarse.correlation(source, rotation) for rotation in grid]
     found, tried = [np.eye(3)], [np.eye(3)]
     for i in np.argsort(turned)[::-1]:
@@ -121,9 +121,9 @@ def shell_correlations(first: NDArray[np.float32], second: NDArray[np.float32], 
 
 
 def _best_of_hand(first: NDArray[np.float32], second: NDArray[np.float32], n_rings: int, mirrored: bool) -> Alignment:
-    coarse = _Comparison.of(first, min(n_rings, _COARSE_RINGS))
+    coarse = Comparison.of(first, min(n_rings, _COARSE_RINGS))
     source = transform_of(second)
-    rotations = _rotation_grid()
+    rotations = rotation_grid()
     small = 2 * coarse.rings + 2
     correlations, shifts = np.empty(len(rotations)), np.empty((len(rotations), 3))
     for part in np.array_split(np.arange(len(rotations)), -(-len(rotations) // 64)):
@@ -154,7 +154,7 @@ def _refined(
 ) -> Alignment:
     best_rotation, best_shift, value = rotation, shift, -1.0
     for rings in sorted({min(n_rings, 2 * _COARSE_RINGS), n_rings}):
-        comparison = _Comparison.of(first, rings)
+        comparison = Comparison.of(first, rings)
         turn_unit, shift_unit = np.deg2rad(3.0), 0.3
 
         def loss(x: NDArray[np.float64]) -> float:
@@ -168,7 +168,7 @@ def _refined(
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class Comparison:
     """A map's whitened Fourier voxels, with which those of another map are correlated."""
 
     box_size: int
@@ -178,13 +178,13 @@ class _Comparison:
     against: NDArray[np.complex64]  # (n,) complex conjugates of the whitened values
 
     @staticmethod
-    def of(volume: NDArray[np.float32], rings: int) -> _Comparison:
+    def of(volume: NDArray[np.float32], rings: int) -> Comparison:
         """Compare with a map (N, N, N) on its shells up to `rings`, or on a random sample of their voxels."""
         points = _half_lattice(len(volume), rings)
         if len(points) > _MOST_POINTS:
             points = points[np.sort(np.random.default_rng(0).choice(len(points), _MOST_POINTS, replace=False))]
         shell = np.rint(np.linalg.norm(points, axis=1)).astype(int)
-        empty = _Comparison(len(volume), rings, points, shell, np.empty(0, np.complex64))
+        empty = Comparison(len(volume), rings, points, shell, np.empty(0, np.complex64))
         return replace(empty, against=empty.whitened(samples(transform_of(volume), points, np.eye(3))).conj())
 
     def whitened(self, values: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -205,7 +205,7 @@ class _Comparison:
         return float((values.real * np.cos(angle) - values.imag * np.sin(angle)).sum())
 
 
-def _rotation_grid() -> NDArray[np.float64]:
+def rotation_grid() -> NDArray[np.float64]:
     """(n, 3, 3) rotations, spread evenly over all of them."""
     points = grids.directions(grids.number_of_directions(_COARSE_STEP, 1), np.eye(3), np.eye(3)[None])
     psi = grids.turns(round(360 / _COARSE_STEP))

@@ -9,7 +9,7 @@ under their own; and whether they get the same poses there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from emsplat.abinitio import full, volume
 from emsplat.abinitio.alignment import Alignment, align, shell_correlations
+from emsplat.abinitio.axes import frame_of
 from emsplat.abinitio.centring import search_fully
 from emsplat.abinitio.full import Found, FullSettings, Rounds
 from emsplat.abinitio.imitation import Imitation, imitate
@@ -32,6 +33,7 @@ from emsplat.runtime.reporting import Reporter
 
 _COMPARED = 4000  # largest number of images of a half that are posed in the other half's map
 _FEW, _IMITATED = 150, 600
+_SYMMETRIC = 0.6  # least correlation of a map with itself, turned about the axes that an imposed symmetry may take
 _FEWEST_SHOWN = 40  # with fewer images of a particle, all images are compared
 
 
@@ -80,6 +82,7 @@ class Search:
     fine: StageSettings
     stochastic: StochasticSettings
     full: FullSettings
+    free: Search | None = None  # the same without the symmetry, for a first stage that does not impose it yet
 
 
 @dataclass
@@ -146,10 +149,11 @@ def _first(
     reporter: Reporter,
     show: Callable[[NDArray[np.float32]], None],
 ) -> _Halfway:
-    """The search after its first stage."""
+    """The search after its first stage. If that imposed no symmetry, its map is brought to the axes of the group."""
     centres = np.zeros((len(images), 2))
     pictures: list[NDArray[np.float32]] = []
-    n_iterations = settings.stochastic.iterations
+    here = settings.free or settings
+    n_iterations = here.stochastic.iterations
     with reporter.bar(title, "batches") as advance:
 
         def watch(done: int, map_: NDArray[np.float32], trace: Trace) -> None:
@@ -158,10 +162,28 @@ def _first(
             if done in (1, n_iterations // 10, n_iterations // 3, n_iterations):
                 pictures.append(map_)
 
-        coarse_images = images.coarser(settings.full.coarse_rings)
-        coarse, first = first_stage(coarse_images, centres, settings.coarse, settings.stochastic, rng, watch)
+        coarse_images = images.coarser(here.full.coarse_rings)
+        coarse, first = first_stage(coarse_images, centres, here.coarse, here.stochastic, rng, watch)
+    if settings.free is not None and first.evidence[-1] >= NOTHING:
+        frames = [frame_of(map_, settings.coarse.symmetry, here.full.coarse_rings) for map_ in _of_classes(coarse)]
+        told = ", ".join(f"{frame.correlation:.2f}" for frame in frames)
+        reporter.line(
+            f"{title}: the first map, made without the symmetry, has axes of the group with a correlation of {told}"
+        )
+        if min(frame.correlation for frame in frames) < _SYMMETRIC:
+            return _first(images, replace(settings, free=None), rng, title, reporter, show)
+        symmetrised = [
+            frame.symmetrised(map_, settings.coarse.symmetry)
+            for frame, map_ in zip(frames, _of_classes(coarse), strict=True)
+        ]
+        coarse = np.array(symmetrised).reshape(coarse.shape)
     rounds = Rounds(on_box(coarse, volume.map_box(images.grid)), centres)
     return _Halfway(first, pictures, rounds, dict(rng.bit_generator.state))
+
+
+def _of_classes(map_: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(K, N, N, N) maps of all classes, of which there may be one, (N, N, N)."""
+    return map_.reshape(-1, *map_.shape[-3:])
 
 
 def _nothing(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from emsplat.abinitio.halves import Search
 from emsplat.abinitio.look import Look
 from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
-from emsplat.abinitio.scales import full_settings, information, scales_of, stochastic_settings
+from emsplat.abinitio.scales import Scales, full_settings, information, scales_of, stochastic_settings
 from emsplat.abinitio.stochastic import StageSettings
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
@@ -154,13 +154,24 @@ class Job:
 
     def search_settings(self, halves: Halves, spectra: Spectra) -> Search:
         """Settings of the search."""
-        coarse, order, fine = self.scales.coarse_rings, len(self.symmetry), halves[0].grid.n_rings
+        order = len(self.symmetry)
+        settings = self._settings_with(self.scales, order, halves, spectra)
+        if order == 1:
+            return settings
+        scales = scales_of(self.diameter, 1, self.table.box_size, self.max_ring)
+        free = self._settings_with(scales, 1, halves, spectra)
+        none = np.eye(3)[None]
+        coarse, fine = (replace(stage, symmetry=none) for stage in (free.coarse, free.fine))
+        return replace(settings, free=replace(free, coarse=coarse, fine=fine))
+
+    def _settings_with(self, scales: Scales, order: int, halves: Halves, spectra: Spectra) -> Search:
+        """Settings of a search on grids that belong to a point group of this order."""
         n_images, nats = min(len(rows) for rows in self.rows), self._information(halves, spectra)
         return Search(
-            coarse=self.stage(spectra, coarse),
-            fine=self.stage(spectra, fine),
-            stochastic=stochastic_settings(self.scales, order, nats, n_images, self.table.box_size),
-            full=full_settings(self.scales, order, self.table.box_size),
+            coarse=self.stage(spectra, scales.coarse_rings),
+            fine=self.stage(spectra, halves[0].grid.n_rings),
+            stochastic=stochastic_settings(scales, order, nats, n_images, self.table.box_size),
+            full=full_settings(scales, order, self.table.box_size),
         )
 
     def search(self, halves: Halves, spectra: Spectra) -> tuple[Search, float]:

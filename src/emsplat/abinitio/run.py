@@ -299,12 +299,17 @@ def _start_again(job: Job, halves: Halves, search: Search, attempt: int, best: l
     Images without a particle hide what tells the mates of a pseudo-symmetry apart. If one map of all images is wanted,
     and the first start has not converged, further starts therefore weight each image by the probability that it shows
     a particle.
+
+    Under a symmetry, every second start imposes it from the beginning; the others find the axes in the map of a first
+    stage without it.
     """
     one_map = job.settings.classes is None
     weighted = one_map and attempt > 0
     if weighted:
         coarse, fine = (replace(stage, n_classes=1) for stage in (search.coarse, search.fine))
         search = replace(search, coarse=coarse, fine=fine)
+    if attempt % 2 == 1:
+        search = replace(search, free=None)
     for number in (0, 1):
         found = _start(job, halves[number], search, attempt, number)
         if weighted:
