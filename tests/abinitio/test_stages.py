@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 
 import blobs
 from emsplat.abinitio import full, growing, halves, imitation, refinement, volume
+from emsplat.abinitio.alignment import moved
 from emsplat.abinitio.full import FullSettings
 from emsplat.abinitio.halves import Agreement, Search, Start
 from emsplat.abinitio.polar import PolarGrid, PolarImages
@@ -17,6 +18,7 @@ from emsplat.abinitio.stochastic import StageSettings, StochasticSettings
 from emsplat.abinitio.verdict import judged
 from emsplat.models.gaussians import Gaussians
 from emsplat.runtime.reporting import Reporter
+from emsplat.symmetry import symmetry_operators
 
 GRID = PolarGrid.of(6, 0.7)
 N_IMAGES = 240  # of each half
@@ -172,3 +174,20 @@ def test_a_viewer_is_shown_the_map_as_it_grows(signal: np.ndarray) -> None:
     heaviest = last.centres[last.masses().argmax()].numpy()
     assert heaviest == pytest.approx(place * voxel, abs=1e-3)
     growing.show(Reporter(), 1, maps[-1], 100.0)  # nobody looks
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_start_that_begins_without_the_symmetry_ends_with_it(
+    weighted: bool, signal: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halves, "_SYMMETRIC", -1.0)  # these axes are taken, although the particle has none
+    rng, symmetry = np.random.default_rng(6), symmetry_operators("C2")
+    rotations = Rotation.random(120, random_state=rng).as_matrix()
+    images = blobs.images_of(GRID, rotations, np.zeros((120, 2)), 400 / (2 * np.pi * GRID.radii * signal).sum(), rng)
+    free = replace(settings(signal), stochastic=StochasticSettings(96, 18, 1.0, batch=40, iterations=10))
+    coarse, fine = (replace(stage, symmetry=symmetry) for stage in (free.coarse, free.fine))
+    search = replace(free, coarse=coarse, fine=fine, free=free)
+    found = halves.start(images, search.weighted() if weighted else search, rng)
+    assert found.map.ndim == (4 if weighted else 3)
+    map_ = found.map.reshape(found.map.shape[-3:])
+    assert np.corrcoef(map_.ravel(), moved(map_, symmetry[1], np.zeros(3)).ravel())[0, 1] > 0.98

@@ -84,6 +84,11 @@ class Search:
     full: FullSettings
     free: Search | None = None  # the same without the symmetry, for a first stage that does not impose it yet
 
+    def weighted(self) -> Search:
+        """The same search, in which every image counts by the probability that it shows a particle."""
+        coarse, fine = (replace(stage, n_classes=1) for stage in (self.coarse, self.fine))
+        return replace(self, coarse=coarse, fine=fine, free=None if self.free is None else self.free.weighted())
+
 
 @dataclass
 class _Halfway:

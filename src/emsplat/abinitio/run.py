@@ -306,8 +306,7 @@ def _start_again(job: Job, halves: Halves, search: Search, attempt: int, best: l
     one_map = job.settings.classes is None
     weighted = one_map and attempt > 0
     if weighted:
-        coarse, fine = (replace(stage, n_classes=1) for stage in (search.coarse, search.fine))
-        search = replace(search, coarse=coarse, fine=fine)
+        search = search.weighted()
     if attempt % 2 == 1:
         search = replace(search, free=None)
     for number in (0, 1):
