@@ -81,20 +81,29 @@ def draw_quality(content: dict[str, Any], path: Path) -> None:
 
 
 def draw_poses(content: dict[str, Any], path: Path) -> None:
-    """The share of the poses that each run without poses has found, coloured by its verdict."""
+    """The share of the poses that each run without poses has found, coloured by its verdict, on a line for each set."""
     rows: list[Row] = [row for part in ("sets", "hard") for row in content["tables"].get(part, [])]
-    rows = sorted((row for row in rows if row["near"] is not None), key=lambda row: row["near"])
-    names = [f"{row['set']}, {row['images']:,} images, seed {row['seed']}" for row in rows]
+    runs: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row["near"] is not None:
+            runs.setdefault((row["set"], row["images"]), []).append(row)
+    of_sets = sorted(runs.values(), key=lambda of_set: min(row["near"] for row in of_set))
+    rows = [row for of_set in of_sets for row in of_set]
+    line = [place for place, of_set in enumerate(of_sets) for _ in of_set]
+    names = [
+        f"{of_set[0]['set']}, {of_set[0]['images']:,} images" + f", {len(of_set)} seeds" * (len(of_set) > 1)
+        for of_set in of_sets
+    ]
     with style():
-        figure = Figure(figsize=(8.2, 0.9 + 0.22 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(8.2, 0.9 + 0.22 * len(of_sets)), layout="constrained")
         axes = figure.add_subplot()
         for verdict, colour in (("converged", GREEN), ("uncertain", ORANGE), ("failed", VERMILION)):
-            places = [place for place, row in enumerate(rows) if row["verdict"] == verdict]
-            found = [rows[place]["near"] for place in places]
+            places = [place for place, row in zip(line, rows, strict=True) if row["verdict"] == verdict]
+            found = [row["near"] for row in rows if row["verdict"] == verdict]
             axes.hlines(places, 0, found, color=colour, lw=1.2)
             axes.plot(found, places, "o", color=colour, ms=5, label=verdict)
         axes.axvline(0.5, color=QUIET, ls=":", lw=1.2, label="right from here on")
-        axes.set_yticks(range(len(rows)), names, fontsize=7)
+        axes.set_yticks(range(len(of_sets)), names, fontsize=7)
         axes.set(xlabel="share of the poses within 15° of the truth", xlim=(0, 1.02))
         axes.legend(fontsize=8, loc="lower right")
         save(figure, path)
