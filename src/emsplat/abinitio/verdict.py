@@ -122,7 +122,7 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
     criteria = [
         Criterion("information", other, 2.0, 0.3, "the log-likelihood an image has under the other half's map"),
         Criterion("correlation", float(middle.mean()), 0.9, 0.5, "the correlation of the halves at medium resolution"),
-        Criterion("poses", agreement.modes.total, 0.8, 0.25, "the share of poses on which the halves agree"),
+        Criterion("poses", agreement.modes.total, 0.85, 0.25, "the share of poses on which the halves agree"),
         Criterion(
             MATES,
             evenness(agreement.modes, agreement.modes_before),
