@@ -54,7 +54,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Found:
-    """What a program made of the images."""
+    """The poses and the map that a program found, and what it took."""
 
     program: str
     reached: str  # "the end", or how far it had come

@@ -48,7 +48,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Found:
-    """What a program made of the images."""
+    """The latents and the maps that a program found, and what it took."""
 
     program: str
     reached: str

@@ -72,7 +72,7 @@ def error_of_latents(one: Set, found: Heterogeneity, labels: NDArray[np.int64], 
 def error_of_regression(
     one: Set, z: NDArray[np.float64], half: NDArray[np.int8], labels: NDArray[np.int64], true: NDArray[np.float64]
 ) -> float:
-    """The same of any program's latents. Args: z: (N, K) latents; half: (N,) 1 or 2."""
+    """The error of a regression on the latents of any program. Args: z: (N, K) latents; half: (N,) 1 or 2."""
     i, j = np.triu_indices(z.shape[1])
     features = np.concatenate([np.ones((len(z), 1)), z, z[:, i] * z[:, j]], axis=1)
     errors = []

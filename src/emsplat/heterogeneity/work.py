@@ -111,7 +111,7 @@ class Work:
         )
 
     def for_rounds(self) -> Work:
-        """The same on a coarser grid if this is much smaller and holds all frequencies that place the images."""
+        """The work on a coarser grid, if that is much smaller and holds all frequencies that place the images."""
         box_size = box_of_rounds(self.stages[-1].box_size, self.grid.box_size)
         if box_size == self.grid.box_size:
             return self

@@ -67,7 +67,7 @@ def solve(job: Job, table: Particles) -> Solution:
 def _fitted_halves(job: Job, statistics: dict[int, Parts], by_images: Fit | None) -> dict[int, Half]:
     """The halves that this rank fits; both at the same time if they can share the processor.
 
-    A fit with half of the threads is much faster than half as fast, because parts of each step cannot be shared.
+    A fit with half of the threads takes far less than twice as long, because parts of each step cannot be shared.
     The statistics of a half are freed as soon as it is fitted, because they are the largest thing in memory.
     """
 
