@@ -38,6 +38,13 @@ def modes(*shares: float) -> Modes:
     return Modes(np.tile(np.eye(3), (len(shares), 1, 1)), np.array(shares))
 
 
+def test_mates_that_images_turn_to_from_one_place_do_not_agree() -> None:
+    """The shares of a wrong run, both of whose halves had mixed up the mates of a pseudo-sixfold ring alike."""
+    assert modes(0.634, 0.077, 0.045, 0.014, 0.013, 0.01, 0.01).agreed == 0.634
+    assert modes(0.28, 0.25, 0.24, 0.05).agreed == pytest.approx(0.82)
+    assert modes().agreed == 0
+
+
 def test_refinement_must_tell_mates_apart_and_not_only_even_them_out() -> None:
     mixed_up, evened_out = modes(0.3, 0.28, *[0.04] * 10), modes(*[0.07] * 14)
     assert evenness(mixed_up) < 0.7 <= evenness(evened_out)

@@ -18,6 +18,7 @@ _NEAR_IN_DEGREES = 15.0
 _LEAST_SHARE = 0.01  # share of the images that makes a mode: twelve times as many as by chance
 _AS_FREQUENT = 0.6  # of the share of the most frequent mode
 _MOST_MODES = 60  # order of the icosahedral group
+_IN_ONE_PLACE = 0.75  # share of the poses that gather anywhere, from which on they gather in one place
 _SMEARED = 0.55  # `Modes.smeared` of a circle is at least 0.6, and that of mates at most 0.5 unless they are 30° apart
 
 
@@ -38,6 +39,20 @@ class Modes:
     def total(self) -> float:
         """Share of the images in any mode."""
         return float(self.shares.sum())
+
+    @property
+    def is_one_place(self) -> bool:
+        """Whether most poses that gather anywhere do so in one place."""
+        return self.main >= _IN_ONE_PLACE * self.total > 0
+
+    @property
+    def agreed(self) -> float:
+        """Share of the images that have the same pose in both maps: in one place if most are there, or on any mate.
+
+        Both halves can come to the same wrong map, in which the mates of a pseudo-symmetry are mixed up. Many images
+        then turn from one of them to another, and those beside the first place must not count as the same pose.
+        """
+        return self.main if self.is_one_place else self.total
 
     @property
     def even(self) -> float:

@@ -265,8 +265,8 @@ def _agreement_in_words(agreement: Agreement) -> str:
     """How far the halves agree, in words for the log."""
     modes = agreement.modes
     return (
-        f"halves agree on {modes.total:.0%} of the poses"
-        + (f", on {modes.number} mates of a symmetry" if modes.number > 1 else "")
+        f"halves agree on {modes.agreed:.0%} of the poses"
+        + (f", on {modes.number} mates of a symmetry" if not modes.is_one_place and modes.number > 1 else "")
         + f"; correlation {agreement.correlations.mean():.2f}"
     )
 

@@ -17,7 +17,6 @@ from emsplat.abinitio.halves import Agreement, Start
 from emsplat.abinitio.modes import Modes
 from emsplat.particles.coverage import measure_coverage
 
-_IN_ONE_PLACE = 0.75  # share of the poses that gather anywhere
 _ON_A_CIRCLE = 0.5  # largest evenness of turns that spread along a circle
 _LEAST_EXPECTED = 0.1  # of the images' power; where halves correlate less, the power of a map tells nothing
 
@@ -122,7 +121,7 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
     criteria = [
         Criterion("information", other, 2.0, 0.3, "the log-likelihood an image has under the other half's map"),
         Criterion("correlation", float(middle.mean()), 0.9, 0.5, "the correlation of the halves at medium resolution"),
-        Criterion("poses", agreement.modes.total, 0.85, 0.25, "the share of poses on which the halves agree"),
+        Criterion("poses", agreement.modes.agreed, 0.85, 0.25, "the share of poses on which the halves agree"),
         Criterion(
             MATES,
             evenness(agreement.modes, agreement.modes_before),
@@ -185,21 +184,16 @@ def evenness(now: Modes, before: Modes | None = None) -> float:
         before: the modes before refinement, if the others are those after it.
     """
     # Refinement that tells mates apart leaves fewer of them. More even shares of as many mates prove nothing.
-    if before is None or now.number < before.number or _is_one_place(now):
+    if before is None or now.number < before.number or now.is_one_place:
         return _even(now)
     return min(_even(now), _even(before))
-
-
-def _is_one_place(modes: Modes) -> bool:
-    """Whether most poses that gather anywhere do so in one place."""
-    return modes.main >= _IN_ONE_PLACE * modes.total > 0
 
 
 def _even(modes: Modes) -> float:
     """The value of the criterion for modes by themselves."""
     if not len(modes.shares):
         return 0.0
-    if _is_one_place(modes):
+    if modes.is_one_place:
         return 1.0
     large = modes.shares[modes.shares > 0.1 * modes.shares[0]]
     even = float(large.mean() / large.max()) if len(large) > 1 else 0.0
