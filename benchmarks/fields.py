@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fields_parts
-from cases import ANTIBODY, BETAGAL, FERRITIN, QUICK, QUICK_ODD, RUVB_SMALL, resized
+from cases import ANTIBODY, BETAGAL, FERRITIN, QUICK, QUICK_ODD, RUVB, RUVB_SMALL, resized
 from common import REPOSITORY, RESULTS, Case, Report, arguments, mean_fsc, reconstructed, simulated, truth_and_mask
 from emsplat.fit.by_statistics import FitSettings, fit_statistics
 from emsplat.fit.fields import initial_field, settings_for
@@ -196,13 +196,13 @@ def sets(quick: bool) -> list[Case]:
     antibody = resized(ANTIBODY, 64, 2000)
     antibody = replace(antibody, settings=replace(antibody.settings, snr=0.1))
     betagal = Case("8BK7, 64²", BETAGAL.model, replace(antibody.settings, pixel_size_in_angstroms=3.2, snr=0.05))
-    return [RUVB_SMALL, betagal, ferritin, antibody]
+    return [RUVB_SMALL, betagal, ferritin, RUVB, antibody]
 
 
 def main() -> None:
     args = arguments(
         __doc__,
-        sets=(4, "the first so many sets"),
+        sets=(5, "the first so many sets"),
         models=(",".join(MODELS), "models to add, separated by commas"),
         whole=(0, "1: also whole jobs of the first set"),
         parts=(0, "1: also what can be read off the models of the antibody"),
