@@ -296,24 +296,22 @@ def _is_hopeless(starts: list[Start]) -> bool:
 def _start_again(job: Job, halves: Halves, search: Search, attempt: int, best: list[Start]) -> None:
     """One more start of each half; `best` keeps that of the highest likelihood of either.
 
-    Images without a particle hide what tells the mates of a pseudo-symmetry apart. If one map of all images is wanted,
-    and the first start has not converged, further starts therefore weight each image by the probability that it shows
-    a particle.
+    If one map of all images is wanted, each image is weighted by the probability that it shows a particle. Images
+    without one hide what tells the mates of a pseudo-symmetry apart: both halves then come to maps that mix them up.
 
     Under a symmetry, every second start imposes it from the beginning; the others find the axes in the map of a first
     stage without it.
     """
     one_map = job.settings.classes is None
-    weighted = one_map and attempt > 0
-    if weighted:
+    if one_map:
         search = search.weighted()
     if attempt % 2 == 1:
         search = replace(search, free=None)
     for number in (0, 1):
         found = _start(job, halves[number], search, attempt, number)
-        if weighted:
+        if one_map:
             found = of_class(found, 0, np.arange(len(halves[number])), search.fine.signal)
-        classes = "" if one_map and not weighted else f"; {classes_in_words(found)}"
+        classes = "" if one_map and found.shown.all() else f"; {classes_in_words(found)}"
         job.reporter.line(f"half {number + 1}, start {attempt + 1}: {_in_words(found)}{classes}")
         if len(best) == number:
             best.append(found)
