@@ -64,7 +64,7 @@ _HONESTY_TEXT = """Means over the states of a run and over the shells up to the 
 and of the true correlation of the state's map with the average of the true maps of its images. Required: a mean
 difference of at most .02."""
 _NULLS_TEXT = """**Required: K = 0, or a plain warning where poses are wrong.** *variance* and *σ*: of the strongest
-direction, in the half where it is weaker. A component counts if both halves find it from .3 and 4 σ on, or from .15 and
+direction, in the half where it is weaker. A component counts if both halves find it from .3 and 5 σ on, or from .15 and
 8 σ on."""
 _TIMES_TEXT = """Processor time in ms an image, by stage, one thread."""
 _FOREIGN_TEXT = """Two classes of a ribosome, simulated by tomoDRGN. *F*: mean FSC of a state's map with each class,

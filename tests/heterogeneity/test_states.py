@@ -10,7 +10,7 @@ import pytest
 from emsplat.fourier import maps
 from emsplat.fourier.slices import fourier_volume
 from emsplat.heterogeneity.latents import Latents
-from emsplat.heterogeneity.states import _difference, _judged, _states_of_points
+from emsplat.heterogeneity.states import _difference, _judged, _states_of_points, _weights
 from emsplat.imaging.forward import ForwardModel
 from emsplat.settings import HeterogeneitySettings
 from emsplat.statistics.accumulate import AccumulationSettings
@@ -26,6 +26,19 @@ MASK = maps.soft_sphere(BOX, 20, 3)
 def band_limited(strength: float) -> np.ndarray:
     curve = np.where(np.arange(BOX // 2 + 1) <= LIMIT, 1.0, 0.0)
     return maps.radial_filter(strength * RNG.standard_normal((BOX,) * 3, dtype=np.float32), curve)
+
+
+def test_a_state_is_compared_with_all_images_by_their_weights_in_the_states() -> None:
+    """If junk counted in one of the two inversions only, they would differ in scale."""
+    n = 20
+    latents = Latents(
+        np.array([str(i) for i in range(n)]), np.ones(n, np.int8), np.zeros((n, 1)), np.zeros((n, 1, 1)), np.ones(n),
+        RNG.uniform(size=n), np.zeros(n), np.zeros(n, np.int32),
+    )  # fmt: skip
+    posterior = RNG.dirichlet(np.ones(5), n).astype(np.float32)
+    weights = _weights(latents, posterior, np.array([0, 1, 1, 0, 2]))
+    assert weights.shape == (n, 4) and weights[:, -1] == pytest.approx(1 - latents.junk)
+    assert weights[:, :-1].sum(axis=1) == pytest.approx(weights[:, -1])
 
 
 def test_the_error_of_a_difference_is_what_it_is_off_by() -> None:

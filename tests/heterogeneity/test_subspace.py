@@ -76,6 +76,13 @@ def test_what_the_consensus_lacks_is_no_component() -> None:
     assert abs(np.corrcoef(latents[:, 0], z)[0, 1]) > 0.7
 
 
+def test_latents_do_not_grow_on_their_own_noise() -> None:
+    """Without the uncertainty of the components, the mean square of the latents would be above 0.7."""
+    for seed in (5, 6):
+        observations, _ = images(seed, 0.0)
+        assert np.square(embed(learnt(observations), observations).mean[:, :2]).mean() < 0.55
+
+
 def test_contrast_is_no_component() -> None:
     found = [learnt(images(seed, 0.0, contrast_sigma=0.2)[0]) for seed in (1, 11, 21)]
     assert [space.contrast.sigma for space in found] == pytest.approx([0.2] * 3, abs=0.05)

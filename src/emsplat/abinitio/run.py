@@ -169,7 +169,7 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
     table, certainty, shown = _posed(job, starts, agreement)
     if not shown.all():
         reporter.line(f"{np.count_nonzero(~shown):,} images probably show no particle; they stay in the reconstruction")
-    so_far = judged(starts, agreement, None)
+    so_far = judged(starts, agreement, None, job.symmetry)
     reconstruction, moved = refined(job, table, so_far)
     last = starts
     if moved and so_far.status != "converged":
@@ -184,7 +184,7 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
         own_ctfs=with_own_ctfs,
         looks_dark=reconstruction.preview.surely_dark,
     )
-    verdict = judged(last, agreement, ending)
+    verdict = judged(last, agreement, ending, job.symmetry)
     verdict = replace(verdict, criteria=(*verdict.criteria, *more))
     reporter.line(f"ab initio: {verdict.text()}")
     if verdict.status == "converged":
@@ -254,7 +254,7 @@ def _independent_starts(
         _start_again(job, halves, search, attempt, best)
         first, second = best
         agreement = compare(halves, (first, second), search, np.random.default_rng((seed, attempt, 2)))
-        verdict = judged((first, second), agreement, None)
+        verdict = judged((first, second), agreement, None, job.symmetry)
         job.reporter.line(f"{_agreement_in_words(agreement)}; {verdict.status} so far")
         if verdict.status == "converged" or _is_hopeless(best):
             break

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from emsplat.abinitio import grids
 from emsplat.abinitio.halves import Agreement, Start
 from emsplat.abinitio.modes import Modes
 from emsplat.particles.coverage import measure_coverage
 
 _ON_A_CIRCLE = 0.5  # largest evenness of turns that spread along a circle
 _LEAST_EXPECTED = 0.1  # of the images' power; where halves correlate less, the power of a map tells nothing
+
+_DIRECTIONS = 400  # with which the coverage of one asymmetric unit is measured
+_NO_SYMMETRY = np.eye(3)[None]
 
 MATES = "mates"
 
@@ -106,11 +111,17 @@ class Ending:
     looks_dark: bool  # whether the final map surely shows a dark particle, although the images do not
 
 
-def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | None) -> Verdict:
+def judged(
+    starts: tuple[Start, Start],
+    agreement: Agreement,
+    ending: Ending | None,
+    symmetry: NDArray[np.float64] = _NO_SYMMETRY,
+) -> Verdict:
     """The verdict on two halves that were searched independently.
 
     Args:
         ending: the evidence from the rest of the run; None during the search.
+        symmetry: (m, 3, 3) operators that were imposed.
     """
     imitation = agreement.imitation
     rings = len(agreement.correlations)
@@ -146,7 +157,7 @@ def judged(starts: tuple[Start, Start], agreement: Agreement, ending: Ending | N
             "the images' likelihood over that of imitated images of the map",
         ),
         Criterion("particles", _particles(starts), 0.5, 0.1, "the share of the images that show a particle"),
-        Criterion("views", _views(starts), 0.7, 0.3, "the share of Fourier space that the views cover"),
+        Criterion("views", _views(starts, symmetry), 0.7, 0.3, "the share of Fourier space that the views cover"),
         Criterion("recovery", imitation.recovered, 0.5, 0.2, "the share of the map's own images that are found again"),
     ]
     if ending is not None:
@@ -167,10 +178,19 @@ def _particles(starts: tuple[Start, Start]) -> float:
     return min(float(start.shown.mean()) for start in starts)
 
 
-def _views(starts: tuple[Start, Start]) -> float:
-    """Share of Fourier space that the views of the worse half cover; maps of a single view would always agree."""
-    no_mates = np.eye(3)[None]
-    return min(1 - measure_coverage(start.found.rotations, no_mates, 0).empty for start in starts)
+def _views(starts: tuple[Start, Start], symmetry: NDArray[np.float64]) -> float:
+    """Share of Fourier space that the views of the worse half cover; maps of a single view would always agree.
+
+    Mates of an imposed symmetry do not count as views, because a few views and their mates would cover all. Views from
+    everywhere in one asymmetric unit are all that there can be, so that their share counts as 1.
+    """
+    everywhere = grids.frames(grids.directions(_DIRECTIONS, np.eye(3), symmetry))
+    return min(1.0, min(_covered(start.found.rotations) for start in starts) / _covered(everywhere))
+
+
+def _covered(rotations: NDArray[np.float64]) -> float:
+    """Share of Fourier space that views cover. Args: rotations: (n, 3, 3)."""
+    return 1 - measure_coverage(rotations, _NO_SYMMETRY, 0).empty
 
 
 def evenness(now: Modes, before: Modes | None = None) -> float:

@@ -30,10 +30,12 @@ from emsplat.heterogeneity.posterior import inner_products, posterior
 from emsplat.heterogeneity.subspace import Subspace, columns_of, parts_of, volumes_of
 
 LEAST_VARIANCE = 0.3  # least variance of a component's latents in the other half; its own half finds 1
-LEAST_SIGNIFICANCE = 4.0  # standard deviations above the strongest direction of noise
+# Standard deviations above the strongest direction of noise. In sets of one state, at most 3 were found. Components
+# that are noise nearly vanish in their own half, so that their variance in units of theirs does not hold them back.
+LEAST_SIGNIFICANCE = 5.0
 # This smaller variance is enough where the significance is beyond doubt: few images, or poses that a search has found,
 # leave so much noise in a component that is real that the other half finds little of it.
-SMALL_VARIANCE, BEYOND_DOUBT = 0.5 * LEAST_VARIANCE, 2 * LEAST_SIGNIFICANCE
+SMALL_VARIANCE, BEYOND_DOUBT = 0.5 * LEAST_VARIANCE, 8.0
 _BANDS = (5.5, 9.5, 15.5)  # shells between bands of frequency; they are the ends of the stages of the subspace
 _DRAWS = 400  # draws of random weights for the particles
 _RIDGE = 1e-6  # keeps columns that depend on each other apart

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emsplat.heterogeneity.latents import Latents
+from emsplat.heterogeneity.observations import shared_latents
 from emsplat.particles.table import Particles
 
 _WORTH_A_WARNING = 0.05  # share of a latent's variance
@@ -56,7 +57,8 @@ def leaks(table: Particles, latents: Latents) -> tuple[Leak, ...]:
     ]
     found = [_leak(what, explained(values, z), meaning) for what, values, meaning in tests]
     stack = table.stack[chosen]
-    if 1 < len(np.unique(stack)) < len(z) / _FEWEST_IN_A_GROUP:
+    n_latents = len(np.unique(shared_latents(table)[chosen]))
+    if 1 < len(np.unique(stack)) < n_latents / _FEWEST_IN_A_GROUP:
         found.append(_leak("micrograph", explained_by_groups(stack, z), "something of a micrograph passes for motion"))
     return tuple(found)
 

@@ -104,7 +104,11 @@ def run_rounds(work: Work, spaces: tuple[Subspace, Subspace], latents: Latents) 
     if coarse is not work:  # the bins are those of the best round
         fitted = _fitted(work, bins, split, starts, histories[-1:], len(histories))
         histories.append(tuple(one.histories for one in fitted))
-        best = replace(best, decoders=(fitted[0].decoder, fitted[1].decoder))
+        decoders = fitted[0].decoder, fitted[1].decoder
+        # Half 2's decoder is now in the frame to which its bins were moved, and the latents must follow it.
+        found, posterior, likelihood = _placed(work, spaces, decoders, best.points, held_out, len(likelihoods))
+        likelihoods.append(likelihood)
+        best = replace(best, decoders=decoders, latents=found, posterior=posterior)
     by_half = tuple(tuple(of_round[half] for of_round in histories) for half in (0, 1))
     return replace(best, histories=by_half, log_likelihoods=tuple(likelihoods))
 

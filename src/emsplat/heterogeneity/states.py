@@ -64,10 +64,9 @@ def make_states(work: Work, rounds: Rounds) -> tuple[tuple[State, ...], NDArray[
     """The states, the most populated first, and the state of each image; the same on every rank."""
     latents, posterior = rounds.latents, rounds.posterior
     of_point = _states_of_points(latents, rounds.points, posterior, work.settings)
-    n_states = int(of_point.max()) + 1
-    weights = np.stack([posterior[:, of_point == s].sum(axis=1) for s in range(n_states)], axis=1)
-    weights *= (1 - latents.junk[:, None]).astype(np.float32)
+    weights = _weights(latents, posterior, of_point)
     raws = _inversions(work, weights)
+    weights = weights[:, :-1]
     with work.reporter.stage("states"):
         states = _states(work, rounds, of_point, weights, raws) if work.world.is_first else None
         states = work.world.broadcast(states)
@@ -77,10 +76,21 @@ def make_states(work: Work, rounds: Rounds) -> tuple[tuple[State, ...], NDArray[
     return tuple(states[i] for i in order), of_image
 
 
-def _inversions(work: Work, weights: NDArray[np.float32]) -> dict[Part, NDArray[np.float32]]:
-    """The direct inversion of each half's images of each state, on the first rank.
+def _weights(latents: Latents, posterior: NDArray[np.float32], of_point: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(N, S + 1) weight of every image in every state, and in all of them together.
 
-    Args: weights: (N, S) of every image in every state.
+    Images without a particle weigh nothing in either. They are in the consensus, which they make fainter, so that every
+    state would seem to differ from it.
+    """
+    particle = (1 - latents.junk[:, None]).astype(np.float32)
+    columns = [posterior[:, of_point == state].sum(axis=1, keepdims=True) for state in range(of_point.max() + 1)]
+    return np.concatenate([*columns, np.ones_like(particle)], axis=1) * particle
+
+
+def _inversions(work: Work, weights: NDArray[np.float32]) -> dict[Part, NDArray[np.float32]]:
+    """The direct inversion of each half's images of each state, and of all its images, on the first rank.
+
+    Args: weights: (N, S + 1) of every image in every state, and in all of them.
     """
     table, context = work.table, work.context
     parts = PartWeights.one_part_each((Part(1), Part(2)), table.half_set.astype(np.int32) - 1)
@@ -104,9 +114,9 @@ def _states(
     raws: dict[Part, NDArray[np.float32]],
 ) -> list[State]:
     """The states in the order of their numbers. Args: of_point: (P,) state of each point; takes the maps of `raws`."""
-    whole = [half.raw for half in work.consensus.halves]
-    states = []
-    for s in range(weights.shape[1]):
+    n_states, states = weights.shape[1], []
+    whole = [raws.pop(Part(half, state=n_states)) for half in (1, 2)]
+    for s in range(n_states):
         raw = raws.pop(Part(1, state=s)), raws.pop(Part(2, state=s))
         half_maps = _average(work, rounds, of_point == s, 1), _average(work, rounds, of_point == s, 2)
         states.append(_state(weights[:, s], weights, raw, half_maps, whole, rounds, work))

@@ -8,6 +8,11 @@ for all components, so one such step nearly solves the M-step. Frequencies are a
 Two effects look like motion and are not: a contrast that differs between images, which is integrated out, and errors
 of the poses. The derivatives of V₀ by an image's pose and shift make five more columns of the linear model. Their
 variances are learnt from the images; the components need not explain what these columns explain.
+
+Noise looks like variability, too. A component holds many more voxels than there are images, so that it contains the
+noise of each image that it is compared with, and a latent would grow on its own noise. The E-step therefore knows how
+uncertain the components are (variational Bayes): ``E[UᵀAU] = ÛᵀAÛ + δ``, where δ of an image is its share of the number
+of voxels that all images determine. This takes off a latent exactly what its own noise has added.
 """
 
 from __future__ import annotations
@@ -32,12 +37,9 @@ from emsplat.heterogeneity.posterior import (
 )
 from emsplat.heterogeneity.slices import Volumes, add_pose_columns, residual_slices
 
-STAGES = ((16, 6, 12), (24, 10, 8), (32, 15, 5), (48, 23, 3))  # box, last shell, iterations
+STAGES = ((16, 6, 12), (24, 10, 8), (32, 15, 5), (48, 23, 6))  # box, last shell, iterations
 _BLOCK = 256  # images whose slices are held at once
-# Prior power of the components in every shell, as a share of V₀'s. With 0.1, all components vanished on 4,000 images of
-# a hinge (48², SNR 0.01), and with 1, noise made up most of them: the other half saw 0.25 of a component's variance at
-# 8 σ, and with 0.3 it saw 0.60 at 7 σ.
-_PRIOR_POWER = 0.3
+_PRIOR_POWER = 1.0  # prior power of the components in every shell, as a share of V₀'s
 _START_TURN, _START_SHIFT = np.deg2rad(1.0), 0.1  # standard deviations: radians, and voxels of the first stage
 # Last shell of the stages in which the variances of pose errors are learnt. Beyond it, a movement of a pixel is not
 # a small phase, and the derivatives of a map that errors have blurred explain less and less of them.
@@ -81,6 +83,7 @@ class Subspace:
     contrast: ContrastPrior
     turn_sigma: float  # radians: standard deviation of the pose errors about each axis
     shift_sigma: float  # voxels of the box D′: standard deviation of the shift errors
+    uncertainty: NDArray[np.float32]  # (D′//2+1,) variance of a sample of a component's slice, in every shell
 
     @property
     def count(self) -> int:
@@ -110,6 +113,7 @@ class Subspace:
                 -1, *(box_size,) * 3
             ),
             shift_sigma=self.shift_sigma * box_size / self.box_size,
+            uncertainty=np.zeros(box_size // 2 + 1, dtype=np.float32),  # the images of the next step tell it
         )
 
 
@@ -144,7 +148,8 @@ def learn(
         v0 = maps.fourier_resize(mean, box_size)
         if space is None:
             empty = np.zeros((count, box_size, box_size, box_size), dtype=np.float32)
-            space = Subspace(v0, empty, ContrastPrior(), _START_TURN, _START_SHIFT)
+            certain = np.zeros(box_size // 2 + 1, dtype=np.float32)
+            space = Subspace(v0, empty, ContrastPrior(), _START_TURN, _START_SHIFT, certain)
         space = _on(space, v0, stage)
         step = _Step(observations, stage, soft, v0)
         for _ in range(stage.iterations):
@@ -164,7 +169,19 @@ def embed(space: Subspace, observations: Observations) -> Posterior:
 
 def _posterior(space: Subspace, columns: NDArray[np.float32], part: Observations) -> Posterior:
     inner = inner_products(columns, part)
+    of_components = np.arange(1, 1 + space.count)
+    inner.gram[:, of_components, of_components] += _uncertainties(space, part)[:, None]
     return posterior_of_particles(inner, space.variances(), space.contrast, part.particle, space.count)
+
+
+def _uncertainties(space: Subspace, part: Observations) -> NDArray[np.float32]:
+    """(n,) δ, what the uncertainty of a component adds to the square of its slice in each image."""
+    return part.weights @ (space.uncertainty[_shells(part.samples)] * part.multiplicity)
+
+
+def _shells(samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(m,) the shell of each sample."""
+    return np.rint(np.hypot(*samples.T)).astype(np.int64)
 
 
 def _on(space: Subspace, mean: NDArray[np.float32], stage: Stage) -> Subspace:
@@ -197,12 +214,24 @@ class _Step:
         self.prior = (box_size**3 / np.maximum(_PRIOR_POWER * power, 1e-30))[shell].astype(np.float32)
         # Where views are few, the value of T may be far below what the mask makes of its neighbours.
         self.transfer = np.maximum(transfer, 0.5 * mean_transfer[shell]).astype(np.float32)
+        self.uncertainty = self._uncertainty(observations)
         self.band = radius <= stage.limit_shell + 0.5
         self.reference = np.where(self.band & (radius > 0), maps.half_spectrum(mean), 0)
+
+    def _uncertainty(self, observations: Observations) -> NDArray[np.float32]:
+        """`Subspace.uncertainty`: the sum of δ over all images is the number of voxels that they determine."""
+        box_size = self.stage.box_size
+        determined = maps.shell_sum(self.transfer / (self.transfer + self.prior), box_size)
+        determined *= np.square(self.mask, dtype=np.float64).mean()  # a mask leaves so much freedom to a spectrum
+        weights = np.zeros(len(determined))
+        of_samples = observations.weights.sum(axis=0, dtype=np.float64) * observations.multiplicity
+        np.add.at(weights, _shells(observations.samples), of_samples)
+        return np.divide(determined, weights, out=np.zeros_like(weights), where=weights > 0).astype(np.float32)
 
     def taken(self, space: Subspace, rng: np.random.Generator) -> Subspace:
         """The space after one iteration."""
         box_size, count = self.stage.box_size, space.count
+        space = replace(space, uncertainty=self.uncertainty)
         blank = not space.components.any()
         volumes = volumes_of(space)
         grids = [SliceGrid.empty(box_size, box_size, np.complex64) for _ in range(count + 1)]
