@@ -30,6 +30,7 @@ from emsplat.abinitio.modes import Modes
 from emsplat.abinitio.polar import PolarImages
 from emsplat.abinitio.stochastic import Trace
 from emsplat.abinitio.symmetric import onto_axes
+from emsplat.abinitio.unsymmetric import symmetry_holds
 from emsplat.abinitio.verdict import REMEDY, Criterion, Ending, Verdict, judged
 from emsplat.errors import InputError
 from emsplat.io.images import ImageSource
@@ -185,6 +186,8 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
         looks_dark=reconstruction.preview.surely_dark,
     )
     verdict = judged(last, agreement, ending, job.symmetry)
+    if verdict.status == "converged" and len(job.symmetry) > 1:
+        more = (*more, symmetry_holds(job, starts, found.agreement))
     verdict = replace(verdict, criteria=(*verdict.criteria, *more))
     reporter.line(f"ab initio: {verdict.text()}")
     if verdict.status == "converged":
