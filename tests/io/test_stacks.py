@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,51 @@ def test_two_different_files_of_one_name_are_refused_with_both_named(project, wr
     assert len(find_stacks(names_of(project / "Select/job009", NAME), None)) == 1
     with refuses("Select/job009/stack.mrcs", str(project / NAME), "which differ"):
         find_stacks(names_of(project, NAME), project / "Select/job009")  # the option and the path disagree
+
+
+# --- a table in a run folder ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["stack.mrcs", "job/stack.mrcs", "/old/job/stack.mrcs", "stack.mrc"])
+def test_a_table_in_a_run_folder_leads_to_the_stacks_that_the_run_has_read(tmp_path, write_stack, refuses, name):
+    (tmp_path / "data/job").mkdir(parents=True)
+    (tmp_path / "found").mkdir()
+    stacks = [tmp_path / "data/job/stack.mrcs", tmp_path / "data/stack.mrcs"]
+    recorded = {"stacks": [{"path": str(path)} for path in stacks]}
+    (tmp_path / "found/config.json").write_text(json.dumps(recorded))
+    expected = stacks[0] if "job" in name else stacks[1]
+    with refuses(f"(looked in {tmp_path / 'found'}", f"has read {expected}, which is not there now"):
+        find_stacks(names_of(tmp_path / "found", f"{name.removesuffix('s')}s"), None)
+    for path in stacks:
+        write_stack(path)
+    assert find_stacks(names_of(tmp_path / "found", name), None) == (expected,)
+    (tmp_path / "found/stack.mrcs").write_bytes(b"of another data set")
+    if name == "stack.mrcs":
+        with refuses("found/stack.mrcs", str(expected), "which differ"):
+            find_stacks(names_of(tmp_path / "found", name), None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"stacks": [1]}', '{"stacks": null}', "{}"])
+def test_a_config_that_is_not_of_a_run_is_passed_over(tmp_path, write_stack, text):
+    (tmp_path / "config.json").write_text(text)
+    write_stack(tmp_path / "stack.mrcs")
+    assert find_stacks(names_of(tmp_path, "stack.mrcs"), None) == (tmp_path / "stack.mrcs",)
+
+
+@pytest.mark.parametrize(
+    ("name", "looked"),
+    [
+        ("a.mrcs", "{0}/stars, the working directory {0}/here"),
+        ("job/a.mrcs", "{0}/stars, the folders above it, the working directory {0}/here"),
+        ("/old/a.mrcs", "{0}/stars"),
+    ],
+)
+def test_an_error_names_the_folders_that_were_looked_in_and_no_others(tmp_path, monkeypatch, refuses, name, looked):
+    for folder in ("stars", "here"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with refuses(f"(looked in {looked.format(tmp_path)}); say where it is with --datadir"):
+        find_stacks(names_of(tmp_path / "stars", name), None)
 
 
 def test_a_stack_under_the_other_ending_is_read_and_said(dataset, tmp_path):

@@ -71,7 +71,7 @@ def test_the_particles_come_back_with_poses_half_sets_and_every_other_column(run
     assert set(after.columns) - set(before.columns) == POSES
     for name in before.columns:
         assert after.column(name) == before.column(name)
-    particles = read_particles(run / "particles.star", datadir=simulated)
+    particles = read_particles(run / "particles.star")  # the run says where the stacks lie, whatever the folder
     assert np.unique(particles.half_set, return_counts=True)[1].tolist() == [120, 120]
     assert np.ptp(particles.euler_angles_in_degrees[:, 1]) > 60
 
@@ -81,7 +81,7 @@ def test_flip_writes_the_mirror_image_and_its_poses(run: Path, simulated: Path) 
     with mrcfile.open(run / "map.mrc") as a, mrcfile.open(run / "map_flipped.mrc") as b:
         assert b.voxel_size.x == pytest.approx(a.voxel_size.x)
         assert (b.data[1:] == a.data[1:][::-1]).all()
-    before, after = (read_particles(run / f"particles{end}.star", datadir=simulated) for end in ("", "_flipped"))
+    before, after = (read_particles(run / f"particles{end}.star") for end in ("", "_flipped"))
     mirror = np.diag([1.0, 1.0, -1.0])
     assert after.rotations() == pytest.approx(mirror @ before.rotations() @ mirror, abs=1e-6)
     assert flipped(flipped(before)).rotations() == pytest.approx(before.rotations(), abs=1e-12)

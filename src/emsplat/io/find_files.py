@@ -1,21 +1,25 @@
 """Search for files that another file names: first by the path as it is written, then by shorter ends of it.
 
 A table names its stacks relative to a folder that it does not name: RELION and cryoSPARC mean the project's folder,
-other programs the table's own. A path that exists as it is written is taken. Where two different files could be
-meant, none is taken, because a stack of the right name and size with other images in it would give a wrong map.
+other programs the table's own. A table in a run folder keeps the names of the table that the run has read, and the
+run's config.json says which files they were. A path that exists as it is written is taken. Where two different files
+could be meant, none is taken, because a stack of the right name and size with other images in it would give a wrong
+map.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
 from emsplat.errors import InputError
 from emsplat.io.repeats import same_files
 
+_CONFIGURATION = "config.json"  # of a run folder, which `runs.run_folder` names, too
 _OTHER_ENDING = {".mrcs": ".mrc", ".mrc": ".mrcs"}
 _UNPACK = {".gz": "gunzip -k", ".bz2": "bunzip2 -k", ".zst": "unzstd -k", ".xz": "unxz -k", ".zip": "unzip"}
 
@@ -50,15 +54,36 @@ class Finder:
         for spelled in spellings:
             if self.datadir and _is_file(self.datadir / spelled):
                 return FoundFile(self.datadir / spelled, as_written=True)
-        exact = next(filter(None, (self._one_of(name, self._as_written(spelled), what) for spelled in spellings)), None)
+        places = ([*self._as_written(spelled), *self._recorded(spelled)] for spelled in spellings)
+        exact = next(filter(None, (self._one_of(name, paths, what) for paths in places)), None)
         given = self._by_its_end(spellings, self.datadir)
         if exact:
             self._one_of(name, [exact, *([given] if given else [])], what)
             return FoundFile(exact, as_written=True)
-        found = given or self._by_its_end(spellings, self.source.parent)
+        ends = (path for spelled in spellings for end in _ends_of(spelled) for path in self._recorded(end))
+        recorded = next(filter(_is_file, ends), None)
+        found = given or recorded or self._by_its_end(spellings, self.source.parent)
         if found is None:
             raise self._missing(name, here, what)
         return FoundFile(found, as_written=False)
+
+    @cached_property
+    def _read_by_the_run(self) -> tuple[Path, ...]:
+        """The stacks that a run has read, if `source` lies in its folder; the shortest paths first."""
+        try:
+            configuration = json.loads((self.source.parent / _CONFIGURATION).read_text(encoding="utf-8"))
+            return tuple(sorted((Path(stack["path"]) for stack in configuration["stacks"]), key=lambda p: len(p.parts)))
+        except (OSError, ValueError, LookupError, TypeError):  # no run folder, or one of something else
+            return ()
+
+    def _recorded(self, name: str) -> list[Path]:
+        """The stack of this name that the run has read, if there is one.
+
+        Of two stacks whose paths end in the name, the one with the shorter path is meant: the other one has a longer
+        name in the table, or the two could not have been told apart.
+        """
+        parts = PurePosixPath(name).parts
+        return [path for path in self._read_by_the_run if parts and path.parts[-len(parts) :] == parts][:1]
 
     def _by_its_end(self, spellings: Sequence[str], folder: Path | None) -> Path | None:
         """The file in a folder to which the longest end of a name leads."""
@@ -97,9 +122,7 @@ class Finder:
         return present[0] if present else None
 
     def _missing(self, name: str, here: str, what: str) -> InputError:
-        places = [str(self.datadir)] if self.datadir else []
-        places += [str(self.source.parent), "the folders above it", "the working directory"]
-        looked = f"looked in {', '.join(dict.fromkeys(places))}"
+        looked = self._where_was_looked(here)
         advice = "say where it is with --datadir, and what to cut off its name with --strip-prefix"
         for path in [*([self.datadir / here] if self.datadir else []), *self._as_written(here)]:
             if _is_link(path):
@@ -123,6 +146,18 @@ class Finder:
                         f"unpack it first: {command} {packed}"
                     )
         return InputError(f"{self.source}: {what} {name} not found ({looked}); {advice}")
+
+    def _where_was_looked(self, name: str) -> str:
+        """The places where a file of this name was looked for, in words."""
+        path, folder = PurePosixPath(name), self.source.parent
+        places = [str(self.datadir)] if self.datadir else []
+        places += [str(folder.absolute() if folder == Path() else folder)]
+        if not path.is_absolute():
+            places += ["the folders above it"] * (len(path.parts) > 1)
+            places += [f"the working directory {Path.cwd()}"] * (folder.absolute() != Path.cwd())
+        read = (stack for end in (name, *_ends_of(name)) for stack in self._recorded(end))
+        gone = next((f"; the run in {folder} has read {stack}, which is not there now" for stack in read), "")
+        return f"looked in {', '.join(dict.fromkeys(places))}{gone}"
 
 
 def _ends_of(name: str) -> Iterator[str]:
