@@ -192,7 +192,7 @@ def _claimed(found: Reconstruction) -> float | str | None:
 _SHOWN_STAGES = ("preview", "polar images", "search", "search again")
 _CRITERIA = (
     "information", "correlation", "poses", "mates", "top_posterior", "map_power", "generalisation", "likeness",
-    "particles", "views", "recovery", "measurable", "ctf", "contrast", "settled",
+    "particles", "views", "recovery", "measurable", "ctf", "contrast", "settled", "symmetry",
 )  # fmt: skip
 
 

@@ -56,6 +56,8 @@ HARD = [
     (Case("8BK7, 5.6 Å pixels", "8bk7.cif.gz", _simulation(3000, 5.6, 0.03, box_size=48)), "C1"),
     (Case("apoferritin, O imposed", "7a4m.cif.gz", FERRITIN), "O"),
     (Case("apoferritin, C1", "7a4m.cif.gz", FERRITIN), "C1"),
+    (Case("asymmetric IgG, C2 imposed", "1igy.cif.gz", replace(IGG.settings, n_images=1500)), "C2"),
+    (Case("pseudo-C6 7PBL, C6 imposed", "7pbl.pdb.gz", replace(RUVB.settings, n_images=1500)), "C6"),
 ]
 _FAINT = 0.06  # of the brightest pixel of a typical image
 IGNORED = "CTFs taken as 1"  # the trap that is searched with --no-ctf

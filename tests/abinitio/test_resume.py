@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from emsplat.abinitio import alternation, job, polar
+from emsplat.abinitio import alternation, job, polar, unsymmetric
 from emsplat.abinitio.full import FullSettings
 from emsplat.abinitio.run import AbInitio, ab_initio, job_of, searched
 from emsplat.abinitio.samples import StoredSamples
@@ -149,6 +149,19 @@ def test_images_without_a_particle_weigh_less_from_the_first_start_on(tmp_path: 
     with job_of(star, FEW, Reporter(), NO_CHECKPOINTS, World()) as begun:
         junk, of_half = searched(begun).starts[0].found.junk, kinds[begun.rows[0]]
     assert junk[of_half == "empty"].mean() > 0.5 and junk[of_half == ""].mean() < 0.01
+
+
+def test_a_symmetry_is_doubted_if_images_are_likelier_without_it(star: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with job_of(star, replace(FEW, symmetry="C2"), Reporter(), NO_CHECKPOINTS, World()) as begun:
+        found = searched(begun)
+        agreement, first = found.agreement, found.starts[0]
+        assert agreement is not None
+        free = replace(first, map=first.map[None], inversion=first.inversion[None], pictures=[])
+        monkeypatch.setattr(unsymmetric, "start", lambda images, search, *_: free)
+        for without, status in ((0.8, "converged"), (1.15, "uncertain"), (3.0, "failed")):
+            likelier = replace(agreement, other_evidence=without * agreement.other_evidence)
+            monkeypatch.setattr(unsymmetric, "compare", lambda *_, likelier=likelier: likelier)
+            assert unsymmetric.symmetry_holds(begun, found.starts, agreement).status == status
 
 
 def test_a_class_of_other_particles_is_not_resumed(star: Path, tmp_path: Path) -> None:

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
+from emsplat.abinitio import grids
+from emsplat.abinitio.full import Found
+from emsplat.abinitio.halves import Start
 from emsplat.abinitio.modes import Modes
-from emsplat.abinitio.verdict import MATES, Criterion, Verdict, evenness
+from emsplat.abinitio.stochastic import Trace
+from emsplat.abinitio.verdict import MATES, Criterion, Verdict, _views, evenness
+from emsplat.symmetry import symmetry_operators
+
+EMPTY = np.zeros((4, 4, 4), np.float32)
 
 
 def criterion(value: float) -> Criterion:
@@ -32,6 +42,16 @@ def test_mates_that_are_as_frequent_count_together() -> None:
     shares = np.array([0.28, 0.25, 0.24, 0.05])
     assert Modes(np.tile(np.eye(3), (4, 1, 1)), shares).even == pytest.approx(0.77)
     assert Modes(np.empty((0, 3, 3)), np.empty(0)).even == 0
+
+
+@pytest.mark.parametrize("group", ["C1", "D2", "O", "I"])
+def test_views_are_judged_by_what_an_asymmetric_unit_can_hold(group: str) -> None:
+    symmetry = symmetry_operators(group)
+    everywhere = grids.frames(grids.directions(1000, Rotation.random(rng=3).as_matrix(), symmetry))
+    for rotations, least, most in ((everywhere, 0.9, 1.0), (np.repeat(everywhere[:1], 200, axis=0), 0.0, 0.25)):
+        found = replace(Found.empty(len(rotations)), rotations=rotations)
+        start = Start(EMPTY, EMPTY, found, Trace(), Trace(), [])
+        assert least <= _views((start, start), symmetry) <= most
 
 
 def modes(*shares: float) -> Modes:

@@ -14,7 +14,7 @@
   ``axes``: the axes of a point group in a map that was found without it
 - ``modes``: where the turns between two sets of poses gather; ``imitation``: what images of a correct map would show
 - ``halves``: two independent searches, and how far they agree; ``verdict``: whether to believe them
-- ``transfer``: whether the CTFs belong to their images
+- ``transfer``: whether the CTFs belong to their images; ``unsymmetric``: whether they have the symmetry imposed
 - ``refinement``: a global search on a refined map; ``alternation``: local refinement and global search in turn
 - ``ending``: how far the refined halves agree
 - ``job``: the table and the images that all stages share; ``run``: the whole job

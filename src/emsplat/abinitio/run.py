@@ -30,6 +30,7 @@ from emsplat.abinitio.modes import Modes
 from emsplat.abinitio.polar import PolarImages
 from emsplat.abinitio.stochastic import Trace
 from emsplat.abinitio.symmetric import onto_axes
+from emsplat.abinitio.unsymmetric import symmetry_holds
 from emsplat.abinitio.verdict import REMEDY, Criterion, Ending, Verdict, judged
 from emsplat.errors import InputError
 from emsplat.io.images import ImageSource
@@ -166,6 +167,7 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
     """Refine and search in turn, reconstruct, and judge. Args: more: further criteria of the verdict."""
     reporter, starts, agreement = job.reporter, found.starts, found.agreement
     assert agreement is not None
+    of_search = agreement
     table, certainty, shown = _posed(job, starts, agreement)
     if not shown.all():
         reporter.line(f"{np.count_nonzero(~shown):,} images probably show no particle; they stay in the reconstruction")
@@ -185,6 +187,8 @@ def finished(job: Job, found: Searched, more: tuple[Criterion, ...] = ()) -> AbI
         looks_dark=reconstruction.preview.surely_dark,
     )
     verdict = judged(last, agreement, ending, job.symmetry)
+    if verdict.status == "converged" and len(job.symmetry) > 1:
+        more = (*more, symmetry_holds(job, starts, of_search))
     verdict = replace(verdict, criteria=(*verdict.criteria, *more))
     reporter.line(f"ab initio: {verdict.text()}")
     if verdict.status == "converged":

@@ -1,0 +1,44 @@
+"""Whether the images ask for the symmetry that was imposed.
+
+Poses that were searched under a group tell nothing of it: every criterion is taken modulo the group, and the maps of
+both halves have it, whether the particle does or not. One half is therefore searched once more without it. If the
+particle has the symmetry, its symmetric map holds less noise, and images of the other half are likelier under it. If
+not, the symmetric map lacks what the symmetry has averaged away, and they are likelier under the other one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emsplat.abinitio.classes import of_class
+from emsplat.abinitio.halves import Agreement, Start, compare, start
+from emsplat.abinitio.job import Job
+from emsplat.abinitio.verdict import Criterion
+
+_AS_LIKELY, _LESS_LIKELY = 0.95, 0.5
+_MOST = 2.0  # a search without the symmetry that finds nothing says nothing against it
+
+
+def symmetry_holds(job: Job, starts: tuple[Start, Start], agreement: Agreement) -> Criterion:
+    """The criterion of the verdict on the imposed symmetry.
+
+    Args:
+        starts: the searches of both halves under the symmetry; agreement: how far they agree.
+    """
+    seed, reporter = job.settings.seed, job.reporter
+    with reporter.stage("search"):
+        halves, spectra = job.read(job.scales.fine_rings)
+        free = job.search_settings(halves, spectra).free
+        assert free is not None
+        title, checkpoint = "half 1 without the symmetry", job.context.checkpoints.named("free", job.context.world)
+        rng = np.random.default_rng((seed, 302))
+        found = start(halves[0], free.weighted(), rng, title, reporter, checkpoint)
+        found = of_class(found, 0, np.arange(len(halves[0])), free.fine.signal)
+        without = compare(halves, (found, starts[1]), free, np.random.default_rng((seed, 303))).other_evidence
+    reporter.line(
+        f"images of half 2 have a log-likelihood of {agreement.other_evidence:.2f} under the symmetric map of half 1, "
+        f"and of {without:.2f} under its map without the symmetry"
+    )
+    ratio = min(agreement.other_evidence / max(without, 1e-6), _MOST)
+    what = "the images' likelihood under the symmetric map over that under one without the symmetry"
+    return Criterion("symmetry", ratio, _AS_LIKELY, _LESS_LIKELY, what)
