@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
@@ -49,6 +50,18 @@ def test_projections_without_noise_get_some(tmp_path: Path) -> None:
     added = once - images
     assert added.std() == pytest.approx(particles.added_noise, rel=0.02)
     assert abs(np.corrcoef(added[0].ravel(), added[1].ravel())[0, 1]) < 0.2
+
+
+def test_a_blank_image_among_them_is_refused(tmp_path: Path, refuses: Callable) -> None:
+    images = projections(np.random.default_rng(1))
+    images = np.concatenate([images, images])
+    looked_at = np.linspace(0, len(images) - 1, 100).astype(int)  # to see whether there is noise
+    blank = np.setdiff1d(np.arange(len(images)), looked_at)[:1]
+    images[blank] = 0
+    particles = table(images, tmp_path, Reporter())
+    assert particles.added_noise > 0
+    with ImageSource(particles) as source, refuses(f"{blank[0] + 1}@", "constant image", "--drop"):
+        source.read(np.arange(len(images)))
 
 
 def test_masked_images_with_noise_do_not(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from emsplat.check.run import check, closing_line
 from emsplat.check.settings import CheckSettings
 from emsplat.check.write import check_output, write_check
 from emsplat.cli import main
+from emsplat.io import read_particles
+from emsplat.optics.ctf import ctf
 from emsplat.runtime.reporting import Reporter
 
 
@@ -87,6 +89,23 @@ def test_ctfs_that_are_ignored_and_those_that_are_not_there(tiny: Path, spoilt: 
     notes = [finding.text for finding in found.findings if finding.verdict == "note"]
     assert any("taken as 1" in text for text in notes) and not found.facts.has_ctf
     assert not any("phases" in reading.alternative.name for reading in found.inversion.readings)
+
+
+def test_ctfs_that_are_ignored_are_found_in_images_with_flipped_phases(tiny: Path, spoilt: Callable[..., Path]) -> None:
+    negative = ctf(read_particles(tiny / "particles.star")) < 0
+
+    def paint(images: NDArray[np.float32]) -> None:
+        spectra = np.where(negative, -1, 1) * np.fft.rfft2(images)
+        images[:] = np.fft.irfft2(spectra, s=images.shape[1:])
+
+    def change(optics: dict[str, list[str]], particles: dict[str, list[str]]) -> None:
+        optics["rlnCtfDataArePhaseFlipped"] = ["1"]
+
+    star = spoilt(change=change, paint=paint)
+    flipped, plain = (
+        check(path, CheckSettings(no_ctf=True)).inversion.ctfs for path in (star, tiny / "particles.star")
+    )
+    assert flipped.with_ctf == pytest.approx(plain.with_ctf, rel=0.02)
 
 
 def test_order_against_order(spoilt: Callable[..., Path]) -> None:

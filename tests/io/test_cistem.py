@@ -170,6 +170,7 @@ def test_a_table_without_the_name_of_a_stack_means_the_one_beside_it(written, tm
     [
         ({"AnglePsi": None}, ["missing column cisTEMAnglePsi"]),
         ({"Defocus1": None, "AmplitudeContrast": None}, ["missing columns cisTEMDefocus1, cisTEMAmplitudeContrast"]),
+        ({"DefocusAngle": None}, ["column cisTEMDefocusAngle, and cisTEMDefocus1 differs from cisTEMDefocus2"]),
         ({"PositionInStack": [1, 2, 3, 4, 5, 0]}, ["row 6", "cisTEMPositionInStack", "from 1"]),
         ({"PositionInStack": [1, 2, 3, 4, 5, 7]}, ["holds 6 images", "number 7"]),
         ({"PixelSize": [1.5, 0.0, 1.5, 1.5, 1.5, 1.5]}, ["row 2", "cisTEMPixelSize is 0", "positive"]),

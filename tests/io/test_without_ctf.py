@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_cryodrgns_poses_without_ctfs(without: Callable, tmp_path: Path, refuses
     assert len(particles) == n and not particles.has_ctf
     with refuses("--poses and --ctf", "--no-ctf"):
         InputSettings(poses=tmp_path / "poses.pkl")
+
+
+@pytest.mark.parametrize("column", ["phase_shift_in_degrees", "b_factor_in_square_angstroms"])
+def test_a_phase_shift_or_a_b_factor_alone_is_a_ctf(dataset: Callable[..., Path], tmp_path: Path, column: str) -> None:
+    in_focus = read_particles(dataset()).without_ctf()
+    particles = replace(in_focus, **{column: np.full(len(in_focus), 40.0)})
+    assert particles.has_ctf and not in_focus.has_ctf and not particles.without_ctf().has_ctf
+    write_relion(particles, tmp_path / "written.star")
+    again = read_particles(tmp_path / "written.star")
+    np.testing.assert_array_equal(ctf_of(again), ctf_of(particles))
 
 
 def test_written_for_relion_it_still_has_no_ctf(without: Callable, tmp_path: Path) -> None:

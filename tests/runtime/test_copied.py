@@ -29,6 +29,11 @@ def test_every_second_piece_is_done_elsewhere(files: list[Path]) -> None:
     assert makers[1] == makers[3] != os.getpid()
 
 
+def test_with_one_thread_all_is_done_here(files: list[Path]) -> None:
+    copied.in_two_processes([partial(note, path) for path in files], only_one=True)
+    assert {int(path.read_text()) for path in files} == {os.getpid()}
+
+
 def test_interrupts_reach_the_original_alone(files: list[Path]) -> None:
     def tell(path: Path) -> None:
         path.write_text(str(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emsplat.check.agreement import (
     SHUFFLES,
@@ -32,7 +33,7 @@ from emsplat.check.thon import ThonFit, fit_thon_rings, images_are_multiplied, t
 from emsplat.errors import InputError
 from emsplat.imaging.noise import noise_spectra
 from emsplat.io import as_asked, read_as_said
-from emsplat.io.images import ImageSource, reading_order
+from emsplat.io.images import ImageSource, flipped_back, reading_order
 from emsplat.particles.coverage import Coverage, measure_coverage
 from emsplat.particles.table import Particles
 from emsplat.runtime.reporting import Reporter
@@ -169,10 +170,21 @@ def _invert(
         ctfs = None
         if said.has_ctf and not sample.small.has_ctf:
             ignored = with_box(said.select(sample.rows), sample.small.box_size)
-            theirs = gather_parts(replace(data, particles=ignored), part, symmetry)
+            with_their_ctfs = replace(data, particles=ignored, images=_with_phases_of(ignored, data.images))
+            theirs = gather_parts(with_their_ctfs, part, symmetry)
             a, b = ((one[0] + one[1], one[2] + one[3]) for one in (theirs, parts))
             ctfs = compare_ctfs(ignored, a, b)
     return Inversion(data, quick, agreement, shuffled, readings, symmetric, ctfs), None
+
+
+def _with_phases_of(particles: Particles, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, d, d) the images as they are read where the CTFs of the file are used: flipped phases are flipped back."""
+    flipped = particles.phase_flipped
+    if not flipped.any():
+        return images
+    images = images.copy()
+    images[flipped] = flipped_back(images[flipped], particles.select(flipped))
+    return images
 
 
 def _in_parts(particles: Particles) -> Particles:

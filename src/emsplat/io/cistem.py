@@ -58,6 +58,7 @@ def read_cistem(
         raise columns.missing(missing)
     columns, warnings = _used(columns)
     _check_ranges(columns)
+    _check_astigmatism(columns)
     names = _image_names(columns, folder, need_stacks)
     rows = _rows(columns, names)
     if need_stacks:
@@ -101,6 +102,15 @@ def _check_ranges(columns: Columns) -> None:
     for name, low, high, rule in rules:
         values = columns.get(name, 0.5)
         columns.require((values > low) & (values < high), name, values, rule)
+
+
+def _check_astigmatism(columns: Columns) -> None:
+    """InputError where two defoci differ and nothing says along which directions."""
+    if "DefocusAngle" not in columns and not np.array_equal(columns.get("Defocus1", 0), columns.get("Defocus2", 0)):
+        raise InputError(
+            f"{columns.path}: missing column {PREFIX}DefocusAngle, and {PREFIX}Defocus1 differs from "
+            f"{PREFIX}Defocus2; astigmatism needs its angle: add the column"
+        )
 
 
 def _image_names(columns: Columns, datadir: Path | None, need_stacks: bool) -> ImageNames:

@@ -57,8 +57,7 @@ class ImageSource:
         box_size = self.particles.box_size
         images = np.empty((len(rows), box_size, box_size), dtype=np.float32)
         self.read_into(rows, images)
-        if len(rows):
-            check_images(self.particles, rows, images.min(axis=(1, 2)), images.max(axis=(1, 2)))
+        _check_each(self.particles, rows, images)
         return images
 
     def read_into(self, rows: NDArray[np.int64], images: NDArray[np.float32]) -> None:
@@ -79,15 +78,16 @@ class ImageSource:
         flipped = np.flatnonzero(self.phase_flipped(rows))
         for first in range(0, len(flipped), _FLIPPED_AT_ONCE):
             here = flipped[first : first + _FLIPPED_AT_ONCE]
-            images[here] = _flipped_back(images[here], self.particles.select(rows[here]))
+            images[here] = flipped_back(images[here], self.particles.select(rows[here]))
         if self.particles.added_noise > 0:
+            _check_each(self.particles, rows, images)  # a blank image would pass as one of noise
             for image, stack, section in zip(images, stacks, self.particles.section[rows], strict=True):
                 rng = np.random.default_rng((int(stack), int(section)))  # the same whenever the image is read
                 image += self.particles.added_noise * rng.standard_normal(image.shape, dtype=np.float32)
 
     def phase_flipped(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) whether the phases of these images are flipped in the file, and flipped back when it is read."""
-        return np.array([group.phase_flipped for group in self.particles.optics])[self.particles.optics_group[rows]]
+        return self.particles.phase_flipped[rows]
 
     def negated(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) whether the sign of these images is flipped."""
@@ -125,7 +125,7 @@ class ImageSource:
         self.close()
 
 
-def _flipped_back(images: NDArray[np.float32], particles: Particles) -> NDArray[np.float32]:
+def flipped_back(images: NDArray[np.float32], particles: Particles) -> NDArray[np.float32]:
     """(n, D, D) images with the sign of the CTF that phase flipping took away: C in place of |C|.
 
     It is the CTF of the table, with which the phases were flipped, whatever is refined later.
@@ -133,6 +133,12 @@ def _flipped_back(images: NDArray[np.float32], particles: Particles) -> NDArray[
     plain = replace(particles, ctf_scale=np.ones(len(particles)))
     spectra = scipy.fft.rfft2(images) * np.where(ctf(plain) < 0, np.float32(-1), np.float32(1))
     return scipy.fft.irfft2(spectra, s=images.shape[1:]).astype(np.float32, copy=False)
+
+
+def _check_each(particles: Particles, rows: NDArray[np.int64], images: NDArray[np.float32]) -> None:
+    """InputError naming one of these rows, (n,), whose image shows nothing; images are (n, D, D)."""
+    if len(rows):
+        check_images(particles, rows, images.min(axis=(1, 2)), images.max(axis=(1, 2)))
 
 
 def check_images(

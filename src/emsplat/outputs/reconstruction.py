@@ -197,7 +197,7 @@ def draw_figures(
     drawings.append(partial(figures.figure_loss, steps, losses, checks, at("loss")))
     if r.refinement is not None:
         drawings.append(partial(figure_refinement, r.refinement.moved(), r.particles.half_set, at("refinement")))
-    in_two_processes(drawings)
+    in_two_processes(drawings, only_one=r.settings.threads == 1)
 
 
 def configuration(r: Reconstruction) -> dict[str, Any]:

@@ -100,8 +100,13 @@ class Particles:
     @property
     def has_ctf(self) -> bool:
         """Whether any image has a CTF other than 1 (or than its scale)."""
-        defocus = self.defocus_u_in_angstroms.any() or self.defocus_v_in_angstroms.any()
-        return bool(defocus) or any(group != _without_transfer(group) for group in self.optics)
+        of_images = (
+            self.defocus_u_in_angstroms,
+            self.defocus_v_in_angstroms,
+            self.phase_shift_in_degrees,
+            self.b_factor_in_square_angstroms,
+        )
+        return any(values.any() for values in of_images) or any(g != _without_transfer(g) for g in self.optics)
 
     def without_ctf(self) -> Particles:
         """The same images with a CTF of 1 and no aberrations; scales and doses stay."""
@@ -130,6 +135,11 @@ class Particles:
     def premultiplied(self) -> NDArray[np.bool_]:
         """(N,) whether each image holds CTF × image."""
         return np.array([group.premultiplied for group in self.optics])[self.optics_group]
+
+    @property
+    def phase_flipped(self) -> NDArray[np.bool_]:
+        """(N,) whether the phases of each image are flipped in the file."""
+        return np.array([group.phase_flipped for group in self.optics])[self.optics_group]
 
     def rotations(self) -> NDArray[np.float64]:
         """(N, 3, 3) RELION matrices."""

@@ -16,14 +16,17 @@ _WAIT = 0.002  # seconds between two looks at the copy
 Work = Callable[[], None]
 
 
-def in_two_processes(pieces: Sequence[Work]) -> None:
+def in_two_processes(pieces: Sequence[Work], only_one: bool = False) -> None:
     """Do all pieces of work, every second one in a copy of this process where Linux and a second core allow it.
 
     The copy has none of the other threads of this process, so that a piece must not need them. If the copy does not
     finish its pieces, for whatever reason, they are done here, and their errors are raised here.
+
+    Args:
+        only_one: do them one after the other in this process, because the user allows no more than one thread.
     """
     theirs = pieces[1::2]
-    copy = _copy_that_does(theirs) if _may_copy() else None
+    copy = _copy_that_does(theirs) if _may_copy() and not only_one else None
     if copy is None:
         for piece in pieces:
             piece()
