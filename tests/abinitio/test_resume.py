@@ -158,7 +158,7 @@ def test_a_symmetry_is_doubted_if_images_are_likelier_without_it(star: Path, mon
         assert agreement is not None
         free = replace(first, map=first.map[None], inversion=first.inversion[None], pictures=[])
         monkeypatch.setattr(unsymmetric, "start", lambda images, search, *_: free)
-        for without, status in ((0.8, "converged"), (1.15, "uncertain"), (3.0, "failed")):
+        for without, status in ((0.98, "converged"), (1.03, "uncertain"), (3.0, "failed")):
             likelier = replace(agreement, other_evidence=without * agreement.other_evidence)
             monkeypatch.setattr(unsymmetric, "compare", lambda *_, likelier=likelier: likelier)
             assert unsymmetric.symmetry_holds(begun, found.starts, agreement).status == status
