@@ -113,8 +113,7 @@ def spaces(noise: float = 0.0) -> tuple[Subspace, Subspace, np.ndarray]:
     second = np.einsum("kj,kzyx->jzyx", matrix, u)
     u, second = (v + noise * rng.normal(size=v.shape) for v in (u, second))
     prior = ContrastPrior()
-    certain = np.zeros(mean.shape[0] // 2 + 1, np.float32)
-    halves = (Subspace(mean, v.astype(np.float32), prior, 0, 0, certain) for v in (u, second))
+    halves = (Subspace(mean, v.astype(np.float32), prior, 0, 0) for v in (u, second))
     return (*halves, matrix)
 
 

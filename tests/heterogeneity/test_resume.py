@@ -118,7 +118,7 @@ def test_two_ranks_come_to_what_one_process_does(
 def test_what_is_kept_comes_back() -> None:
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(3, 4, 4, 4)).astype(np.float32)
-    space = Subspace(maps[0], maps[1:], ContrastPrior(0.1, 0.02), 1 / 3, 0.1, maps[0, 0, 0])
+    space = Subspace(maps[0], maps[1:], ContrastPrior(0.1, 0.02), 1 / 3, 0.1)
     first, (back, history, nothing) = unpacked(packed((1.5, [space, "mass", None])))
     assert first == 1.5 and history == "mass" and nothing is None
     np.testing.assert_array_equal(back.components, space.components)

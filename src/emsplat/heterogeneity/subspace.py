@@ -12,7 +12,8 @@ variances are learnt from the images; the components need not explain what these
 Noise looks like variability, too. A component holds many more voxels than there are images, so that it contains the
 noise of each image that it is compared with, and a latent would grow on its own noise. The E-step therefore knows how
 uncertain the components are (variational Bayes): ``E[UᵀAU] = ÛᵀAÛ + δ``, where δ of an image is its share of the number
-of voxels that all images determine. This takes off a latent exactly what its own noise has added.
+of voxels that all images determine. This takes off a latent exactly what its own noise has added. Once the components
+are learnt, latents are found without δ, because the bins need sharp ones.
 """
 
 from __future__ import annotations
@@ -83,7 +84,6 @@ class Subspace:
     contrast: ContrastPrior
     turn_sigma: float  # radians: standard deviation of the pose errors about each axis
     shift_sigma: float  # voxels of the box D′: standard deviation of the shift errors
-    uncertainty: NDArray[np.float32]  # (D′//2+1,) variance of a sample of a component's slice, in every shell
 
     @property
     def count(self) -> int:
@@ -113,7 +113,6 @@ class Subspace:
                 -1, *(box_size,) * 3
             ),
             shift_sigma=self.shift_sigma * box_size / self.box_size,
-            uncertainty=np.zeros(box_size // 2 + 1, dtype=np.float32),  # the images of the next step tell it
         )
 
 
@@ -148,8 +147,7 @@ def learn(
         v0 = maps.fourier_resize(mean, box_size)
         if space is None:
             empty = np.zeros((count, box_size, box_size, box_size), dtype=np.float32)
-            certain = np.zeros(box_size // 2 + 1, dtype=np.float32)
-            space = Subspace(v0, empty, ContrastPrior(), _START_TURN, _START_SHIFT, certain)
+            space = Subspace(v0, empty, ContrastPrior(), _START_TURN, _START_SHIFT)
         space = _on(space, v0, stage)
         step = _Step(observations, stage, soft, v0)
         for _ in range(stage.iterations):
@@ -167,16 +165,20 @@ def embed(space: Subspace, observations: Observations) -> Posterior:
     return Posterior(*(np.concatenate([getattr(p, name) for p in parts]) for name in Posterior.__dataclass_fields__))
 
 
-def _posterior(space: Subspace, columns: NDArray[np.float32], part: Observations) -> Posterior:
+def _posterior(
+    space: Subspace, columns: NDArray[np.float32], part: Observations, uncertainty: NDArray[np.float32] | None = None
+) -> Posterior:
+    """The latents of images.
+
+    Args:
+        uncertainty: (D′//2+1,) variance of a sample of a component's slice, in each shell; None: nothing is uncertain.
+    """
     inner = inner_products(columns, part)
-    of_components = np.arange(1, 1 + space.count)
-    inner.gram[:, of_components, of_components] += _uncertainties(space, part)[:, None]
+    if uncertainty is not None:
+        of_components = np.arange(1, 1 + space.count)
+        delta = part.weights @ (uncertainty[_shells(part.samples)] * part.multiplicity)
+        inner.gram[:, of_components, of_components] += delta[:, None]
     return posterior_of_particles(inner, space.variances(), space.contrast, part.particle, space.count)
-
-
-def _uncertainties(space: Subspace, part: Observations) -> NDArray[np.float32]:
-    """(n,) δ, what the uncertainty of a component adds to the square of its slice in each image."""
-    return part.weights @ (space.uncertainty[_shells(part.samples)] * part.multiplicity)
 
 
 def _shells(samples: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -219,7 +221,7 @@ class _Step:
         self.reference = np.where(self.band & (radius > 0), maps.half_spectrum(mean), 0)
 
     def _uncertainty(self, observations: Observations) -> NDArray[np.float32]:
-        """`Subspace.uncertainty`: the sum of δ over all images is the number of voxels that they determine."""
+        """As in `_posterior`; the sum of δ over all images is the number of voxels that they determine."""
         box_size = self.stage.box_size
         determined = maps.shell_sum(self.transfer / (self.transfer + self.prior), box_size)
         determined *= np.square(self.mask, dtype=np.float64).mean()  # a mask leaves so much freedom to a spectrum
@@ -231,7 +233,6 @@ class _Step:
     def taken(self, space: Subspace, rng: np.random.Generator) -> Subspace:
         """The space after one iteration."""
         box_size, count = self.stage.box_size, space.count
-        space = replace(space, uncertainty=self.uncertainty)
         blank = not space.components.any()
         volumes = volumes_of(space)
         grids = [SliceGrid.empty(box_size, box_size, np.complex64) for _ in range(count + 1)]
@@ -240,7 +241,7 @@ class _Step:
         pose = _PoseVariances(space)
         for part in parts_of(self.observations):
             columns = columns_of(volumes, part)
-            found = _posterior(space, columns, part)
+            found = _posterior(space, columns, part, self.uncertainty)
             if blank:
                 found = _random(found, count, part.particle, rng)
             self._insert_residuals(grids, columns, part, found)
