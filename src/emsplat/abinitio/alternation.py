@@ -113,7 +113,7 @@ def _refined_and_searched(job: Job, table: Particles, number: int) -> tuple[Part
         return table, None
     with job.reporter.stage("search again"):
         table, share = _searched_again(job, table, found, number - 1)
-    job.reporter.line(f"search on the refined maps: {share:.1%} of the images moved to another pose")
+    job.reporter.line(f"search on the refined maps: {100 * share:.1f} % of the images moved to another pose")
     return table, share
 
 

@@ -50,7 +50,7 @@ class Matching:
 
     def text(self) -> str:
         """The agreement in one line for the log."""
-        shares = ", ".join(f"{self.agreed(number):.0%}" for number in range(len(self.partners)))
+        shares = ", ".join(f"{100 * self.agreed(number):.0f} %" for number in range(len(self.partners)))
         return f"the halves agree on {shares} of the images of the classes"
 
 

@@ -139,7 +139,7 @@ def start(
         lambda number: reporter.bar(f"{title}, round {number}", "images"),
     )  # fmt: skip
     if len(rounds.looks) > 1:
-        shares = ", ".join(f"{share:.0%}" for share in rounds.looks)
+        shares = ", ".join(f"{100 * share:.0f} %" for share in rounds.looks)
         reporter.line(f"{title}: of the particles, {shares} lay elsewhere in their images than was thought")
     assert rounds.sums is not None and rounds.found is not None
     inversion = volume.unregularised(rounds.sums, images.grid.n_rings)

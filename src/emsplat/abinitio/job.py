@@ -249,7 +249,7 @@ def _with_noise(table: Particles, settings: AbInitioSettings, reporter: Reporter
         return table
     sigma = float(np.sqrt(_ADDED_VARIANCE * some.var()))
     reporter.warn(
-        f"the images hold no noise, which every statistic needs: white noise of {_ADDED_VARIANCE:.0%} of their "
+        f"the images hold no noise, which every statistic needs: white noise of {100 * _ADDED_VARIANCE:.0f} % of their "
         "variance is added to them whenever they are read"
     )
     return replace(table, added_noise=sigma)
@@ -270,7 +270,7 @@ def diameter_of(look: Look, table: Particles, settings: AbInitioSettings, report
         return min(settings.mask_diameter, _LARGEST_DIAMETER * box)
     if look.diameter is None:
         reporter.warn(
-            f"no particle stands out of the noise; its diameter is taken as {_UNSEEN_DIAMETER:.0%} of the box"
+            f"no particle stands out of the noise; its diameter is taken as {100 * _UNSEEN_DIAMETER:.0f} % of the box"
         )
         return _UNSEEN_DIAMETER * box
     found = min(_OUTLINE_MARGIN * look.diameter * table.pixel_size_in_angstroms, _LARGEST_DIAMETER * box)

@@ -269,7 +269,7 @@ def _agreement_in_words(agreement: Agreement) -> str:
     """How far the halves agree, in words for the log."""
     modes = agreement.modes
     return (
-        f"halves agree on {modes.agreed:.0%} of the poses"
+        f"halves agree on {100 * modes.agreed:.0f} % of the poses"
         + (f", on {modes.number} mates of a symmetry" if not modes.is_one_place and modes.number > 1 else "")
         + f"; correlation {agreement.correlations.mean():.2f}"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +18,7 @@ from emsplat.figures.reconstruction import save, style
 
 _MOST_PANELS = 6
 _BINS = 80
+_SIGNIFICANCES = (2.5, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)  # σ that an axis names
 
 
 def figure_landscape(
@@ -72,16 +74,21 @@ def figure_components(
             axes = figure.add_subplot(1, 2, place)
             for half, of_half in enumerate(values, 1):
                 x = np.arange(1, len(of_half) + 1)
-                axes.plot(x, of_half, "o-", label=f"half {half}'s, seen by half {3 - half}")
+                axes.plot(x, of_half, "o-", label=f"components of half {half}, in half {3 - half}")
             axes.axhline(limit, ls="--", lw=0.8, color="0.4")
             axes.axhline(enough, ls=":", lw=0.8, color="0.4")
             axes.axvspan(0.5, chosen + 0.5, color="0.92", zorder=0)
             axes.set(xlabel="component", ylabel=label)
             axes.set_xlim(0.5, max(1, max((len(v) for v in values), default=1)) + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.margins(y=0.08)
             if place == 2:
                 axes.set_yscale("symlog", linthresh=5)
+                axes.yaxis.set_major_locator(FixedLocator([*(-tick for tick in _SIGNIFICANCES), 0, *_SIGNIFICANCES]))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_formatter("{x:g}")
             else:
-                axes.legend(fontsize=7)
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
         save(figure, path)
 
 

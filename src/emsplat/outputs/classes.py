@@ -95,13 +95,16 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str | Path]]
     files, n = ClassesFolder(folder), summary["n_images"]
     rows: list[tuple[str, str | Path]] = []
     for of_class in summary["classes"]:
-        share = f"{of_class['n_images']:,} images ({of_class['n_images'] / n:.0%})"
+        share = f"{of_class['n_images']:,} images ({100 * of_class['n_images'] / n:.0f} %)"
         rows.append((f"class {of_class['number']}", f"{of_class['status']}, {share}: {resolution_text(of_class)}"))
     if summary["n_unplaced"]:
         rows.append(("too small", f"{summary['n_unplaced']:,} images are in classes too small for a map"))
     return [
         *rows,
-        ("no particle", f"{summary['n_junk']:,} images ({summary['n_junk'] / n:.0%}), which {files.junk} lists"),
+        (
+            "no particle",
+            f"{summary['n_junk']:,} images ({100 * summary['n_junk'] / n:.0f} %), which {files.junk} lists",
+        ),
         ("classes", files.table),
         (
             "time",

@@ -139,7 +139,7 @@ def _colours(run: Run, window: Window, mask: NDArray[np.float32], particle: NDAr
         if len(halves) < 2:
             return None
         values = volumes.agreement_on(window, halves[0], halves[1], run.summary["resolution"])
-        kind, unit = "agreement of the raw halves", ""
+        kind, unit = "agreement of the direct inversions", ""
     return _on_surface(values, window, particle) | {"kind": kind, "unit": unit, "reversed": unit == "Å"}
 
 
