@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from emsplat.abinitio.job import Job, said_of, table_of
 from emsplat.abinitio.look import look_at
+from emsplat.errors import InputError
 from emsplat.io.images import ImageSource
 from emsplat.particles.table import Particles
 from emsplat.runtime.context import Context
@@ -89,3 +91,13 @@ def test_images_that_say_too_much_count_less(tmp_path: Path) -> None:
         assert nats <= 201
     assert weights[0] < 0.1 and weights[1] == 1
     assert powers[0] < 20 * powers[1]
+
+
+def test_too_coarse_a_resolution_is_refused(tmp_path: Path) -> None:
+    rng, reporter = np.random.default_rng(3), Reporter()
+    images = projections(rng) + rng.normal(size=(N, BOX, BOX)).astype(np.float32)
+    particles, settings = table(images, tmp_path, reporter), replace(SETTINGS, max_resolution=10.0)
+    with ImageSource(particles) as source:
+        look = look_at(particles, source, 0)
+        with pytest.raises(InputError, match=r"--max-resolution 10 leaves 4 rings .* give 8 Å or less"):
+            Job(particles, source, look, 36.0, settings, Context(reporter=reporter))
