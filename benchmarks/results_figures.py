@@ -111,7 +111,7 @@ def draw_poses(content: dict[str, Any], path: Path) -> None:
 
 def draw_states(content: dict[str, Any], path: Path) -> None:
     """The score of one map for all images, of the decoder, and of maps of the true labels, one group for each set."""
-    rows: list[Row] = content["tables"]["Sets with known states"]
+    rows: list[Row] = sorted(content["tables"]["Sets with known states"], key=lambda row: row["set"], reverse=True)
     scores = {
         "one map for all images": [_number(row["consensus"]) for row in rows],
         "decoder": [_number(row["decoder"]) if row["K"] else np.nan for row in rows],
@@ -120,14 +120,13 @@ def draw_states(content: dict[str, Any], path: Path) -> None:
         ],
     }
     with style():
-        figure = Figure(figsize=(8.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(8.2, 0.6 + 0.45 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
-        for number, ((label, heights), colour) in enumerate(zip(scores.items(), (SKY, BLUE, ORANGE), strict=True)):
-            places = np.arange(len(rows)) + 0.25 * (number - 1)
-            axes.bar(places, heights, 0.22, color=colour, label=label)
-        labels = [f"{textwrap.fill(row['set'], 17)}\nK = {row['K']}" for row in rows]
-        axes.set_xticks(range(len(rows)), labels, fontsize=7)
-        axes.set(ylabel="mean FSC with each image's true map", ylim=(0, 1.02))
+        for number, ((label, lengths), colour) in enumerate(zip(scores.items(), (SKY, BLUE, ORANGE), strict=True)):
+            places = np.arange(len(rows)) - 0.25 * (number - 1)
+            axes.barh(places, lengths, 0.22, color=colour, label=label)
+        axes.set_yticks(range(len(rows)), [f"{row['set']}, K = {row['K']}" for row in rows], fontsize=8)
+        axes.set(xlabel="mean FSC with each image's true map", xlim=(0, 1.02))
         figure.legend(fontsize=8, loc="outside upper center", ncols=3)
         save(figure, path)
 
