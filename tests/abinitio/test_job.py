@@ -96,8 +96,8 @@ def test_images_that_say_too_much_count_less(tmp_path: Path) -> None:
 def test_too_coarse_a_resolution_is_refused(tmp_path: Path) -> None:
     rng, reporter = np.random.default_rng(3), Reporter()
     images = projections(rng) + rng.normal(size=(N, BOX, BOX)).astype(np.float32)
-    particles, settings = table(images, tmp_path, reporter), replace(SETTINGS, max_resolution=10.0)
+    particles, settings = table(images, tmp_path, reporter), replace(SETTINGS, max_resolution=16.0)
     with ImageSource(particles) as source:
         look = look_at(particles, source, 0)
-        with pytest.raises(InputError, match=r"--max-resolution 10 leaves 4 rings .* give 8 Å or less"):
+        with pytest.raises(InputError, match=r"--max-resolution 16 leaves 3 rings .* give 12 Å or less"):
             Job(particles, source, look, 36.0, settings, Context(reporter=reporter))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from emsplat.abinitio.halves import Search
 from emsplat.abinitio.look import Look
 from emsplat.abinitio.polar import PolarGrid, PolarImages, Spectra, read_polar
-from emsplat.abinitio.scales import FEWEST_RINGS, Scales, full_settings, information, scales_of, stochastic_settings
+from emsplat.abinitio.scales import LEAST_RINGS, Scales, full_settings, information, scales_of, stochastic_settings
 from emsplat.abinitio.stochastic import StageSettings
 from emsplat.conventions import euler_angles
 from emsplat.errors import InputError
@@ -85,13 +85,13 @@ class Job:
         self.diameter = diameter_in_angstroms / box
         max_ring = np.inf if settings.max_resolution is None else box / settings.max_resolution
         self.max_ring = min(max_ring, table.box_size / 2 - 2)
-        if max_ring < FEWEST_RINGS:
+        if max_ring < LEAST_RINGS:
             raise InputError(
                 f"{table.source}: --max-resolution {settings.max_resolution:g} leaves {int(max_ring)} rings of the "
-                f"images' transforms, and a search needs {FEWEST_RINGS}: give {box / FEWEST_RINGS:.3g} Å or less"
+                f"images' transforms, and a search needs {LEAST_RINGS}: give {box / LEAST_RINGS:.3g} Å or less"
             )
-        if self.max_ring < FEWEST_RINGS:
-            fewest = 2 * FEWEST_RINGS + 4
+        if self.max_ring < LEAST_RINGS:
+            fewest = 2 * LEAST_RINGS + 4
             raise InputError(f"{table.source}: the images have {table.box_size} pixels a side; a search needs {fewest}")
         self.scales = scales_of(self.diameter, len(self.symmetry), table.box_size, self.max_ring)
         max_shift = _MAX_SHIFT * box if settings.max_shift is None else settings.max_shift

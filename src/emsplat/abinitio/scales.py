@@ -18,7 +18,8 @@ from emsplat.abinitio.stochastic import StochasticSettings
 
 _COARSE_STEP = 15.0  # degrees, without symmetry
 _COARSE_PHASE, _FINE_PHASE = 7.5, 11.0  # rings times the particle's diameter (a share of the box) at that step
-FEWEST_RINGS, _MOST_RINGS = 6, 30
+LEAST_RINGS = 4  # with fewer, no search is made
+_FEWEST_RINGS, _MOST_RINGS = 6, 30  # of a stage, unless the images or the user allow fewer
 _RICH, _POOR = 50.0, 12.0  # nats per image: between these, less information means larger batches and more of them
 _LEAST_BATCH, _LARGEST_BATCH = 200, 500
 _ITERATIONS, _MOST_ITERATIONS = 100, 250
@@ -37,16 +38,16 @@ def scales_of(diameter: float, order: int, box_size: int, max_ring: float) -> Sc
     """Grids for a particle of this diameter (a share of the box) and a point group of this order.
 
     Args:
-        box_size: D; max_ring: the finest ring that may be used, in units of 1/D, at least `FEWEST_RINGS`.
+        box_size: D; max_ring: the finest ring that may be used, in units of 1/D, at least `LEAST_RINGS`.
     """
     # An imposed symmetry leaves fewer directions, so the same number of poses makes a finer grid.
     step = _COARSE_STEP * order ** (-1 / 3)
     finest = int(min(_MOST_RINGS, box_size // 2 - 2, max_ring))
     coarse, fine = (
-        int(np.clip(round(phase * _COARSE_STEP / (step * diameter)), FEWEST_RINGS, finest))
+        int(np.clip(round(phase * _COARSE_STEP / (step * diameter)), _FEWEST_RINGS, max(finest, _FEWEST_RINGS)))
         for phase in (_COARSE_PHASE, _FINE_PHASE)
     )
-    return Scales(step, coarse, fine)
+    return Scales(step, min(coarse, finest), min(fine, finest))
 
 
 def information(rings: NDArray[np.float64], power: NDArray[np.float32], signal: NDArray[np.float64]) -> float:
