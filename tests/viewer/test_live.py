@@ -48,7 +48,7 @@ class Job:
             def slow(*shown: Any) -> None:
                 self.steps += 1
                 view(*shown)
-                self._hurry.wait(0.6)
+                self._hurry.wait(1.5)
 
             self.reporter.watcher = slow
             self._ready.set()
