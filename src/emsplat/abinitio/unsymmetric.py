@@ -1,9 +1,10 @@
 """Whether the images ask for the symmetry that was imposed.
 
 Poses that were searched under a group tell nothing of it: every criterion is taken modulo the group, and the maps of
-both halves have it, whether the particle does or not. One half is therefore searched once more without it. If the
-particle has the symmetry, its symmetric map holds less noise, and images of the other half are likelier under it. If
-not, the symmetric map lacks what the symmetry has averaged away, and they are likelier under the other one.
+both halves have it, whether the particle does or not. One half is therefore searched without it as well, from as many
+starts as are allowed, because a poor map without the symmetry would say nothing. If the particle has the symmetry, its
+symmetric map holds less noise, and images of the other half are likelier under it. If not, the symmetric map lacks what
+the symmetry has averaged away, and they are likelier under one of the others.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def symmetry_holds(job: Job, starts: tuple[Start, Start], agreement: Agreement) 
         free = job.search_settings(halves, spectra).free
         assert free is not None
         without = -np.inf
-        for attempt in range(job.settings.starts):  # a start may come to a poor map, which would say nothing
+        for attempt in range(job.settings.starts):
             title, name = f"half 1 without the symmetry, start {attempt + 1}", f"free{attempt + 1}"
             rng, checkpoint = np.random.default_rng((seed, 302, attempt)), job.context.checkpoints.named(name, world)
             found = start(halves[0], free.weighted(), rng, title, reporter, checkpoint)
